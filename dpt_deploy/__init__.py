@@ -1,0 +1,25 @@
+"""dpt-deploy: a three-head Dense Prediction Transformer from PyTorch to engines, with proof.
+
+Importing this package loads neither torch nor any runtime.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from .contract import Contract
+from .errors import DptError
+
+if TYPE_CHECKING:
+    from .model import create_multitask_dpt_model
+
+__version__ = "0.1.0"
+__all__ = ["Contract", "DptError", "create_multitask_dpt_model"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "create_multitask_dpt_model":
+        from .model import create_multitask_dpt_model
+
+        return create_multitask_dpt_model
+    raise AttributeError(f"module 'dpt_deploy' has no attribute {name!r}")

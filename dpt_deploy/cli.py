@@ -1,0 +1,47 @@
+"""One way in for every command: dataclass -> command line, errors -> one sentence and an exit status."""
+
+from __future__ import annotations
+
+import dataclasses
+import shlex
+import sys
+from collections.abc import Callable
+from typing import TypeVar
+
+from .errors import DptError, MissingPackage
+
+Config = TypeVar("Config")
+
+
+def run(config: type[Config], main: Callable[[Config], int | None], prog: str) -> None:
+    """Parse the command line into the dataclass `config`, call `main` with it, and exit.
+
+    Exit status: what `main` returns (None is 0), 2 for a `DptError` (its message goes to standard
+    error, without a traceback), 130 for Ctrl-C.
+    """
+    try:
+        try:
+            import tyro
+        except ImportError as error:
+            raise MissingPackage(
+                "tyro is needed for the command line, and it is not installed. Run: pip install 'dpt-deploy[cli]'"
+            ) from error
+        parsed = tyro.cli(config, prog=prog, description=config.__doc__, config=(tyro.conf.OmitArgPrefixes,))
+        sys.exit(main(parsed) or 0)
+    except DptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def command_line(prog: str) -> str:
+    """The command that is running, as a shell line, for manifests and reports."""
+    return shlex.join(prog.split() + sys.argv[1:])
+
+
+def as_record(config: object) -> dict:
+    """A config dataclass as plain JSON values."""
+    return {key: str(value) if hasattr(value, "__fspath__") else value
+            for key, value in dataclasses.asdict(config).items()}

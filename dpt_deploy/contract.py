@@ -1,0 +1,197 @@
+"""What goes in and what comes out: names, dtypes, shapes, units, ranges, and the resize rule.
+
+Training, both graphs, both runtimes and the parity check take these facts from here; nobody writes
+them twice.
+
+**Conventions.** Images are RGB. Depth is z-depth in metres. Normals are unit vectors in camera space:
+x to the image's right, y up, z towards the viewer, so that a wall facing the camera is (0, 0, 1).
+Alpha is foreground coverage in [0, 1].
+
+**Resize rule.** A frame reaches the network's input size, and a map returns to the frame's size, by
+separable antialiased triangle filtering, the rule of
+`torch.nn.functional.interpolate(mode="bilinear", antialias=True, align_corners=False)`. With
+`resize="letterbox"` the frame keeps its aspect ratio, is centred, and its edge pixels are repeated
+into the padding; `content_box` says where it lies.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from .errors import BadInput, ContractError
+
+HEADS = ("depth", "normals", "alpha")
+RESIZE_RULES = ("stretch", "letterbox")
+
+ResizeRule = Literal["stretch", "letterbox"]
+Graph = Literal["model", "frame"]
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """One input or output of a graph. A string in `shape` is a dynamic axis."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+    unit: str
+    range: tuple[float | None, float | None]
+    meaning: str
+
+    def check(self, array: Any) -> None:
+        """Raise `ContractError` unless `array` has this dtype and shape."""
+        shape, dtype = tuple(array.shape), str(array.dtype).removeprefix("torch.")
+        fits = len(shape) == len(self.shape) and all(
+            have > 0 if isinstance(want, str) else have == want for have, want in zip(shape, self.shape, strict=True)
+        )
+        if dtype != self.dtype or not fits:
+            raise ContractError(
+                f"{self.name}: expected {self.dtype} {list(self.shape)}, received {dtype} {list(shape)}. {self.meaning}"
+            )
+
+
+@dataclass(frozen=True)
+class Box:
+    """Where a frame's content lies in the network's input [pixels]."""
+
+    top: int
+    left: int
+    height: int
+    width: int
+
+
+def content_box(frame_size: tuple[int, int], input_size: tuple[int, int], resize: ResizeRule) -> Box:
+    """Where a frame of `frame_size` (H, W) lies in an input of `input_size` (H, W).
+
+    Integer arithmetic alone, so that every language and every backend finds the same pixels.
+    """
+    (frame_h, frame_w), (input_h, input_w) = frame_size, input_size
+    if resize == "stretch":
+        return Box(0, 0, input_h, input_w)
+    height = max(1, min(input_h, (2 * frame_h * input_w + frame_w) // (2 * frame_w)))
+    width = max(1, min(input_w, (2 * frame_w * input_h + frame_h) // (2 * frame_h)))
+    return Box((input_h - height) // 2, (input_w - width) // 2, height, width)
+
+
+def resize_weights(size_in: int, size_out: int) -> np.ndarray:
+    """Triangle-filter weights, float32 (size_out, size_in), rows summing to 1, computed in float64.
+
+    `weights @ signal` resizes a signal of length `size_in`; antialiased when it shrinks.
+    """
+    scale = size_in / size_out
+    support = max(scale, 1.0)
+    centres = (np.arange(size_out) + 0.5) * scale
+    distance = np.abs(np.arange(size_in)[None, :] + 0.5 - centres[:, None]) / support
+    weights = np.clip(1.0 - distance, 0.0, None)
+    return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
+
+
+@dataclass(frozen=True)
+class Contract:
+    """Everything that a program needs to know to feed a bundle and read its maps."""
+
+    input_size: tuple[int, int] = (384, 384)
+    """Height and width of the network's input [pixels]."""
+    mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Subtracted from RGB in [0, 1]."""
+    std: tuple[float, float, float] = (0.5, 0.5, 0.5)
+    """Divides RGB after `mean` is subtracted."""
+    resize: ResizeRule = "stretch"
+    """How a frame reaches `input_size`."""
+    heads: tuple[str, ...] = HEADS
+    """Which maps the graphs give, a non-empty subset of depth, normals, alpha, in that order."""
+
+    def __post_init__(self) -> None:
+        unknown = [head for head in self.heads if head not in HEADS]
+        if unknown or not self.heads or list(self.heads) != [head for head in HEADS if head in self.heads]:
+            raise BadInput(
+                f"heads: expected a non-empty subset of {', '.join(HEADS)}, in that order, "
+                f"received {', '.join(self.heads) or 'nothing'}."
+            )
+        if self.resize not in RESIZE_RULES:
+            raise BadInput(f"resize: expected one of {', '.join(RESIZE_RULES)}, received {self.resize!r}.")
+
+    def content_box(self, frame_size: tuple[int, int]) -> Box:
+        """Where a frame of `frame_size` (H, W) lies in the network's input."""
+        return content_box(frame_size, self.input_size, self.resize)
+
+    def inputs(self, graph: Graph) -> dict[str, TensorSpec]:
+        """The inputs of a graph, by name."""
+        if graph == "model":
+            spec = TensorSpec(
+                "image", "float32", ("batch", 3, *self.input_size), "1", (None, None),
+                "RGB in [0, 1], minus mean, divided by std, channels first.",
+            )
+        else:
+            spec = TensorSpec(
+                "frame", "uint8", ("batch", "height", "width", 3), "1", (0, 255),
+                "RGB pixels, channels last, of any size; all frames of a batch share one size.",
+            )
+        return {spec.name: spec}
+
+    def outputs(self, graph: Graph) -> dict[str, TensorSpec]:
+        """The outputs of a graph, by name, for this contract's heads."""
+        h, w = self.input_size
+        if graph == "model":
+            specs = {
+                "depth": TensorSpec("depth", "float32", ("batch", 1, h, w), "m", (0, None), "z-depth."),
+                "normals": TensorSpec(
+                    "normals", "float32", ("batch", 3, h, w), "1", (-1, 1),
+                    "Camera-space normals, x right, y up, z towards the viewer; not yet of unit length.",
+                ),
+                "alpha": TensorSpec(
+                    "alpha_logits", "float32", ("batch", 1, h, w), "1", (None, None),
+                    "Foreground logits; the sigmoid is coverage.",
+                ),
+            }
+        else:
+            specs = {
+                "depth": TensorSpec("depth", "float32", ("batch", "height", "width"), "m", (0, None), "z-depth."),
+                "normals": TensorSpec(
+                    "normals", "float32", ("batch", "height", "width", 3), "1", (-1, 1),
+                    "Unit camera-space normals, x right, y up, z towards the viewer.",
+                ),
+                "alpha": TensorSpec(
+                    "alpha", "float32", ("batch", "height", "width"), "1", (0, 1), "Foreground coverage.",
+                ),
+            }
+        return {specs[head].name: specs[head] for head in self.heads}
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; with the tensors of both graphs spelled out for readers in other languages."""
+        tensors = {
+            graph: {
+                "inputs": [dataclasses.asdict(spec) for spec in self.inputs(graph).values()],
+                "outputs": [dataclasses.asdict(spec) for spec in self.outputs(graph).values()],
+            }
+            for graph in ("model", "frame")
+        }
+        fields = dataclasses.asdict(self) | {
+            "color": "rgb",
+            "filter": "triangle, antialiased, align_corners=False",
+            "letterbox_fill": "edge",
+            "depth": "z-depth in metres",
+            "normals": "camera space, x right, y up, z towards the viewer",
+            "graphs": tensors,
+        }
+        return json.loads(json.dumps(fields))  # tuples become lists here, as they would in a file
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Contract:
+        """The inverse of `to_json`. Raises `BadInput` for a missing or malformed field."""
+        try:
+            return cls(
+                input_size=(int(value["input_size"][0]), int(value["input_size"][1])),
+                mean=tuple(float(x) for x in value["mean"]),
+                std=tuple(float(x) for x in value["std"]),
+                resize=value["resize"],
+                heads=tuple(value["heads"]),
+            )
+        except (KeyError, TypeError, ValueError, IndexError) as error:
+            raise BadInput(f"contract: expected the fields {[f.name for f in dataclasses.fields(cls)]}, "
+                           f"but {type(error).__name__}: {error}. Export the bundle again.") from error

@@ -1,0 +1,155 @@
+"""MultiTaskDPT and its factory. `forward` is raw tensors; sizes, units and files stay outside."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..contract import HEADS, Contract, ResizeRule
+from ..errors import BadInput
+from . import backbone as vits
+from .decoder import Decoder
+from .heads import create_head, start_values
+
+OUTPUT_NAMES = {"depth": "depth", "normals": "normals", "alpha": "alpha_logits"}
+DESCRIPTION_KEY = "dpt_deploy"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """What it takes to build the same model again; travels inside every checkpoint."""
+
+    backbone: str = "vit_base_patch16_384"
+    """timm name of a plain patch transformer."""
+    features: int = 256
+    """Channels of the decoder."""
+    use_bn: bool = False
+    """Batch norm in the residual convolution units."""
+    depth_scale: float = 5.0
+    """Depth is softplus(x) * depth_scale [m]."""
+    backbone_kwargs: dict[str, Any] = field(default_factory=dict)
+    """Further arguments of timm.create_model: img_size, patch_size, depth, ..."""
+    heads: tuple[str, ...] = HEADS
+    """Non-empty subset of depth, normals, alpha."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return json.loads(json.dumps(dataclasses.asdict(self)))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> ModelConfig:
+        """The inverse of `to_json`; fields this version does not know are refused by name."""
+        known = {f.name for f in dataclasses.fields(cls)}
+        if unknown := set(value) - known:
+            raise BadInput(f"model description: unknown fields {sorted(unknown)}; a newer dpt-deploy wrote it. Upgrade.")
+        return cls(**value | {"heads": tuple(value.get("heads", HEADS))})
+
+
+class MultiTaskDPT(nn.Module):
+    """Dense Prediction Transformer (Ranftl et al. 2021) with depth, normals and alpha heads.
+
+    `backbone` is the timm model itself, so that its state dict keeps timm's names.
+    """
+
+    def __init__(self, config: ModelConfig, pretrained: bool = False) -> None:
+        super().__init__()
+        if config.features < 2 or config.features % 2:
+            raise BadInput(f"features: expected an even number of at least 2, received {config.features}.")
+        if not config.depth_scale > 0:
+            raise BadInput(f"depth_scale: expected a positive number of metres, received {config.depth_scale}.")
+        self.config = config
+        self.backbone = vits.create_backbone(config.backbone, pretrained, **config.backbone_kwargs)
+        self.decoder = Decoder(
+            self.backbone.embed_dim, config.features, config.use_bn, vits.has_class_token(self.backbone)
+        )
+        self.heads = nn.ModuleDict(
+            {head: create_head(head, config.features, config.depth_scale) for head in config.heads}
+        )
+        self.initialise()
+
+    @property
+    def input_size(self) -> tuple[int, int]:
+        """Height and width the backbone is set to [pixels]."""
+        return vits.input_size(self.backbone)
+
+    def set_input_size(self, size: tuple[int, int]) -> None:
+        """Set height and width [pixels]; resamples positional embeddings. Raises `BadInput` if patches do not fit."""
+        vits.set_input_size(self.backbone, size)
+
+    def initialise(self, depth: float = 2.0, foreground: float = 0.3) -> None:
+        """Initialise decoder and heads; the backbone keeps timm's initialisation or its pretrained weights.
+
+        He initialisation for convolutions, truncated normal (0.02) for the readout. The last
+        convolution of each head starts small, with a bias for a typical `depth` [m], normals facing
+        the camera, and a `foreground` share of pixels.
+        """
+        for module in (*self.decoder.modules(), *self.heads.modules()):
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu")
+            elif isinstance(module, nn.Linear):
+                nn.init.trunc_normal_(module.weight, std=0.02)
+            if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+        for name, head in self.heads.items():
+            nn.init.normal_(head.conv3.weight, std=1e-3)
+            with torch.no_grad():
+                head.conv3.bias.copy_(torch.tensor(start_values(name, self.config.depth_scale, depth, foreground)))
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        """`image`: (N, 3, H, W), normalised RGB.
+
+        Returns depth (N, 1, H, W) [m] > 0, normals (N, 3, H, W) in [-1, 1], alpha_logits (N, 1, H, W).
+        """
+        size = image.shape[2:]
+        patch = vits.patch_size(self.backbone)
+        grid = (size[0] // patch[0], size[1] // patch[1])
+        features = self.decoder(vits.token_maps(self.backbone, image), grid)  # (N, features, 8 gh, 8 gw)
+        return {OUTPUT_NAMES[name]: head(features, size) for name, head in self.heads.items()}
+
+    def select_heads(self, heads: tuple[str, ...]) -> None:
+        """Keep only `heads`, in place. Raises `BadInput` for a head the model does not have."""
+        if absent := [head for head in heads if head not in self.heads]:
+            raise BadInput(f"heads: the model has {', '.join(self.heads)}; received {', '.join(absent)}.")
+        for head in [head for head in self.heads if head not in heads]:
+            del self.heads[head]
+        self.config = dataclasses.replace(self.config, heads=tuple(h for h in HEADS if h in heads))
+
+    def contract(self, resize: ResizeRule = "stretch") -> Contract:
+        """The contract of this model: its input size and heads, and timm's mean and std."""
+        cfg = self.backbone.pretrained_cfg
+        return Contract(
+            input_size=self.input_size, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), resize=resize,
+            heads=self.config.heads,
+        )
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        # depth_scale is no tensor: without this, weights trained at another scale would load and be wrong.
+        if description := local_metadata.get(DESCRIPTION_KEY):
+            scale = json.loads(description)["model"]["depth_scale"]
+            if "depth" in self.heads and scale != self.config.depth_scale:
+                self.heads["depth"].activation.depth_scale = scale
+                self.config = dataclasses.replace(self.config, depth_scale=scale)
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def create_multitask_dpt_model(
+    backbone: str = "vit_base_patch16_384",
+    features: int = 256,
+    use_bn: bool = False,
+    pretrained: bool = False,
+    depth_scale: float = 5.0,
+    backbone_kwargs: dict[str, Any] | None = None,
+    heads: tuple[str, ...] = HEADS,
+) -> MultiTaskDPT:
+    """Create the model of the training guide.
+
+    `backbone` is any timm ViT that is a plain patch transformer; `backbone_kwargs` go to timm.
+    `pretrained=True` downloads timm's weights. Raises `BadInput` for what does not fit.
+    """
+    config = ModelConfig(backbone, features, use_bn, depth_scale, dict(backbone_kwargs or {}), tuple(heads))
+    return MultiTaskDPT(config, pretrained)
