@@ -1,0 +1,117 @@
+"""Model -> ONNX."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import logging
+import warnings
+from pathlib import Path
+
+import onnx
+import torch
+from torch import nn
+
+from ..contract import Contract, Graph
+from ..errors import BuildError
+
+OPSETS = (23, 20)
+EXTERNAL_DATA_BYTES = 1_900_000_000  # protobuf ends at 2 GiB
+
+
+def export_graph(
+    module: nn.Module, graph: Graph, contract: Contract, path: Path, opset: int, metadata: dict[str, str]
+) -> None:
+    """Export `module` as the model or the frame graph of `contract` to `path`.
+
+    Dynamic axes are those of the contract. Graphs of nearly 2 GB keep their weights beside them in
+    `path` + ".data". Raises `BuildError` when the graph does not pass `onnx.checker` in full mode or
+    its inputs and outputs are not the contract's.
+    """
+    (name, spec), = contract.inputs(graph).items()
+    # An example batch of 1 would be taken for a constant; so would equal height and width.
+    sizes = {"batch": 2, "height": 96, "width": 128}
+    shape = [sizes.get(axis, axis) for axis in spec.shape]
+    example = torch.zeros(shape, dtype=getattr(torch, spec.dtype))
+    dynamic = {i: torch.export.Dim(axis, min=1, max=8192) for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
+    dynamic = {i: torch.export.Dim.DYNAMIC for i in dynamic}
+    outputs = contract.outputs(graph)
+    with warnings.catch_warnings(), _quiet(), torch.no_grad():
+        warnings.simplefilter("ignore")
+        program = torch.onnx.export(
+            module.eval(), (example,), dynamo=True, opset_version=opset, input_names=[name],
+            output_names=list(outputs), dynamic_shapes=({**dynamic},), verbose=False,
+        )
+    model = program.model_proto
+    _name_axes(model, contract, graph)
+    for key, value in (metadata | {"contract": json.dumps(contract.to_json()), "graph": graph}).items():
+        model.metadata_props.add(key=key, value=value)
+    _strip_debug(model)
+    save(model, path)
+    check(path, graph, contract)
+
+
+def save(model: onnx.ModelProto, path: Path) -> None:
+    """Write a graph; with external data when it nears protobuf's limit."""
+    external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_DATA_BYTES
+    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data")
+
+
+def check(path: Path, graph: Graph, contract: Contract) -> None:
+    """Raise `BuildError` unless the file passes the full checker and has the contract's inputs and outputs."""
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+    except onnx.checker.ValidationError as error:
+        raise BuildError(f"{path.name} does not pass onnx.checker: {error}") from error
+    model = onnx.load(path, load_external_data=False)
+    have = [value.name for value in (*model.graph.input, *model.graph.output)]
+    want = [*contract.inputs(graph), *contract.outputs(graph)]
+    if have != want:
+        raise BuildError(f"{path.name}: expected inputs and outputs {want}, received {have}.")
+
+
+def count_nodes(path: Path) -> dict[str, int]:
+    """How many nodes of each operator a graph file has."""
+    counts: dict[str, int] = {}
+    for node in onnx.load(path, load_external_data=False).graph.node:
+        counts[node.op_type] = counts.get(node.op_type, 0) + 1
+    return counts
+
+
+def _name_axes(model: onnx.ModelProto, contract: Contract, graph: Graph) -> None:
+    """Give every axis of inputs and outputs the contract's name or size."""
+    specs = contract.inputs(graph) | contract.outputs(graph)
+    for value in (*model.graph.input, *model.graph.output):
+        dims = value.type.tensor_type.shape.dim
+        for dim, axis in zip(dims, specs[value.name].shape, strict=True):
+            dim.Clear()
+            if isinstance(axis, str):
+                dim.dim_param = axis
+            else:
+                dim.dim_value = axis
+
+
+def _strip_debug(model: onnx.ModelProto) -> None:
+    """Remove the exporter's stack traces: they carry paths of the machine that exported."""
+    for holder in (*model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output,
+                   *model.graph.initializer, model.graph):
+        del holder.metadata_props[:]
+        if hasattr(holder, "doc_string"):
+            holder.doc_string = ""
+    for function in model.functions:
+        for node in function.node:
+            del node.metadata_props[:]
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Hold back the exporter's chatter; it says nothing that a user can act on."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        logger.setLevel(level)

@@ -1,0 +1,132 @@
+"""What computes in FP16 and what in FP32, written into the module tree so that the graph is strongly typed."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import nn
+
+from ..errors import BadInput
+from ..model.frame import FrameModel
+
+Precision = Literal["fp16", "bf16", "fp32"]
+DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
+UNITS = {
+    "residual": "the backbone's residual stream and its norms; attention and MLP inside stay in half",
+    "activations": "softplus, tanh and sigmoid at the end of each head",
+    "resize": "the matrix products that resize frames and maps",
+}
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """Which arithmetic each part of a graph uses."""
+
+    precision: Precision = "fp16"
+    """The type of everything that `fp32` does not name."""
+    fp32: tuple[str, ...] = ("activations", "resize")
+    """What stays in FP32: module names such as decoder.fusion.2, and the units residual, activations, resize."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"precision": self.precision, "fp32": list(self.fp32)}
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> PrecisionPlan:
+        """The inverse of `to_json`."""
+        return cls(value["precision"], tuple(value["fp32"]))
+
+
+def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
+    """A copy of `model` (MultiTaskDPT) that computes as `plan` says, with float32 inputs and outputs.
+
+    Every module that holds weights casts its floating inputs to its own type, so that a cast appears
+    only where neighbours differ, and two neighbours in FP32 have none between them. Raises `BadInput`
+    for a name in the plan that the model does not have.
+    """
+    model = copy.deepcopy(model)
+    modules = dict(model.named_modules())
+    if unknown := [name for name in plan.fp32 if name not in UNITS and name not in modules]:
+        raise BadInput(
+            f"precision plan: the model has no module {', '.join(unknown)}. Expected module names such as "
+            f"decoder.fusion.2 or backbone.blocks.5.attn, or one of {', '.join(UNITS)}."
+        )
+    half = DTYPES[plan.precision]
+    if half is torch.float32:
+        return _Float32Outputs(model)
+    model.to(half)
+    for name in plan.fp32:
+        if name in modules:
+            modules[name].float()
+    if "residual" in plan.fp32:
+        for block in model.backbone.blocks:
+            for name, child in block.named_children():
+                if name.startswith("norm"):
+                    child.float()
+        model.backbone.blocks[0].register_forward_pre_hook(_cast_to(torch.float32))
+    for name, module in modules.items():
+        # Attention and MLP as a whole: some of timm's read their children's weights without calling them.
+        whole = name.rpartition(".")[2] in ("attn", "mlp")
+        own = next(module.parameters(recurse=whole), None)
+        if own is not None and (whole or not list(module.children())):
+            module.register_forward_pre_hook(_cast_to(own.dtype))
+    if "activations" in plan.fp32:
+        for head in model.heads.values():
+            head.activation.register_forward_pre_hook(_cast_to(torch.float32))
+    if half is torch.bfloat16:
+        _replace_transposed_convolutions(model)
+    return _Float32Outputs(model)
+
+
+def typed_frame(model: nn.Module, frame: FrameModel, plan: PrecisionPlan) -> FrameModel:
+    """`frame` around an already typed `model`, resizing as `plan` says."""
+    resize = torch.float32 if "resize" in plan.fp32 else DTYPES[plan.precision]
+    return FrameModel(model, frame.contract, resize)
+
+
+class _Float32Outputs(nn.Module):
+    """The contract's outputs are float32 whatever computes inside."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
+        return {name: value.float() for name, value in self.model(image).items()}
+
+
+class _DepthToSpaceConvolution(nn.Module):
+    """A transposed convolution whose kernel equals its stride, as a 1x1 convolution and a depth-to-space."""
+
+    def __init__(self, source: nn.ConvTranspose2d) -> None:
+        super().__init__()
+        (stride, _), channels = source.stride, source.out_channels
+        self.convolution = nn.Conv2d(source.in_channels, channels * stride * stride, 1)
+        weight = source.weight.detach()  # (in, out, k, k) -> (out * k * k, in, 1, 1), the order of pixel_shuffle
+        self.convolution.weight = nn.Parameter(weight.permute(1, 2, 3, 0).reshape(-1, source.in_channels, 1, 1))
+        self.convolution.bias = nn.Parameter(source.bias.detach().repeat_interleave(stride * stride))
+        self.shuffle = nn.PixelShuffle(stride)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.shuffle(self.convolution(x))
+
+
+def _replace_transposed_convolutions(model: nn.Module) -> None:
+    for layer in model.decoder.reassemble:
+        if isinstance(layer.resample, nn.ConvTranspose2d):
+            replacement = _DepthToSpaceConvolution(layer.resample)
+            replacement.register_forward_pre_hook(_cast_to(layer.resample.weight.dtype))
+            layer.resample = replacement
+
+
+def _cast_to(dtype: torch.dtype):
+    def hook(_module: nn.Module, args: tuple) -> tuple:
+        return tuple(
+            arg.to(dtype) if isinstance(arg, torch.Tensor) and arg.is_floating_point() and arg.dtype != dtype else arg
+            for arg in args
+        )
+
+    return hook
