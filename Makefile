@@ -1,0 +1,86 @@
+# Everything here works in a fresh clone: the targets make their own environment the first time.
+#
+#   PYTHON      the Python that makes the environment        make test PYTHON=python3.12
+#   DPT_VENV    the environment's folder, default .venv      DPT_VENV=/data/dpt-venv make test
+#   DPT_EXTRAS  what is installed; on a GPU machine, say     export DPT_EXTRAS=export,gpu,tensorrt,train,dev
+#   JOBS        test processes, default 2                    make test JOBS=8
+#   PYTEST_ARGS more arguments for pytest                    make test PYTEST_ARGS="-k contract"
+
+SHELL := /bin/sh
+DPT_VENV ?= .venv
+DPT_EXTRAS ?= export,cpu,tensorrt-rtx,train,dev
+JOBS ?= 2
+PYTEST_ARGS ?=
+
+ifndef PYTHON
+PYTHON := $(shell for python in python3 python3.13 python3.12 python3.11; do \
+    $$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; exit; }; \
+  done; echo python3)
+endif
+
+ifneq ($(words $(DPT_VENV)),1)
+$(error DPT_VENV is one folder without spaces in its name, and it is '$(DPT_VENV)')
+endif
+
+# What the environment is made from. Any change gives another key, and so a new environment.
+KEY := $(shell $(PYTHON) -c 'import hashlib, sys; \
+  made_from = [open(name).read() for name in ("pyproject.toml", "constraints.txt")]; \
+  made_from += [sys.version, sys.base_prefix, sys.argv[1]]; \
+  print(hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16])' '$(DPT_EXTRAS)' 2>/dev/null)
+COMPLETE := $(DPT_VENV)/.complete-$(KEY)
+RUN := $(DPT_VENV)/bin/python
+
+# This clone comes first, wherever the environment lies and whichever clone made it.
+export PYTHONPATH := $(CURDIR)
+
+.DEFAULT_GOAL := help
+.PHONY: help setup key demo demo-train test test-all lint clean distclean
+
+help:  ## Print this list.
+	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
+	  while IFS='|' read -r target text; do printf '%-20s %s\n' "$$target" "$$text"; done
+
+demo: setup  ## From the checkpoint in the repository to engines, a parity verdict and a picture.
+	$(RUN) -m demo
+
+demo-train: setup  ## Generate data, train a small model on it, draw samples and the curve.
+	$(RUN) -m train.demo
+
+test: setup lint  ## Lint, then the tests: what CI runs.
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu" $(PYTEST_ARGS)
+
+test-all: setup lint  ## Lint, then all the tests, slow and GPU ones too.
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+lint: setup  ## Ruff over the whole tree.
+	$(RUN) -m ruff check .
+
+setup: $(COMPLETE)  ## Make or renew the environment (6 GB), and nothing else.
+
+key:
+	@echo $(KEY)
+
+# The marker .dpt-deploy comes first, so that only a folder made here is ever removed; .complete-* comes last, so
+# that an interrupted set-up starts over. A folder outside the clone may serve several clones: it holds the
+# dependencies alone, and PYTHONPATH adds the project.
+$(COMPLETE):
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  echo "error: Python 3.11 or newer is needed, and $(PYTHON) is $$(command -v $(PYTHON) >/dev/null && $(PYTHON) --version 2>&1 || echo missing)." \
+	    "Install it, or name it: make PYTHON=/path/to/python3.11" >&2; exit 2; }
+	@if [ -e "$(DPT_VENV)" ] && [ ! -e "$(DPT_VENV)/.dpt-deploy" ]; then \
+	  echo "error: $(DPT_VENV) exists and was not made by this Makefile. Remove it," \
+	    "or choose another folder: DPT_VENV=FOLDER make ..." >&2; exit 2; fi
+	@echo "Setting up $(DPT_VENV) with $$($(PYTHON) --version): [$(DPT_EXTRAS)]. The first time downloads gigabytes."
+	rm -rf "$(DPT_VENV)"
+	mkdir -p "$(DPT_VENV)" && touch "$(DPT_VENV)/.dpt-deploy"
+	$(PYTHON) -m venv "$(DPT_VENV)"
+	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(DPT_EXTRAS)]'
+	@case "$(abspath $(DPT_VENV))" in "$(CURDIR)"/*) ;; *) $(RUN) -m pip uninstall --yes --quiet dpt-deploy ;; esac
+	@touch "$@"
+
+clean:  ## Remove caches and build folders; the environment, runs and engines stay.
+	rm -rf build build-cpp dist *.egg-info .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -not -path "./.venv/*" -prune -exec rm -rf {} +
+
+distclean: clean  ## Remove the environment in .venv as well.
+	rm -rf .venv
