@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import copy
+import hashlib
 import io
 import json
 import logging
@@ -34,16 +36,17 @@ def export_graph(
     sizes = {"batch": 2, "height": 96, "width": 128}
     shape = [sizes.get(axis, axis) for axis in spec.shape]
     example = torch.zeros(shape, dtype=getattr(torch, spec.dtype))
-    dynamic = {i: torch.export.Dim(axis, min=1, max=8192) for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
-    dynamic = {i: torch.export.Dim.DYNAMIC for i in dynamic}
+    dynamic = {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
     outputs = contract.outputs(graph)
+    twin = _distinct_twin(module)
     with warnings.catch_warnings(), _quiet(), torch.no_grad():
         warnings.simplefilter("ignore")
         program = torch.onnx.export(
-            module.eval(), (example,), dynamo=True, opset_version=opset, input_names=[name],
-            output_names=list(outputs), dynamic_shapes=({**dynamic},), verbose=False,
+            twin, (example,), dynamo=True, opset_version=opset, input_names=[name],
+            output_names=list(outputs), dynamic_shapes=(dynamic,), verbose=False,
         )
     model = program.model_proto
+    _restore_weights(model, twin, module)
     _name_axes(model, contract, graph)
     for key, value in (metadata | {"contract": json.dumps(contract.to_json()), "graph": graph}).items():
         model.metadata_props.add(key=key, value=value)
@@ -77,6 +80,70 @@ def count_nodes(path: Path) -> dict[str, int]:
     for node in onnx.load(path, load_external_data=False).graph.node:
         counts[node.op_type] = counts.get(node.op_type, 0) + 1
     return counts
+
+
+def weight_name(name: str) -> str:
+    """A tensor's name in the checkpoint, from its name inside wrapping modules."""
+    while name.startswith("model."):
+        name = name.removeprefix("model.")
+    return name
+
+
+def _distinct_twin(module: nn.Module) -> nn.Module:
+    """A copy of `module` whose weights are all different random numbers.
+
+    The exporter merges equal tensors, folds transposes and drops names. With distinct weights nothing
+    merges, and afterwards every tensor of the graph can be told by its content.
+    """
+    twin = copy.deepcopy(module).eval()
+    generator = torch.Generator().manual_seed(0)
+    for tensor in twin.state_dict().values():
+        if tensor.is_floating_point():
+            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+    return twin
+
+
+def _restore_weights(model: onnx.ModelProto, twin: nn.Module, module: nn.Module) -> None:
+    """Give each initializer the checkpoint's name and the values of `module`, in place.
+
+    A weight that the exporter transposed is called NAME + ".transposed". Raises `BuildError` for a
+    weight that is in the graph in no recognised form.
+    """
+    known: dict[bytes, tuple[str, torch.Tensor]] = {}
+    values = module.state_dict()
+    for name, tensor in twin.state_dict().items():
+        if not tensor.is_floating_point():
+            continue
+        known[_digest(tensor)] = (weight_name(name), values[name])
+        if tensor.ndim == 2:
+            known[_digest(tensor.T)] = (f"{weight_name(name)}.transposed", values[name].T)
+    renamed: dict[str, str] = {}
+    for initializer in model.graph.initializer:
+        found = known.get(hashlib.sha256(initializer.raw_data).digest() + bytes(str(list(initializer.dims)), "ascii"))
+        if found is None:
+            continue
+        name, value = found
+        initializer.raw_data = _raw(value)
+        renamed[initializer.name] = initializer.name = name
+    restored = {name.removesuffix(".transposed") for name in renamed.values()}
+    if lost := [name for name, _ in known.values() if name.removesuffix(".transposed") not in restored]:
+        raise BuildError(
+            f"the ONNX exporter changed {len(lost)} weights beyond recognition ({', '.join(lost[:4])}); "
+            "the graph cannot be trusted. Use the torch and onnxscript versions of constraints.txt."
+        )
+    for node in model.graph.node:
+        for i, name in enumerate(node.input):
+            node.input[i] = renamed.get(name, name)
+
+
+def _digest(tensor: torch.Tensor) -> bytes:
+    return hashlib.sha256(_raw(tensor)).digest() + bytes(str(list(tensor.shape)), "ascii")
+
+
+def _raw(tensor: torch.Tensor) -> bytes:
+    # NumPy has no bfloat16: read the bits.
+    bits = {2: torch.int16, 4: torch.int32}[tensor.element_size()]
+    return tensor.detach().contiguous().view(bits).numpy().tobytes()
 
 
 def _name_axes(model: onnx.ModelProto, contract: Contract, graph: Graph) -> None:

@@ -1,0 +1,170 @@
+"""One export's folder: the manifest, a hash for every file, and the way to each artefact.
+
+The manifest is the only description; engines and graphs stay in their own formats, so that trtexec,
+Triton and ONNX tools read them as they are.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from .contract import Contract
+from .errors import BadBundle, BadInput, ContractError
+from .files import sha256, write_json
+
+MANIFEST = "manifest.json"
+FORMAT = 1
+
+Kind = Literal["onnx", "data", "engine", "reference", "report"]
+
+
+@dataclass(frozen=True)
+class Artifact:
+    """One file of a bundle, as the manifest describes it."""
+
+    file: str
+    """Name within the bundle's folder."""
+    kind: Kind
+    sha256: str
+    bytes: int
+    graph: str | None = None
+    """model or frame; None for what is neither."""
+    precision: str | None = None
+    """fp32, fp16 or bf16: the type of most of the graph's arithmetic."""
+    key: str | None = None
+    """Hash of everything this file was made from; equal keys make a second run reuse the file."""
+    details: dict[str, Any] = field(default_factory=dict)
+    """Precision plan and opset of a graph; builder, version, profile and GPU of an engine."""
+
+
+class Bundle:
+    """A bundle's manifest and files. `Bundle.create` and `Bundle.open` make one."""
+
+    def __init__(self, folder: Path, header: dict[str, Any], artifacts: list[Artifact]) -> None:
+        self.folder = folder
+        self.header = header
+        self.artifacts = artifacts
+
+    @classmethod
+    def create(cls, folder: Path | str, header: dict[str, Any]) -> Bundle:
+        """A bundle in `folder` with `header`; keeps the artefacts of a manifest that is there already.
+
+        `header` holds name, contract, model, checkpoint, training, options, versions and command, as
+        plain JSON values. Nothing is written before the first `add` or `save`.
+        """
+        folder = Path(folder)
+        if folder.exists() and not folder.is_dir():
+            raise BadInput(f"--out: expected a folder for the bundle, received the file {folder}. Choose another.")
+        try:
+            artifacts = cls.open(folder).artifacts if (folder / MANIFEST).exists() else []
+        except BadBundle:
+            artifacts = []
+        return cls(folder, header, artifacts)
+
+    @classmethod
+    def open(cls, folder: Path | str) -> Bundle:
+        """Read the manifest in `folder`. Raises `BadBundle`; file hashes are checked by `path`."""
+        folder = Path(folder)
+        manifest = folder / MANIFEST
+        if not manifest.is_file():
+            what = "there is no such folder" if not folder.exists() else f"it has no {MANIFEST}"
+            raise BadBundle(
+                f"{folder}: expected a bundle, but {what}. Make one with: python -m dpt_deploy.export best_model.pth"
+            )
+        try:
+            content = json.loads(manifest.read_text(encoding="utf-8"))
+            if content["format"] != FORMAT:
+                raise BadBundle(
+                    f"{manifest}: expected format {FORMAT}, received {content['format']}. Export the checkpoint again "
+                    "with this version of dpt-deploy, or install the version that wrote it."
+                )
+            artifacts = [Artifact(**entry) for entry in content.pop("artifacts")]
+            Contract.from_json(content["contract"])
+        except (ValueError, KeyError, TypeError, AttributeError, BadInput) as error:
+            raise BadBundle(
+                f"{manifest}: expected a manifest of format {FORMAT}, but it cannot be read "
+                f"({type(error).__name__}: {error}). Export the checkpoint again."
+            ) from error
+        return cls(folder, content, artifacts)
+
+    @property
+    def contract(self) -> Contract:
+        """What goes in and what comes out."""
+        return Contract.from_json(self.header["contract"])
+
+    @property
+    def name(self) -> str:
+        """The bundle's name, by default the checkpoint's."""
+        return self.header["name"]
+
+    def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:
+        """Artefacts of `kind` whose fields (or entries of `details`) equal `wanted`, in manifest order."""
+        return [
+            artifact for artifact in self.artifacts
+            if artifact.kind == kind
+            and all(getattr(artifact, key, artifact.details.get(key)) == value for key, value in wanted.items())
+        ]
+
+    def path(self, artifact: Artifact) -> Path:
+        """The artefact's file, after checking its hash and that of its external data.
+
+        Raises `BadBundle` when a file is missing or is not the one that the manifest describes.
+        """
+        for part in (artifact, *self.find("data", file=f"{artifact.file}.data")):
+            path = self.folder / part.file
+            if not path.is_file():
+                raise BadBundle(f"{path} is missing from the bundle. {self._remedy(artifact)}")
+            if path.stat().st_size != part.bytes or sha256(path) != part.sha256:
+                raise BadBundle(
+                    f"{path} is not the file that {MANIFEST} describes (SHA-256 expected {part.sha256[:12]}...); it "
+                    f"was changed, truncated or replaced. {self._remedy(artifact)}"
+                )
+        return self.folder / artifact.file
+
+    def intact(self, artifact: Artifact) -> bool:
+        """Whether `path` would return the file."""
+        try:
+            self.path(artifact)
+        except BadBundle:
+            return False
+        return True
+
+    def reusable(self, file: str, key: str) -> Artifact | None:
+        """The artefact `file`, if it was made from `key` and is intact."""
+        return next((a for a in self.artifacts if a.file == file and a.key == key and self.intact(a)), None)
+
+    def add(self, file: str, kind: Kind, **fields: Any) -> Artifact:
+        """Describe a file that now lies in the folder, and save the manifest."""
+        path = self.folder / file
+        artifact = Artifact(file=file, kind=kind, sha256=sha256(path), bytes=path.stat().st_size, **fields)
+        self.artifacts = [a for a in self.artifacts if a.file != file] + [artifact]
+        self.save()
+        return artifact
+
+    def remove(self, artifact: Artifact) -> None:
+        """Forget an artefact and delete its files."""
+        gone = [artifact, *self.find("data", file=f"{artifact.file}.data")]
+        self.artifacts = [a for a in self.artifacts if a not in gone]
+        self.save()
+        for part in gone:
+            (self.folder / part.file).unlink(missing_ok=True)
+
+    def save(self) -> None:
+        """Write the manifest, atomically."""
+        entries = [dataclasses.asdict(artifact) for artifact in self.artifacts]
+        write_json(self.folder / MANIFEST, {"format": FORMAT} | self.header | {"artifacts": entries})
+
+    def check_contract(self, contract: dict[str, Any] | None, file: str) -> None:
+        """Raise `ContractError` unless the contract inside an ONNX file is the manifest's."""
+        if contract is not None and Contract.from_json(contract) != self.contract:
+            raise ContractError(f"{self.folder / file} carries another contract than {MANIFEST}. {self._remedy()}")
+
+    def _remedy(self, artifact: Artifact | None = None) -> str:
+        if artifact is not None and artifact.kind == "engine":
+            return f"Build it again: python -m dpt_deploy.build {self.folder}"
+        source = self.header.get("checkpoint", {}).get("file", "best_model.pth")
+        return f"Export again: python -m dpt_deploy.export {source} --out {self.folder}"

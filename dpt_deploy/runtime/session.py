@@ -1,0 +1,88 @@
+"""One small interface to every backend: arrays in, arrays out, by name, checked against the contract."""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Any, Self
+
+import numpy as np
+
+from ..contract import Contract, Graph
+from ..errors import ContractError
+
+
+class Session(abc.ABC):
+    """A loaded graph. A context manager; calls from one thread at a time unless a backend says otherwise.
+
+    Inputs are NumPy arrays or anything with `__dlpack__` (torch, CuPy). Outputs are NumPy arrays,
+    which speak DLPack themselves, unless the backend says that it can leave them on the device.
+    """
+
+    backend: str
+    """tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu or torch."""
+
+    def __init__(self, contract: Contract, graph: Graph) -> None:
+        self.contract = contract
+        self.graph = graph
+        self.inputs = contract.inputs(graph)
+        self.outputs = contract.outputs(graph)
+
+    def run(
+        self, inputs: Mapping[str, Any], outputs: Sequence[str] | None = None, stream: int | None = None
+    ) -> dict[str, Any]:
+        """Run the graph.
+
+        `inputs`: one array per input of the contract. `outputs`: the names wanted, all when None.
+        `stream`: a CUDA stream handle on which device inputs are ready and device outputs will be;
+        None means the session's own, and host results are complete on return. Raises
+        `ContractError` for a name, dtype or shape outside the contract.
+        """
+        wanted = list(self.outputs if outputs is None else outputs)
+        if unknown := [name for name in wanted if name not in self.outputs]:
+            raise ContractError(f"outputs: expected names among {', '.join(self.outputs)}, received {unknown}.")
+        if set(inputs) != set(self.inputs):
+            raise ContractError(f"inputs: expected {', '.join(self.inputs)}, received {', '.join(inputs) or 'none'}.")
+        for name, spec in self.inputs.items():
+            if not hasattr(inputs[name], "shape"):
+                raise ContractError(f"{name}: expected an array, received a {type(inputs[name]).__name__}.")
+            spec.check(inputs[name])
+        return self._run(inputs, wanted, stream)
+
+    @abc.abstractmethod
+    def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
+        """`run` after its checks."""
+
+    def close(self) -> None:  # noqa: B027 - most backends have nothing to release
+        """Release what the session holds; it cannot be used afterwards."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def host_array(array: Any, name: str) -> np.ndarray:
+    """`array` as a contiguous NumPy array, without a copy where its memory allows.
+
+    Raises `ContractError` for an array that lives on a device: a backend on the CPU cannot read it.
+    """
+    if not isinstance(array, np.ndarray):
+        try:
+            array = np.from_dlpack(array)
+        except (BufferError, RuntimeError, TypeError, AttributeError) as error:
+            raise ContractError(
+                f"{name}: expected an array in host memory (NumPy or DLPack), received a {type(array).__name__} that "
+                f"cannot be read on the CPU ({error}). Move it to the CPU, or load a backend on the GPU."
+            ) from error
+    return np.ascontiguousarray(array)
+
+
+def no_stream(stream: int | None, backend: str) -> None:
+    """Raise `ContractError` if a caller gives a CUDA stream to a backend that has none."""
+    if stream is not None:
+        raise ContractError(f"stream: {backend} does not take a CUDA stream, received {stream}. Leave it None.")
