@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.nn.utils import fuse_conv_bn_eval
 
 from ..errors import BadInput
+from ..model.decoder import ResidualConvUnit
 from ..model.frame import FrameModel
 
 Precision = Literal["fp16", "bf16", "fp32"]
@@ -47,7 +49,7 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
     only where neighbours differ, and two neighbours in FP32 have none between them. Raises `BadInput`
     for a name in the plan that the model does not have.
     """
-    model = copy.deepcopy(model)
+    model = fold_batch_norm(model)
     modules = dict(model.named_modules())
     if unknown := [name for name in plan.fp32 if name not in UNITS and name not in modules]:
         raise BadInput(
@@ -85,6 +87,17 @@ def typed_frame(model: nn.Module, frame: FrameModel, plan: PrecisionPlan) -> Fra
     """`frame` around an already typed `model`, resizing as `plan` says."""
     resize = torch.float32 if "resize" in plan.fp32 else DTYPES[plan.precision]
     return FrameModel(model, frame.contract, resize)
+
+
+def fold_batch_norm(model: nn.Module) -> nn.Module:
+    """A copy of `model` whose batch norms are folded into their convolutions, in FP32."""
+    model = copy.deepcopy(model).eval()
+    for unit in model.decoder.modules():
+        if isinstance(unit, ResidualConvUnit) and isinstance(unit.bn1, nn.BatchNorm2d):
+            unit.conv1 = fuse_conv_bn_eval(unit.conv1, unit.bn1)
+            unit.conv2 = fuse_conv_bn_eval(unit.conv2, unit.bn2)
+            unit.bn1 = unit.bn2 = nn.Identity()
+    return model
 
 
 class _Float32Outputs(nn.Module):
