@@ -185,22 +185,31 @@ def test_the_version_is_written_once() -> None:
     assert f"{dpt_deploy.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
+@pytest.fixture(scope="module")
+def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The project's files in a folder of their own: setuptools leaves build folders where it builds."""
+    folder = tmp_path_factory.mktemp("source")
+    for name in _listed():
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_bytes((ROOT / name).read_bytes())
+    return folder
+
+
+def _listed() -> list[str]:
+    """Files that git has or would add, as they are in the folder now."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+
+
 @pytest.mark.slow
-def test_a_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
-    """Built from a copy, because setuptools leaves build folders where it builds."""
-    source = tmp_path / "source"
-    listed = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    for name in filter(None, listed.split("\0")):
-        if (ROOT / name).is_file():
-            (source / name).parent.mkdir(parents=True, exist_ok=True)
-            (source / name).write_bytes((ROOT / name).read_bytes())
-    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, source]
+def test_a_wheel_holds_the_packages_and_their_data(copy: Path, tmp_path: Path) -> None:
+    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy]
     subprocess.run(wheel, check=True, capture_output=True)
     (built,) = tmp_path.glob("dpt_deploy-*.whl")
     listing = subprocess.run([sys.executable, "-m", "zipfile", "-l", built], check=True, capture_output=True, text=True)
     inside = {line.split()[0] for line in listing.stdout.splitlines()[1:]}
-    tracked = [name for name in listed.split("\0") if name.startswith(("dpt_deploy/", "train/"))]
-    tracked = [name for name in tracked if (ROOT / name).is_file()]
+    tracked = [name for name in _listed() if name.startswith(("dpt_deploy/", "train/"))]
     shipped = [name for name in tracked if name.endswith((".py", ".html")) or "/runtime/cpp/" in name]
     assert shipped
     assert not set(shipped) - inside, "package-data in pyproject.toml leaves these out"
@@ -209,11 +218,11 @@ def test_a_wheel_holds_the_packages_and_their_data(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", ["", *EXTRAS])
-def test_pip_resolves_the_extra(extra: str, tmp_path: Path) -> None:
+def test_pip_resolves_the_extra(extra: str, copy: Path, tmp_path: Path) -> None:
     """What pip itself would install, under the constraints, into an empty environment."""
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
-    command += ["--report", report, "-c", ROOT / "constraints.txt", f"{ROOT}[{extra}]" if extra else ROOT]
+    command += ["--report", report, "-c", ROOT / "constraints.txt", f"{copy}[{extra}]" if extra else copy]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     if done.returncode and extra == "tensorrt" and "tensorrt_cu" in done.stderr:
         pytest.skip("TensorRT's libraries come from NVIDIA's package index, which does not answer here")
