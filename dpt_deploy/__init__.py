@@ -12,9 +12,10 @@ from .errors import DptError
 
 if TYPE_CHECKING:
     from .model import create_multitask_dpt_model
+    from .runtime import Prediction, Runtime, load
 
 __version__ = "0.1.0"
-__all__ = ["Contract", "DptError", "create_multitask_dpt_model"]
+__all__ = ["Contract", "DptError", "Prediction", "Runtime", "create_multitask_dpt_model", "load"]
 
 
 def __getattr__(name: str) -> Any:
@@ -22,4 +23,8 @@ def __getattr__(name: str) -> Any:
         from .model import create_multitask_dpt_model
 
         return create_multitask_dpt_model
+    if name in ("Prediction", "Runtime", "load"):
+        from . import runtime
+
+        return getattr(runtime, name)
     raise AttributeError(f"module 'dpt_deploy' has no attribute {name!r}")

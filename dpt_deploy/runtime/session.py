@@ -10,7 +10,7 @@ from typing import Any, Self
 import numpy as np
 
 from ..contract import Contract, Graph
-from ..errors import ContractError
+from ..errors import BackendError, ContractError
 
 
 class Session(abc.ABC):
@@ -22,6 +22,9 @@ class Session(abc.ABC):
 
     backend: str
     """tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu or torch."""
+    largest_batch: int | None = None
+    """The largest batch that one call takes; None where memory alone sets the limit."""
+    closed: bool = False
 
     def __init__(self, contract: Contract, graph: Graph) -> None:
         self.contract = contract
@@ -37,10 +40,13 @@ class Session(abc.ABC):
         `inputs`: one array per input of the contract. `outputs`: the names wanted, all when None.
         `stream`: a CUDA stream handle on which device inputs are ready and device outputs will be;
         None means the session's own, and host results are complete on return. Raises
-        `ContractError` for a name, dtype or shape outside the contract.
+        `ContractError` for a name, dtype or shape outside the contract, `BackendError` when the backend
+        fails or the session is closed.
         """
+        if self.closed:
+            raise BackendError(f"this {self.backend} session is closed. Load the bundle again.")
         wanted = list(self.outputs if outputs is None else outputs)
-        if unknown := [name for name in wanted if name not in self.outputs]:
+        if (unknown := [name for name in wanted if name not in self.outputs]) or not wanted:
             raise ContractError(f"outputs: expected names among {', '.join(self.outputs)}, received {unknown}.")
         if set(inputs) != set(self.inputs):
             raise ContractError(f"inputs: expected {', '.join(self.inputs)}, received {', '.join(inputs) or 'none'}.")
@@ -54,8 +60,9 @@ class Session(abc.ABC):
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
         """`run` after its checks."""
 
-    def close(self) -> None:  # noqa: B027 - most backends have nothing to release
+    def close(self) -> None:
         """Release what the session holds; it cannot be used afterwards."""
+        self.closed = True
 
     def __enter__(self) -> Self:
         return self

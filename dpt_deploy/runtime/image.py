@@ -1,0 +1,114 @@
+"""Images from files, and the contract's pre- and post-processing for the model graph, in NumPy and OpenCV.
+
+The frame graph needs none of the latter: there, the same steps are nodes of the graph.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+
+from ..contract import Contract, resize_weights
+from ..errors import BadInput
+from ..files import existing_file
+from ..metrics import sigmoid
+
+_weights = functools.lru_cache(maxsize=16)(resize_weights)
+
+
+def read_image(path: Path | str) -> np.ndarray:
+    """An image file as uint8 (H, W, 3) RGB, turned upright as its EXIF orientation says.
+
+    Gray becomes three equal channels, 16 bits become 8, an alpha channel is dropped. Raises
+    `BadInput` for what is no file, or what OpenCV cannot decode as a whole.
+    """
+    path = existing_file(path, "an image file")
+    try:
+        data = np.fromfile(path, np.uint8)
+    except OSError as error:
+        raise BadInput(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    # OpenCV reports on standard error what the exception below says in one sentence.
+    level = cv2.getLogLevel()
+    cv2.setLogLevel(0)
+    try:
+        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
+    except cv2.error:
+        image = None
+    finally:
+        cv2.setLogLevel(level)
+    if image is None:
+        raise BadInput(
+            f"{path}: expected an image, but its {data.size} bytes cannot be decoded: truncated, damaged, or a format "
+            "that OpenCV does not read. Convert it to PNG or JPEG."
+        )
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def check_frames(frames: Any, name: str = "image") -> None:
+    """Raise `BadInput`, with what to do, unless `frames` is uint8 (H, W, 3) or (N, H, W, 3), H and W above 0."""
+    shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
+    received = f"{name}: expected uint8 RGB (H, W, 3) with values 0 to 255, received {dtype} {shape}"
+    if len(shape) in (3, 4) and shape[-1] == 3 and 0 not in shape[-3:]:
+        if dtype == "uint8":
+            return
+        if dtype.startswith(("float", "bfloat")):
+            advice = "Values in [0, 1]: (image * 255).round().astype(np.uint8); in [0, 255]: image.astype(np.uint8)."
+        elif dtype == "uint16":
+            advice = "Convert it with (image // 257).astype(np.uint8)."
+        else:
+            advice = "Convert it with image.astype(np.uint8)."
+    elif 0 in shape or not shape:
+        advice = "The image is empty."
+    elif len(shape) == 2 or shape[-1] == 1:
+        advice = "It has one channel: repeat it, np.repeat(image.reshape(H, W, 1), 3, axis=2)."
+    elif shape[-1] == 4:
+        advice = "It has four channels: drop alpha with image[..., :3]."
+    elif len(shape) in (3, 4) and shape[-3] == 3:
+        advice = "Channels come last: np.moveaxis(image, -3, -1)."
+    else:
+        advice = "A batch is (N, H, W, 3)."
+    raise BadInput(f"{received}. {advice}")
+
+
+def preprocess(frames: np.ndarray, contract: Contract) -> np.ndarray:
+    """uint8 (N, H, W, 3) RGB -> the model graph's input, float32 (N, 3, h, w)."""
+    n, h, w, _ = frames.shape
+    box, (input_h, input_w) = contract.content_box((h, w)), contract.input_size
+    x = _weights(h, box.height) @ frames.reshape(n, h, w * 3).astype(np.float32)  # (N, h, W * 3)
+    x = x.reshape(n, box.height, w, 3).transpose(0, 1, 3, 2) @ _weights(w, box.width).T  # (N, h, 3, w)
+    scale = 1.0 / (255.0 * np.array(contract.std, np.float32))
+    shift = -np.array(contract.mean, np.float32) / np.array(contract.std, np.float32)
+    x = (x * scale[:, None] + shift[:, None]).transpose(0, 2, 1, 3)  # (N, 3, h, w)
+    below, right = input_h - box.top - box.height, input_w - box.left - box.width
+    return np.ascontiguousarray(np.pad(x, ((0, 0), (0, 0), (box.top, below), (box.left, right)), mode="edge"))
+
+
+def postprocess(outputs: Mapping[str, np.ndarray], contract: Contract, size: tuple[int, int]) -> dict[str, np.ndarray]:
+    """The model graph's outputs -> the frame graph's, at the frame's `size` (H, W).
+
+    depth float32 (N, H, W) [m], normals float32 (N, H, W, 3) of unit length, alpha float32 (N, H, W)
+    in [0, 1], as far as `outputs` has them.
+    """
+    box = contract.content_box(size)
+    back_h, back_w = _weights(box.height, size[0]), _weights(box.width, size[1])
+
+    def to_frame(x: np.ndarray) -> np.ndarray:  # (N, C, h, w) -> (N, C, H, W)
+        content = x[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
+        return back_h @ (content @ back_w.T)
+
+    maps = {}
+    if "depth" in outputs:
+        maps["depth"] = to_frame(outputs["depth"])[:, 0]
+    if "normals" in outputs:
+        normals = np.ascontiguousarray(to_frame(outputs["normals"]).transpose(0, 2, 3, 1))  # (N, H, W, 3)
+        length = np.sqrt(np.square(normals).sum(axis=-1, keepdims=True))
+        maps["normals"] = normals / np.maximum(length, np.float32(1e-6))
+    if "alpha_logits" in outputs:
+        # Coverage averages linearly and logits do not: sigmoid before the resize.
+        maps["alpha"] = to_frame(sigmoid(outputs["alpha_logits"]).astype(np.float32))[:, 0].clip(0, 1)
+    return maps

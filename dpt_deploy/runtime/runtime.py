@@ -1,0 +1,211 @@
+"""Runtime: images in, maps out. Picks the backend and the artefact, and says why."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import numpy as np
+
+from ..bundle import Artifact, Bundle
+from ..contract import Graph
+from ..errors import BackendError, BadInput, ContractError, MissingPackage
+from .image import check_frames, postprocess, preprocess, read_image
+from .session import Session, host_array
+
+Backend = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
+BACKENDS: tuple[Backend, ...] = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
+"""All backends, the one preferred first."""
+PRECISIONS = ("fp16", "bf16", "fp32")
+BATCH = 8  # frames per call where the backend sets no limit: more costs memory and wins no time
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What one image shows, at the image's own size. A map whose head the bundle lacks is None."""
+
+    depth: np.ndarray | None = None
+    """float32 (H, W), z-depth [m]."""
+    normals: np.ndarray | None = None
+    """float32 (H, W, 3), unit vectors in camera space: x right, y up, z towards the viewer."""
+    alpha: np.ndarray | None = None
+    """float32 (H, W), foreground coverage in [0, 1]."""
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        """The maps that are there, by head."""
+        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {name: value for name, value in found.items() if value is not None}
+
+
+class Runtime:
+    """A loaded bundle; `load` makes one. A context manager; calls from many threads are right."""
+
+    def __init__(self, bundle: Bundle, artifact: Artifact, session: Session, reason: str) -> None:
+        self.bundle = bundle
+        self.artifact = artifact
+        """The file that runs, as the manifest describes it."""
+        self.session = session
+        """For arrays on a GPU, chosen outputs and streams."""
+        self.reason = reason
+        """Which backend was taken, and why each one preferred to it was not."""
+
+    @property
+    def backend(self) -> str:
+        """The backend that runs, one of `BACKENDS`."""
+        return self.session.backend
+
+    def __call__(self, images: Any) -> Prediction | list[Prediction]:
+        """The maps of one image, or of several.
+
+        `images`: uint8 (H, W, 3) RGB, or a path, gives a `Prediction`; uint8 (N, H, W, 3), or a list of
+        arrays and paths, gives a list in the same order. Arrays are NumPy, PIL images, or host arrays
+        that speak DLPack. Images of one size run as a batch. Raises `BadInput` for what is no such
+        image, `ContractError` for a size outside the engine's profile.
+        """
+        if isinstance(images, list | tuple):
+            return self._predict([_frame(image, f"images[{i}]") for i, image in enumerate(images)])
+        frames = _frame(images, "image", batch=True)
+        return self._predict([frames])[0] if frames.ndim == 3 else self._predict(frames)
+
+    def _predict(self, frames: Sequence[np.ndarray]) -> list[Prediction]:
+        groups: dict[tuple[int, ...], list[int]] = {}
+        for i, frame in enumerate(frames):
+            groups.setdefault(frame.shape, []).append(i)
+        size = self.session.largest_batch or BATCH
+        predictions: list[Prediction | None] = [None] * len(frames)
+        for indices in groups.values():
+            for start in range(0, len(indices), size):
+                chosen = indices[start : start + size]
+                maps = self._run(np.stack([frames[i] for i in chosen]))
+                for position, i in enumerate(chosen):
+                    predictions[i] = Prediction(**{name: value[position] for name, value in maps.items()})
+        return predictions
+
+    def _run(self, frames: np.ndarray) -> dict[str, np.ndarray]:
+        """Maps by head for uint8 frames (N, H, W, 3) of one size."""
+        if self.artifact.graph == "frame":
+            return self.session.run({"frame": frames})
+        contract = self.bundle.contract
+        return postprocess(self.session.run({"image": preprocess(frames, contract)}), contract, frames.shape[1:3])
+
+    def close(self) -> None:
+        """Release the backend; the runtime cannot be used afterwards."""
+        self.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"Runtime({self.bundle.name}: {self.reason})"
+
+
+def load(
+    bundle: Path | str, backend: Backend | None = None, graph: Graph = "frame", precision: str | None = None,
+    threads: int | None = None,
+) -> Runtime:
+    """Load a bundle's folder on the best backend that runs here.
+
+    The order is TensorRT engine, TensorRT-RTX engine, ONNX Runtime with CUDA, ONNX Runtime on the CPU;
+    FP16 before FP32 on a GPU, FP32 first on the CPU, which computes in FP32 anyway. `Runtime.reason`
+    says what was taken. `backend`, `precision` (fp32, fp16, bf16) and `graph` (frame, model) make
+    their choice strict. `threads`: CPU threads per operator, None for ONNX Runtime's own choice.
+
+    Raises `BadInput` for an unknown name, `BackendError` where nothing (or not what was asked for) can
+    run, `BadBundle` and `ContractError` for a bundle that was changed.
+    """
+    _known("backend", backend, BACKENDS)
+    _known("graph", graph, ("frame", "model"), required=True)
+    _known("precision", precision, PRECISIONS)
+    if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
+        raise BadInput(f"threads: expected a number from 1, received {threads!r}.")
+    opened = Bundle.open(bundle)
+    refusals: list[str] = []
+    for candidate in (backend,) if backend else BACKENDS:
+        artifacts = _artifacts(opened, candidate, graph, precision)
+        if not artifacts:
+            refusals.append(f"{candidate}: {_nothing_for(opened, candidate, graph, precision)}")
+        for artifact in artifacts:
+            try:
+                session = open_session(opened, artifact, candidate, threads)
+            except (BackendError, MissingPackage) as error:
+                if (refusal := str(error).removeprefix(f"{candidate}: ")) not in "".join(refusals):
+                    refusals.append(f"{candidate}: {refusal}")
+                continue
+            return Runtime(opened, artifact, session, _reason(candidate, artifact, backend, refusals))
+    if backend:
+        raise BackendError("; ".join(refusals))
+    raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in refusals))
+
+
+def open_session(bundle: Bundle, artifact: Artifact, backend: Backend, threads: int | None = None) -> Session:
+    """A session on one artefact of a bundle; the errors are those of the backend's session."""
+    if backend in ("tensorrt", "tensorrt-rtx"):
+        from .tensorrt import TensorRTSession
+
+        return TensorRTSession(bundle, artifact)
+    from .onnxruntime import OnnxRuntimeSession
+
+    return OnnxRuntimeSession(bundle, artifact, backend.removeprefix("onnxruntime-"), threads)
+
+
+def _artifacts(bundle: Bundle, backend: Backend, graph: Graph, precision: str | None) -> list[Artifact]:
+    """What `backend` could run, the one preferred first."""
+    if backend.startswith("tensorrt"):
+        found = bundle.find("engine", graph=graph, builder=backend)
+    else:
+        found = bundle.find("onnx", graph=graph)
+    order = ("fp32", "fp16", "bf16") if backend == "onnxruntime-cpu" else PRECISIONS
+    found = [artifact for artifact in found if artifact.precision in ((precision,) if precision else order)]
+    return sorted(found, key=lambda artifact: order.index(artifact.precision))
+
+
+def _nothing_for(bundle: Bundle, backend: Backend, graph: Graph, precision: str | None) -> str:
+    wanted = f"{graph} graph" + (f" in {precision}" if precision else "")
+    if backend.startswith("tensorrt"):
+        return (f"the bundle has no engine of the {wanted}; to build one: "
+                f"python -m dpt_deploy.build {bundle.folder} --builder {backend}")
+    have = ", ".join(artifact.file for artifact in bundle.find("onnx")) or "no ONNX graph at all"
+    return f"the bundle has no ONNX file of the {wanted}, it has {have}"
+
+
+def _reason(backend: Backend, artifact: Artifact, asked: Backend | None, refusals: list[str]) -> str:
+    taken = f"{backend} runs {artifact.file}"
+    if asked:
+        return f"{taken}, as asked for" + (f" (not taken: {'; '.join(refusals)})" if refusals else "")
+    return taken + (f"; not taken: {'; '.join(refusals)}" if refusals else ", the first choice")
+
+
+def _known(what: str, value: Any, known: Sequence[str], required: bool = False) -> None:
+    if (value is not None or required) and value not in known:
+        raise BadInput(f"{what}: expected one of {', '.join(known)}, received {value!r}.")
+
+
+def _frame(image: Any, name: str, batch: bool = False) -> np.ndarray:
+    """A path or array as a contiguous uint8 frame (H, W, 3), or (N, H, W, 3) where `batch` allows it."""
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    if image is None:
+        raise BadInput(f"{name}: expected an image, received None. cv2.imread returns None for what it cannot read.")
+    if not hasattr(image, "dtype") and hasattr(image, "__array_interface__"):  # PIL
+        image = np.asarray(image)
+    if not hasattr(image, "shape") or not hasattr(image, "dtype"):
+        raise BadInput(f"{name}: expected an array or a path, received a {type(image).__name__}. Convert it with "
+                       "np.asarray(image).")
+    check_frames(image, name)
+    if len(image.shape) == 4 and not batch:
+        raise BadInput(f"{name}: expected (H, W, 3) in a list, received {tuple(image.shape)}. Pass a batch by itself.")
+    try:
+        return host_array(image, name)
+    except ContractError as error:
+        raise BadInput(f"{error} Or pass it to Runtime.session.run, which takes device arrays on a GPU.") from error
