@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from .errors import DptError, MissingPackage
+from .errors import DptError, MissingPackage, missing_package
 
 Config = TypeVar("Config")
+
+
+@contextlib.contextmanager
+def needing(extra: str) -> Iterator[None]:
+    """Around a command's imports: a missing package becomes one sentence that names the extra, and exit status 2."""
+    try:
+        yield
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] == "dpt_deploy":
+            raise
+        package = error.name or str(error)
+        print(f"error: {missing_package(package, extra, 'run this command')}", file=sys.stderr)
+        sys.exit(MissingPackage.exit_code)
 
 
 def run(config: type[Config], main: Callable[[Config], int | None], prog: str) -> None:
@@ -19,13 +33,9 @@ def run(config: type[Config], main: Callable[[Config], int | None], prog: str) -
     Exit status: what `main` returns (None is 0), 2 for a `DptError` (its message goes to standard
     error, without a traceback), 130 for Ctrl-C.
     """
+    with needing("cli"):
+        import tyro
     try:
-        try:
-            import tyro
-        except ImportError as error:
-            raise MissingPackage(
-                "tyro is needed for the command line, and it is not installed. Run: pip install 'dpt-deploy[cli]'"
-            ) from error
         parsed = tyro.cli(config, prog=prog, description=config.__doc__, config=(tyro.conf.OmitArgPrefixes,))
         sys.exit(main(parsed) or 0)
     except DptError as error:

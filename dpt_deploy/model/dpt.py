@@ -119,6 +119,12 @@ class MultiTaskDPT(nn.Module):
             del self.heads[head]
         self.config = dataclasses.replace(self.config, heads=tuple(h for h in HEADS if h in heads))
 
+    def set_depth_scale(self, depth_scale: float) -> None:
+        """Depth becomes softplus(x) * depth_scale [m]."""
+        self.config = dataclasses.replace(self.config, depth_scale=depth_scale)
+        if "depth" in self.heads:
+            self.heads["depth"].activation.depth_scale = depth_scale
+
     def contract(self, resize: ResizeRule = "stretch") -> Contract:
         """The contract of this model: its input size and heads, and timm's mean and std."""
         cfg = self.backbone.pretrained_cfg
@@ -131,9 +137,7 @@ class MultiTaskDPT(nn.Module):
         # depth_scale is no tensor: without this, weights trained at another scale would load and be wrong.
         if description := local_metadata.get(DESCRIPTION_KEY):
             scale = json.loads(description)["model"]["depth_scale"]
-            if "depth" in self.heads and scale != self.config.depth_scale:
-                self.heads["depth"].activation.depth_scale = scale
-                self.config = dataclasses.replace(self.config, depth_scale=scale)
+            self.set_depth_scale(scale)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 

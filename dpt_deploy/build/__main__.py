@@ -1,0 +1,45 @@
+"""python -m dpt_deploy.build BUNDLE: engines for this machine, judged, from the bundle alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from .. import cli
+
+with cli.needing("cli"):
+    import tyro
+
+    from ..bundle import Bundle
+    from ..parity.judge import judge
+    from ..parity.table import print_outcome
+    from . import EngineOptions, build_engines, run_line
+
+PROG = "python -m dpt_deploy.build"
+
+
+@dataclass(frozen=True)
+class BuildConfig:
+    """Build engines for this machine from a bundle, and judge every stage that can run here."""
+
+    bundle: tyro.conf.Positional[Path]
+    """Folder that python -m dpt_deploy.export wrote."""
+    engines: EngineOptions = field(default_factory=EngineOptions)
+    budget: Path | None = None
+    """JSON file with other budgets; the report says so."""
+    precision: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Build these precisions only, such as fp16 or fp32; all half-precision graphs when not given."""
+
+
+def main(config: BuildConfig) -> int:
+    """Exit status 0 only if the verdict is."""
+    bundle = Bundle.open(config.bundle)
+    engines = build_engines(bundle, config.engines, precisions=config.precision or None)
+    report = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"), command=cli.command_line(PROG))
+    print_outcome(bundle, report, [run_line(bundle, engine) for engine in engines])
+    return 0 if report else 1
+
+
+if __name__ == "__main__":
+    cli.run(BuildConfig, main, PROG)

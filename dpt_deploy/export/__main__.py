@@ -1,0 +1,23 @@
+"""python -m dpt_deploy.export CHECKPOINT: bundle, engines and verdict in one command."""
+
+from __future__ import annotations
+
+from .. import cli
+
+with cli.needing("export"):
+    from ..build import run_line
+    from ..parity.table import print_outcome
+    from . import ExportConfig, export
+
+PROG = "python -m dpt_deploy.export"
+
+
+def main(config: ExportConfig) -> int:
+    """Exit status 0 only if the verdict is."""
+    bundle, report = export(config, command=cli.command_line(PROG))
+    print_outcome(bundle, report, [run_line(bundle, engine) for engine in bundle.find("engine")])
+    return 0 if report else 1
+
+
+if __name__ == "__main__":
+    cli.run(ExportConfig, main, PROG)
