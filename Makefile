@@ -74,8 +74,8 @@ $(COMPLETE):
 	rm -rf "$(DPT_VENV)"
 	mkdir -p "$(DPT_VENV)" && touch "$(DPT_VENV)/.dpt-deploy"
 	$(PYTHON) -m venv "$(DPT_VENV)"
-	$(RUN) -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(DPT_EXTRAS)]'
-	@case "$(abspath $(DPT_VENV))" in "$(CURDIR)"/*) ;; *) $(RUN) -m pip uninstall --yes --quiet dpt-deploy ;; esac
+	$(RUN) -I -m pip install --disable-pip-version-check -c constraints.txt -e '.[$(DPT_EXTRAS)]'
+	@case "$(abspath $(DPT_VENV))" in "$(CURDIR)"/*) ;; *) $(RUN) -I -m pip uninstall --yes --quiet dpt-deploy ;; esac
 	@touch "$@"
 
 clean:  ## Remove caches and build folders; the environment, runs and engines stay.
