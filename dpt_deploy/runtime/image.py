@@ -49,6 +49,23 @@ def read_image(path: Path | str) -> np.ndarray:
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+
+
+def list_images(path: Path | str) -> list[Path]:
+    """`path` itself if it is a file, else the image files in that folder, by name.
+
+    Raises `BadInput` when there is nothing at `path` or the folder holds no image.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        return [existing_file(path, "an image file or a folder of images")]
+    found = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
+    if not found:
+        raise BadInput(f"{path}: expected a folder with images ({', '.join(SUFFIXES)}), found none. Check the path.")
+    return found
+
+
 def check_frames(frames: Any, name: str = "image") -> None:
     """Raise `BadInput`, with what to do, unless `frames` is uint8 (H, W, 3) or (N, H, W, 3), H and W above 0."""
     shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
