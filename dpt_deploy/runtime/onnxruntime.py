@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
 import numpy as np
 
 from ..bundle import Artifact, Bundle
 from ..errors import BackendError, ContractError, MissingPackage
+from . import cuda
 from .session import Session, host_array, no_stream
 
 Device = Literal["cpu", "cuda"]
@@ -20,7 +23,9 @@ INSTALL = "pip install 'dpt-deploy[cpu]', or on a machine with an NVIDIA GPU: pi
 class OnnxRuntimeSession(Session):
     """An ONNX graph of a bundle. Calls from many threads at a time are right.
 
-    Host inputs give NumPy outputs. With the CUDA provider, device inputs are used where they are.
+    Host inputs give NumPy outputs. With the CUDA provider, an input on the GPU (`__dlpack__` or
+    `__cuda_array_interface__`) is used where it is, and every output is a `cuda.DeviceArray`, complete
+    on return: ONNX Runtime computes on a stream of its own, so the host waits for the caller's first.
     """
 
     def __init__(self, bundle: Bundle, artifact: Artifact, device: Device = "cpu", threads: int | None = None) -> None:
@@ -31,6 +36,7 @@ class OnnxRuntimeSession(Session):
         """
         super().__init__(bundle.contract, artifact.graph)
         self.backend = f"onnxruntime-{device}"
+        self.device = device
         ort = _onnxruntime(device)
         path = bundle.path(artifact)
         options = ort.SessionOptions()
@@ -47,7 +53,7 @@ class OnnxRuntimeSession(Session):
         if PROVIDERS[device] not in session.get_providers():
             raise BackendError(
                 f"onnxruntime-cuda: expected {PROVIDERS[device]} to be active, but ONNX Runtime {ort.__version__} fell "
-                f"back to {', '.join(session.get_providers())}. Check that nvidia-smi lists a GPU, and that the CUDA and "
+                f"back to {session.get_providers()[0]}. Check that nvidia-smi lists a GPU, and that the CUDA and "
                 "cuDNN libraries are those of this version: pip install 'dpt-deploy[gpu]'"
             )
         embedded = session.get_modelmeta().custom_metadata_map.get("contract")
@@ -59,12 +65,51 @@ class OnnxRuntimeSession(Session):
         self._session = session
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
-        no_stream(stream, self.backend)
+        session = self._session
+        if self.device == "cpu":
+            no_stream(stream, self.backend)
+        elif pointers := self._on_gpu(inputs, stream):
+            return self._run_bound(pointers, inputs, outputs)
         feeds = {name: host_array(value, name) for name, value in inputs.items()}
+        with self._blaming(inputs):
+            return dict(zip(outputs, session.run(outputs, feeds), strict=True))
+
+    def _on_gpu(self, inputs: Mapping[str, Any], stream: int | None) -> dict[str, cuda.DeviceView]:
+        """The inputs' GPU memory, ready to be read on any stream; empty when they lie in host memory."""
+        if all(isinstance(value, np.ndarray) for value in inputs.values()):
+            return {}
+        lane = cuda.LEGACY_STREAM if stream is None else stream
+        views = {name: cuda.device_view(value, name, lane, stream is not None) for name, value in inputs.items()}
+        if not all(views.values()):
+            return {}
+        cuda.call("cudaStreamSynchronize", lane)
+        return views
+
+    def _run_bound(
+        self, views: Mapping[str, cuda.DeviceView], inputs: Mapping[str, Any], outputs: list[str]
+    ) -> dict[str, cuda.DeviceArray]:
+        binding = self._session.io_binding()
+        with self._blaming(inputs):
+            for name, view in views.items():
+                spec = self.inputs[name]
+                binding.bind_input(name, self.device, 0, np.dtype(spec.dtype), tuple(inputs[name].shape), view.pointer)
+            for name in outputs:
+                binding.bind_output(name, self.device, 0)
+            self._session.run_with_iobinding(binding)
+            binding.synchronize_outputs()
+        return {
+            name: cuda.DeviceArray(value.data_ptr(), tuple(value.shape()), self.outputs[name].dtype, value, None)
+            for name, value in zip(outputs, binding.get_outputs(), strict=True)
+        }
+
+    @contextlib.contextmanager
+    def _blaming(self, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Turn what ONNX Runtime raises into a `BackendError` that names the inputs."""
         try:
-            return dict(zip(outputs, self._session.run(outputs, feeds), strict=True))
-        except Exception as error:
-            raise BackendError(f"{self.backend} could not run {_shapes(feeds)}: {_first_line(error)}.") from error
+            yield
+        except Exception as error:  # its exceptions share no base class but this one
+            shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
+            raise BackendError(f"{self.backend} could not run {shapes}: {_first_line(error)}.") from error
 
     def close(self) -> None:
         super().close()
@@ -83,12 +128,12 @@ def _onnxruntime(device: Device) -> Any:
             f"onnxruntime-cuda: the installed ONNX Runtime {onnxruntime.__version__} was built without CUDA. Run: "
             "pip uninstall onnxruntime; pip install 'dpt-deploy[gpu]'"
         )
+    if device == "cuda":
+        # Finds the CUDA libraries that pip installed; what it cannot find, it prints.
+        with contextlib.redirect_stdout(io.StringIO()):
+            onnxruntime.preload_dlls()
     return onnxruntime
 
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
-def _shapes(feeds: Mapping[str, np.ndarray]) -> str:
-    return ", ".join(f"{name} {list(value.shape)}" for name, value in feeds.items())

@@ -15,6 +15,7 @@ import numpy as np
 from ..bundle import Artifact, Bundle
 from ..contract import Graph
 from ..errors import BackendError, BadInput, ContractError, MissingPackage
+from . import cuda, machine
 from .image import check_frames, postprocess, preprocess, read_image
 from .session import Session, host_array
 
@@ -77,9 +78,9 @@ class Runtime:
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, frame in enumerate(frames):
             groups.setdefault(frame.shape, []).append(i)
-        size = self.session.largest_batch or BATCH
         predictions: list[Prediction | None] = [None] * len(frames)
-        for indices in groups.values():
+        for shape, indices in groups.items():
+            size = self.session.largest_batch(shape[:2]) or BATCH
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
                 maps = self._run(np.stack([frames[i] for i in chosen]))
@@ -137,6 +138,8 @@ def load(
             refusals.append(f"{candidate}: {_nothing_for(opened, candidate, graph, precision)}")
         for artifact in artifacts:
             try:
+                if backend is None:
+                    _check_gpu(candidate)
                 session = open_session(opened, artifact, candidate, threads)
             except (BackendError, MissingPackage) as error:
                 if (refusal := str(error).removeprefix(f"{candidate}: ")) not in "".join(refusals):
@@ -170,11 +173,19 @@ def _artifacts(bundle: Bundle, backend: Backend, graph: Graph, precision: str | 
     return sorted(found, key=lambda artifact: order.index(artifact.precision))
 
 
+def _check_gpu(backend: Backend) -> None:
+    """Raise what keeps an engine from running before its library and file, hundreds of megabytes, are read."""
+    if backend.startswith("tensorrt"):
+        cuda.cudart()
+        if machine.compute_capability() is None:
+            raise BackendError("no GPU is visible here")
+
+
 def _nothing_for(bundle: Bundle, backend: Backend, graph: Graph, precision: str | None) -> str:
     wanted = f"{graph} graph" + (f" in {precision}" if precision else "")
     if backend.startswith("tensorrt"):
-        return (f"the bundle has no engine of the {wanted}; to build one: "
-                f"python -m dpt_deploy.build {bundle.folder} --builder {backend}")
+        return (f"the bundle has no {backend} engine of the {wanted} (to build one on its GPU: "
+                f"python -m dpt_deploy.build {bundle.folder} --builder {backend})")
     have = ", ".join(artifact.file for artifact in bundle.find("onnx")) or "no ONNX graph at all"
     return f"the bundle has no ONNX file of the {wanted}, it has {have}"
 

@@ -22,8 +22,6 @@ class Session(abc.ABC):
 
     backend: str
     """tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu or torch."""
-    largest_batch: int | None = None
-    """The largest batch that one call takes; None where memory alone sets the limit."""
     closed: bool = False
 
     def __init__(self, contract: Contract, graph: Graph) -> None:
@@ -59,6 +57,10 @@ class Session(abc.ABC):
     @abc.abstractmethod
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
         """`run` after its checks."""
+
+    def largest_batch(self, size: tuple[int, int]) -> int | None:
+        """The largest batch of frames of `size` (H, W) that one call takes; None where memory alone sets the limit."""
+        return None
 
     def close(self) -> None:
         """Release what the session holds; it cannot be used afterwards."""

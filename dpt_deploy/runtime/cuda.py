@@ -1,0 +1,203 @@
+"""GPU memory, streams and foreign device arrays, through NVIDIA's own cuda-python."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..errors import BackendError, ContractError, missing_package
+
+_DLPACK_CUDA, _DLPACK_MANAGED = 2, 13  # DLDeviceType of CUDA memory and of CUDA managed memory
+LEGACY_STREAM = 1
+"""CUDA's default stream, as the CUDA runtime, DLPack and `__cuda_array_interface__` number it."""
+
+
+def cudart() -> Any:
+    """The module cuda.bindings.runtime. Raises `MissingPackage` without cuda-python."""
+    try:
+        from cuda.bindings import runtime
+    except ImportError as error:
+        raise missing_package("cuda-python", "tensorrt", "reach the GPU") from error
+    return runtime
+
+
+def call(function: str, *arguments: Any) -> Any:
+    """What a function of the CUDA runtime returns besides its status; `BackendError` with CUDA's words on failure."""
+    runtime = cudart()
+    status, *values = getattr(runtime, function)(*arguments)
+    if status != runtime.cudaError_t.cudaSuccess:
+        words = runtime.cudaGetErrorString(status)[1]
+        raise BackendError(f"CUDA: {function} failed ({int(status)}): {words.decode()}.")
+    return values[0] if len(values) == 1 else None
+
+
+@contextlib.contextmanager
+def on_device(device: int) -> Iterator[None]:
+    """Make `device` current for this thread while the block runs."""
+    before = call("cudaGetDevice")
+    if before == device:
+        yield
+        return
+    call("cudaSetDevice", device)
+    try:
+        yield
+    finally:
+        call("cudaSetDevice", before)
+
+
+def make_wait(stream: int, other: int) -> None:
+    """Let `stream` wait for what is on the stream `other` by now; the host does not wait."""
+    event = call("cudaEventCreateWithFlags", cudart().cudaEventDisableTiming)
+    try:
+        call("cudaEventRecord", event, other)
+        call("cudaStreamWaitEvent", stream, event, 0)
+    finally:
+        call("cudaEventDestroy", event)  # released once it has passed
+
+
+class DeviceBuffer:
+    """GPU memory that grows to the largest size asked for. Its owner sees to it that nothing uses it meanwhile."""
+
+    def __init__(self) -> None:
+        self.pointer = 0
+        self.nbytes = 0
+
+    def reserve(self, nbytes: int) -> int:
+        """A pointer to at least `nbytes` bytes; the content is lost when the buffer grows."""
+        if nbytes > self.nbytes:
+            self.free()
+            self.pointer = int(call("cudaMalloc", nbytes))
+            self.nbytes = nbytes
+        return self.pointer
+
+    def free(self) -> None:
+        """Give the memory back; waits for the work that uses it."""
+        if self.pointer:
+            pointer, self.pointer, self.nbytes = self.pointer, 0, 0
+            call("cudaFree", pointer)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # at interpreter exit, CUDA may be gone before this object
+            self.free()
+
+
+class DeviceArray:
+    """A C-contiguous array in GPU memory, which lives as long as this object.
+
+    torch.as_tensor(array, device="cuda") and cupy.asarray(array) use the memory in place, through
+    `__cuda_array_interface__`. `numpy()` copies it to the host.
+    """
+
+    def __init__(self, pointer: int, shape: tuple[int, ...], dtype: Any, owner: Any, stream: int | None) -> None:
+        """`owner` keeps the memory alive. `stream`: where the content is being written; None if it is complete."""
+        self.pointer = pointer
+        self.shape = tuple(shape)
+        self.dtype = np.dtype(dtype)
+        self.stream = stream
+        self._owner = owner
+
+    @classmethod
+    def empty(cls, shape: tuple[int, ...], dtype: Any, stream: int | None) -> DeviceArray:
+        """New memory, which work on `stream` will fill."""
+        buffer = DeviceBuffer()
+        return cls(buffer.reserve(math.prod(shape) * np.dtype(dtype).itemsize), shape, dtype, buffer, stream)
+
+    @property
+    def nbytes(self) -> int:
+        """Size [bytes]."""
+        return math.prod(self.shape) * self.dtype.itemsize
+
+    @property
+    def __cuda_array_interface__(self) -> dict[str, Any]:
+        stream = None if self.stream is None else self.stream or LEGACY_STREAM
+        return {"version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False),
+                "strides": None, "stream": stream}
+
+    def numpy(self) -> np.ndarray:
+        """A copy in host memory, after the work that writes it."""
+        host = np.empty(self.shape, self.dtype)
+        stream = self.stream or 0
+        call("cudaMemcpyAsync", host.ctypes.data, self.pointer, self.nbytes,
+             cudart().cudaMemcpyKind.cudaMemcpyDeviceToHost, stream)
+        call("cudaStreamSynchronize", stream)
+        return host
+
+
+@dataclass(frozen=True)
+class DeviceView:
+    """Someone else's contiguous GPU memory."""
+
+    pointer: int
+    keep: Any
+    """Keeps the memory alive."""
+
+
+def device_view(array: Any, name: str, stream: int, ready: bool) -> DeviceView | None:
+    """The memory of `array` if it lies on a GPU, None if it lies in host memory.
+
+    `ready` says that the array is ready on `stream`; if not, `stream` is made to wait for the array's
+    producer as far as its protocol tells. Raises `ContractError` unless the array is C-contiguous.
+    """
+    if hasattr(array, "__dlpack_device__"):
+        if int(array.__dlpack_device__()[0]) not in (_DLPACK_CUDA, _DLPACK_MANAGED):
+            return None
+        try:
+            capsule = array.__dlpack__(stream=-1 if ready else stream or LEGACY_STREAM)
+        except (BufferError, RuntimeError, TypeError) as error:
+            raise ContractError(f"{name}: a {type(array).__name__} that cannot be shared ({error}).") from error
+        pointer, shape, strides = dlpack_memory(capsule)
+        _check_contiguous(name, shape, strides)
+        return DeviceView(pointer, capsule)
+    interface = getattr(array, "__cuda_array_interface__", None)
+    if interface is None:
+        return None
+    strides = interface.get("strides")
+    if strides is not None:
+        itemsize = np.dtype(interface["typestr"]).itemsize
+        strides = tuple(step // itemsize for step in strides)
+    _check_contiguous(name, interface["shape"], strides)
+    producer = interface.get("stream")
+    if producer is not None and not ready:
+        make_wait(stream, producer)
+    return DeviceView(int(interface["data"][0]), array)
+
+
+class _DLTensor(ctypes.Structure):
+    """The struct that an unversioned DLPack capsule points to, as dlpack.h lays it out."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
+        ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
+        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
+        ("byte_offset", ctypes.c_uint64),
+    )
+
+
+def dlpack_memory(capsule: Any) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
+    """Address, shape and strides [elements] (None: C-contiguous) in a DLPack capsule, which keeps owning the memory."""
+    get = ctypes.pythonapi.PyCapsule_GetPointer
+    get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
+    tensor = _DLTensor.from_address(get(capsule, b"dltensor"))
+    shape = tuple(tensor.shape[: tensor.ndim])
+    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None
+    return (tensor.data or 0) + tensor.byte_offset, shape, strides
+
+
+def _check_contiguous(name: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
+    """Raise `ContractError` unless strides [elements] are those of a C-contiguous array."""
+    if strides is None:
+        return
+    expected = 1
+    for size, step in zip(reversed(shape), reversed(strides), strict=True):
+        if size != 1 and step != expected:
+            raise ContractError(
+                f"{name}: expected a C-contiguous device array, received shape {list(shape)} with strides "
+                f"{list(strides)} [elements]. Call .contiguous() (torch) or ascontiguousarray (CuPy) first."
+            )
+        expected *= size

@@ -1,0 +1,238 @@
+"""Engines on TensorRT and TensorRT-RTX, which share one API; torch is not needed."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import functools
+import importlib
+import logging
+import math
+import threading
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Artifact, Bundle
+from ..errors import BackendError, ContractError, missing_package
+from . import cuda, machine
+from .session import Session, host_array
+
+MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
+WORDS_KEPT = 50
+
+
+class TensorRTSession(Session):
+    """An engine of a bundle. Calls from many threads are right: they take turns.
+
+    Host inputs (NumPy, DLPack) give NumPy outputs. An input on the GPU (`__dlpack__` or
+    `__cuda_array_interface__`) is used where it is, without a copy, and makes every output a
+    `cuda.DeviceArray`: ready on the caller's `stream`, or complete when no stream is given. The caller
+    keeps such inputs unchanged until the work on that stream is done.
+    """
+
+    def __init__(self, bundle: Bundle, artifact: Artifact) -> None:
+        """Load an engine on the current GPU.
+
+        Raises `MissingPackage` without the builder's package or cuda-python; `BackendError`, with what
+        rebuilds the engine, for another version or GPU, or with the builder's own words when it
+        refuses; `BadBundle` for a file that is not the manifest's.
+        """
+        super().__init__(bundle.contract, artifact.graph)
+        self.backend = artifact.details["builder"]
+        self.file = artifact.file
+        self.profile = artifact.details.get("profile", {})
+        self.max_pixels = artifact.details.get("max_pixels")
+        self._rebuild = f"python -m dpt_deploy.build {bundle.folder}"
+        self._lock = threading.Lock()
+        self._runtime = self._engine = self._context = self._stream = self._done = None
+        self._inputs = {name: cuda.DeviceBuffer() for name in self.inputs}
+        self._outputs = {name: cuda.DeviceBuffer() for name in self.outputs}
+        self._scratch = cuda.DeviceBuffer()
+        trt = self._module()
+        cuda.cudart()
+        self._check_fit(bundle, artifact, trt.__version__)
+        self._logger = _logger(trt)
+        try:
+            self._load(trt, bundle.path(artifact).read_bytes())
+        except BaseException:
+            with contextlib.suppress(BackendError):  # the first error is the one to tell
+                self.close()
+            raise
+
+    def largest_batch(self, size: tuple[int, int]) -> int | None:
+        batches = [shapes["max"][0] for shapes in self.profile.values()]
+        if self.graph == "frame" and self.max_pixels:
+            batches.append(max(1, self.max_pixels // (size[0] * size[1])))
+        return min(batches, default=None)
+
+    def _module(self) -> Any:
+        name = MODULES[self.backend]
+        try:
+            return importlib.import_module(name)
+        except ImportError as error:
+            raise missing_package(name, self.backend, f"run {self.file}") from error
+        except Exception as error:  # a library that is missing or broken surfaces in many ways
+            raise BackendError(f"{self.backend}: the package {name} cannot be imported ({_first_line(error)}). "
+                               f"Run: pip install --force-reinstall 'dpt-deploy[{self.backend}]'") from error
+
+    def _check_fit(self, bundle: Bundle, artifact: Artifact, version: str) -> None:
+        """Raise `BackendError` unless the engine is of this graph, this builder's version and this GPU."""
+        built_by = artifact.details.get("builder_version")
+        if built_by != version:
+            self._refuse(f"was built by {self.backend} {built_by}, and {version} is installed here; engines run only "
+                         "on the version that built them")
+        capability, here = artifact.details.get("compute_capability"), machine.compute_capability()
+        if capability and here and capability != here:
+            self._refuse(f"was built for a GPU of compute capability {capability}, and this one has {here}")
+        source = artifact.details.get("made_from")
+        graphs = bundle.find("onnx", graph=artifact.graph, precision=artifact.precision)
+        if source and graphs and source not in [graph.sha256 for graph in graphs]:
+            self._refuse(f"was built from another graph than {graphs[0].file}, which was exported since")
+
+    def _refuse(self, why: str) -> None:
+        raise BackendError(f"{self.backend}: {self.file} {why}. Build it again: {self._rebuild}")
+
+    def _load(self, trt: Any, plan: bytes) -> None:
+        self._logger.words.clear()
+        self._runtime = trt.Runtime(self._logger)
+        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        if self._engine is None:
+            self._refuse(f"cannot be loaded here: {self._logger.said()}")
+        found = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        specs = self.inputs | self.outputs
+        types = {name: np.dtype(trt.nptype(self._engine.get_tensor_dtype(name))).name for name in found}
+        if types != {name: spec.dtype for name, spec in specs.items()}:
+            raise ContractError(f"{self.file}: expected the tensors {', '.join(specs)}, found {types}. "
+                                f"Build it again: {self._rebuild}")
+        # The scratch memory is ours: TensorRT itself would take as much as the profile's largest shape needs.
+        self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
+        if self._context is None:
+            self._refuse(f"gives no execution context: {self._logger.said()}")
+        self._device = cuda.call("cudaGetDevice")
+        self._stream = int(cuda.call("cudaStreamCreateWithFlags", cuda.cudart().cudaStreamNonBlocking))
+        self._done = cuda.call("cudaEventCreateWithFlags", cuda.cudart().cudaEventDisableTiming)
+
+    def check_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
+        """Raise `ContractError`, naming the range and what was received, for shapes outside the profile."""
+        for name, shape in shapes.items():
+            if name not in self.profile:
+                continue
+            low, high = self.profile[name]["min"], self.profile[name]["max"]
+            limit = f"from {list(low)} to {list(high)}"
+            outside = not all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
+            if self.graph == "frame" and self.max_pixels:
+                limit += f" with at most {self.max_pixels} pixels in a batch"
+                outside = outside or math.prod(shape[:3]) > self.max_pixels
+            if outside:
+                raise ContractError(
+                    f"{name}: {self.file} takes shapes {limit}, received {list(shape)}. Resize or split it, build an "
+                    f"engine with another profile ({self._rebuild} --help), or use backend onnxruntime-cuda."
+                )
+
+    def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
+        shapes = {name: tuple(value.shape) for name, value in inputs.items()}
+        self.check_profile(shapes)
+        with self._lock:
+            if self.closed:
+                raise BackendError(f"this {self.backend} session is closed. Load the bundle again.")
+            with cuda.on_device(self._device):
+                return self._enqueue(inputs, shapes, outputs, stream)
+
+    def _enqueue(
+        self, inputs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], outputs: list[str], stream: int | None
+    ) -> dict[str, Any]:
+        lane = self._stream if stream is None else stream
+        context, copy = self._context, cuda.cudart().cudaMemcpyKind
+        # The last call may still be running on another stream; it used the same buffers.
+        cuda.call("cudaStreamWaitEvent", lane, self._done, 0)
+        views = {name: cuda.device_view(value, name, lane, stream is not None) for name, value in inputs.items()}
+        on_gpu = any(views.values())
+        for name, value in inputs.items():
+            if views[name]:
+                pointer = views[name].pointer
+            else:
+                host = host_array(value, name)
+                pointer = self._reserve(self._inputs[name], host.nbytes)
+                cuda.call("cudaMemcpyAsync", pointer, host.ctypes.data, host.nbytes, copy.cudaMemcpyHostToDevice, lane)
+            self._expect(context.set_input_shape(name, shapes[name]), f"refuses {name} of shape {list(shapes[name])}")
+            self._expect(context.set_tensor_address(name, pointer), f"refuses memory for {name}")
+        results: dict[str, Any] = {}
+        for name, spec in self.outputs.items():
+            shape, dtype = tuple(context.get_tensor_shape(name)), np.dtype(spec.dtype)
+            self._expect(len(shape) > 0 and min(shape) > 0, f"gives no shape for {name}: {list(shape)}")
+            nbytes = math.prod(shape) * dtype.itemsize
+            if on_gpu and name in outputs:
+                results[name] = cuda.DeviceArray.empty(shape, dtype, stream)
+                pointer = results[name].pointer
+            else:
+                pointer = self._reserve(self._outputs[name], nbytes)
+                if name in outputs:
+                    results[name] = np.empty(shape, dtype)
+            self._expect(context.set_tensor_address(name, pointer), f"refuses memory for {name}")
+        size = context.update_device_memory_size_for_shapes()
+        context.set_device_memory(self._reserve(self._scratch, size), self._scratch.nbytes)
+        self._expect(context.execute_async_v3(lane), f"could not run {dict(shapes)}")
+        if not on_gpu:
+            for name, host in results.items():
+                cuda.call("cudaMemcpyAsync", host.ctypes.data, self._outputs[name].pointer, host.nbytes,
+                          copy.cudaMemcpyDeviceToHost, lane)
+        cuda.call("cudaEventRecord", self._done, lane)
+        if stream is None or not on_gpu:
+            cuda.call("cudaStreamSynchronize", lane)
+        return {name: results[name] for name in outputs}
+
+    def _reserve(self, buffer: cuda.DeviceBuffer, nbytes: int) -> int:
+        if nbytes > buffer.nbytes:  # it is about to be freed
+            cuda.call("cudaEventSynchronize", self._done)
+        return buffer.reserve(nbytes)
+
+    def _expect(self, succeeded: bool, what: str) -> None:
+        if not succeeded:
+            raise BackendError(f"{self.backend}: {self.file} {what}: {self._logger.said()}")
+
+    def close(self) -> None:
+        """Release the engine, its memory and its stream, after the work that uses them."""
+        with self._lock:
+            if self.closed:
+                return
+            super().close()
+            if self._done is not None:
+                cuda.call("cudaEventSynchronize", self._done)
+            self._context = self._engine = self._runtime = None  # in this order: each lives in the next
+            for buffer in (*self._inputs.values(), *self._outputs.values(), self._scratch):
+                buffer.free()
+            if self._done is not None:
+                cuda.call("cudaEventDestroy", self._done)
+            if self._stream is not None:
+                cuda.call("cudaStreamDestroy", self._stream)
+            self._done = self._stream = None
+
+
+@functools.cache
+def _logger(trt: Any) -> Any:
+    """The one logger that this builder's objects share; it keeps the builder's last warnings and errors."""
+
+    class Words(trt.ILogger):
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.words: collections.deque[str] = collections.deque(maxlen=WORDS_KEPT)
+            self._log = logging.getLogger("dpt_deploy.tensorrt")
+
+        def log(self, severity: Any, message: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.words.append(message.strip())
+            self._log.debug("%s: %s", severity, message)
+
+        def said(self) -> str:
+            """The errors since the last time, in one line."""
+            said = "; ".join(dict.fromkeys(self.words)) or "without giving a reason"
+            self.words.clear()
+            return said.replace("\n", " ")
+
+    return Words()
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
