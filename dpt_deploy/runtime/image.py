@@ -18,6 +18,9 @@ from ..errors import BadInput
 from ..files import existing_file
 from ..metrics import sigmoid
 
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+"""File names that count as images in a folder."""
+
 _weights = functools.lru_cache(maxsize=16)(resize_weights)
 
 
@@ -33,23 +36,20 @@ def read_image(path: Path | str) -> np.ndarray:
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
     # OpenCV reports on standard error what the exception below says in one sentence.
-    level = cv2.getLogLevel()
-    cv2.setLogLevel(0)
+    level = cv2.utils.logging.getLogLevel()
+    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
         image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
     except cv2.error:
         image = None
     finally:
-        cv2.setLogLevel(level)
+        cv2.utils.logging.setLogLevel(level)
     if image is None:
         raise BadInput(
             f"{path}: expected an image, but its {data.size} bytes cannot be decoded: truncated, damaged, or a format "
             "that OpenCV does not read. Convert it to PNG or JPEG."
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 
 
 def list_images(path: Path | str) -> list[Path]:

@@ -1,4 +1,4 @@
-"""PyTorch itself as a backend, the reference that the others are compared with. The one module here that needs torch."""
+"""PyTorch itself as a backend, the reference for the others. The one module here that needs torch."""
 
 from __future__ import annotations
 
