@@ -1,5 +1,5 @@
 """Maps from images, on whatever the machine has: engines on TensorRT, graphs on ONNX Runtime. Needs no torch."""
 
-from .runtime import BACKENDS, Prediction, Runtime, load, open_session
+from .runtime import BACKENDS, Backend, Precision, Prediction, Runtime, load, open_session
 
-__all__ = ["BACKENDS", "Prediction", "Runtime", "load", "open_session"]
+__all__ = ["BACKENDS", "Backend", "Precision", "Prediction", "Runtime", "load", "open_session"]

@@ -22,7 +22,8 @@ from .session import Session, host_array
 Backend = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
 BACKENDS: tuple[Backend, ...] = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 """All backends, the one preferred first."""
-PRECISIONS = ("fp16", "bf16", "fp32")
+Precision = Literal["fp16", "bf16", "fp32"]
+PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 BATCH = 8  # frames per call where the backend sets no limit: more costs memory and wins no time
 
 
@@ -112,8 +113,8 @@ class Runtime:
 
 
 def load(
-    bundle: Path | str, backend: Backend | None = None, graph: Graph = "frame", precision: str | None = None,
-    threads: int | None = None,
+    bundle: Path | str, backend: Backend | None = None, graph: Graph = "frame",
+    precision: Precision | None = None, threads: int | None = None,
 ) -> Runtime:
     """Load a bundle's folder on the best backend that runs here.
 
@@ -131,24 +132,28 @@ def load(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise BadInput(f"threads: expected a number from 1, received {threads!r}.")
     opened = Bundle.open(bundle)
-    refusals: list[str] = []
+    refusals: list[tuple[str, str]] = []
     for candidate in (backend,) if backend else BACKENDS:
         artifacts = _artifacts(opened, candidate, graph, precision)
         if not artifacts:
-            refusals.append(f"{candidate}: {_nothing_for(opened, candidate, graph, precision)}")
+            nothing = _nothing_for(opened, candidate, graph, precision)
+            if backend is None and candidate.startswith("tensorrt") and machine.compute_capability() is None:
+                nothing = nothing.partition(";")[0]  # how to build an engine is of use where it could run
+            refusals.append((candidate, nothing))
         for artifact in artifacts:
             try:
                 if backend is None:
                     _check_gpu(candidate)
                 session = open_session(opened, artifact, candidate, threads)
             except (BackendError, MissingPackage) as error:
-                if (refusal := str(error).removeprefix(f"{candidate}: ")) not in "".join(refusals):
-                    refusals.append(f"{candidate}: {refusal}")
+                refusal = (candidate, str(error).removeprefix(f"{candidate}: "))
+                refusals += [refusal] if refusal not in refusals else []
                 continue
             return Runtime(opened, artifact, session, _reason(candidate, artifact, backend, refusals))
+    lines = [f"{candidate}: {refusal}" for candidate, refusal in refusals]
     if backend:
-        raise BackendError("; ".join(refusals))
-    raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in refusals))
+        raise BackendError(" ".join(lines))
+    raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
 
 
 def open_session(bundle: Bundle, artifact: Artifact, backend: Backend, threads: int | None = None) -> Session:
@@ -184,17 +189,16 @@ def _check_gpu(backend: Backend) -> None:
 def _nothing_for(bundle: Bundle, backend: Backend, graph: Graph, precision: str | None) -> str:
     wanted = f"{graph} graph" + (f" in {precision}" if precision else "")
     if backend.startswith("tensorrt"):
-        return (f"the bundle has no {backend} engine of the {wanted} (to build one on its GPU: "
-                f"python -m dpt_deploy.build {bundle.folder} --builder {backend})")
+        return (f"the bundle has no such engine of the {wanted}; to build one, on the GPU that will run it: "
+                f"python -m dpt_deploy.build {bundle.folder} --builder {backend}")
     have = ", ".join(artifact.file for artifact in bundle.find("onnx")) or "no ONNX graph at all"
     return f"the bundle has no ONNX file of the {wanted}, it has {have}"
 
 
-def _reason(backend: Backend, artifact: Artifact, asked: Backend | None, refusals: list[str]) -> str:
-    taken = f"{backend} runs {artifact.file}"
-    if asked:
-        return f"{taken}, as asked for" + (f" (not taken: {'; '.join(refusals)})" if refusals else "")
-    return taken + (f"; not taken: {'; '.join(refusals)}" if refusals else ", the first choice")
+def _reason(backend: Backend, artifact: Artifact, asked: Backend | None, refusals: list[tuple[str, str]]) -> str:
+    taken = f"{backend} runs {artifact.file}" + (", as asked for" if asked else "")
+    others = "; ".join(f"not {candidate}: {refusal.rstrip('.')}" for candidate, refusal in refusals)
+    return f"{taken}; {others}." if others else f"{taken}."
 
 
 def _known(what: str, value: Any, known: Sequence[str], required: bool = False) -> None:

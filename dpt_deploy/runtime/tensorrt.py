@@ -92,7 +92,10 @@ class TensorRTSession(Session):
             self._refuse(f"was built from another graph than {graphs[0].file}, which was exported since")
 
     def _refuse(self, why: str) -> None:
-        raise BackendError(f"{self.backend}: {self.file} {why}. Build it again: {self._rebuild}")
+        remedy = f"Build it again: {self._rebuild}"
+        if machine.compute_capability() is None:
+            remedy = f"No GPU is visible here: run it where one is, or use backend onnxruntime-cpu. {remedy}"
+        raise BackendError(f"{self.backend}: {self.file} {why}. {remedy}")
 
     def _load(self, trt: Any, plan: bytes) -> None:
         self._logger.words.clear()

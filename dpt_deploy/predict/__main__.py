@@ -1,0 +1,123 @@
+"""python -m dpt_deploy.predict BUNDLE IMAGE_OR_FOLDER: panels and raw maps."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import numpy as np
+
+from .. import cli
+from ..contract import Graph
+from ..errors import BadInput, ContractError
+from ..files import replacing
+from ..runtime import Backend, Precision, Prediction, load
+from ..runtime.image import list_images, read_image
+
+with cli.needing("cli"):
+    import OpenEXR
+    import tyro
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.table import Table
+
+from .panel import panel, write_png
+
+PROG = "python -m dpt_deploy.predict"
+PANEL = ".panel.png"
+
+
+@dataclass(frozen=True)
+class PredictConfig:
+    """Depth, normals and alpha of an image, or of every image in a folder.
+
+    Writes for each image a panel picture, the raw maps (.npz: depth [m], normals, alpha, all float32 at
+    the image's size), and depth [m] as OpenEXR.
+    """
+
+    bundle: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
+    """Folder that python -m dpt_deploy.export wrote."""
+    images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE_OR_FOLDER")]
+    """An image, or a folder of images."""
+    out: Path = Path("predictions")
+    """Folder for the results."""
+    backend: Backend | None = None
+    """What runs it; the best that can run here when not given."""
+    graph: Graph = "frame"
+    """frame resizes inside the graph, model outside of it; the maps are the same."""
+    precision: Precision | None = None
+    """The backend's preference when not given."""
+    threads: int | None = None
+    """CPU threads per operator."""
+
+
+def main(config: PredictConfig) -> int:
+    """Exit status 0 if at least one image was predicted; those that could not be are named."""
+    console = Console(highlight=False, soft_wrap=True)
+    paths = [path for path in list_images(config.images) if not path.name.endswith(PANEL) or path == config.images]
+    if not paths:
+        raise BadInput(f"{config.images}: expected images, found only panels that this command wrote.")
+    if len(paths) == 1:
+        read_image(paths[0])  # a bad one should be told before an engine is loaded
+    table = Table("image", "size", "files", title=f"Written to {config.out}", title_justify="left")
+    skipped: list[str] = []
+    with load(config.bundle, config.backend, config.graph, config.precision, config.threads) as runtime:
+        console.print(runtime.reason, markup=False)
+        columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                   TextColumn("{task.description}", markup=False))
+        with Progress(*columns, console=console) as progress:
+            task = progress.add_task("", total=len(paths))
+            for path, stem in zip(paths, _stems(paths), strict=True):
+                progress.update(task, description=path.name)
+                try:
+                    image = read_image(path)
+                    prediction = runtime(image)
+                except (BadInput, ContractError) as error:  # cannot be decoded; a size outside the engine's profile
+                    if len(paths) == 1:
+                        raise
+                    skipped.append(str(error) if str(path) in str(error) else f"{path}: {error}")
+                else:
+                    files = write_results(config.out, stem, image, prediction, path.name)
+                    table.add_row(path.name, f"{image.shape[1]} x {image.shape[0]}",
+                                  "\n".join(file.name for file in files))
+                progress.advance(task)
+    if table.row_count:
+        console.print(table, soft_wrap=False)
+    for line in skipped:
+        console.print(f"skipped  {line}", markup=False)
+    if not table.row_count:
+        raise BadInput(f"{config.images}: none of its {len(paths)} images could be predicted.")
+    return 0
+
+
+def write_results(out: Path, stem: str, image: np.ndarray, prediction: Prediction, name: str = "") -> list[Path]:
+    """Write panel, maps and depth of one image into `out`, each file atomically; returns the paths in that order."""
+    files = [out / f"{stem}{PANEL}", out / f"{stem}.npz"]
+    write_png(files[0], panel(image, prediction, name))
+    with replacing(files[1]) as temporary:
+        np.savez(temporary, **prediction.maps)
+    if prediction.depth is not None:
+        files.append(out / f"{stem}.depth.exr")
+        write_depth(files[2], prediction.depth)
+    return files
+
+
+def write_depth(path: Path, depth: np.ndarray) -> None:
+    """Depth float32 (H, W) [m] as OpenEXR, one channel Z, atomically."""
+    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
+    # OpenEXR writes non-contiguous arrays wrongly, and without an error.
+    channels = {"Z": np.ascontiguousarray(depth, np.float32)}
+    with replacing(path) as temporary, OpenEXR.File(header, channels) as file:
+        file.write(str(temporary))
+
+
+def _stems(paths: list[Path]) -> list[str]:
+    """Names for the results: the image's, with its suffix where two images differ in that alone."""
+    count = Counter(path.stem for path in paths)
+    return [path.stem if count[path.stem] == 1 else path.name for path in paths]
+
+
+if __name__ == "__main__":
+    cli.run(PredictConfig, main, PROG)
