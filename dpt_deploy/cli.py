@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import shlex
 import sys
 from collections.abc import Callable, Iterator
@@ -27,31 +26,29 @@ def needing(extra: str) -> Iterator[None]:
         sys.exit(MissingPackage.exit_code)
 
 
-def run(config: type[Config], main: Callable[[Config], int | None], prog: str) -> None:
+def run(
+    config: type[Config], main: Callable[[Config], int | None], prog: str, default: Callable[[], Config] | None = None
+) -> None:
     """Parse the command line into the dataclass `config`, call `main` with it, and exit.
 
+    `default` gives the values of what the command line leaves out, where they are not the class's own.
     Exit status: what `main` returns (None is 0), 2 for a `DptError` (its message goes to standard
     error, without a traceback), 130 for Ctrl-C.
     """
     with needing("cli"):
         import tyro
     try:
-        parsed = tyro.cli(config, prog=prog, description=config.__doc__, config=(tyro.conf.OmitArgPrefixes,))
+        values = {"default": default()} if default else {}
+        parsed = tyro.cli(config, prog=prog, description=config.__doc__, config=(tyro.conf.OmitArgPrefixes,), **values)
         sys.exit(main(parsed) or 0)
     except DptError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
         sys.exit(130)
 
 
 def command_line(prog: str) -> str:
     """The command that is running, as a shell line, for manifests and reports."""
     return shlex.join(prog.split() + sys.argv[1:])
-
-
-def as_record(config: object) -> dict:
-    """A config dataclass as plain JSON values."""
-    return {key: str(value) if hasattr(value, "__fspath__") else value
-            for key, value in dataclasses.asdict(config).items()}

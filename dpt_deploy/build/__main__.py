@@ -36,7 +36,8 @@ def main(config: BuildConfig) -> int:
     """Exit status 0 only if the verdict is."""
     bundle = Bundle.open(config.bundle)
     engines = build_engines(bundle, config.engines, precisions=config.precision or None)
-    report = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"), command=cli.command_line(PROG))
+    command = cli.command_line(PROG)
+    report = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"), command=command)
     print_outcome(bundle, report, [run_line(bundle, engine) for engine in engines])
     return 0 if report else 1
 

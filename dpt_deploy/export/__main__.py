@@ -7,7 +7,7 @@ from .. import cli
 with cli.needing("export"):
     from ..build import run_line
     from ..parity.table import print_outcome
-    from . import ExportConfig, export
+    from .pipeline import ExportConfig, export
 
 PROG = "python -m dpt_deploy.export"
 

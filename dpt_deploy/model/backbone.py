@@ -28,7 +28,9 @@ def create_backbone(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Mo
     """
     if not timm.is_model(name):
         near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:8]
-        raise BadInput(f"backbone: timm has no model {name!r}. Near it: {', '.join(near) or 'none'}. Fitting: {EXAMPLES}.")
+        raise BadInput(
+            f"backbone: timm has no model {name!r}. Near it: {', '.join(near) or 'none'}. Fitting: {EXAMPLES}."
+        )
     try:
         vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
     except (TypeError, AssertionError) as error:

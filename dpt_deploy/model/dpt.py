@@ -46,7 +46,7 @@ class ModelConfig:
         """The inverse of `to_json`; fields this version does not know are refused by name."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := set(value) - known:
-            raise BadInput(f"model description: unknown fields {sorted(unknown)}; a newer dpt-deploy wrote it. Upgrade.")
+            raise BadInput(f"model description: unknown {sorted(unknown)}; a newer dpt-deploy wrote it. Upgrade.")
         return cls(**value | {"heads": tuple(value.get("heads", HEADS))})
 
 

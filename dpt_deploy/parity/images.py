@@ -15,7 +15,8 @@ def scene(height: int, width: int, seed: int) -> np.ndarray:
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     image = np.empty((height, width, 3), np.float32)
     for channel in range(3):
-        image[..., channel] = rng.uniform(0.2, 0.6) + rng.uniform(-0.2, 0.2) * x / width + rng.uniform(-0.2, 0.2) * y / height
+        slope_x, slope_y = rng.uniform(-0.2, 0.2, 2)
+        image[..., channel] = rng.uniform(0.2, 0.6) + slope_x * x / width + slope_y * y / height
     for octave in range(1, 7):  # 1/f texture
         size = (min(width, 3 * 2**octave), min(height, 2 * 2**octave))
         noise = rng.standard_normal((size[1], size[0], 3)).astype(np.float32)

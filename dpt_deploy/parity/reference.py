@@ -40,11 +40,11 @@ class Reference:
     cases: tuple[Case, ...]
 
     def batches(self, graph: Graph) -> list[list[Case]]:
-        """Cases grouped by input size: a graph must take a batch as it takes single images."""
+        """Cases in pairs of one input size: a graph must take a batch as it takes single images."""
         groups: dict[tuple, list[Case]] = {}
         for case in self.cases:
             groups.setdefault(case.input(graph).shape, []).append(case)
-        return list(groups.values())
+        return [group[i : i + 2] for group in groups.values() for i in range(0, len(group), 2)]
 
     def save(self, path: Path) -> None:
         """Write `reference.npz`, atomically."""

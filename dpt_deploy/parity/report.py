@@ -48,6 +48,7 @@ def render(report: ParityReport, bundle: Bundle, exhibit: Exhibit, command: str)
     text = html.escape
     status = "passed" if report else "failed" if report.failed else "not-run"
     source = bundle.header["checkpoint"]
+    versions = ", ".join(f"{name} {version}" for name, version in bundle.header["versions"].items())
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Parity of {text(bundle.name)}</title><style>{STYLE}</style></head><body>
@@ -60,7 +61,7 @@ above 0.5; where that is empty, over the whole image. Adversarial inputs count f
 {_exhibit(exhibit)}
 <h2>Files</h2>{_files(bundle)}
 <h2>Made by</h2><p><code>{text(command or "the Python interface")}</code></p>
-<p class="dim">{text(", ".join(f"{k} {v}" for k, v in bundle.header["versions"].items()))}; {bundle.header["created"]}</p>
+<p class="dim">{text(versions)}; {bundle.header["created"]}</p>
 </body></html>
 """
 
@@ -75,7 +76,8 @@ def _stages(report: ParityReport) -> str:
             f'<tr><td>{html.escape(stage.name)}</td><td class="{stage.status.replace(" ", "-")}">{stage.status}</td>'
             f'{cells}<td class="why">{html.escape("; ".join(stage.reasons))}</td></tr>'
         )
-    return f'<div class="scroll"><table><tr><th>stage</th><th>status</th>{head}<th>why</th></tr>{"".join(rows)}</table></div>'
+    header = f"<tr><th>stage</th><th>status</th>{head}<th>why</th></tr>"
+    return f'<div class="scroll"><table>{header}{"".join(rows)}</table></div>'
 
 
 def _number(stage: Stage, report: ParityReport, head: str, metric: str) -> str:

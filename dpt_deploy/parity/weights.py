@@ -57,7 +57,7 @@ def compare_weights(path: Path, expected: Mapping[str, np.ndarray], precision: s
         scale = max(float(np.abs(want).max()), 1e-12)
         error = float(np.abs(have.astype(np.float64) - rounded.astype(np.float64)).max()) / scale
         worst = max(worst, error)
-        if not error == 0.0:
+        if error != 0.0:  # NaN too
             reasons.append(f"{name} differs by {error:.2%} of its largest weight")
         if not np.isfinite(have.astype(np.float32)).all():
             reasons.append(f"{name} does not fit the range of {have.dtype}")
@@ -66,4 +66,5 @@ def compare_weights(path: Path, expected: Mapping[str, np.ndarray], precision: s
     reasons += [f"{name} is in the graph and not in the checkpoint" for name in left]
     values: dict[str, Any] = {"weights": {"tensors": len(used), "max_relative_difference": worst}}
     status = "failed" if reasons else "passed"
-    return Stage(f"weights of {path.name}", status, precision, path.name, sha256(path), values, {}, tuple(reasons))
+    name = f"weights {path.stem.replace('.', ' ')}"
+    return Stage(name, status, precision, path.name, sha256(path), values, {}, tuple(reasons))

@@ -1,0 +1,235 @@
+"""Checkpoint -> reference, graphs, engines, verdict."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import hashlib
+import importlib.metadata
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import numpy as np
+import torch
+import tyro
+
+from .. import __version__
+from ..build import EngineOptions, build_engines, parse_size
+from ..bundle import Bundle
+from ..contract import HEADS, Contract, ResizeRule
+from ..errors import BadInput
+from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
+from ..model.frame import FrameModel
+from ..parity import ParityReport, Stage, compare, load_budget
+from ..parity.images import built_in
+from ..parity.judge import judge
+from ..parity.reference import FILE, Reference
+from ..parity.weights import compare_weights
+from ..runtime.image import list_images, read_image
+from .graph import export_graph
+from .precision import Precision, PrecisionPlan, fold_batch_norm, typed, typed_frame
+from .reference import make_reference
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Turn a trained checkpoint into a bundle: ONNX graphs, engines, and a verdict on every one of them."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """File such as best_model.pth."""
+    out: Path | None = None
+    """Folder of the bundle; engines/<checkpoint name> when not given."""
+    input_size: str | None = None
+    """Network input, such as 384 or 384x512 (HEIGHTxWIDTH); the checkpoint's own when not given."""
+    precision: Precision = "fp16"
+    """Arithmetic of the graphs beside the FP32 reference graphs; fp32 makes the latter alone."""
+    fp32: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Keep this in FP32 as well: a module such as decoder.fusion.2, or residual; may be repeated."""
+    resize: ResizeRule | None = None
+    """How a frame reaches the network's input; the checkpoint's own rule when not given, else stretch."""
+    heads: str | None = None
+    """Comma-separated subset of depth,normals,alpha; all that the checkpoint has when not given."""
+    depth_scale: float | None = None
+    """For a checkpoint without a description: the depth_scale it was trained with."""
+    opset: Literal[23, 20] = 23
+    """ONNX opset; 23 has the Attention operator, 20 serves older TensorRT."""
+    engines: EngineOptions = field(default_factory=EngineOptions)
+    images: Path | None = None
+    """Image or folder to judge parity on; built-in scenes when not given."""
+    max_images: int = 8
+    """At most this many images of a folder are used, evenly spaced."""
+    budget: Path | None = None
+    """JSON file with other parity budgets; the report says so."""
+    seed: int = 0
+    """Seed of everything random; export itself draws nothing."""
+
+
+def export(
+    config: ExportConfig, say: Callable[[str], None] = print, command: str = ""
+) -> tuple[Bundle, ParityReport]:
+    """Export `config.checkpoint` and judge the result. Raises a `DptError` on bad input.
+
+    Reuses every file of an earlier run whose hash says that it is still right.
+    """
+    torch.manual_seed(config.seed)
+    load_budget(config.budget)  # a bad budget should fail now and not after the builds
+    checkpoint = read_checkpoint(config.checkpoint)
+    for note in checkpoint.notes:
+        say(f"note     {note}")
+    model = _load(checkpoint, config)
+    contract = _contract(checkpoint, model, config)
+    plan = PrecisionPlan(config.precision, (*PrecisionPlan.fp32, *config.fp32) if config.precision != "fp32" else ())
+    bundle = _create_bundle(checkpoint, model, contract, config, command)
+    reference = _make_reference(bundle, model, contract, config, say)
+    _export_graphs(bundle, model, contract, plan, config.opset, say)
+    stages = _judge_with_torch(bundle, model, contract, reference, plan, config, say)
+    build_engines(bundle, config.engines, say)
+    report = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), command)
+    return bundle, report
+
+
+def _load(checkpoint: Checkpoint, config: ExportConfig) -> MultiTaskDPT:
+    model = load_model(checkpoint)
+    if config.depth_scale is not None:
+        model.set_depth_scale(config.depth_scale)
+    if config.heads:
+        wanted = tuple(part.strip() for part in config.heads.split(","))
+        if unknown := [head for head in wanted if head not in HEADS]:
+            raise BadInput(f"--heads: expected names among {','.join(HEADS)}, received {','.join(unknown)}.")
+        model.select_heads(wanted)
+    size = config.input_size
+    model.set_input_size(parse_size(size, "--input-size") if size else _own_size(checkpoint, model))
+    return model
+
+
+def _own_size(checkpoint: Checkpoint, model: MultiTaskDPT) -> tuple[int, int]:
+    return checkpoint.contract.input_size if checkpoint.contract else model.input_size
+
+
+def _contract(checkpoint: Checkpoint, model: MultiTaskDPT, config: ExportConfig) -> Contract:
+    """The model's contract; mean, std and resize rule are those it was trained with, where the checkpoint says."""
+    trained = checkpoint.contract or model.contract()
+    return Contract(
+        model.input_size, trained.mean, trained.std, config.resize or trained.resize, model.config.heads
+    )
+
+
+def _create_bundle(
+    checkpoint: Checkpoint, model: MultiTaskDPT, contract: Contract, config: ExportConfig, command: str
+) -> Bundle:
+    folder = config.out or Path("engines") / checkpoint.path.stem
+    packages = ("torch", "timm", "onnx", "onnxscript", "numpy", "opencv-python")
+    header = {
+        "name": folder.name,
+        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "command": command,
+        "checkpoint": {"file": checkpoint.path.name, "sha256": checkpoint.sha256},
+        "model": model.config.to_json(),
+        "contract": contract.to_json(),
+        "training": checkpoint.training,
+        "options": _record(config),
+        "versions": {"dpt-deploy": __version__} | {name: importlib.metadata.version(name) for name in packages},
+    }
+    return Bundle.create(folder, header)
+
+
+def _record(config: ExportConfig) -> dict[str, Any]:
+    """The options as plain JSON values; file names without the folders of this machine."""
+    fields = dataclasses.asdict(config)
+    return json.loads(json.dumps({key: value.name if isinstance(value, Path) else value for key, value in fields.items()}))
+
+
+def _make_reference(
+    bundle: Bundle, model: MultiTaskDPT, contract: Contract, config: ExportConfig, say: Callable[[str], None]
+) -> Reference:
+    inputs = _inputs(config)
+    digest = hashlib.sha256()
+    for name, _, frame in inputs:
+        digest.update(name.encode() + repr(frame.shape).encode() + frame.tobytes())
+    key = _key(bundle, {"inputs": digest.hexdigest()})
+    if reused := bundle.reusable(FILE, key):
+        say(f"reused   {FILE} (same checkpoint and images)")
+        return Reference.load(bundle.path(reused))
+    reference = make_reference(model, contract, inputs, lambda name: say(f"PyTorch  {name}"))
+    reference.save(bundle.folder / FILE)
+    bundle.add(FILE, "reference", key=key)
+    return reference
+
+
+def _inputs(config: ExportConfig) -> list[tuple[str, bool, np.ndarray]]:
+    """The user's images, or the built-in scenes; adversarial inputs always."""
+    if config.images is None:
+        return built_in()
+    paths = list_images(config.images)
+    if len(paths) > config.max_images:
+        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, config.max_images).astype(int)]
+    return [(path.name, False, read_image(path)) for path in paths] + [case for case in built_in() if case[1]]
+
+
+def _export_graphs(
+    bundle: Bundle, model: MultiTaskDPT, contract: Contract, plan: PrecisionPlan, opset: int,
+    say: Callable[[str], None],
+) -> None:
+    """Write the FP32 graphs and, unless the plan is FP32, those of the plan."""
+    wanted = []
+    for this in (PrecisionPlan("fp32", ()), plan)[: 1 if plan.precision == "fp32" else 2]:
+        inner = None
+        for graph in ("model", "frame"):
+            file = f"{graph}.{this.precision}.onnx"
+            wanted.append(file)
+            key = _key(bundle, {"graph": graph, "plan": this.to_json(), "opset": opset})
+            if bundle.reusable(file, key):
+                say(f"reused   {file} (same checkpoint, plan and versions)")
+                continue
+            inner = inner or typed(model, this)
+            module = inner if graph == "model" else typed_frame(inner, FrameModel(model, contract), this)
+            path = bundle.folder / file
+            export_graph(module, graph, contract, path, opset, {"plan": json.dumps(this.to_json())})
+            bundle.add(
+                file, "onnx", graph=graph, precision=this.precision, key=key,
+                details={"opset": opset, "plan": this.to_json()},
+            )
+            if (data := path.with_name(f"{file}.data")).exists():
+                bundle.add(data.name, "data")
+            say(f"exported {file} ({path.stat().st_size / 1e6:.0f} MB)")
+    for artifact in bundle.find("onnx"):
+        if artifact.file not in wanted and artifact.key != _key(
+            bundle, {"graph": artifact.graph, "plan": artifact.details["plan"], "opset": artifact.details["opset"]}
+        ):
+            bundle.remove(artifact)  # made from another checkpoint or contract
+
+
+def _judge_with_torch(
+    bundle: Bundle, model: MultiTaskDPT, contract: Contract, reference: Reference, plan: PrecisionPlan,
+    config: ExportConfig, say: Callable[[str], None],
+) -> list[Stage]:
+    """The stages that need PyTorch: half arithmetic, and every weight of every graph."""
+    budget, _ = load_budget(config.budget)
+    folded = fold_batch_norm(model).state_dict()
+    expected = {name: value.numpy() for name, value in folded.items() if value.is_floating_point()}
+    stages = [compare_weights(bundle.path(a), expected, a.precision) for a in bundle.find("onnx")]
+    del folded, expected
+    if plan.precision != "fp32":
+        say(f"judging  PyTorch {plan.precision}")
+        half = typed(model, plan)
+
+        def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+            with torch.no_grad():
+                return {name: value.numpy() for name, value in half(torch.from_numpy(batch)).items()}
+
+        path = bundle.folder / f"model.{plan.precision}.onnx"
+        stages.append(compare(f"PyTorch {plan.precision}", run, reference, "model", plan.precision, budget, path))
+    return stages
+
+
+def _key(bundle: Bundle, what: dict[str, Any]) -> str:
+    """Hash of everything that a file depends on: checkpoint, contract, model, versions, and `what`."""
+    header = bundle.header
+    made_from = {
+        "checkpoint": header["checkpoint"]["sha256"], "contract": header["contract"], "model": header["model"],
+        "versions": header["versions"], **what,
+    }
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
