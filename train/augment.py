@@ -1,0 +1,89 @@
+"""Augmentations that keep geometry true: a mirror and a zoom move image, truth and intrinsics together.
+
+Colour, blur, noise and JPEG change the image alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import cv2
+import numpy as np
+
+from .sample import Sample, crop
+
+
+@dataclass(frozen=True)
+class Augment:
+    """How much of each; zero (or a zoom of 1) is off."""
+
+    mirror: float = 0.5
+    """Probability of a left-right mirror."""
+    zoom: float = 1.2
+    """Largest zoom; its inverse is the smallest."""
+    color: float = 0.3
+    """Strength of changes of brightness, contrast, saturation and tint."""
+    blur: float = 0.1
+    """Probability of a blur."""
+    noise: float = 0.1
+    """Probability of noise."""
+    jpeg: float = 0.1
+    """Probability of JPEG artefacts."""
+
+    def geometry(self, sample: Sample, rng: np.random.Generator) -> Sample:
+        """Mirror and zoom, at random."""
+        if rng.random() < self.mirror:
+            sample = mirrored(sample)
+        if self.zoom > 1:
+            scale = np.exp(rng.uniform(-1, 1) * np.log(self.zoom))
+            sample = zoomed(sample, scale, *rng.uniform(-1, 1, 2))
+        return sample
+
+    def image(self, rgb: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        """Change uint8 (H, W, 3) at random; the same shape and dtype."""
+        if self.color > 0:
+            rgb = recoloured(rgb, self.color, rng)
+        if rng.random() < self.blur:
+            rgb = cv2.GaussianBlur(rgb, (0, 0), rng.uniform(0.4, 0.004 * max(rgb.shape) + 0.6))
+        if rng.random() < self.noise:
+            noisy = rgb + rng.normal(0, rng.uniform(2, 12), rgb.shape)
+            rgb = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+        if rng.random() < self.jpeg:
+            quality = int(rng.integers(30, 90))
+            rgb = cv2.imdecode(cv2.imencode(".jpg", rgb, (cv2.IMWRITE_JPEG_QUALITY, quality))[1], cv2.IMREAD_COLOR)
+        return rgb
+
+
+def mirrored(sample: Sample) -> Sample:
+    """Left and right exchanged: normals' x changes sign, the principal point moves."""
+    intrinsics = sample.intrinsics.copy()
+    intrinsics[0, 2] = sample.alpha.shape[1] - intrinsics[0, 2]
+    return replace(
+        sample, rgb=np.ascontiguousarray(sample.rgb[:, ::-1]), depth=sample.depth[:, ::-1],
+        normals=sample.normals[:, ::-1] * np.float32((-1, 1, 1)), alpha=sample.alpha[:, ::-1], intrinsics=intrinsics,
+        inside=None if sample.inside is None else sample.inside[:, ::-1],
+    )
+
+
+def zoomed(sample: Sample, scale: float, right: float = 0.0, down: float = 0.0) -> Sample:
+    """A window 1 / scale as large, which the network's resize then brings to size: a zoom by `scale`.
+
+    `right` and `down` in [-1, 1] move the window as far as it stays over the image (or the image in
+    it). Depth stays in metres, normals stay; the focal length grows with the resize.
+    """
+    h, w = sample.alpha.shape
+    height, width = max(1, round(h / scale)), max(1, round(w / scale))
+    top, left = round((h - height) * (1 + down) / 2), round((w - width) * (1 + right) / 2)
+    return crop(sample, top, left, height, width)
+
+
+def recoloured(rgb: np.ndarray, strength: float, rng: np.random.Generator) -> np.ndarray:
+    """Random brightness, contrast, saturation and tint of uint8 (H, W, 3)."""
+    brightness, contrast, saturation = 1 + strength * rng.uniform(-1, 1, 3)
+    tint = 1 + 0.3 * strength * rng.uniform(-1, 1, 3)
+    grey = np.float32((0.299, 0.587, 0.114))
+    # One 3x4 matrix for all: saturation mixes in the grey, contrast turns about the middle.
+    mix = saturation * np.eye(3) + (1 - saturation) * grey
+    matrix = np.diag(tint) @ mix * (contrast * brightness)
+    offset = 127.5 * (1 - contrast) * brightness
+    return cv2.transform(rgb, np.column_stack((matrix, np.full(3, offset))))

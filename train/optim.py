@@ -1,0 +1,78 @@
+"""Parameter groups, the learning rate's schedule, and the weights' moving average."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+
+def parameter_groups(
+    model: nn.Module, lr: float, weight_decay: float, backbone_scale: float, layer_decay: float = 1.0
+) -> list[dict]:
+    """AdamW groups: each with its own `peak_lr`, and no decay on vectors, tokens and positions.
+
+    Patch embedding and tokens count as layer 0, block i as layer i + 1; the rate of a layer is
+    `lr * backbone_scale * layer_decay ** (layers above it)`.
+    """
+    blocks = len(model.backbone.blocks)
+    groups: dict[tuple[float, float], dict] = {}
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        rate = lr
+        if name.startswith("backbone."):
+            layer = int(name.split(".")[2]) + 1 if name.startswith("backbone.blocks.") else 0
+            rate *= backbone_scale * layer_decay ** (blocks - layer)
+        tokens = ("pos_embed", "cls_token", "reg_token")
+        decay = 0.0 if parameter.ndim < 2 or name.endswith(tokens) else weight_decay
+        group = groups.setdefault((rate, decay), {"params": [], "weight_decay": decay, "peak_lr": rate, "lr": rate})
+        group["params"].append(parameter)
+    return list(groups.values())
+
+
+def rate_factor(step: int, steps: int, warmup: float, floor: float = 0.01) -> float:
+    """The learning rate of `step` over its peak: linear warm-up, then a cosine down to `floor`."""
+    rise = warmup * steps
+    if step < rise:
+        return (step + 1) / (rise + 1)
+    progress = min(1.0, (step - rise) / max(1.0, steps - rise))
+    return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def set_rate(optimizer: torch.optim.Optimizer, factor: float) -> None:
+    """Set every group's rate to `factor` times its peak."""
+    for group in optimizer.param_groups:
+        group["lr"] = group["peak_lr"] * factor
+
+
+class Ema:
+    """Exponential moving average of a model's floating-point state (float32)."""
+
+    def __init__(self, model: nn.Module, decay: float) -> None:
+        self.decay, self.updates = decay, 0
+        self.state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+
+    @torch.no_grad()
+    def update(self, model: nn.Module) -> None:
+        """Take the model's weights in; the decay rises to its value over the first updates."""
+        self.updates += 1
+        decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
+        for key, value in model.state_dict().items():
+            if value.is_floating_point():
+                self.state[key].lerp_(value.detach(), 1 - decay)
+            else:
+                self.state[key].copy_(value)
+
+    @contextlib.contextmanager
+    def applied(self, model: nn.Module) -> Iterator[None]:
+        """The model with the averaged weights, within the block."""
+        own = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        model.load_state_dict(self.state)
+        try:
+            yield
+        finally:
+            model.load_state_dict(own)

@@ -1,0 +1,148 @@
+"""Task metrics of whole validation sets, in the field's units (PyTorch, float64 where it matters).
+
+Depth and alpha are averaged per image, then over images; normals over all pixels, as is usual for
+each. Images without valid pixels do not count.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+METRICS = {
+    "depth_abs_rel": "AbsRel", "depth_rmse": "RMSE [m]", "depth_delta1": "delta1",
+    "depth_abs_rel_aligned": "AbsRel, aligned", "depth_rmse_aligned": "RMSE, aligned [m]",
+    "normals_mean": "mean [deg]", "normals_median": "median [deg]", "normals_11.25": "below 11.25 deg",
+    "normals_22.5": "below 22.5 deg", "normals_30": "below 30 deg",
+    "alpha_mae": "MAE", "alpha_mse": "MSE", "alpha_sad": "SAD [1000 px]", "alpha_sad_trimap": "SAD, trimap [1000 px]",
+    "alpha_iou": "IoU at 0.5",
+}
+"""Every metric and its name in tables."""
+HIGHER_IS_BETTER = ("depth_delta1", "normals_11.25", "normals_22.5", "normals_30", "alpha_iou")
+_BINS = 3600  # of 0.05 degrees
+
+
+def depth_scores(depth: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> dict[str, torch.Tensor]:
+    """AbsRel, RMSE [m], delta1 (Eigen et al. 2014), and AbsRel and RMSE after the least-squares scale and shift.
+
+    float (N, 1, H, W), mask bool; each result float64 (N,), NaN for an image without valid pixels.
+    """
+    mask = mask.flatten(1)
+    count = mask.sum(dim=1).double()
+    p, t = (torch.where(mask, x.flatten(1).double(), 0.0) for x in (depth, truth))
+
+    def mean(values: torch.Tensor) -> torch.Tensor:
+        return torch.where(mask, values, 0.0).sum(dim=1) / count
+
+    def errors(p: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return mean((p - t).abs() / t), mean((p - t) ** 2).sqrt()
+
+    abs_rel, rmse = errors(p)
+    mean_p, mean_t = (mean(p)[:, None], mean(t)[:, None])
+    variance, covariance = mean((p - mean_p) ** 2), mean((p - mean_p) * (t - mean_t))
+    scale = torch.where(variance > 1e-12, covariance / variance.clamp(min=1e-12), 0.0)[:, None]
+    aligned = errors(scale * (p - mean_p) + mean_t)
+    ratio = torch.maximum(p / t, t / p.clamp(min=1e-12))
+    return {"depth_abs_rel": abs_rel, "depth_rmse": rmse, "depth_delta1": mean((ratio < 1.25).double()),
+            "depth_abs_rel_aligned": aligned[0], "depth_rmse_aligned": aligned[1]}
+
+
+def angles(normals: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    """Angles between vectors (N, 3, H, W) at the pixels of `mask` (N, 1, H, W): float64 (M,) [degrees]."""
+    a, b = (x.double().permute(0, 2, 3, 1)[mask[:, 0]] for x in (normals, truth))
+    return torch.rad2deg(torch.atan2(torch.linalg.vector_norm(torch.linalg.cross(a, b), dim=1), (a * b).sum(dim=1)))
+
+
+def alpha_scores(alpha: torch.Tensor, truth: torch.Tensor, inside: torch.Tensor) -> dict[str, torch.Tensor]:
+    """MAE, MSE, SAD and trimap SAD [1000 pixels], IoU at 0.5; each float64 (N,).
+
+    The trimap's unknown band is where the truth, within 10/384 of the height, is not the same
+    everywhere: a dilated contour, as in matting benchmarks (Rhemann et al. 2009).
+    """
+    radius = max(1, round(truth.shape[2] * 10 / 384))
+    pooled = [F.max_pool2d(sign * truth, 2 * radius + 1, 1, radius) for sign in (1, -1)]
+    band = inside & ((pooled[0] + pooled[1]) > 0.01)
+    error = torch.where(inside, (alpha - truth).abs(), 0.0).double().flatten(1)
+    count = inside.flatten(1).sum(dim=1)
+    a, b = ((x > 0.5) & inside for x in (alpha, truth))
+    union = (a | b).flatten(1).sum(dim=1).double()
+    return {
+        "alpha_mae": error.sum(dim=1) / count, "alpha_mse": (error**2).sum(dim=1) / count,
+        "alpha_sad": error.sum(dim=1) / 1000, "alpha_sad_trimap": (error * band.flatten(1)).sum(dim=1) / 1000,
+        "alpha_iou": torch.where(union > 0, (a & b).flatten(1).sum(dim=1) / union.clamp(min=1), 1.0),
+    }
+
+
+class Scores:
+    """Collects metrics batch by batch; `table` gives them for all images and per kind."""
+
+    def __init__(self) -> None:
+        self.images: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+        self.histograms: dict[str, torch.Tensor] = {}
+        self.pixels: dict[str, torch.Tensor] = {}  # count, sum, below 11.25, 22.5, 30
+
+    @torch.no_grad()
+    def add(self, maps: dict[str, torch.Tensor], batch: dict[str, Any]) -> None:
+        """Take in a batch: `maps` with some of depth (N, 1, H, W) [m], normals (N, 3, H, W), alpha (N, 1, H, W)."""
+        inside, per_image = batch["inside"], {}
+        if "depth" in maps:
+            per_image |= depth_scores(maps["depth"], batch["depth"], inside & (batch["depth"] > 0))
+        if "alpha" in maps:
+            per_image |= alpha_scores(maps["alpha"], batch["alpha"], inside)
+        lists = {name: values.tolist() for name, values in per_image.items()}
+        for i, kind in enumerate(batch["kind"]):
+            for name, values in lists.items():
+                if values[i] == values[i]:  # not NaN: an image without valid pixels does not count
+                    self.images[kind][name].append(values[i])
+        if "normals" in maps:
+            facing = inside & (batch["normals"].abs().sum(dim=1, keepdim=True) > 0)
+            for kind in sorted(set(batch["kind"])):
+                chosen = torch.tensor([k == kind for k in batch["kind"]], device=facing.device)
+                self._add_angles(kind, angles(maps["normals"][chosen], batch["normals"][chosen], facing[chosen]).cpu())
+
+    def _add_angles(self, kind: str, values: torch.Tensor) -> None:
+        histogram = torch.histc(values, _BINS, 0, 180)
+        below = [(values < limit).sum().double() for limit in (11.25, 22.5, 30)]
+        pixels = torch.stack((torch.tensor(float(values.numel()), dtype=torch.float64), values.sum(), *below))
+        self.histograms[kind] = self.histograms.get(kind, 0) + histogram
+        self.pixels[kind] = self.pixels.get(kind, 0) + pixels
+
+    def merge(self, others: list[Scores]) -> Scores:
+        """All of `others` together."""
+        merged = Scores()
+        for other in others:
+            for kind, metrics in other.images.items():
+                for name, values in metrics.items():
+                    merged.images[kind][name] += values
+            for kind in other.pixels:
+                merged.histograms[kind] = merged.histograms.get(kind, 0) + other.histograms[kind]
+                merged.pixels[kind] = merged.pixels.get(kind, 0) + other.pixels[kind]
+        return merged
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"images": {kind: dict(metrics) for kind, metrics in self.images.items()}}
+
+    def table(self) -> dict[str, dict[str, float]]:
+        """Metrics by "all" and by kind, in the order of `METRICS`."""
+        kinds = sorted(set(self.images) | set(self.pixels))
+        return {"all": self._row(kinds)} | ({kind: self._row([kind]) for kind in kinds} if len(kinds) > 1 else {})
+
+    def _row(self, kinds: list[str]) -> dict[str, float]:
+        row: dict[str, float] = {}
+        for name in METRICS:
+            values = [v for kind in kinds for v in self.images.get(kind, {}).get(name, ())]
+            if values:
+                row[name] = sum(values) / len(values)
+        pixels = sum((self.pixels[kind] for kind in kinds if kind in self.pixels), torch.zeros(5, dtype=torch.float64))
+        count = pixels[0].item()
+        if count:
+            histogram = sum(self.histograms[kind] for kind in kinds if kind in self.histograms)
+            middle = torch.searchsorted(histogram.cumsum(0), torch.tensor(count / 2, dtype=histogram.dtype)).item()
+            row["normals_mean"] = pixels[1].item() / count
+            row["normals_median"] = (middle + 0.5) * 180 / _BINS
+            row |= {name: pixels[i].item() / count for i, name in
+                    enumerate(("normals_11.25", "normals_22.5", "normals_30"), start=2)}
+        return {name: row[name] for name in METRICS if name in row}

@@ -1,0 +1,404 @@
+"""The loop: epochs of steps, validation, checkpoints."""
+
+from __future__ import annotations
+
+import contextlib
+import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
+
+from dpt_deploy import cli
+from dpt_deploy.errors import BadInput, DptError
+from dpt_deploy.files import cannot_write, write_json, write_text
+from dpt_deploy.model import MultiTaskDPT, save_checkpoint
+
+from . import logs, state
+from .config import TrainConfig, to_yaml
+from .dataset import MapDataset, TrainBatches, create_loader
+from .distributed import World, join, leave
+from .network import create_model, to_device
+from .optim import Ema, parameter_groups, rate_factor, set_rate
+from .sources import open_source, split
+from .statistics import measure
+from .validation import Validation
+
+SKIP_LIMIT = 10  # steps in a row without a finite loss that end a run
+
+
+class Stopped(KeyboardInterrupt):
+    """Ctrl-C or SIGTERM: the state is saved."""
+
+
+class Trainer:
+    """A run of `config`. `run()` trains; `Trainer` alone only opens the data and builds the model."""
+
+    def __init__(self, config: TrainConfig) -> None:
+        self.config = config
+        self.world: World = join(config.device)
+        self.last = config.out / "last.pth"
+        self._claim_output()
+        self.source = open_source(config.data_root)
+        self.data = self.source.fingerprint()
+        self.train_positions, self.val_positions = split(self.source.names, self.source.kinds, config.val_fraction)
+        self.statistics = measure(self.source, self.train_positions)
+        torch.manual_seed(config.seed)
+        self.model: MultiTaskDPT = create_model(config, self.statistics).to(self.world.device)
+        self.contract = self.model.contract(config.resize)
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if config.grad_checkpointing:
+            self.model.backbone.set_grad_checkpointing(True)
+        self.optimizer = torch.optim.AdamW(parameter_groups(
+            self.model, config.lr, config.weight_decay, self._backbone_scale(), config.layer_decay
+        ))
+        self.amp = self._precision()
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.amp == torch.float16)
+        self.ema = Ema(self.model, config.ema) if config.ema else None
+        self.progress = state.Progress()
+        self.broken: dict[str, str] = {}
+        self._stop = False
+        dataset = MapDataset(
+            self.source, self.train_positions, self.contract, config.augmentation, config.seed, replace_broken=True
+        )
+        self.batches = TrainBatches(
+            len(dataset), config.batch_size, config.accumulate, self.world.rank, self.world.size, config.seed,
+            config.limit_train_batches,
+        )
+        self.loader = create_loader(dataset, self.batches, self.workers, self.world.device.type == "cuda")
+        self.validation = Validation(self)
+        self._restore()
+        self.network = self._network()
+
+    # -- setting up -----------------------------------------------------------------------------------
+
+    @property
+    def workers(self) -> int:
+        """Processes that read samples."""
+        import os
+
+        return min(8, os.cpu_count() or 1) if self.config.workers < 0 else self.config.workers
+
+    def _claim_output(self) -> None:
+        """Make `out`, or raise `BadInput`: it cannot be written, or holds another run."""
+        out, resume = self.config.out, self.config.resume
+        if self.last.exists() and not resume:
+            raise BadInput(f"{out} holds a run already. Continue it with --resume auto, or give another --out.")
+        if self.world.is_main:
+            try:
+                out.mkdir(parents=True, exist_ok=True)
+                probe = out / ".probe"
+                probe.write_bytes(b"")
+                probe.unlink()
+            except OSError as error:
+                raise cannot_write(out, error) from error
+
+    def _backbone_scale(self) -> float:
+        scale = self.config.backbone_lr_scale
+        trained = self.config.pretrained or self.config.init is not None
+        return (0.1 if trained else 1.0) if scale is None else scale
+
+    def _precision(self) -> torch.dtype:
+        name = self.config.amp
+        if name == "auto":
+            name = "fp16" if self.world.device.type == "cuda" else "fp32"
+        return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
+
+    def _network(self) -> nn.Module:
+        """The model as it is called: compiled, distributed."""
+        network: nn.Module = self.model
+        if self.config.compile:
+            network = torch.compile(network)
+        if self.world.size > 1:
+            ids = [self.world.device.index] if self.world.device.type == "cuda" else None
+            network = DistributedDataParallel(network, device_ids=ids)
+        return network
+
+    def _restore(self) -> None:
+        resume = self.config.resume
+        path = self.last if resume == "auto" else Path(resume)
+        if not resume or (resume == "auto" and not path.exists()):
+            return
+        self.progress, parts = state.load(path, self.config, self.data)
+        self.model.load_state_dict(parts["model"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.scaler.load_state_dict(parts["scaler"])
+        if self.ema:
+            self.ema.updates = parts["ema_updates"]
+            self.ema.state = {key: value.to(self.world.device) for key, value in parts["ema"].items()}
+        states = parts["random"]
+        state.set_random_state(states[self.world.rank % len(states)])
+        self.batches.start = (self.progress.epoch, self.progress.step)
+        self.say(f"continuing {path}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+
+    # -- running --------------------------------------------------------------------------------------
+
+    def run(self) -> dict[str, Any]:
+        """Train to the end; returns the last epoch's row of metrics.
+
+        Raises `Stopped` after Ctrl-C or SIGTERM, with everything saved, and `DptError` when the loss
+        stays non-finite or too many samples are broken.
+        """
+        self._introduce()
+        board = logs.TensorBoard(self.config.out, self.config.tensorboard and self.world.is_main,
+                                 self.progress.total_steps or None)
+        self._saved_at = time.monotonic()
+        with self._signals():
+            batches = iter(self.loader)
+            while self.progress.epoch < self.config.epochs and not self._out_of_patience():
+                self._train_epoch(batches)
+                self._end_epoch(board)
+        with self._averaged():
+            self._save_weights("final_model.pth")
+        board.close()
+        leave(self.world)
+        return self.progress.history[-1]
+
+    def _introduce(self) -> None:
+        c, parameters = self.config, sum(p.numel() for p in self.model.parameters())
+        if self.world.is_main:
+            write_json(c.out / "run.json", {
+                "config": cli.as_record(c),
+                "data": {"fingerprint": self.data, "training": len(self.train_positions),
+                         "validation": len(self.val_positions), "statistics": self.statistics.to_json()},
+                "model": self.model.config.to_json(), "contract": self.contract.to_json(), "parameters": parameters,
+                "processes": self.world.size, "device": self.world.device.type, **logs.environment(),
+            })
+            write_text(c.out / "config.yaml", to_yaml(c))
+        self.say(
+            f"{len(self.train_positions)} samples to train on, {len(self.val_positions)} to validate; "
+            f"{c.backbone}, {parameters / 1e6:.1f} M parameters, input {self.contract.input_size[0]}x"
+            f"{self.contract.input_size[1]}; {self.batches.steps} steps of {self.batches.per_step} images per epoch; "
+            f"{str(self.amp).removeprefix('torch.')} on {self.world.device.type}"
+        )
+        for line in getattr(self.source, "incomplete", [])[:5]:
+            self.say(f"left out: {line}")
+        if self.contract.resize != getattr(self.source, "resize", self.contract.resize):
+            raise BadInput(
+                f"{self.config.data_root} was prepared with --resize {self.source.resize}, and the run asks for "
+                f"{self.contract.resize}. Prepare it again, or give --resize {self.source.resize}."
+            )
+
+    def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
+        from tqdm import tqdm
+
+        progress, began = self.progress, time.monotonic()
+        self.network.train()
+        bar = tqdm(total=self.batches.steps, initial=progress.step, desc=f"epoch {progress.epoch + 1}", unit="step",
+                   leave=False, disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30)
+        with bar:
+            while progress.step < self.batches.steps:
+                set_rate(self.optimizer, rate_factor(
+                    progress.total_steps, self.config.epochs * self.batches.steps, self.config.warmup))
+                stop, save = self._step([self._next(batches) for _ in range(self.config.accumulate)])
+                progress.step += 1
+                progress.total_steps += 1
+                bar.update()
+                if progress.batches:
+                    bar.set_postfix_str(f"loss {progress.sums['loss'] / progress.batches:.4f}", refresh=False)
+                if stop or save:
+                    progress.seconds, began = progress.seconds + time.monotonic() - began, time.monotonic()
+                    self.save_state()
+                if stop:
+                    raise Stopped(f"saved {self.last}; continue with --resume auto")
+        progress.seconds += time.monotonic() - began
+
+    def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        batch = next(batches)
+        self.note_broken(batch["broken"])
+        if "image" not in batch:
+            raise BadInput(f"data: no sample near {batch['broken'][0][0]} can be read: {batch['broken'][0][1]}")
+        return to_device(batch, self.world.device, self.contract, self.config.channels_last)
+
+    def note_broken(self, entries: list[tuple[str, str]]) -> None:
+        """Name broken samples once each; raise `BadInput` when there are more than `max_broken`."""
+        for name, reason in entries:
+            if name not in self.broken:
+                self.broken[name] = reason
+                self.say(f"broken sample skipped: {reason}")
+        if len(self.broken) > self.config.max_broken:
+            raise BadInput(
+                f"data: {len(self.broken)} broken samples, more than --max-broken {self.config.max_broken}; the last "
+                f"one: {list(self.broken.values())[-1]} Repair the data, or allow more."
+            )
+
+    def _step(self, micro_batches: list[dict[str, Any]]) -> tuple[bool, bool]:
+        """One optimizer step over its batches; returns whether to stop, and whether to save."""
+        share = 1 / len(micro_batches)
+        sums: dict[str, float] = {}
+        stop = save = False
+        self.optimizer.zero_grad(set_to_none=True)
+        for i, batch in enumerate(micro_batches):
+            last = i + 1 == len(micro_batches)
+            waiting = contextlib.nullcontext() if last or self.world.size == 1 else self.network.no_sync()
+            with waiting:
+                losses = self.losses(batch)
+                values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
+                finite = all(value - value == 0 for value in values.values())
+                due = self.world.is_main and time.monotonic() - self._saved_at > 60 * self.config.save_minutes
+                bad, stopping, saving = self.world.sum(not finite, self._stop, due)
+                stop, save = stop or stopping > 0, save or saving > 0
+                if bad:
+                    self._skip("loss", [] if finite else batch["name"])
+                    return stop, save
+                self.scaler.scale(losses["loss"] * share).backward()
+            for name, value in values.items():
+                sums[name] = sums.get(name, 0.0) + value * share
+        self.scaler.unscale_(self.optimizer)
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or float("inf"))
+        if not torch.isfinite(norm) and not self.scaler.is_enabled():
+            self._skip("gradient", [name for batch in micro_batches for name in batch["name"]])
+            return stop, save
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        if self.scaler.get_scale() < scale:
+            self.progress.overflows += 1
+        elif self.ema:
+            self.ema.update(self.model)
+        self.progress.skipped_in_a_row = 0
+        for name, value in sums.items():
+            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
+        self.progress.batches += 1
+        return stop, save
+
+    def losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """Forward under autocast, losses in float32; means over the batch's images."""
+        with torch.autocast(self.world.device.type, self.amp, enabled=self.amp != torch.float32):
+            outputs = self.network(batch["pixels"])
+        per_image = self.config.losses.per_image(outputs, self.targets(batch))
+        return {name: value.mean() for name, value in per_image.items()}
+
+    def targets(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """The batch with depth as it is trained: times canonical focal length over focal length, when asked for."""
+        if not self.config.canonical_focal:
+            return batch
+        factor = (self.config.canonical_focal / batch["focal"]).view(-1, 1, 1, 1)
+        return batch | {"depth": batch["depth"] * factor}
+
+    def _skip(self, what: str, names: list[str]) -> None:
+        """Count a step without a finite loss or gradient; raise `DptError` after ten in a row."""
+        progress = self.progress
+        self.optimizer.zero_grad(set_to_none=True)
+        progress.skipped += 1
+        progress.skipped_in_a_row += 1
+        names = [name for part in self.world.gather(names) for name in part]
+        self.say(f"step {progress.total_steps}: the {what} is not finite; step skipped. Samples: {', '.join(names)}")
+        if progress.skipped_in_a_row >= SKIP_LIMIT:
+            raise DptError(
+                f"the {what} has not been finite for {SKIP_LIMIT} steps in a row. Lower --lr (now {self.config.lr:g}), "
+                "keep --clip-norm 1, try --amp bf16 or fp32, and look at the samples named above with "
+                f"python -m train.check {self.config.data_root}; {self.last} holds the state of the last save."
+            )
+
+    # -- the end of an epoch --------------------------------------------------------------------------
+
+    def _end_epoch(self, board: logs.TensorBoard) -> None:
+        progress, config = self.progress, self.config
+        row: dict[str, float] = {"epoch": progress.epoch + 1, "step": progress.total_steps}
+        row |= {f"train_{name}": value / max(1, progress.batches) for name, value in progress.sums.items()}
+        row.setdefault("train_loss", float("nan"))
+        row["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
+        row["seconds"] = progress.seconds
+        row["images_per_second"] = self.batches.steps * self.batches.per_step / max(progress.seconds, 1e-9)
+        with self._averaged():
+            row |= self.validation.run()
+            progress.epoch, progress.step, progress.sums, progress.batches = progress.epoch + 1, 0, {}, 0
+            progress.seconds = 0.0
+            progress.history.append(row)
+            chosen = row.get("val_loss", row["train_loss"])
+            better = chosen < progress.best
+            if better:
+                progress.best, progress.best_epoch = chosen, progress.epoch
+            self._save_weights(f"checkpoint_epoch_{progress.epoch:02d}.pth")
+            if better:
+                self._save_weights("best_model.pth")
+            picture = self.validation.picture()
+        self.save_state()
+        self.say(logs.epoch_line(row, config.epochs) + ("  best" if better else ""))
+        if not self.world.is_main:
+            return
+        self._forget_old()
+        from .samples import write_picture
+
+        write_picture(config.out / "training_samples" / f"epoch_{progress.epoch:02d}.png", picture)
+        logs.write_csv(config.out / "metrics.csv", progress.history)
+        logs.write_curves(config.out / "curves.png", progress.history, progress.constants)
+        if self.validation.table:
+            write_json(config.out / "metrics.json", {
+                "epoch": progress.epoch, "validation": self.validation.table, "constant": progress.constants})
+            self.say(logs.metrics_table(self.validation.table, progress.constants))
+        board.scalars({key: value for key, value in row.items() if key != "epoch"}, progress.epoch)
+        board.picture("samples", picture, progress.epoch)
+
+    def _out_of_patience(self) -> bool:
+        waited = self.progress.epoch - self.progress.best_epoch
+        if self.config.early_stopping and waited >= self.config.early_stopping:
+            self.say(f"no better validation loss for {waited} epochs; the best was epoch {self.progress.best_epoch}")
+            return True
+        return False
+
+    def _averaged(self) -> contextlib.AbstractContextManager:
+        """The model with its moving average, where there is one."""
+        return self.ema.applied(self.model) if self.ema else contextlib.nullcontext()
+
+    def _save_weights(self, name: str) -> None:
+        """Write the model's present weights with their description; rank 0 alone."""
+        if self.world.is_main:
+            row = self.progress.history[-1] if self.progress.history else {}
+            record = {"config": cli.as_record(self.config), "metrics": row}
+            if self.config.canonical_focal:
+                record["canonical_focal"] = self.config.canonical_focal
+            save_checkpoint(self.config.out / name, self.model, self.contract, record)
+
+    def save_state(self) -> None:
+        """Write last.pth; every rank must call it."""
+        random_states = self.world.gather(state.random_state())
+        if self.world.is_main:
+            parts = {"model": dict(self.model.state_dict()), "optimizer": self.optimizer.state_dict(),
+                     "scaler": self.scaler.state_dict(), "random": random_states}
+            if self.ema:
+                parts |= {"ema": self.ema.state, "ema_updates": self.ema.updates}
+            state.save(self.last, self.config, self.progress, self.data, parts)
+        self._saved_at = time.monotonic()
+
+    def _forget_old(self) -> None:
+        if self.config.keep:
+            for path in sorted(self.config.out.glob("checkpoint_epoch_*.pth"))[: -self.config.keep]:
+                path.unlink()
+
+    @contextlib.contextmanager
+    def _signals(self) -> Iterator[None]:
+        """Within the block Ctrl-C and SIGTERM ask for a stop after the current step; a second one interrupts."""
+
+        def ask(number: int, frame: Any) -> None:
+            if self._stop:
+                raise KeyboardInterrupt
+            self._stop = True
+            self.say("stopping after this step, and saving ...")
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+    def say(self, text: str) -> None:
+        """Print a line, on rank 0, without breaking a progress bar."""
+        if self.world.is_main:
+            from tqdm import tqdm
+
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
+
