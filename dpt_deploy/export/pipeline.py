@@ -138,8 +138,8 @@ def _create_bundle(
 
 def _record(config: ExportConfig) -> dict[str, Any]:
     """The options as plain JSON values; file names without the folders of this machine."""
-    fields = dataclasses.asdict(config)
-    return json.loads(json.dumps({key: value.name if isinstance(value, Path) else value for key, value in fields.items()}))
+    fields = {key: value.name if isinstance(value, Path) else value for key, value in vars(config).items()}
+    return json.loads(json.dumps(fields | {"engines": dataclasses.asdict(config.engines)}))
 
 
 def _make_reference(
