@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dpt_deploy import cli
 
-from .config import TrainConfig, from_command_line
-
-
-def main(config: TrainConfig) -> None:
+with cli.needing("train"):
+    from .config import TrainConfig, from_command_line
     from .trainer import Trainer
 
+def main(config: TrainConfig) -> None:
     Trainer(config).run()
     best = config.out / "best_model.pth"
     print(f"best weights: {best}. Next: python -m dpt_deploy.export {best}")

@@ -149,6 +149,13 @@ class TrainConfig:
             raise BadInput(f"tasks: expected some of {' '.join(HEADS)}, received {' '.join(self.tasks) or 'none'}.")
         object.__setattr__(self, "tasks", tuple(head for head in HEADS if head in self.tasks))
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
+            for key, value in dataclasses.asdict(self).items()
+        }
+
     @property
     def timm_kwargs(self) -> dict[str, Any]:
         """`backbone_kwargs` as keyword arguments. Raises `BadInput` for an entry that is not name=value."""
@@ -229,8 +236,4 @@ def to_yaml(config: TrainConfig) -> str:
     """The config as a file that --config reads back."""
     import yaml
 
-    values = {
-        key: str(value) if isinstance(value, Path) else list(value) if isinstance(value, tuple) else value
-        for key, value in dataclasses.asdict(config).items() if key != "config"
-    }
-    return yaml.safe_dump(values, sort_keys=False)
+    return yaml.safe_dump({key: value for key, value in config.to_json().items() if key != "config"}, sort_keys=False)

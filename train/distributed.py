@@ -57,7 +57,7 @@ def join(device: str) -> World:
         raise BadInput(f"device: expected auto, cpu, cuda or cuda:0, received {device!r}.") from error
     if chosen.type == "cuda":
         if not torch.cuda.is_available():
-            raise BadInput("device: cuda was asked for, but PyTorch sees no GPU. Give --device cpu, or install a driver.")
+            raise BadInput("device: expected a GPU, but PyTorch sees none. Give --device cpu, or install its driver.")
         chosen = torch.device("cuda", local if chosen.index is None else chosen.index)
         torch.cuda.set_device(chosen)
     if size > 1 and not dist.is_initialized():

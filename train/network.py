@@ -41,6 +41,13 @@ def to_device(
     return batch | {"pixels": pixels.contiguous(memory_format=torch.channels_last) if channels_last else pixels}
 
 
+def depth_as_trained(batch: dict[str, Any], canonical_focal: float) -> dict[str, Any]:
+    """The batch with depth times canonical over own focal length; as it is when `canonical_focal` is 0."""
+    if not canonical_focal:
+        return batch
+    return batch | {"depth": batch["depth"] * (canonical_focal / batch["focal"]).view(-1, 1, 1, 1)}
+
+
 def maps_of(outputs: dict[str, torch.Tensor], focal_factor: torch.Tensor | None = None) -> dict[str, torch.Tensor]:
     """The model's outputs as maps: depth [m], normals, alpha in [0, 1], float32 (N, C, H, W).
 

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpt_deploy import cli
 from dpt_deploy.errors import BadCheckpoint, BadInput
 from dpt_deploy.files import existing_file
 from dpt_deploy.model.checkpoint import save_torch
@@ -80,7 +79,7 @@ def set_random_state(state: dict[str, Any]) -> None:
 def save(path: Path, config: TrainConfig, progress: Progress, data: str, parts: dict[str, Any]) -> None:
     """Write the full state, atomically. `data` is the fingerprint; `parts` are state dicts by name."""
     save_torch(path, {
-        "format": FORMAT, "config": cli.as_record(config), "progress": dataclasses.asdict(progress), "data": data,
+        "format": FORMAT, "config": config.to_json(), "progress": dataclasses.asdict(progress), "data": data,
         "parts": parts,
     })
 
@@ -105,9 +104,9 @@ def load(path: Path, config: TrainConfig, data: str) -> tuple[Progress, dict[str
             f"{path}: expected the full state of a run (last.pth), but it cannot be read as one "
             f"({type(error).__name__}). To start from weights alone, give --init {path}."
         ) from error
-    now = cli.as_record(config)
+    now = config.to_json()
     changed = [f"{key} {was.get(key)!r} then, {now[key]!r} now" for key in now
-               if key not in FREE and _plain(was.get(key)) != _plain(now[key])]
+               if key not in FREE and was.get(key) != now[key]]
     if changed:
         raise BadInput(
             f"{path} is of a run with another config: {'; '.join(changed)}. Give the same options to continue it, or "
@@ -117,7 +116,3 @@ def load(path: Path, config: TrainConfig, data: str) -> tuple[Progress, dict[str
         raise BadInput(f"{path}: the data are not those the run began with (another fingerprint). "
                        "Give the same --data-root, or start a new run with --out ELSEWHERE --init best_model.pth.")
     return progress, parts
-
-
-def _plain(value: Any) -> Any:
-    return list(value) if isinstance(value, tuple) else value

@@ -15,7 +15,6 @@ import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from dpt_deploy import cli
 from dpt_deploy.errors import BadInput, DptError
 from dpt_deploy.files import cannot_write, write_json, write_text
 from dpt_deploy.model import MultiTaskDPT, save_checkpoint
@@ -28,6 +27,7 @@ from .network import create_model, to_device
 from .optim import Ema, parameter_groups, rate_factor, set_rate
 from .sources import open_source, split
 from .statistics import measure
+from .step import Outcome, Stepper
 from .validation import Validation
 
 SKIP_LIMIT = 10  # steps in a row without a finite loss that end a run
@@ -76,6 +76,8 @@ class Trainer:
         self.validation = Validation(self)
         self._restore()
         self.network = self._network()
+        self.stepper = Stepper(self.network, self.optimizer, self.scaler, config.losses, self.amp, self.world,
+                               config.clip_norm, config.canonical_focal)
 
     # -- setting up -----------------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ class Trainer:
         c, parameters = self.config, sum(p.numel() for p in self.model.parameters())
         if self.world.is_main:
             write_json(c.out / "run.json", {
-                "config": cli.as_record(c),
+                "config": c.to_json(),
                 "data": {"fingerprint": self.data, "training": len(self.train_positions),
                          "validation": len(self.val_positions), "statistics": self.statistics.to_json()},
                 "model": self.model.config.to_json(), "contract": self.contract.to_json(), "parameters": parameters,
@@ -197,9 +199,7 @@ class Trainer:
             while progress.step < self.batches.steps:
                 set_rate(self.optimizer, rate_factor(
                     progress.total_steps, self.config.epochs * self.batches.steps, self.config.warmup))
-                stop, save = self._step([self._next(batches) for _ in range(self.config.accumulate)])
-                progress.step += 1
-                progress.total_steps += 1
+                stop, save = self._step(batches)
                 bar.update()
                 if progress.batches:
                     bar.set_postfix_str(f"loss {progress.sums['loss'] / progress.batches:.4f}", refresh=False)
@@ -229,68 +229,32 @@ class Trainer:
                 f"one: {list(self.broken.values())[-1]} Repair the data, or allow more."
             )
 
-    def _step(self, micro_batches: list[dict[str, Any]]) -> tuple[bool, bool]:
-        """One optimizer step over its batches; returns whether to stop, and whether to save."""
-        share = 1 / len(micro_batches)
-        sums: dict[str, float] = {}
-        stop = save = False
-        self.optimizer.zero_grad(set_to_none=True)
-        for i, batch in enumerate(micro_batches):
-            last = i + 1 == len(micro_batches)
-            waiting = contextlib.nullcontext() if last or self.world.size == 1 else self.network.no_sync()
-            with waiting:
-                losses = self.losses(batch)
-                values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-                finite = all(value - value == 0 for value in values.values())
-                due = self.world.is_main and time.monotonic() - self._saved_at > 60 * self.config.save_minutes
-                bad, stopping, saving = self.world.sum(not finite, self._stop, due)
-                stop, save = stop or stopping > 0, save or saving > 0
-                if bad:
-                    self._skip("loss", [] if finite else batch["name"])
-                    return stop, save
-                self.scaler.scale(losses["loss"] * share).backward()
-            for name, value in values.items():
-                sums[name] = sums.get(name, 0.0) + value * share
-        self.scaler.unscale_(self.optimizer)
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm or float("inf"))
-        if not torch.isfinite(norm) and not self.scaler.is_enabled():
-            self._skip("gradient", [name for batch in micro_batches for name in batch["name"]])
-            return stop, save
-        scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
-        if self.scaler.get_scale() < scale:
-            self.progress.overflows += 1
-        elif self.ema:
-            self.ema.update(self.model)
-        self.progress.skipped_in_a_row = 0
-        for name, value in sums.items():
-            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
-        self.progress.batches += 1
-        return stop, save
-
-    def losses(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """Forward under autocast, losses in float32; means over the batch's images."""
-        with torch.autocast(self.world.device.type, self.amp, enabled=self.amp != torch.float32):
-            outputs = self.network(batch["pixels"])
-        per_image = self.config.losses.per_image(outputs, self.targets(batch))
-        return {name: value.mean() for name, value in per_image.items()}
-
-    def targets(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """The batch with depth as it is trained: times canonical focal length over focal length, when asked for."""
-        if not self.config.canonical_focal:
-            return batch
-        factor = (self.config.canonical_focal / batch["focal"]).view(-1, 1, 1, 1)
-        return batch | {"depth": batch["depth"] * factor}
-
-    def _skip(self, what: str, names: list[str]) -> None:
-        """Count a step without a finite loss or gradient; raise `DptError` after ten in a row."""
+    def _step(self, batches: Iterator[dict[str, Any]]) -> tuple[bool, bool]:
+        """One optimizer step; returns whether to stop and whether to save, the same on all ranks."""
         progress = self.progress
-        self.optimizer.zero_grad(set_to_none=True)
+        due = self.world.is_main and time.monotonic() - self._saved_at > 60 * self.config.save_minutes
+        micro_batches = [self._next(batches) for _ in range(self.config.accumulate)]
+        outcome = self.stepper(micro_batches, (self._stop, due))
+        progress.step += 1
+        progress.total_steps += 1
+        if outcome.skipped:
+            self._count_skipped(outcome)
+        else:
+            progress.skipped_in_a_row = 0
+            progress.overflows += outcome.overflow
+            if self.ema and not outcome.overflow:
+                self.ema.update(self.model)
+            for name, value in outcome.losses.items():
+                progress.sums[name] = progress.sums.get(name, 0.0) + value
+            progress.batches += 1
+        return outcome.requests[0] > 0, outcome.requests[1] > 0
+
+    def _count_skipped(self, outcome: Outcome) -> None:
+        """Say which samples; raise `DptError` after ten in a row."""
+        progress, what = self.progress, outcome.skipped
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        names = [name for part in self.world.gather(names) for name in part]
-        self.say(f"step {progress.total_steps}: the {what} is not finite; step skipped. Samples: {', '.join(names)}")
+        self.say(f"step {progress.total_steps} skipped: the {what} is not finite. Samples: {', '.join(outcome.names)}")
         if progress.skipped_in_a_row >= SKIP_LIMIT:
             raise DptError(
                 f"the {what} has not been finite for {SKIP_LIMIT} steps in a row. Lower --lr (now {self.config.lr:g}), "
@@ -353,7 +317,7 @@ class Trainer:
         """Write the model's present weights with their description; rank 0 alone."""
         if self.world.is_main:
             row = self.progress.history[-1] if self.progress.history else {}
-            record = {"config": cli.as_record(self.config), "metrics": row}
+            record = {"config": self.config.to_json(), "metrics": row}
             if self.config.canonical_focal:
                 record["canonical_focal"] = self.config.canonical_focal
             save_checkpoint(self.config.out / name, self.model, self.contract, record)

@@ -9,7 +9,7 @@ import torch
 
 from .dataset import MapDataset, ValBatches, collate, create_loader
 from .layout import KINDS
-from .network import maps_of, to_device
+from .network import depth_as_trained, maps_of, to_device
 from .samples import sample_picture
 from .scores import Scores
 from .statistics import ConstantScores
@@ -49,7 +49,8 @@ class Validation:
                 continue
             batch = to_device(batch, trainer.world.device, trainer.contract, trainer.config.channels_last)
             outputs = self._forward(batch)
-            for name, value in trainer.config.losses.per_image(outputs, trainer.targets(batch)).items():
+            truth = depth_as_trained(batch, trainer.config.canonical_focal)
+            for name, value in trainer.config.losses.per_image(outputs, truth).items():
                 sums[name] = sums.get(name, 0.0) + value.double().sum().item()
             count += len(batch["image"])
             scores.add(self._maps(outputs, batch), batch)
