@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Callable
+import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ import pytest
 import torch
 
 from dpt_deploy.build import EngineOptions
-from dpt_deploy.export import ExportConfig, export
+from dpt_deploy.export.pipeline import ExportConfig, export
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model, save_checkpoint
 from dpt_deploy.parity.images import scene
 
@@ -41,25 +42,28 @@ def lively_model(seed: int = 0) -> MultiTaskDPT:
     return model
 
 
-def shared(folder: str, factory: pytest.TempPathFactory, worker: str, make: Callable[[Path], object]) -> Path:
-    """The folder that `make` fills, made once for all worker processes of a test run."""
-    base = factory.getbasetemp()
-    path = (base if worker == "master" else base.parent) / folder
-    with open(path.with_suffix(".lock"), "w") as lock:
+@pytest.fixture(scope="session")
+def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A bundle of the tiny model, with FP16 TensorRT-RTX engines; made once for all worker processes. Read only."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "tiny"
+    with open(shared / "tiny.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (path / "done").exists():
-            make(path)
-            (path / "done").touch()
-    return path
+        if not (shared / "tiny.done").exists():
+            shutil.rmtree(folder, ignore_errors=True)
+            save_checkpoint(shared / "tiny.pth", lively_model())
+            engines = EngineOptions(builder="tensorrt-rtx")
+            export(ExportConfig(shared / "tiny.pth", folder, engines=engines), say=lambda line: None)
+            (shared / "tiny.done").touch()
+    return folder
 
 
-def export_tiny(folder: Path, resize: str = "stretch", builder: str = "none", precision: str = "fp32") -> None:
-    """Export the tiny model into `folder`/tiny."""
-    folder.mkdir(parents=True, exist_ok=True)
-    save_checkpoint(folder / "tiny.pth", lively_model())
-    export(ExportConfig(
-        folder / "tiny.pth", folder / "tiny", resize=resize, precision=precision, engines=EngineOptions(builder=builder)
-    ), say=lambda line: None)
+@pytest.fixture
+def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
+    """A copy of the tiny bundle that a test may change."""
+    folder = tmp_path / "own"
+    return Path(shutil.copytree(tiny_bundle, folder, ignore=shutil.ignore_patterns("reference.npz")))
 
 
 def photo(height: int, width: int, seed: int = 7) -> np.ndarray:

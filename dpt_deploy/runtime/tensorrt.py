@@ -9,7 +9,8 @@ import importlib
 import logging
 import math
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,59 @@ from .session import Session, host_array
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 WORDS_KEPT = 50
+
+
+@dataclass(frozen=True)
+class Profile:
+    """The shapes that an engine takes, from the manifest."""
+
+    file: str
+    ranges: Mapping[str, Mapping[str, Sequence[int]]]
+    """Per input, the smallest and the largest shape, as `min` and `max`."""
+    max_pixels: int | None = None
+    """Largest product of batch, height and width of a frame graph's input; None for a model graph."""
+
+    @classmethod
+    def of(cls, artifact: Artifact) -> Profile:
+        """The profile of an engine."""
+        return cls(artifact.file, artifact.details.get("profile", {}), artifact.details.get("max_pixels"))
+
+    def check(self, shapes: Mapping[str, tuple[int, ...]], remedy: str) -> None:
+        """Raise `ContractError`, naming the range and what was received, for shapes outside of it."""
+        for name, shape in shapes.items():
+            if name not in self.ranges:
+                continue
+            low, high = self.ranges[name]["min"], self.ranges[name]["max"]
+            limit = f"from {list(low)} to {list(high)}"
+            outside = not all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
+            if self.max_pixels:
+                limit += f" with at most {self.max_pixels} pixels in a batch"
+                outside = outside or math.prod(shape[:3]) > self.max_pixels
+            if outside:
+                raise ContractError(f"{name}: {self.file} takes shapes {limit}, received {list(shape)}. {remedy}")
+
+    def largest_batch(self, size: tuple[int, int]) -> int | None:
+        """The largest batch of frames of `size` (H, W); at least 1, so that `check` names what does not fit."""
+        batches = [shapes["max"][0] for shapes in self.ranges.values()]
+        if self.max_pixels:
+            batches.append(self.max_pixels // (size[0] * size[1]))
+        return max(1, min(batches)) if batches else None
+
+
+def misfit(bundle: Bundle, artifact: Artifact, version: str, capability: str | None) -> str | None:
+    """Why an engine does not fit this builder's `version`, this GPU's compute `capability`, or its graph; or None."""
+    details = artifact.details
+    builder, built_by = details["builder"], details.get("builder_version")
+    if built_by != version:
+        return (f"was built by {builder} {built_by}, and {version} is installed here; engines run only on the version "
+                "that built them")
+    built_for = details.get("compute_capability")
+    if built_for and capability and built_for != capability:
+        return f"was built for a GPU of compute capability {built_for}, and this one has {capability}"
+    graphs = bundle.find("onnx", graph=artifact.graph, precision=artifact.precision)
+    if graphs and "made_from" in details and details["made_from"] not in [graph.sha256 for graph in graphs]:
+        return f"was built from another graph than {graphs[0].file}, which was exported since"
+    return None
 
 
 class TensorRTSession(Session):
@@ -42,8 +96,7 @@ class TensorRTSession(Session):
         super().__init__(bundle.contract, artifact.graph)
         self.backend = artifact.details["builder"]
         self.file = artifact.file
-        self.profile = artifact.details.get("profile", {})
-        self.max_pixels = artifact.details.get("max_pixels")
+        self.profile = Profile.of(artifact)
         self._rebuild = f"python -m dpt_deploy.build {bundle.folder}"
         self._lock = threading.Lock()
         self._runtime = self._engine = self._context = self._stream = self._done = None
@@ -52,7 +105,8 @@ class TensorRTSession(Session):
         self._scratch = cuda.DeviceBuffer()
         trt = self._module()
         cuda.cudart()
-        self._check_fit(bundle, artifact, trt.__version__)
+        if why := misfit(bundle, artifact, trt.__version__, machine.compute_capability()):
+            self._refuse(why)
         self._logger = _logger(trt)
         try:
             self._load(trt, bundle.path(artifact).read_bytes())
@@ -62,10 +116,7 @@ class TensorRTSession(Session):
             raise
 
     def largest_batch(self, size: tuple[int, int]) -> int | None:
-        batches = [shapes["max"][0] for shapes in self.profile.values()]
-        if self.graph == "frame" and self.max_pixels:
-            batches.append(max(1, self.max_pixels // (size[0] * size[1])))
-        return min(batches, default=None)
+        return self.profile.largest_batch(size)
 
     def _module(self) -> Any:
         name = MODULES[self.backend]
@@ -77,20 +128,6 @@ class TensorRTSession(Session):
             raise BackendError(f"{self.backend}: the package {name} cannot be imported ({_first_line(error)}). "
                                f"Run: pip install --force-reinstall 'dpt-deploy[{self.backend}]'") from error
 
-    def _check_fit(self, bundle: Bundle, artifact: Artifact, version: str) -> None:
-        """Raise `BackendError` unless the engine is of this graph, this builder's version and this GPU."""
-        built_by = artifact.details.get("builder_version")
-        if built_by != version:
-            self._refuse(f"was built by {self.backend} {built_by}, and {version} is installed here; engines run only "
-                         "on the version that built them")
-        capability, here = artifact.details.get("compute_capability"), machine.compute_capability()
-        if capability and here and capability != here:
-            self._refuse(f"was built for a GPU of compute capability {capability}, and this one has {here}")
-        source = artifact.details.get("made_from")
-        graphs = bundle.find("onnx", graph=artifact.graph, precision=artifact.precision)
-        if source and graphs and source not in [graph.sha256 for graph in graphs]:
-            self._refuse(f"was built from another graph than {graphs[0].file}, which was exported since")
-
     def _refuse(self, why: str) -> None:
         remedy = f"Build it again: {self._rebuild}"
         if machine.compute_capability() is None:
@@ -99,8 +136,9 @@ class TensorRTSession(Session):
 
     def _load(self, trt: Any, plan: bytes) -> None:
         self._logger.words.clear()
-        self._runtime = trt.Runtime(self._logger)
-        self._engine = self._runtime.deserialize_cuda_engine(plan)
+        with contextlib.suppress(TypeError, RuntimeError):  # without a driver, TensorRT has no runtime to give
+            self._runtime = trt.Runtime(self._logger)
+            self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             self._refuse(f"cannot be loaded here: {self._logger.said()}")
         found = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
@@ -117,26 +155,10 @@ class TensorRTSession(Session):
         self._stream = int(cuda.call("cudaStreamCreateWithFlags", cuda.cudart().cudaStreamNonBlocking))
         self._done = cuda.call("cudaEventCreateWithFlags", cuda.cudart().cudaEventDisableTiming)
 
-    def check_profile(self, shapes: Mapping[str, tuple[int, ...]]) -> None:
-        """Raise `ContractError`, naming the range and what was received, for shapes outside the profile."""
-        for name, shape in shapes.items():
-            if name not in self.profile:
-                continue
-            low, high = self.profile[name]["min"], self.profile[name]["max"]
-            limit = f"from {list(low)} to {list(high)}"
-            outside = not all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
-            if self.graph == "frame" and self.max_pixels:
-                limit += f" with at most {self.max_pixels} pixels in a batch"
-                outside = outside or math.prod(shape[:3]) > self.max_pixels
-            if outside:
-                raise ContractError(
-                    f"{name}: {self.file} takes shapes {limit}, received {list(shape)}. Resize or split it, build an "
-                    f"engine with another profile ({self._rebuild} --help), or use backend onnxruntime-cuda."
-                )
-
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
-        self.check_profile(shapes)
+        self.profile.check(shapes, f"Resize or split it, build an engine with another profile ({self._rebuild} "
+                           "--help), or use backend onnxruntime-cuda.")
         with self._lock:
             if self.closed:
                 raise BackendError(f"this {self.backend} session is closed. Load the bundle again.")
@@ -203,7 +225,10 @@ class TensorRTSession(Session):
             super().close()
             if self._done is not None:
                 cuda.call("cudaEventSynchronize", self._done)
-            self._context = self._engine = self._runtime = None  # in this order: each lives in the next
+            # One after the other: a context lives in its engine, and that in its runtime.
+            self._context = None
+            self._engine = None
+            self._runtime = None
             for buffer in (*self._inputs.values(), *self._outputs.values(), self._scratch):
                 buffer.free()
             if self._done is not None:

@@ -1,0 +1,102 @@
+"""python -m dpt_deploy.predict: what it writes, what it skips, and what it says."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import OpenEXR
+import pytest
+
+from dpt_deploy.errors import BadInput
+from dpt_deploy.predict.__main__ import PredictConfig, main
+from dpt_deploy.runtime import load
+from dpt_deploy.runtime.image import read_image
+from tests.tiny import photo
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two images of different sizes, a damaged one, and a text file."""
+    path = tmp_path / "in"
+    path.mkdir()
+    cv2.imwrite(str(path / "one.png"), photo(90, 120, 1)[..., ::-1])
+    cv2.imwrite(str(path / "two.jpg"), photo(70, 60, 2)[..., ::-1])
+    (path / "bad.png").write_bytes((path / "one.png").read_bytes()[:500])
+    (path / "notes.txt").write_text("no image")
+    return path
+
+
+def names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_an_image_gives_a_panel_and_its_maps(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert main(PredictConfig(tiny_bundle, folder / "one.png", out)) == 0
+    assert names(out) == ["one.depth.exr", "one.npz", "one.panel.png"]
+    assert cv2.imread(str(out / "one.panel.png")) is not None
+    with load(tiny_bundle) as runtime:
+        want = runtime(folder / "one.png")
+    with np.load(out / "one.npz") as maps:
+        assert set(maps) == {"depth", "normals", "alpha"}
+        for head, value in want.maps.items():
+            np.testing.assert_allclose(maps[head], value, atol=1e-5)
+        depth = maps["depth"]
+    with OpenEXR.File(str(out / "one.depth.exr"), separate_channels=True) as file:
+        np.testing.assert_array_equal(file.channels()["Z"].pixels, depth)
+
+
+def test_a_folder_skips_and_names_what_cannot_be_read(
+    tiny_bundle: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "out"
+    assert main(PredictConfig(tiny_bundle, folder, out)) == 0
+    assert [name for name in names(out) if name.endswith(".npz")] == ["one.npz", "two.npz"]
+    said = capsys.readouterr().out
+    assert "bad.png" in said.split("skipped")[1] and "cannot be decoded" in said
+    assert "onnxruntime-cpu runs frame.fp32.onnx" in said or "engine" in said
+    assert "one.panel.png" in said and "120 x 90" in said and str(out) in said.replace("\n", "")
+
+
+def test_results_in_the_same_folder_are_no_images(tiny_bundle: Path, folder: Path) -> None:
+    for _ in range(2):
+        assert main(PredictConfig(tiny_bundle, folder, folder)) == 0
+    assert not [name for name in names(folder) if name.count("panel") > 1]
+
+
+def test_names_that_differ_by_suffix_alone_stay_apart(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(folder / "one.jpg"), photo(64, 64, 5)[..., ::-1])
+    main(PredictConfig(tiny_bundle, folder, tmp_path / "out"))
+    shapes = {name: read_image(folder / name).shape[:2] for name in ("one.png", "one.jpg")}
+    for name, shape in shapes.items():
+        with np.load(tmp_path / "out" / f"{name}.npz") as maps:
+            assert maps["depth"].shape == shape
+
+
+def test_a_folder_of_damaged_images_is_an_error(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    cv2.imwrite(str(folder / "three.png"), photo(64, 64))
+    for name in ("one.png", "two.jpg", "three.png"):
+        (folder / name).write_bytes(b"damaged")
+    with pytest.raises(BadInput, match="none of its 4 images"):
+        main(PredictConfig(tiny_bundle, folder, tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_place_that_cannot_be_written_is_named(tiny_bundle: Path, folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file")
+    with pytest.raises(BadInput, match=r"cannot write .*out"):
+        main(PredictConfig(tiny_bundle, folder / "one.png", tmp_path / "out"))
+
+
+@pytest.mark.parametrize("image", ["bad.png", "nope.png", "notes.txt"])
+def test_a_bad_image_ends_in_one_sentence(tiny_bundle: Path, folder: Path, tmp_path: Path, image: str) -> None:
+    command = [sys.executable, "-m", "dpt_deploy.predict", tiny_bundle, folder / image, "--out", tmp_path / "out"]
+    root = Path(__file__).parents[2]
+    done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=root)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and image in done.stderr
+    assert not (tmp_path / "out").exists()

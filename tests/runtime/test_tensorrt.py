@@ -1,0 +1,210 @@
+"""Engines: which ones fit, which shapes they take, and what is said when one cannot run.
+
+What needs a GPU is marked so, and runs on one alone.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpt_deploy.bundle import Artifact, Bundle
+from dpt_deploy.errors import BackendError, BadBundle, ContractError, MissingPackage
+from dpt_deploy.runtime import cuda, load, machine, open_session
+from dpt_deploy.runtime.tensorrt import Profile, misfit
+from tests.tiny import photo
+
+
+def engine(bundle: Bundle, graph: str = "frame", **details: object) -> Artifact:
+    """The bundle's TensorRT-RTX engine, described with other `details`."""
+    found = bundle.find("engine", graph=graph, builder="tensorrt-rtx")[0]
+    return dataclasses.replace(found, details=found.details | details)
+
+
+def without_gpu() -> None:
+    if machine.compute_capability() is not None:
+        pytest.skip("a GPU is visible here")
+
+
+def test_a_real_engine_without_a_gpu_is_refused_in_the_builders_words(tiny_bundle: Path) -> None:
+    without_gpu()
+    with pytest.raises(BackendError) as caught:
+        load(tiny_bundle, "tensorrt-rtx")
+    message = str(caught.value)
+    assert message.startswith("tensorrt-rtx: frame.fp16.rtx")
+    assert "Cuda Runtime" in message, "the builder's own words"
+    assert "No GPU is visible" in message and f"python -m dpt_deploy.build {tiny_bundle}" in message
+    assert "\n" not in message
+
+
+def test_every_call_hears_the_builder_anew(tiny_bundle: Path) -> None:
+    without_gpu()
+    said = []
+    for _ in range(2):
+        with pytest.raises(BackendError) as caught:
+            load(tiny_bundle, "tensorrt-rtx")
+        said.append(str(caught.value))
+    assert said[0] == said[1]
+
+
+def test_a_plan_that_is_none_is_refused(own_bundle: Path) -> None:
+    bundle = Bundle.open(own_bundle)
+    described = engine(bundle)
+    (own_bundle / described.file).write_bytes(b"not a plan" * 100)
+    changed = bundle.add(described.file, "engine", graph="frame", precision="fp16", details=described.details)
+    with pytest.raises(BackendError, match=r"cannot be loaded here: .*python -m dpt_deploy\.build"):
+        open_session(bundle, changed, "tensorrt-rtx")
+
+
+def test_a_changed_engine_is_refused(own_bundle: Path) -> None:
+    bundle = Bundle.open(own_bundle)
+    path = own_bundle / engine(bundle).file
+    path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(BadBundle, match=r"is not the file.*python -m dpt_deploy\.build"):
+        load(own_bundle, "tensorrt-rtx")
+
+
+def test_an_engine_of_another_version_is_refused(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    old = engine(bundle, builder_version="1.6.0.1")
+    words = r"built by tensorrt-rtx 1\.6\.0\.1, and 1\..* is installed.*dpt_deploy\.build"
+    with pytest.raises(BackendError, match=words):
+        open_session(bundle, old, "tensorrt-rtx")
+
+
+def test_what_does_not_fit_is_named(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    version = engine(bundle).details["builder_version"]
+    assert misfit(bundle, engine(bundle), version, "12.0") is None
+    for_ada = engine(bundle, compute_capability="8.9")
+    assert misfit(bundle, for_ada, version, "8.9") is None
+    assert misfit(bundle, for_ada, version, "9.0") == (
+        "was built for a GPU of compute capability 8.9, and this one has 9.0"
+    )
+    stale = engine(bundle, made_from="0" * 64)
+    assert "another graph than frame.fp16.onnx" in misfit(bundle, stale, version, None)
+
+
+def test_an_engine_outlives_the_graph_it_was_made_from(own_bundle: Path) -> None:
+    """Deployed bundles carry the engine alone."""
+    bundle = Bundle.open(own_bundle)
+    for graph in bundle.find("onnx"):
+        bundle.remove(graph)
+    assert misfit(bundle, engine(bundle), engine(bundle).details["builder_version"], None) is None
+
+
+def test_without_the_package_the_command_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
+    with pytest.raises(MissingPackage, match=r"tensorrt_rtx.*pip install 'dpt-deploy\[tensorrt-rtx\]'"):
+        open_session(bundle, engine(bundle), "tensorrt-rtx")
+
+
+PROFILE = Profile("frame.engine", {"frame": {"min": [1, 64, 64, 3], "max": [8, 2160, 3840, 3]}}, 2160 * 3840)
+
+
+@pytest.mark.parametrize("shape", [(1, 64, 64, 3), (1, 2160, 3840, 3), (8, 1000, 1000, 3), (4, 1080, 1920, 3)])
+def test_shapes_within_the_profile_pass(shape: tuple[int, ...]) -> None:
+    PROFILE.check({"frame": shape}, "")
+
+
+@pytest.mark.parametrize(
+    "shape", [(1, 63, 64, 3), (9, 64, 64, 3), (1, 2161, 3840, 3), (1, 64, 3841, 3), (2, 2160, 3840, 3)]
+)
+def test_shapes_outside_the_profile_name_both(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ContractError) as caught:
+        PROFILE.check({"frame": shape}, "Build another.")
+    message = str(caught.value)
+    for part in ("from [1, 64, 64, 3] to [8, 2160, 3840, 3]", "8294400 pixels", str(list(shape)), "Build another."):
+        assert part in message
+
+
+def test_a_long_list_is_split_as_the_profile_allows(tiny_bundle: Path) -> None:
+    assert PROFILE.largest_batch((64, 64)) == 8
+    assert PROFILE.largest_batch((1080, 1920)) == 4
+    assert PROFILE.largest_batch((4000, 4000)) == 1  # and check() says that it does not fit
+    bundle = Bundle.open(tiny_bundle)
+    assert Profile.of(engine(bundle, "model")).largest_batch((4000, 4000)) == 8
+    assert Profile.of(engine(bundle)).max_pixels is not None
+
+
+def test_memory_of_a_dlpack_capsule_is_found() -> None:
+    """The layout of DLPack's struct is the same for host and device memory."""
+    base = torch.arange(2 * 3 * 4, dtype=torch.float32).reshape(2, 3, 4)
+    for tensor in (base, base[1:], base.transpose(0, 1), base[:, ::2]):
+        pointer, shape, strides = cuda.dlpack_memory(tensor.__dlpack__())
+        assert (pointer, shape) == (tensor.data_ptr(), tuple(tensor.shape))
+        assert strides is None or strides == tensor.stride()
+
+
+class Foreign:
+    """An array that speaks __cuda_array_interface__ alone; the pointer is never followed here."""
+
+    def __init__(self, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:
+        self.__cuda_array_interface__ = {
+            "version": 3, "shape": shape, "typestr": "<f4", "data": (4096, False), "strides": strides, "stream": None,
+        }
+
+
+def test_device_arrays_must_be_contiguous() -> None:
+    for strides in (None, (48, 16, 4)):
+        assert cuda.device_view(Foreign((2, 3, 4), strides), "frame", 0, True).pointer == 4096
+    assert cuda.device_view(Foreign((1, 3, 4), (999, 16, 4)), "frame", 0, True).pointer == 4096
+    with pytest.raises(ContractError, match=r"frame: expected a C-contiguous.*\[24, 4, 1\]"):
+        cuda.device_view(Foreign((2, 3, 4), (96, 16, 4)), "frame", 0, True)
+
+
+def test_host_arrays_are_no_device_arrays() -> None:
+    assert cuda.device_view(np.zeros(3), "frame", 0, False) is None
+    assert cuda.device_view(torch.zeros(3), "frame", 0, False) is None
+
+
+def test_a_device_array_describes_itself() -> None:
+    array = cuda.DeviceArray(4096, (2, 3), "float32", None, 0)
+    assert array.nbytes == 24
+    interface = array.__cuda_array_interface__
+    assert interface["data"] == (4096, False) and interface["shape"] == (2, 3) and interface["typestr"] == "<f4"
+    assert interface["stream"] == 1, "0 is not allowed there: it could mean either default stream"
+    assert cuda.DeviceArray(4096, (2, 3), "float32", None, None).__cuda_array_interface__["stream"] is None
+
+
+def test_cuda_speaks_for_itself() -> None:
+    without_gpu()
+    with pytest.raises(BackendError, match=r"CUDA: cudaMalloc failed \(\d+\): [\w ]+\."):
+        cuda.DeviceBuffer().reserve(16)
+
+
+@pytest.mark.gpu
+def test_an_engine_agrees_with_the_cpu_on_host_and_device_arrays(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    try:
+        session = open_session(bundle, engine(bundle), "tensorrt-rtx")
+    except BackendError as error:
+        pytest.skip(f"TensorRT-RTX does not run on this GPU: {error}")
+    frames = np.stack([photo(480, 640, seed) for seed in (1, 2)])
+    with load(tiny_bundle, "onnxruntime-cpu") as runtime:
+        want = runtime.session.run({"frame": frames})
+    with session:
+        for batch in (frames, frames[:1, :333, :517], frames):  # buffers grow, shrink and grow again
+            have = session.run({"frame": batch})
+            if batch is frames:
+                for name, value in have.items():
+                    np.testing.assert_allclose(value, want[name], atol=0.05, rtol=0.05)
+        stream = torch.cuda.Stream()
+        with torch.cuda.stream(stream):
+            on_gpu = session.run(
+                {"frame": torch.from_numpy(frames).cuda(non_blocking=True)}, ["alpha"], stream.cuda_stream
+            )
+            alpha = torch.as_tensor(on_gpu["alpha"], device="cuda").clone()
+        stream.synchronize()
+        np.testing.assert_array_equal(alpha.cpu().numpy(), have["alpha"])
+        np.testing.assert_array_equal(on_gpu["alpha"].numpy(), have["alpha"])
+        with pytest.raises(ContractError, match="takes shapes"):
+            session.run({"frame": np.zeros((1, 8, 8, 3), np.uint8)})
+    with pytest.raises(BackendError, match="closed"):
+        session.run({"frame": frames})
