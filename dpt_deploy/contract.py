@@ -91,6 +91,15 @@ def resize_weights(size_in: int, size_out: int) -> np.ndarray:
     return (weights / weights.sum(axis=1, keepdims=True)).astype(np.float32)
 
 
+def check_heads(heads: tuple[str, ...]) -> None:
+    """Raise `BadInput` unless `heads` is a non-empty subset of depth, normals, alpha, in that order."""
+    if not heads or list(heads) != [head for head in HEADS if head in heads]:
+        raise BadInput(
+            f"heads: expected a non-empty subset of {', '.join(HEADS)}, in that order, "
+            f"received {', '.join(heads) or 'nothing'}."
+        )
+
+
 @dataclass(frozen=True)
 class Contract:
     """Everything that a program needs to know to feed a bundle and read its maps."""
@@ -107,12 +116,7 @@ class Contract:
     """Which maps the graphs give, a non-empty subset of depth, normals, alpha, in that order."""
 
     def __post_init__(self) -> None:
-        unknown = [head for head in self.heads if head not in HEADS]
-        if unknown or not self.heads or list(self.heads) != [head for head in HEADS if head in self.heads]:
-            raise BadInput(
-                f"heads: expected a non-empty subset of {', '.join(HEADS)}, in that order, "
-                f"received {', '.join(self.heads) or 'nothing'}."
-            )
+        check_heads(self.heads)
         if self.resize not in RESIZE_RULES:
             raise BadInput(f"resize: expected one of {', '.join(RESIZE_RULES)}, received {self.resize!r}.")
 

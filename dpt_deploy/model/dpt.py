@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..contract import HEADS, Contract, ResizeRule
+from ..contract import HEADS, Contract, ResizeRule, check_heads
 from ..errors import BadInput
 from . import backbone as vits
 from .decoder import Decoder
@@ -60,6 +60,7 @@ class MultiTaskDPT(nn.Module):
         super().__init__()
         if config.features < 2 or config.features % 2:
             raise BadInput(f"features: expected an even number of at least 2, received {config.features}.")
+        check_heads(config.heads)
         if not config.depth_scale > 0:
             raise BadInput(f"depth_scale: expected a positive number of metres, received {config.depth_scale}.")
         self.config = config
