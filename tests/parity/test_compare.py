@@ -1,0 +1,164 @@
+"""The verdict fails, and names the head, for what goes wrong in the field."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from dpt_deploy import metrics
+from dpt_deploy.errors import BadInput
+from dpt_deploy.parity import Case, ParityReport, Reference, compare, load_budget
+from dpt_deploy.parity.compare import not_run
+
+BUDGET, _ = load_budget(None)
+
+
+def case(name="scene", adversarial=False, seed=0):
+    rng = np.random.default_rng(seed)
+    normals = rng.normal(size=(24, 32, 3)).astype(np.float32)
+    maps = {
+        "depth": rng.uniform(1, 4, (24, 32)).astype(np.float32),
+        "normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True),
+        "alpha": rng.uniform(0, 1, (24, 32)).astype(np.float32),
+    }
+    return Case(name, adversarial, rng.integers(0, 256, (24, 32, 3), np.uint8), np.zeros((3, 8, 8), np.float32),
+                {"model": {}, "frame": maps})
+
+
+REFERENCE = Reference((case("one"), case("two", seed=1), case("noise", True, seed=2)))
+ANSWERS = {c.frame.tobytes(): c.maps["frame"] for c in REFERENCE.cases}
+
+
+def run_with(change=lambda maps: maps):
+    """A candidate that answers the reference's maps after `change`."""
+    def run(batch):
+        answers = [change({k: v.copy() for k, v in ANSWERS[frame.tobytes()].items()}) for frame in batch]
+        return {name: np.stack([answer[name] for answer in answers]) for name in answers[0]}
+    return run
+
+
+def judged(change=lambda maps: maps, precision="fp32"):
+    return compare("candidate", run_with(change), REFERENCE, "frame", precision, BUDGET)
+
+
+def test_equal_maps_pass():
+    stage = judged()
+    assert stage and stage.status == "passed" and stage.heads["depth"]["abs_rel"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "head"),
+    [
+        (lambda m: m | {"depth": m["depth"] * 1.001}, "depth"),
+        (lambda m: m | {"normals": m["normals"][..., [1, 0, 2]]}, "normals"),
+        (lambda m: m | {"normals": m["normals"] * (-1, 1, 1)}, "normals"),
+        (lambda m: m | {"alpha": metrics.sigmoid(m["alpha"])}, "alpha"),
+        (lambda m: m | {"alpha": np.log(m["alpha"] / (1 - m["alpha"]))}, "alpha"),
+        (lambda m: m | {"depth": m["depth"][::-1]}, "depth"),
+        (lambda m: m | {"alpha": 1 - m["alpha"]}, "alpha"),
+    ],
+)
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_a_wrong_head_fails_and_is_named(change, head, precision):
+    if precision == "fp16" and head == "depth":
+        change = lambda m, change=change: m | {"depth": change(m)["depth"] * 1.01}  # noqa: E731
+    stage = judged(change, precision)
+    assert not stage
+    assert all(reason.startswith(head) for reason in stage.reasons), stage.reasons
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+@pytest.mark.parametrize("head", ["depth", "normals", "alpha"])
+def test_one_value_that_is_not_finite_fails(value, head):
+    def change(maps):
+        maps[head].flat[5] = value
+        return maps
+
+    stage = judged(change)
+    assert not stage and f"{head} is NaN or Inf" in stage.reasons[0]
+
+
+def test_not_finite_fails_on_an_adversarial_input_in_half_too():
+    def change(maps):
+        if np.array_equal(maps["depth"], REFERENCE.cases[2].maps["frame"]["depth"]):
+            maps["depth"][0, 0] = np.inf
+        return maps
+
+    assert not judged(change, "fp16")
+
+
+def test_a_missing_output_a_wrong_shape_and_an_exception_fail():
+    assert "no output normals" in judged(lambda m: {"depth": m["depth"], "alpha": m["alpha"]}).reasons[0]
+    assert "has shape" in judged(lambda m: m | {"depth": m["depth"].T}).reasons[0]
+
+    def frozen(batch):
+        if len(batch) > 1:
+            raise RuntimeError("Got: 2 Expected: 1")
+        return run_with()(batch)
+
+    stage = compare("candidate", frozen, REFERENCE, "frame", "fp32", BUDGET)
+    assert not stage and "a batch of 2" in stage.reasons[0]
+
+
+def test_a_batch_answered_with_its_first_image_fails():
+    def run(batch):
+        first = run_with()(batch[:1])
+        return {name: np.repeat(value, len(batch), axis=0) for name, value in first.items()}
+
+    assert not compare("candidate", run, REFERENCE, "frame", "fp16", BUDGET)
+
+
+def test_depth_and_normals_count_in_the_foreground_only():
+    background = {name: c.maps["frame"]["alpha"] <= 0.5 for name, c in zip("abc", REFERENCE.cases, strict=True)}
+
+    def change(maps):
+        mask = maps["alpha"] <= 0.5
+        maps["depth"][mask] *= 2
+        return maps
+
+    assert background and judged(change)
+
+
+def test_the_worst_image_is_named():
+    def change(maps):
+        if np.array_equal(maps["depth"], REFERENCE.cases[1].maps["frame"]["depth"]):
+            maps["depth"] *= 1.1
+        return maps
+
+    assert judged(change).worst["depth"] == "two"
+
+
+def test_not_run_is_never_passed_and_a_report_survives_json():
+    stages = (judged(), judged(lambda m: m | {"depth": m["depth"] * np.nan}), not_run("engine", "fp16", "no GPU"))
+    report = ParityReport(stages, BUDGET, "default", ("one",))
+    assert not report and report.failed == [stages[1]] and report.not_run == [stages[2]]
+    again = ParityReport.from_json(json.loads(json.dumps(report.to_json())))
+    assert again.verdict == report.verdict and "1 not run" in again.verdict
+    assert not ParityReport((stages[2],), BUDGET, "default", ())
+    assert ParityReport((stages[0], stages[2]), BUDGET, "default", ())
+
+
+def test_another_budget_is_named_in_the_verdict(tmp_path):
+    path = tmp_path / "loose.json"
+    path.write_text(json.dumps({"fp32": {"depth": {"abs_rel": 1}}, "fp16": {"depth": {"abs_rel": 1}}}))
+    budget, name = load_budget(path)
+    run = run_with(lambda m: m | {"depth": m["depth"] * 1.1})
+    stage = compare("candidate", run, REFERENCE, "frame", "fp32", budget)
+    assert stage
+    assert "loose.json" in ParityReport((stage,), budget, name, ()).verdict
+
+
+@pytest.mark.parametrize("text", ["", "[]", '{"fp32": {}}', '{"fp32": {"albedo": {"x": 1}}, "fp16": {}}'])
+def test_a_budget_that_is_none_is_refused(tmp_path, text):
+    path = tmp_path / "budget.json"
+    path.write_text(text)
+    with pytest.raises(BadInput, match="expected a budget"):
+        load_budget(path)
+
+
+def test_identical_normals_are_at_zero_degrees():
+    normals = REFERENCE.cases[0].maps["frame"]["normals"]
+    assert metrics.angle(normals, normals).max() < 1e-5
+    assert metrics.angle(np.array([1.0, 0, 0]), np.array([-1.0, 0, 0])) == pytest.approx(180)
