@@ -12,7 +12,7 @@ import numpy as np
 from .. import cli
 from ..contract import Graph
 from ..errors import BadInput, ContractError
-from ..files import replacing
+from ..files import cannot_write, replacing
 from ..runtime import Backend, Precision, Prediction, load
 from ..runtime.image import list_images, read_image
 
@@ -110,7 +110,10 @@ def write_depth(path: Path, depth: np.ndarray) -> None:
     # OpenEXR writes non-contiguous arrays wrongly, and without an error.
     channels = {"Z": np.ascontiguousarray(depth, np.float32)}
     with replacing(path) as temporary, OpenEXR.File(header, channels) as file:
-        file.write(str(temporary))
+        try:
+            file.write(str(temporary))
+        except RuntimeError as error:  # OpenEXR's word for a full disk, among others
+            raise cannot_write(path, error) from error
 
 
 def _stems(paths: list[Path]) -> list[str]:

@@ -92,6 +92,18 @@ def test_a_place_that_cannot_be_written_is_named(tiny_bundle: Path, folder: Path
         main(PredictConfig(tiny_bundle, folder / "one.png", tmp_path / "out"))
 
 
+def test_a_full_disk_is_named_and_leaves_nothing(
+    tiny_bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(file: object, name: str) -> None:
+        raise RuntimeError(f'Cannot write image file "{name}". No space left on device.')
+
+    monkeypatch.setattr(OpenEXR.File, "write", full)
+    with pytest.raises(BadInput, match=r"cannot write .*one\.depth\.exr.*No space left"):
+        main(PredictConfig(tiny_bundle, folder / "one.png", tmp_path / "out"))
+    assert names(tmp_path / "out") == ["one.npz", "one.panel.png"]
+
+
 @pytest.mark.parametrize("image", ["bad.png", "nope.png", "notes.txt"])
 def test_a_bad_image_ends_in_one_sentence(tiny_bundle: Path, folder: Path, tmp_path: Path, image: str) -> None:
     command = [sys.executable, "-m", "dpt_deploy.predict", tiny_bundle, folder / image, "--out", tmp_path / "out"]
