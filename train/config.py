@@ -14,6 +14,7 @@ from dpt_deploy.errors import BadInput, missing_package
 from dpt_deploy.files import existing_file
 
 from .augment import Augment
+from .geometry import AXES
 from .losses import Losses
 
 
@@ -85,6 +86,8 @@ class TrainConfig:
     canonical_focal: float = 0.0
     """Train depth * this / focal length [pixels], for data of many cameras; 0 trains depth in metres."""
 
+    normal_axes: str = AXES
+    """What the files' three normal components are; `python -m train.check DATA` finds out."""
     val_fraction: float = 0.05
     """Share of samples held out for validation."""
     augment: bool = True

@@ -34,7 +34,10 @@ class Sample:
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """The window of `sample` at (top, left); beyond the image, edge pixels repeat and `inside` is False."""
+    """The window of `sample` at (top, left).
+
+    Beyond the image, its edge pixels repeat, `inside` is False, and there are no depth and normals.
+    """
     h, w = sample.alpha.shape
     rows, columns = np.arange(top, top + height), np.arange(left, left + width)
     window = np.ix_(rows.clip(0, h - 1), columns.clip(0, w - 1))
@@ -43,8 +46,9 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
     intrinsics = sample.intrinsics.copy()
     intrinsics[:2, 2] -= (left, top)
     return replace(
-        sample, rgb=sample.rgb[window], depth=sample.depth[window], normals=sample.normals[window],
-        alpha=sample.alpha[window], intrinsics=intrinsics, inside=None if inside.all() else inside,
+        sample, rgb=sample.rgb[window], depth=sample.depth[window] * within,
+        normals=sample.normals[window] * within[..., None], alpha=sample.alpha[window], intrinsics=intrinsics,
+        inside=None if inside.all() else inside,
     )
 
 
@@ -78,5 +82,4 @@ def to_network(sample: Sample, contract: Contract) -> Sample:
         normals=normals.astype(np.float32), alpha=alpha[..., 0], inside=within[..., 0] > 0.999,
         intrinsics=np.diag((box.width / w, box.height / h, 1.0)) @ sample.intrinsics,
     )
-    padded = crop(resized, -box.top, -box.left, *contract.input_size)
-    return padded if padded.inside is None or not padded.inside.all() else replace(padded, inside=None)
+    return crop(resized, -box.top, -box.left, *contract.input_size)

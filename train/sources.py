@@ -16,6 +16,7 @@ import numpy as np
 from dpt_deploy.errors import BadInput
 
 from . import exr
+from .geometry import AXES, parse_axes, with_axes
 from .layout import KINDS, NO_DEPTH, kind_of_index
 from .sample import Sample
 
@@ -49,12 +50,14 @@ class FolderSource:
     kinds: list[str]
     incomplete: list[str]
     """Samples left out because a file is missing: one line each."""
+    normal_axes: str = AXES
+    """What the files' three normal components are."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def read(self, position: int) -> Sample:
-        return read_files(self.folders[position], self.names[position])
+        return read_files(self.folders[position], self.names[position], self.normal_axes)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -63,11 +66,13 @@ class FolderSource:
         return digest.hexdigest()
 
 
-def open_source(root: Path | str) -> Source:
+def open_source(root: Path | str, normal_axes: str = AXES) -> Source:
     """The samples under `root`: a prepared cache, one chunk, the chunks' parent, or a flat folder.
 
-    Raises `BadInput` when there are none.
+    `normal_axes` says what the files' normal components are; a cache holds them converted. Raises
+    `BadInput` when there are no samples.
     """
+    parse_axes(normal_axes)
     from .cache import CacheSource, is_cache
 
     root = Path(root)
@@ -77,10 +82,10 @@ def open_source(root: Path | str) -> Source:
             f"data root {root}: expected a folder of SynthHuman samples, found {what}. Give --data-root the folder of "
             "SynthHuman_0000, or make data: python -m train.synthetic --out data/synthetic"
         )
-    return CacheSource.open(root) if is_cache(root) else find_samples(root)
+    return CacheSource.open(root) if is_cache(root) else find_samples(root, normal_axes)
 
 
-def find_samples(root: Path) -> FolderSource:
+def find_samples(root: Path, normal_axes: str = AXES) -> FolderSource:
     """Every complete sample in `root` itself and in the folders right below it."""
     folders, names, incomplete, seen = [], [], [], 0
     for folder in [root, *sorted(entry for entry in root.iterdir() if entry.is_dir())]:
@@ -101,10 +106,10 @@ def find_samples(root: Path) -> FolderSource:
             f"in folders such as SynthHuman_0000, found {detail}. Check --data-root, or make data: "
             "python -m train.synthetic --out data/synthetic"
         )
-    return FolderSource(root, folders, names, [kind_of_index(int(name)) for name in names], incomplete)
+    return FolderSource(root, folders, names, [kind_of_index(int(name)) for name in names], incomplete, normal_axes)
 
 
-def read_files(folder: Path, name: str) -> Sample:
+def read_files(folder: Path, name: str, normal_axes: str = AXES) -> Sample:
     """Read one sample's five files. Raises `BadInput` naming the file that is missing or broken."""
     rgb_path, alpha_path, depth_path, normal_path, cam_path = (folder / pattern.format(name) for pattern in FILES)
     bgr = _read_png(rgb_path, cv2.IMREAD_COLOR)
@@ -112,7 +117,7 @@ def read_files(folder: Path, name: str) -> Sample:
     alpha = (alpha if alpha.ndim == 2 else alpha[..., -1 if alpha.shape[2] == 4 else 0]) / np.float32(
         np.iinfo(alpha.dtype).max
     )
-    centimetres, normals = exr.read_depth(depth_path), exr.read_vectors(normal_path)
+    centimetres, normals = exr.read_depth(depth_path), with_axes(exr.read_vectors(normal_path), normal_axes)
     sizes = {path.name: array.shape[:2] for path, array in (
         (rgb_path, bgr), (alpha_path, alpha), (depth_path, centimetres), (normal_path, normals))}
     if len(set(sizes.values())) != 1:

@@ -6,10 +6,6 @@ every machine and in any order.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-from collections.abc import Iterator
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -26,6 +22,7 @@ from . import exr
 from .body import Body, random_body, rotation
 from .cache import write_cache
 from .layout import FIRST_INDEX, KINDS, NO_DEPTH, chunk_name
+from .parallel import parallel
 from .render import Camera, backdrop, render, shade
 from .sample import Sample
 
@@ -133,24 +130,6 @@ def _write(number: int, config: SyntheticConfig) -> None:
     folder = config.out / chunk_name(index)
     folder.mkdir(parents=True, exist_ok=True)
     write_sample(folder, index, generate(config.seed, number, config.size, config.width or config.size))
-
-
-def parallel(function, items, workers: int = 0) -> Iterator:
-    """Results of `function` over `items`, in order, by `workers` processes (0: one per core)."""
-    workers = workers or multiprocessing.cpu_count()
-    if workers == 1 or len(items) < 4:
-        yield from map(function, items)
-        return
-    for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # one of many processes needs one thread
-        os.environ.setdefault(variable, "1")
-    spawn = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, mp_context=spawn, initializer=one_thread) as pool:
-        yield from pool.map(function, items, chunksize=max(1, min(32, len(items) // (4 * workers))))
-
-
-def one_thread() -> None:
-    """Keep OpenCV to one thread, in a process that is one of many."""
-    cv2.setNumThreads(1)
 
 
 def as_sample(scene: Scene, number: int) -> Sample:

@@ -20,6 +20,7 @@ from dpt_deploy.files import cannot_write, write_json, write_text
 from dpt_deploy.model import MultiTaskDPT, save_checkpoint
 
 from . import logs, state
+from .check import check_convention, spread
 from .config import TrainConfig, to_yaml
 from .dataset import MapDataset, TrainBatches, create_loader
 from .distributed import World, join, leave
@@ -29,6 +30,7 @@ from .sources import open_source, split
 from .statistics import measure
 from .step import Outcome, Stepper
 from .validation import Validation
+from .warmstart import initialise_from
 
 SKIP_LIMIT = 10  # steps in a row without a finite loss that end a run
 
@@ -45,13 +47,16 @@ class Trainer:
         self.world: World = join(config.device)
         self.last = config.out / "last.pth"
         self._claim_output()
-        self.source = open_source(config.data_root)
+        self.source = open_source(config.data_root, config.normal_axes)
         self.data = self.source.fingerprint()
         self.train_positions, self.val_positions = split(self.source.names, self.source.kinds, config.val_fraction)
         self.statistics = measure(self.source, self.train_positions)
+        if config.check_data and {"depth", "normals"} <= set(config.tasks):
+            check_convention(self.source, [self.train_positions[i] for i in spread(len(self.train_positions), 12)])
         torch.manual_seed(config.seed)
         self.model: MultiTaskDPT = create_model(config, self.statistics).to(self.world.device)
         self.contract = self.model.contract(config.resize)
+        self.notes = initialise_from(self.model, config.init) if config.init and not self._continues() else []
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if config.grad_checkpointing:
@@ -123,11 +128,14 @@ class Trainer:
             network = DistributedDataParallel(network, device_ids=ids)
         return network
 
+    def _continues(self) -> bool:
+        """Whether there is a state to go on from."""
+        return bool(self.config.resume) and (self.config.resume != "auto" or self.last.exists())
+
     def _restore(self) -> None:
-        resume = self.config.resume
-        path = self.last if resume == "auto" else Path(resume)
-        if not resume or (resume == "auto" and not path.exists()):
+        if not self._continues():
             return
+        path = self.last if self.config.resume == "auto" else Path(self.config.resume)
         self.progress, parts = state.load(path, self.config, self.data)
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
@@ -180,8 +188,8 @@ class Trainer:
             f"{self.contract.input_size[1]}; {self.batches.steps} steps of {self.batches.per_step} images per epoch; "
             f"{str(self.amp).removeprefix('torch.')} on {self.world.device.type}"
         )
-        for line in getattr(self.source, "incomplete", [])[:5]:
-            self.say(f"left out: {line}")
+        for line in [*self.notes, *(f"left out: {line}" for line in getattr(self.source, "incomplete", [])[:5])]:
+            self.say(line)
         if self.contract.resize != getattr(self.source, "resize", self.contract.resize):
             raise BadInput(
                 f"{self.config.data_root} was prepared with --resize {self.source.resize}, and the run asks for "
