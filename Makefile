@@ -34,7 +34,7 @@ RUN := $(DPT_VENV)/bin/python
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup key demo demo-train test test-all lint clean distclean
+.PHONY: help setup key demo demo-train test test-all cpp cpp-test cpp-test-all lint clean distclean
 
 help:  ## Print this list.
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -51,6 +51,20 @@ test: setup lint  ## Lint, then the tests: what CI runs.
 
 test-all: setup lint  ## Lint, then all the tests, slow and GPU ones too.
 	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+
+cpp:  ## Build the C++ runtime into build-cpp/release; needs CMake and a C++ compiler, fetches the headers it lacks.
+	@for tool in cmake c++; do command -v $$tool >/dev/null || { \
+	  echo "error: $$tool is not here. Install CMake 3.25 or newer and GCC 12 or Clang:" \
+	    "apt-get install cmake g++ make" >&2; exit 2; }; done
+	DPT_CPP_HEADERS="$${DPT_CPP_HEADERS:-$(CURDIR)/build-cpp/headers}" \
+	  cmake -S dpt_deploy/runtime/cpp -B build-cpp/release -DCMAKE_BUILD_TYPE=Release
+	cmake --build build-cpp/release --parallel $(JOBS)
+
+cpp-test: setup cpp  ## The tests of the C++ runtime, those that take minutes aside; CI runs them.
+	DPT_CPP_TESTS=$(JOBS) $(RUN) -m pytest tests/cpp -m "not slow and not gpu" $(PYTEST_ARGS)
+
+cpp-test-all: setup cpp  ## All tests of the C++ runtime.
+	DPT_CPP_TESTS=$(JOBS) $(RUN) -m pytest tests/cpp $(PYTEST_ARGS)
 
 lint: setup  ## Ruff over the whole tree.
 	$(RUN) -m ruff check .

@@ -1,0 +1,148 @@
+// dpt_runtime.hpp - a thin C++17 face of dpt_runtime.h: RAII, views, exceptions. Header-only; see the C header for
+// units, ranges, threads and ownership.
+//
+//     dpt::Runtime runtime("engines/best_model");
+//     dpt::Maps maps = runtime.infer(dpt::Image{pixels, 720, 1280, dpt::Pixels::bgr});
+//     float metres = maps.depth[y * 1280 + x];
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+#include <utility>
+#include <vector>
+
+#include "dpt_runtime.h"
+
+namespace dpt {
+
+// A call that failed: what() is dpt_last_error().
+class Error : public std::runtime_error {
+public:
+    Error(dpt_status status, const std::string &message) : std::runtime_error(message), status_(status) {}
+    dpt_status status() const noexcept { return status_; }
+
+private:
+    dpt_status status_;
+};
+
+inline void check(dpt_status status) {
+    if (status != DPT_OK) throw Error(status, dpt_last_error());
+}
+
+// Someone else's contiguous memory, as std::span in C++20; an empty view means "not wanted".
+template <typename T>
+class View {
+public:
+    constexpr View() noexcept = default;
+    constexpr View(T *data, std::size_t size) noexcept : data_(data), size_(size) {}
+    View(std::vector<std::remove_const_t<T>> &values) noexcept : View(values.data(), values.size()) {}
+
+    constexpr T *data() const noexcept { return data_; }
+    constexpr std::size_t size() const noexcept { return size_; }
+    constexpr bool empty() const noexcept { return size_ == 0; }
+    constexpr T *begin() const noexcept { return data_; }
+    constexpr T *end() const noexcept { return data_ + size_; }
+    constexpr T &operator[](std::size_t i) const noexcept { return data_[i]; }
+
+private:
+    T *data_ = nullptr;
+    std::size_t size_ = 0;
+};
+
+enum class Pixels : std::int32_t { rgb = DPT_RGB, bgr = DPT_BGR, rgba = DPT_RGBA, bgra = DPT_BGRA, gray = DPT_GRAY };
+
+// One frame, or with `batch` several of one size. Strides in bytes; 0: tightly packed.
+struct Image {
+    const std::uint8_t *data = nullptr;
+    std::int32_t height = 0;
+    std::int32_t width = 0;
+    Pixels format = Pixels::rgb;
+    std::int64_t row_stride = 0;
+    std::int32_t batch = 1;
+    std::int64_t frame_stride = 0;
+
+    dpt_frames frames() const noexcept {
+        return {data, batch, height, width, static_cast<std::int32_t>(format), row_stride, frame_stride};
+    }
+    // Values in a map with one value per pixel; 0 for sizes that dpt_infer refuses.
+    std::size_t pixels() const noexcept {
+        if (batch < 1 || height < 1 || width < 1) return 0;
+        return static_cast<std::size_t>(batch) * static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
+    }
+};
+
+// Caller's buffers: depth and alpha of Image::pixels() floats, normals of three times that, or empty.
+struct MapViews {
+    View<float> depth, normals, alpha;
+};
+
+// Maps that own their memory. A head that the bundle lacks is empty.
+struct Maps {
+    std::vector<float> depth, normals, alpha;
+};
+
+// A loaded bundle. Movable; calls from many threads are right.
+class Runtime {
+public:
+    explicit Runtime(const std::string &bundle, const dpt_options &options = dpt_options_default()) {
+        dpt_runtime *handle = nullptr;
+        check(dpt_load(bundle.c_str(), &options, &handle));
+        handle_.reset(handle);
+    }
+
+    // New maps of all heads of the bundle.
+    Maps infer(const Image &image) const {
+        Maps maps;
+        if (has_depth()) maps.depth.resize(image.pixels());
+        if (has_normals()) maps.normals.resize(image.pixels() * 3);
+        if (has_alpha()) maps.alpha.resize(image.pixels());
+        infer(image, {maps.depth, maps.normals, maps.alpha});
+        return maps;
+    }
+
+    // Into buffers of the caller; throws Error(DPT_BAD_INPUT) where one is too small.
+    void infer(const Image &image, const MapViews &views) const {
+        expect(views.depth, image.pixels(), "depth");
+        expect(views.normals, image.pixels() * 3, "normals");
+        expect(views.alpha, image.pixels(), "alpha");
+        const dpt_frames frames = image.frames();
+        const dpt_maps maps = {views.depth.data(), views.normals.data(), views.alpha.data()};
+        check(dpt_infer(handle_.get(), &frames, &maps));
+    }
+
+    // Device pointers and a cudaStream_t; see dpt_infer_device().
+    void infer_device(const Image &image, const dpt_maps &maps, void *stream) const {
+        const dpt_frames frames = image.frames();
+        check(dpt_infer_device(handle_.get(), &frames, &maps, stream));
+    }
+
+    bool has_depth() const noexcept { return (dpt_heads(handle_.get()) & DPT_HAS_DEPTH) != 0; }
+    bool has_normals() const noexcept { return (dpt_heads(handle_.get()) & DPT_HAS_NORMALS) != 0; }
+    bool has_alpha() const noexcept { return (dpt_heads(handle_.get()) & DPT_HAS_ALPHA) != 0; }
+    std::int32_t largest_batch(std::int32_t height, std::int32_t width) const noexcept {
+        return dpt_largest_batch(handle_.get(), height, width);
+    }
+    std::string contract_json() const { return dpt_contract_json(handle_.get()); }
+    std::string backend() const { return dpt_backend_name(handle_.get()); }
+    std::string reason() const { return dpt_reason(handle_.get()); }
+    dpt_runtime *handle() const noexcept { return handle_.get(); }
+
+private:
+    static void expect(const View<float> &view, std::size_t wanted, const char *name) {
+        if (!view.empty() && view.size() < wanted) {
+            throw Error(DPT_BAD_INPUT, std::string(name) + ": expected room for " + std::to_string(wanted) +
+                                           " floats, received " + std::to_string(view.size()) + ".");
+        }
+    }
+
+    struct Unload {
+        void operator()(dpt_runtime *handle) const noexcept { dpt_unload(handle); }
+    };
+    std::unique_ptr<dpt_runtime, Unload> handle_;
+};
+
+} // namespace dpt

@@ -1,0 +1,68 @@
+#include "contract.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "error.h"
+
+namespace dpt_impl {
+namespace {
+
+const std::vector<std::string> kHeads = {"depth", "normals", "alpha"};
+constexpr std::int64_t kLargestInput = 1 << 16; // [pixels]
+
+template <typename T, std::size_t N>
+std::array<T, N> numbers(const Json &value, const char *field) {
+    const Json &list = value.at(field);
+    if (!list.is_array() || list.size() != N) fail(DPT_BAD_BUNDLE, "contract: ", field, " takes ", N, " numbers");
+    std::array<T, N> result{};
+    for (std::size_t i = 0; i < N; ++i) {
+        if (!list[i].is_number()) fail(DPT_BAD_BUNDLE, "contract: ", field, " takes ", N, " numbers");
+        const double number = list[i].template get<double>();
+        if (!std::isfinite(number) || std::abs(number) > 1e9) fail(DPT_BAD_BUNDLE, "contract: ", field, " is too large");
+        result[i] = static_cast<T>(number);
+    }
+    return result;
+}
+
+} // namespace
+
+bool Contract::has(const std::string &head) const { return std::find(heads.begin(), heads.end(), head) != heads.end(); }
+
+Contract parse_contract(const Json &value) {
+    Contract contract;
+    try {
+        contract.input_size = numbers<std::int64_t, 2>(value, "input_size");
+        contract.mean = numbers<double, 3>(value, "mean");
+        contract.std = numbers<double, 3>(value, "std");
+        contract.resize = value.at("resize").get<std::string>();
+        contract.heads = value.at("heads").get<std::vector<std::string>>();
+    } catch (const Json::exception &error) {
+        fail(DPT_BAD_BUNDLE, "contract: expected the fields input_size, mean, std, resize, heads, but ", error.what());
+    }
+    for (const std::int64_t size : contract.input_size) {
+        if (size < 1 || size > kLargestInput) fail(DPT_BAD_BUNDLE, "contract: input_size of ", size, " pixels");
+    }
+    std::vector<std::string> ordered;
+    for (const std::string &head : kHeads) {
+        if (contract.has(head)) ordered.push_back(head);
+    }
+    if (contract.heads.empty() || contract.heads != ordered) {
+        fail(DPT_BAD_BUNDLE, "heads: expected a non-empty subset of ", joined(kHeads), ", in that order, received ",
+             contract.heads.empty() ? "nothing" : joined(contract.heads));
+    }
+    if (contract.resize != "stretch" && contract.resize != "letterbox") {
+        fail(DPT_BAD_BUNDLE, "resize: expected one of stretch, letterbox, received '", contract.resize, "'");
+    }
+    return contract;
+}
+
+Contract parse_contract(const std::string &json) {
+    try {
+        return parse_contract(Json::parse(json));
+    } catch (const Json::exception &error) {
+        fail(DPT_BAD_BUNDLE, "contract: expected JSON, but ", error.what());
+    }
+}
+
+} // namespace dpt_impl

@@ -1,0 +1,30 @@
+// What goes in and what comes out: the contract of a bundle, as the manifest and the graphs carry it.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "json.h"
+
+namespace dpt_impl {
+
+struct Contract {
+    std::array<std::int64_t, 2> input_size{}; // height, width of the network's input [pixels]
+    std::array<double, 3> mean{}, std{};      // of RGB in [0, 1]
+    std::string resize;                       // stretch or letterbox
+    std::vector<std::string> heads;           // a non-empty subset of depth, normals, alpha, in that order
+
+    bool operator==(const Contract &other) const {
+        return input_size == other.input_size && mean == other.mean && std == other.std && resize == other.resize &&
+               heads == other.heads;
+    }
+    bool has(const std::string &head) const;
+};
+
+// Throws Error(DPT_BAD_BUNDLE) for a missing or malformed field.
+Contract parse_contract(const Json &value);
+Contract parse_contract(const std::string &json);
+
+} // namespace dpt_impl

@@ -1,0 +1,108 @@
+#include "frames.h"
+
+#include <cstring>
+#include <limits>
+
+#include "error.h"
+
+namespace dpt_impl {
+namespace {
+
+constexpr std::int64_t kLargest = std::numeric_limits<std::int64_t>::max() / 64; // [bytes], room for float maps
+
+std::int64_t bytes_per_pixel(std::int32_t format) {
+    switch (format) {
+    case DPT_RGB:
+    case DPT_BGR: return 3;
+    case DPT_RGBA:
+    case DPT_BGRA: return 4;
+    case DPT_GRAY: return 1;
+    default: return 0;
+    }
+}
+
+std::int64_t row_stride(const dpt_frames &frames) {
+    return frames.row_stride != 0 ? frames.row_stride : bytes_per_pixel(frames.format) * frames.width;
+}
+
+std::int64_t frame_stride(const dpt_frames &frames) {
+    return frames.frame_stride != 0 ? frames.frame_stride : row_stride(frames) * frames.height;
+}
+
+// `Red`, `Green` and `Blue` are the places of the channels in a pixel of `Size` bytes.
+template <int Size, int Red, int Green, int Blue>
+void convert_row(const std::uint8_t *from, std::uint8_t *to, std::int32_t width) {
+    for (std::int32_t x = 0; x < width; ++x, from += Size, to += 3) {
+        const std::uint8_t red = from[Red], green = from[Green], blue = from[Blue];
+        to[0] = red;
+        to[1] = green;
+        to[2] = blue;
+    }
+}
+
+void copy_row(const std::uint8_t *from, std::uint8_t *to, std::int32_t width) {
+    std::memcpy(to, from, static_cast<std::size_t>(width) * 3);
+}
+
+} // namespace
+
+void check_frames(const dpt_frames &frames) {
+    if (frames.data == nullptr) fail(DPT_BAD_INPUT, "frames->data: expected pixels, received NULL.");
+    if (frames.batch < 1 || frames.height < 1 || frames.width < 1) {
+        fail(DPT_BAD_INPUT, "frames: expected batch, height and width from 1, received ", frames.batch, ", ",
+             frames.height, " and ", frames.width, ".");
+    }
+    const std::int64_t size = bytes_per_pixel(frames.format);
+    if (size == 0) {
+        fail(DPT_BAD_INPUT, "frames->format: expected DPT_RGB (0), DPT_BGR (1), DPT_RGBA (2), DPT_BGRA (3) or "
+                            "DPT_GRAY (4), received ", frames.format, ".");
+    }
+    const std::int64_t row = size * frames.width; // below 2^33
+    if (frames.row_stride != 0 && frames.row_stride < row && frames.row_stride > -row) {
+        fail(DPT_BAD_INPUT, "frames->row_stride: expected 0 or at least ", row, " bytes, which a row of ", frames.width,
+             " pixels takes, received ", frames.row_stride, ".");
+    }
+    std::int64_t bytes = 0, end = 0;
+    if (__builtin_mul_overflow(row * frames.height, static_cast<std::int64_t>(frames.batch), &bytes) ||
+        bytes > kLargest || frames.row_stride > kLargest || frames.row_stride < -kLargest ||
+        __builtin_mul_overflow(row_stride(frames), static_cast<std::int64_t>(frames.height), &end) ||
+        __builtin_mul_overflow(frame_stride(frames), static_cast<std::int64_t>(frames.batch), &end) ||
+        end > kLargest || end < -kLargest) {
+        fail(DPT_BAD_INPUT, "frames: ", frames.batch, " frames of ", frames.height, "x", frames.width,
+             " pixels with a row_stride of ", frames.row_stride, " and a frame_stride of ", frames.frame_stride,
+             " bytes fit in no memory.");
+    }
+}
+
+std::size_t count_pixels(const dpt_frames &frames) {
+    return static_cast<std::size_t>(frames.batch) * static_cast<std::size_t>(frames.height) *
+           static_cast<std::size_t>(frames.width);
+}
+
+bool is_packed_rgb(const dpt_frames &frames) {
+    const std::int64_t row = 3 * static_cast<std::int64_t>(frames.width);
+    return frames.format == DPT_RGB && row_stride(frames) == row &&
+           (frames.batch == 1 || frame_stride(frames) == row * frames.height);
+}
+
+PackedFrames::PackedFrames(const dpt_frames &frames) : data_(frames.data) {
+    if (is_packed_rgb(frames)) return;
+    copy_.reset(new std::uint8_t[count_pixels(frames) * 3]); // uninitialised: every byte is written below
+    data_ = copy_.get();
+    auto *convert = copy_row;
+    switch (frames.format) {
+    case DPT_BGR: convert = convert_row<3, 2, 1, 0>; break;
+    case DPT_RGBA: convert = convert_row<4, 0, 1, 2>; break;
+    case DPT_BGRA: convert = convert_row<4, 2, 1, 0>; break;
+    case DPT_GRAY: convert = convert_row<1, 0, 0, 0>; break;
+    default: break;
+    }
+    std::uint8_t *to = copy_.get();
+    for (std::int32_t n = 0; n < frames.batch; ++n) {
+        for (std::int32_t y = 0; y < frames.height; ++y, to += 3 * static_cast<std::ptrdiff_t>(frames.width)) {
+            convert(frames.data + n * frame_stride(frames) + y * row_stride(frames), to, frames.width);
+        }
+    }
+}
+
+} // namespace dpt_impl

@@ -1,0 +1,252 @@
+#include "onnxruntime.h"
+
+#include <algorithm>
+#include <array>
+#include <map>
+#include <mutex>
+#include <vector>
+
+#include <onnxruntime_c_api.h>
+
+#include "error.h"
+#include "frames.h"
+#include "library.h"
+#include "machine.h"
+
+namespace dpt_impl {
+namespace {
+
+// Only functions of this version of the C interface are called, so that newer headers do no harm. ONNX Runtime 1.22 is
+// the first that runs opset 23.
+constexpr std::uint32_t kApiVersion = 20;
+static_assert(ORT_API_VERSION >= kApiVersion, "the headers of ONNX Runtime 1.20 or newer are needed");
+
+constexpr const char *kCuda = "CUDAExecutionProvider";
+constexpr const char *kInstall =
+    "Install ONNX Runtime 1.22 or newer, and name its libonnxruntime.so in dpt_options.onnxruntime_library or in the "
+    "environment variable DPT_ONNXRUNTIME_LIBRARY.";
+
+std::string first_line(std::string words) {
+    words = words.substr(0, words.find('\n'));
+    while (!words.empty() && (words.back() == '.' || words.back() == ' ')) words.pop_back();
+    return words;
+}
+
+// A loaded libonnxruntime with its environment. It stays until the process ends, as its thread pools may.
+class Ort {
+public:
+    explicit Ort(const std::string &path)
+        : library_(path.empty() ? std::vector<std::string>{"libonnxruntime.so.1", own_folder() + "/libonnxruntime.so.1"}
+                                : std::vector<std::string>{path},
+                   "ONNX Runtime is needed to run ONNX graphs", kInstall) {
+        const OrtApiBase *base = library_.function<const OrtApiBase *()>("OrtGetApiBase")();
+        version_ = base->GetVersionString();
+        api_ = base->GetApi(kApiVersion);
+        if (api_ == nullptr) {
+            fail(DPT_MISSING_LIBRARY, library_.name(), " is ONNX Runtime ", version_, ". ", kInstall);
+        }
+        check(api_->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "dpt_runtime", &environment_));
+    }
+
+    static Ort &get(const std::string &path) {
+        static std::mutex mutex;
+        static auto &loaded = *new std::map<std::string, Ort *>(); // never destroyed, like the libraries
+        const std::lock_guard<std::mutex> lock(mutex);
+        Ort *&entry = loaded[path];
+        if (entry == nullptr) entry = new Ort(path);
+        return *entry;
+    }
+
+    const OrtApi *operator->() const { return api_; }
+    const OrtEnv *environment() const { return environment_; }
+    const std::string &version() const { return version_; }
+
+    // What ONNX Runtime says when `status` is a failure, and "" when it is none; frees `status`.
+    std::optional<std::string> words(OrtStatus *status) const {
+        if (status == nullptr) return std::nullopt;
+        std::string said = first_line(api_->GetErrorMessage(status));
+        api_->ReleaseStatus(status);
+        return said.empty() ? "without giving a reason" : said;
+    }
+
+    void check(OrtStatus *status) const {
+        if (const auto said = words(status)) fail(DPT_BACKEND_ERROR, "ONNX Runtime ", version_, ": ", *said, ".");
+    }
+
+private:
+    Library library_;
+    std::string version_;
+    const OrtApi *api_ = nullptr;
+    OrtEnv *environment_ = nullptr;
+};
+
+// Owns an object of ONNX Runtime, which a function of its table frees.
+template <typename T>
+class Owned {
+public:
+    using Release = void (*)(T *);
+    explicit Owned(Release release) : release_(release) {}
+    ~Owned() {
+        if (pointer_ != nullptr) release_(pointer_);
+    }
+    Owned(const Owned &) = delete;
+    Owned &operator=(const Owned &) = delete;
+    operator T *() const { return pointer_; }
+    T **out() { return &pointer_; }
+
+private:
+    Release release_;
+    T *pointer_ = nullptr;
+};
+
+class OnnxRuntimeSession : public Session {
+public:
+    OnnxRuntimeSession(const Bundle &bundle, const Artifact &artifact, const std::string &library, int threads,
+                       std::optional<int> device)
+        : ort_(Ort::get(library)), device_(device), host_(ort_->ReleaseMemoryInfo), gpu_(ort_->ReleaseMemoryInfo),
+          session_(ort_->ReleaseSession) {
+        if (device_) check_provider();
+        const std::string path = bundle.path(artifact);
+        Owned<OrtSessionOptions> options(ort_->ReleaseSessionOptions);
+        ort_.check(ort_->CreateSessionOptions(options.out()));
+        ort_.check(ort_->SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_FATAL)); // what goes wrong is raised
+        if (threads > 0) ort_.check(ort_->SetIntraOpNumThreads(options, threads));
+        ort_.check(ort_->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, host_.out()));
+        if (device_) {
+            append_cuda(options);
+            ort_.check(ort_->CreateMemoryInfo("Cuda", OrtDeviceAllocator, *device_, OrtMemTypeDefault, gpu_.out()));
+        }
+        if (const auto said =
+                ort_.words(ort_->CreateSession(ort_.environment(), path.c_str(), options, session_.out()))) {
+            fail(DPT_BACKEND_ERROR, name(), " cannot load ", path, ": ", *said,
+                 ". Choose another precision or backend.");
+        }
+        check_contract(bundle, artifact);
+        check_names(bundle.contract(), path);
+    }
+
+    void run(const dpt_frames &frames, const dpt_maps &maps) override {
+        const PackedFrames packed(frames);
+        run_on(host_, packed.data(), frames, maps);
+    }
+
+    void run_device(const dpt_frames &frames, const dpt_maps &maps, void *stream) override {
+        if (!device_) {
+            fail(DPT_CONTRACT_ERROR, "dpt_infer_device: ", name(),
+                 " has no GPU. Call dpt_infer with host memory, or load a backend on the GPU.");
+        }
+        synchronize(stream, *device_); // ONNX Runtime computes on a stream of its own
+        run_on(gpu_, frames.data, frames, maps);
+    }
+
+private:
+    const char *name() const { return device_ ? "onnxruntime-cuda" : "onnxruntime-cpu"; }
+
+    void run_on(const OrtMemoryInfo *memory, const std::uint8_t *pixels, const dpt_frames &frames,
+                const dpt_maps &maps) {
+        const std::array<std::int64_t, 4> shape = {frames.batch, frames.height, frames.width, 3};
+        const std::size_t pixel_count = count_pixels(frames);
+        Owned<OrtValue> input(ort_->ReleaseValue), depth(ort_->ReleaseValue), normals(ort_->ReleaseValue),
+            alpha(ort_->ReleaseValue);
+        // ONNX Runtime takes a pointer to mutable memory, and does not write to inputs.
+        ort_.check(ort_->CreateTensorWithDataAsOrtValue(memory, const_cast<std::uint8_t *>(pixels), pixel_count * 3,
+                                                        shape.data(), 4, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
+                                                        input.out()));
+        std::vector<const char *> wanted;
+        std::vector<OrtValue *> outputs;
+        const auto want = [&](const char *head, float *buffer, std::size_t channels,
+                              Owned<OrtValue> &value) {
+            if (buffer == nullptr) return;
+            ort_.check(ort_->CreateTensorWithDataAsOrtValue(memory, buffer, pixel_count * channels * sizeof(float),
+                                                            shape.data(), channels == 1 ? 3 : 4,
+                                                            ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, value.out()));
+            wanted.push_back(head);
+            outputs.push_back(value);
+        };
+        want("depth", maps.depth, 1, depth);
+        want("normals", maps.normals, 3, normals);
+        want("alpha", maps.alpha, 1, alpha);
+        const char *const input_name = "frame";
+        const OrtValue *const inputs[] = {input};
+        if (const auto said = ort_.words(ort_->Run(session_, nullptr, &input_name, inputs, 1, wanted.data(),
+                                                   wanted.size(), outputs.data()))) {
+            fail(DPT_BACKEND_ERROR, name(), " could not run frame [", joined(shape), "]: ", *said, ".");
+        }
+    }
+
+    void check_provider() const {
+        char **providers = nullptr;
+        int count = 0;
+        ort_.check(ort_->GetAvailableProviders(&providers, &count));
+        const bool there = std::any_of(providers, providers + count,
+                                       [](const char *provider) { return std::string(provider) == kCuda; });
+        ort_.check(ort_->ReleaseAvailableProviders(providers, count));
+        if (!there) {
+            fail(DPT_BACKEND_ERROR, "onnxruntime-cuda: ONNX Runtime ", ort_.version(),
+                 " was built without CUDA. Name a build with CUDA in dpt_options.onnxruntime_library, or in the "
+                 "environment variable DPT_ONNXRUNTIME_LIBRARY.");
+        }
+    }
+
+    void append_cuda(OrtSessionOptions *options) const {
+        Owned<OrtCUDAProviderOptionsV2> cuda(ort_->ReleaseCUDAProviderOptions);
+        ort_.check(ort_->CreateCUDAProviderOptions(cuda.out()));
+        const std::string number = text(*device_);
+        const char *const keys[] = {"device_id"};
+        const char *const values[] = {number.c_str()};
+        ort_.check(ort_->UpdateCUDAProviderOptions(cuda, keys, values, 1));
+        if (const auto said = ort_.words(ort_->SessionOptionsAppendExecutionProvider_CUDA_V2(options, cuda))) {
+            fail(DPT_BACKEND_ERROR, "onnxruntime-cuda: expected ", kCuda, " to be active, but ONNX Runtime ",
+                 ort_.version(), " cannot start it: ", *said,
+                 ". Check that nvidia-smi lists a GPU, and that the CUDA and cuDNN libraries are those of this version.");
+        }
+    }
+
+    void check_contract(const Bundle &bundle, const Artifact &artifact) const {
+        OrtAllocator *allocator = nullptr;
+        ort_.check(ort_->GetAllocatorWithDefaultOptions(&allocator));
+        Owned<OrtModelMetadata> metadata(ort_->ReleaseModelMetadata);
+        ort_.check(ort_->SessionGetModelMetadata(session_, metadata.out()));
+        char *embedded = nullptr;
+        ort_.check(ort_->ModelMetadataLookupCustomMetadataMap(metadata, allocator, "contract", &embedded));
+        if (embedded == nullptr) return;
+        const std::string contract = embedded;
+        ort_.check(ort_->AllocatorFree(allocator, embedded));
+        bundle.check_contract(contract, artifact.file);
+    }
+
+    void check_names(const Contract &contract, const std::string &path) const {
+        std::vector<std::string> expected = {"frame"}, found;
+        expected.insert(expected.end(), contract.heads.begin(), contract.heads.end());
+        std::size_t inputs = 0, outputs = 0;
+        ort_.check(ort_->SessionGetInputCount(session_, &inputs));
+        ort_.check(ort_->SessionGetOutputCount(session_, &outputs));
+        OrtAllocator *allocator = nullptr;
+        ort_.check(ort_->GetAllocatorWithDefaultOptions(&allocator));
+        for (std::size_t i = 0; i < inputs + outputs; ++i) {
+            char *tensor = nullptr;
+            ort_.check(i < inputs ? ort_->SessionGetInputName(session_, i, allocator, &tensor)
+                                  : ort_->SessionGetOutputName(session_, i - inputs, allocator, &tensor));
+            found.emplace_back(tensor);
+            ort_.check(ort_->AllocatorFree(allocator, tensor));
+        }
+        if (found != expected) {
+            fail(DPT_CONTRACT_ERROR, path, ": expected inputs and outputs ", joined(expected), ", found ",
+                 joined(found), ". Export the checkpoint again.");
+        }
+    }
+
+    const Ort &ort_;
+    std::optional<int> device_;
+    Owned<OrtMemoryInfo> host_, gpu_;
+    Owned<OrtSession> session_;
+};
+
+} // namespace
+
+std::unique_ptr<Session> open_onnxruntime(const Bundle &bundle, const Artifact &artifact, const std::string &library,
+                                          int threads, std::optional<int> device) {
+    return std::make_unique<OnnxRuntimeSession>(bundle, artifact, library, threads, device);
+}
+
+} // namespace dpt_impl

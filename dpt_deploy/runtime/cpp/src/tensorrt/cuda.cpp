@@ -1,0 +1,82 @@
+#include "cuda.h"
+
+namespace dpt_impl {
+
+#if CUDART_VERSION < 12000
+#error "CUDA 12 or newer is needed"
+#endif
+
+Cuda::Cuda() {
+    const std::string named = option_or_environment(nullptr, "DPT_CUDART_LIBRARY");
+    const std::string usual = text("libcudart.so.", CUDART_VERSION / 1000);
+    const Library library(named.empty() ? std::vector<std::string>{usual} : std::vector<std::string>{named},
+                          "CUDA's runtime is needed to reach the GPU",
+                          text("Install CUDA ", CUDART_VERSION / 1000,
+                               ", or name its libcudart in the environment variable DPT_CUDART_LIBRARY."));
+    const auto find = [&library](auto &function, const char *symbol) {
+        function = library.function<std::remove_pointer_t<std::remove_reference_t<decltype(function)>>>(symbol);
+    };
+#define DPT_FIND(function) find(function, #function)
+    DPT_FIND(cudaGetErrorString);
+    DPT_FIND(cudaGetDevice);
+    DPT_FIND(cudaSetDevice);
+    DPT_FIND(cudaMalloc);
+    DPT_FIND(cudaMallocHost);
+    DPT_FIND(cudaFree);
+    DPT_FIND(cudaFreeHost);
+    DPT_FIND(cudaMemcpyAsync);
+    DPT_FIND(cudaStreamCreateWithFlags);
+    DPT_FIND(cudaStreamDestroy);
+    DPT_FIND(cudaStreamSynchronize);
+    DPT_FIND(cudaStreamWaitEvent);
+    DPT_FIND(cudaStreamBeginCapture);
+    DPT_FIND(cudaStreamEndCapture);
+    DPT_FIND(cudaEventCreateWithFlags);
+    DPT_FIND(cudaEventDestroy);
+    DPT_FIND(cudaEventRecord);
+    DPT_FIND(cudaEventSynchronize);
+    DPT_FIND(cudaGraphInstantiate);
+    DPT_FIND(cudaGraphLaunch);
+    DPT_FIND(cudaGraphDestroy);
+    DPT_FIND(cudaGraphExecDestroy);
+#undef DPT_FIND
+}
+
+const Cuda &Cuda::get() {
+    static const Cuda loaded;
+    return loaded;
+}
+
+OnDevice::OnDevice(int device) {
+    const Cuda &cuda = Cuda::get();
+    cuda.check(cuda.cudaGetDevice(&before_), "cudaGetDevice");
+    if (before_ == device) return;
+    cuda.check(cuda.cudaSetDevice(device), "cudaSetDevice");
+    changed_ = true;
+}
+
+OnDevice::~OnDevice() {
+    if (changed_) static_cast<void>(Cuda::get().cudaSetDevice(before_));
+}
+
+void *Buffer::reserve(std::size_t bytes) {
+    if (bytes <= bytes_) return data_;
+    free();
+    const Cuda &cuda = Cuda::get();
+    if (pinned_) {
+        cuda.check(cuda.cudaMallocHost(&data_, bytes), "cudaMallocHost");
+    } else {
+        cuda.check(cuda.cudaMalloc(&data_, bytes), "cudaMalloc");
+    }
+    bytes_ = bytes;
+    return data_;
+}
+
+void Buffer::free() noexcept {
+    if (data_ == nullptr) return;
+    static_cast<void>(pinned_ ? Cuda::get().cudaFreeHost(data_) : Cuda::get().cudaFree(data_));
+    data_ = nullptr;
+    bytes_ = 0;
+}
+
+} // namespace dpt_impl

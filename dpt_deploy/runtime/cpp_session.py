@@ -1,0 +1,165 @@
+"""The C++ runtime as a session, through its C ABI and ctypes: for parity and for tests.
+
+An application in Python has no need of it: the backends of this package give the same maps.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+import importlib.util
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Bundle
+from ..errors import BackendError, BadBundle, BadInput, ContractError, DptError, MissingPackage
+from .session import Session, host_array, no_stream
+
+VARIABLE = "DPT_RUNTIME_LIBRARY"
+ABI = 1
+BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
+PRECISIONS = ("auto", "fp16", "bf16", "fp32")
+FORMATS = {"rgb": 0, "bgr": 1, "rgba": 2, "bgra": 3, "gray": 4}
+ERRORS: dict[int, type[DptError]] = {
+    1: BadInput, 2: BadBundle, 3: ContractError, 4: MissingPackage, 5: BackendError, 6: BackendError, 7: BackendError,
+}
+
+
+class Options(ctypes.Structure):
+    """dpt_options of dpt_runtime.h."""
+
+    _fields_ = (
+        ("size", ctypes.c_uint32), ("backend", ctypes.c_int32), ("precision", ctypes.c_int32),
+        ("threads", ctypes.c_int32), ("device", ctypes.c_int32), ("no_cuda_graph", ctypes.c_int32),
+        ("onnxruntime_library", ctypes.c_char_p), ("backend_folder", ctypes.c_char_p),
+        ("reserved", ctypes.c_uint64 * 8),
+    )
+
+
+class Frames(ctypes.Structure):
+    """dpt_frames of dpt_runtime.h."""
+
+    _fields_ = (
+        ("data", ctypes.c_void_p), ("batch", ctypes.c_int32), ("height", ctypes.c_int32), ("width", ctypes.c_int32),
+        ("format", ctypes.c_int32), ("row_stride", ctypes.c_int64), ("frame_stride", ctypes.c_int64),
+    )
+
+
+class Maps(ctypes.Structure):
+    """dpt_maps of dpt_runtime.h."""
+
+    _fields_ = (("depth", ctypes.c_void_p), ("normals", ctypes.c_void_p), ("alpha", ctypes.c_void_p))
+
+
+def find_library() -> Path | None:
+    """Where libdpt_runtime is: $DPT_RUNTIME_LIBRARY, or what `make cpp` builds in a clone; None where it is not."""
+    if named := os.environ.get(VARIABLE):
+        return Path(named)
+    built = Path(__file__).parents[2] / "build-cpp" / "release" / f"libdpt_runtime.so.{ABI}"
+    return built if built.is_file() else None
+
+
+def find_onnxruntime() -> Path | None:
+    """The libonnxruntime inside the installed onnxruntime wheel, which the Python session uses too."""
+    spec = importlib.util.find_spec("onnxruntime")
+    folders = list(spec.submodule_search_locations or ()) if spec else []
+    return next((path for folder in folders for path in sorted(Path(folder, "capi").glob("libonnxruntime.so.*"))), None)
+
+
+@functools.cache
+def load_library(path: Path) -> ctypes.CDLL:
+    """libdpt_runtime with the types of its functions. Raises `MissingPackage` where it cannot be loaded."""
+    try:
+        library = ctypes.CDLL(str(path))
+        library.dpt_options_default.restype = Options
+        library.dpt_load.argtypes = (ctypes.c_char_p, ctypes.POINTER(Options), ctypes.POINTER(ctypes.c_void_p))
+        library.dpt_unload.argtypes = (ctypes.c_void_p,)
+        library.dpt_unload.restype = None
+        call = (ctypes.c_void_p, ctypes.POINTER(Frames), ctypes.POINTER(Maps))
+        library.dpt_infer.argtypes = call
+        library.dpt_infer_device.argtypes = (*call, ctypes.c_void_p)
+        library.dpt_largest_batch.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
+        library.dpt_heads.argtypes = (ctypes.c_void_p,)
+        library.dpt_heads.restype = ctypes.c_uint32
+        for name in ("dpt_contract_json", "dpt_backend_name", "dpt_reason"):
+            getattr(library, name).argtypes = (ctypes.c_void_p,)
+            getattr(library, name).restype = ctypes.c_char_p
+        for name in ("dpt_last_error", "dpt_version"):
+            getattr(library, name).argtypes = ()
+            getattr(library, name).restype = ctypes.c_char_p
+    except (OSError, AttributeError) as error:
+        raise MissingPackage(f"{path}: expected the C++ runtime, but {error}. Build it: make cpp") from error
+    return library
+
+
+class CppSession(Session):
+    """A bundle's frame graph in the C++ runtime. Host arrays in and out; calls from many threads are right."""
+
+    def __init__(
+        self, bundle: Bundle, backend: str = "auto", precision: str | None = None, threads: int | None = None,
+        library: Path | None = None,
+    ) -> None:
+        """`backend` and `precision` as `runtime.load` names them; the library picks the artefact as `load` does.
+
+        Raises `MissingPackage` where the library is not built, and what the library refuses under the
+        same class as the Python runtime.
+        """
+        super().__init__(bundle.contract, "frame")
+        self.handle = ctypes.c_void_p()
+        path = library or find_library()
+        if path is None:
+            raise MissingPackage(f"the C++ runtime is not built. Run: make cpp, or name the library in {VARIABLE}.")
+        self.library = load_library(Path(path))
+        options = self.library.dpt_options_default()
+        options.backend = BACKENDS.index(backend)
+        options.precision = PRECISIONS.index(precision or "auto")
+        options.threads = threads or 0
+        # Kept as long as the structure points to it.
+        wheel = None if os.environ.get("DPT_ONNXRUNTIME_LIBRARY") else find_onnxruntime()
+        options.onnxruntime_library = os.fsencode(wheel) if wheel else None
+        self.check(self.library.dpt_load(os.fsencode(bundle.folder), options, self.handle))
+        self.backend = self.library.dpt_backend_name(self.handle).decode()
+        self.reason = self.library.dpt_reason(self.handle).decode()
+        """Which backend and file were taken, and why each one preferred to it was not."""
+
+    def check(self, status: int) -> None:
+        """Raise the error that a status stands for, with the library's message."""
+        if status:
+            raise ERRORS[status](self.library.dpt_last_error().decode())
+
+    def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
+        no_stream(stream, "the C++ runtime in Python")
+        return self.infer(host_array(inputs["frame"], "frame"), outputs=outputs)
+
+    def infer(
+        self, pixels: np.ndarray, pixel_format: str = "rgb", outputs: list[str] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Maps by head for uint8 pixels (N, H, W, C), or (N, H, W) where `pixel_format` is gray.
+
+        Rows and frames may have any strides; the pixels within a row lie side by side.
+        """
+        n, h, w = pixels.shape[:3]
+        frames = Frames(pixels.ctypes.data, n, h, w, FORMATS[pixel_format], pixels.strides[1], pixels.strides[0])
+        wanted = list(self.outputs if outputs is None else outputs)
+        shapes = {"depth": (n, h, w), "normals": (n, h, w, 3), "alpha": (n, h, w)}
+        results = {head: np.empty(shapes[head], np.float32) for head in wanted}
+        maps = Maps(**{head: array.ctypes.data for head, array in results.items()})
+        self.check(self.library.dpt_infer(self.handle, frames, maps))
+        return results
+
+    def largest_batch(self, size: tuple[int, int]) -> int | None:
+        return self.library.dpt_largest_batch(self.handle, *size) or None
+
+    def close(self) -> None:
+        super().close()
+        if self.handle:
+            self.library.dpt_unload(self.handle)
+            self.handle = ctypes.c_void_p()
+
+    def __del__(self) -> None:
+        if getattr(self, "handle", None):
+            self.close()
