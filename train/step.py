@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,7 +20,7 @@ class Outcome:
     """What came of a step."""
 
     losses: dict[str, float] = field(default_factory=dict)
-    """Means over the step's images; {} when it was skipped."""
+    """Means over the step's images, of all processes; {} when it was skipped."""
     skipped: str = ""
     """What was not finite: loss or gradient; empty when nothing was."""
     names: list[str] = field(default_factory=list)
@@ -52,15 +53,17 @@ class Stepper:
             last = i + 1 == len(micro_batches)
             with contextlib.nullcontext() if last or self.world.size == 1 else self.network.no_sync():
                 losses = {name: value.mean() for name, value in self.per_image(batch).items()}
-                values = dict(zip(losses, torch.stack(list(losses.values())).tolist(), strict=True))
-                finite = all(value - value == 0 for value in values.values())
-                bad, *asked = self.world.sum(not finite, *requests)
-                outcome.requests = tuple(asked)
+                values = torch.stack(list(losses.values())).tolist()
+                finite = all(map(math.isfinite, values))
+                # One exchange for all: is any loss bad, who wants what, the losses.
+                bad, *asked = self.world.sum(not finite, *requests, *values)
+                outcome.requests, values = tuple(asked[: len(requests)]), asked[len(requests) :]
                 if bad:
                     return self._skip("loss", [] if finite else batch["name"], outcome.requests)
                 self.scaler.scale(losses["loss"] / len(micro_batches)).backward()
-            for name, value in values.items():
-                outcome.losses[name] = outcome.losses.get(name, 0.0) + value / len(micro_batches)
+            share = 1 / (len(micro_batches) * self.world.size)
+            for name, value in zip(losses, values, strict=True):
+                outcome.losses[name] = outcome.losses.get(name, 0.0) + value * share
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm or float("inf"))
         if not self.scaler.is_enabled() and not torch.isfinite(norm):

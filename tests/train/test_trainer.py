@@ -1,0 +1,311 @@
+"""Whole runs: what they leave behind, going on after a kill, bad losses, several processes."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+
+from dpt_deploy.errors import BadInput, DptError
+from dpt_deploy.model import create_multitask_dpt_model, load_model, read_checkpoint
+from train import state
+from train.trainer import Stopped, Trainer
+
+
+def weights(path: Path) -> dict[str, torch.Tensor]:
+    return torch.load(path, weights_only=True)
+
+
+def table(run: Path) -> list[dict[str, str]]:
+    """The rows of a run's metrics.csv."""
+    return list(csv.DictReader(io.StringIO((run / "metrics.csv").read_text())))
+
+
+def assert_same_bits(a: Path, b: Path) -> None:
+    one, other = weights(a), weights(b)
+    assert one.keys() == other.keys()
+    different = [key for key in one if not torch.equal(one[key], other[key])]
+    assert not different, f"{len(different)} of {len(one)} tensors differ, such as {different[:3]}"
+
+
+def stop_at(trainer: Trainer, step: int) -> None:
+    """Make the trainer be killed, without warning, when it begins `step`."""
+    original = trainer.stepper
+
+    def step_or_die(*args):
+        if trainer.progress.total_steps == step:
+            raise RuntimeError("killed")
+        return original(*args)
+
+    trainer.stepper = step_or_die
+
+
+def test_a_run_leaves_what_the_guide_lists(config, capsys):
+    run = config(epochs=2, ema=0.9, tensorboard=True)
+    row = Trainer(run).run()
+    out = run.out
+    for name in ("checkpoint_epoch_01.pth", "checkpoint_epoch_02.pth", "best_model.pth", "final_model.pth", "last.pth",
+                 "training_samples/epoch_01.png", "training_samples/epoch_02.png", "metrics.csv", "curves.png",
+                 "metrics.json", "run.json", "config.yaml"):
+        assert (out / name).stat().st_size > 0, name
+    assert list((out / "tensorboard").iterdir())
+    rows = table(out)
+    assert [r["epoch"] for r in rows] == ["1", "2"]
+    for name in ("train_loss", "train_depth", "train_normals", "train_alpha", "val_loss", "val_depth", "val_normals",
+                 "val_alpha", "depth_abs_rel", "normals_mean", "alpha_iou"):
+        assert float(rows[1][name]) == pytest.approx(row[name])
+    record = json.loads((out / "run.json").read_text())
+    assert record["versions"]["torch"] and record["data"]["fingerprint"] and record["config"]["ema"] == 0.9
+    text = capsys.readouterr().out
+    assert "AbsRel" in text and "constant" in text and "epoch 2/2" in text
+
+
+def test_best_model_loads_as_the_guide_says_and_describes_itself(config):
+    run = config(epochs=1)
+    Trainer(run).run()
+    model = create_multitask_dpt_model("test_vit", features=8, backbone_kwargs={"img_size": 64})
+    model.load_state_dict(torch.load(run.out / "best_model.pth"))
+    checkpoint = read_checkpoint(run.out / "best_model.pth")
+    assert checkpoint.contract.input_size == (64, 64)
+    assert checkpoint.training["config"]["lr"] == run.lr
+    assert checkpoint.training["metrics"]["epoch"] == 1
+    assert load_model(checkpoint).heads["depth"].activation.depth_scale == 1.0, "the guide's default is 5"
+
+
+def test_best_model_is_the_epoch_of_the_lowest_validation_loss(config):
+    run = config(epochs=3, lr=3e-2, warmup=0.0)
+    Trainer(run).run()
+    rows = table(run.out)
+    best = min(rows, key=lambda row: float(row["val_loss"]))["epoch"]
+    assert_same_bits(run.out / "best_model.pth", run.out / f"checkpoint_epoch_{int(best):02d}.pth")
+
+
+@pytest.mark.parametrize(("amp", "killed_at"), [("fp32", 2), ("fp32", 5), ("bf16", 7)])
+def test_a_run_goes_on_bit_for_bit_after_a_kill(config, tmp_path, amp, killed_at):
+    common = {"epochs": 2, "ema": 0.9, "amp": amp, "backbone_kwargs": ("img_size=64", "drop_path_rate=0.3")}
+    whole = config(out=tmp_path / "whole", **common)
+    Trainer(whole).run()
+    broken = config(out=tmp_path / "broken", save_minutes=1e-9, **common)  # saves after every step
+    trainer = Trainer(broken)
+    stop_at(trainer, killed_at)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.run()
+    torch.rand(100)  # whatever else has drawn random numbers since
+    Trainer(config(out=tmp_path / "broken", resume="auto", **common)).run()
+    for name in ("final_model.pth", "best_model.pth", "checkpoint_epoch_01.pth"):
+        assert_same_bits(tmp_path / "broken" / name, tmp_path / "whole" / name)
+    columns = ("epoch", "train_loss", "val_loss", "depth_abs_rel")
+    tables = [[[row[c] for c in columns] for row in table(tmp_path / name)] for name in ("whole", "broken")]
+    assert tables[0] == tables[1]
+
+
+def test_a_run_goes_on_from_an_older_save_after_a_kill(config, tmp_path):
+    common = {"epochs": 2, "ema": 0.9}
+    Trainer(config(out=tmp_path / "whole", **common)).run()
+    trainer = Trainer(config(out=tmp_path / "broken", **common))  # saves at the ends of epochs alone
+    stop_at(trainer, 7)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.run()
+    Trainer(config(out=tmp_path / "broken", resume="auto", **common)).run()
+    assert_same_bits(tmp_path / "broken" / "final_model.pth", tmp_path / "whole" / "final_model.pth")
+
+
+def test_resuming_another_config_or_other_data_is_refused(config, tmp_path):
+    run = config(epochs=2)
+    trainer = Trainer(run)
+    stop_at(trainer, 5)
+    with pytest.raises(RuntimeError):
+        trainer.run()
+    with pytest.raises(BadInput, match=r"lr 0\.001 then, 0\.002 now"):
+        Trainer(config(epochs=2, lr=2e-3, resume="auto"))
+    (tmp_path / "bad.pth").write_bytes(b"nothing")
+    with pytest.raises(DptError, match=r"last\.pth"):
+        Trainer(config(epochs=2, resume=str(tmp_path / "bad.pth")))
+    progress, _ = state.load(run.out / "last.pth", run, trainer.data)
+    with pytest.raises(BadInput, match="data are not those"):
+        state.load(run.out / "last.pth", run, "other")
+    assert progress.epoch == 1
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(config):
+    run = config()
+    Trainer(run).run()
+    with pytest.raises(BadInput, match="--resume auto"):
+        Trainer(run)
+
+
+def test_an_unwritable_output_folder_is_named(config, tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot write"):
+        Trainer(config(out=tmp_path / "file" / "run"))
+
+
+def test_accumulation_equals_a_larger_batch(config, tmp_path):
+    for name, changes in (("a", {"batch_size": 8}), ("b", {"batch_size": 2, "accumulate": 4})):
+        Trainer(config(out=tmp_path / name, **changes)).run()
+    a, b = weights(tmp_path / "a" / "final_model.pth"), weights(tmp_path / "b" / "final_model.pth")
+    assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-5
+
+
+def test_only_the_latest_checkpoints_are_kept(config):
+    run = config(epochs=4, limit_train_batches=1, keep=2)
+    Trainer(run).run()
+    kept = sorted(path.name for path in run.out.glob("checkpoint_*"))
+    assert kept == ["checkpoint_epoch_03.pth", "checkpoint_epoch_04.pth"]
+
+
+def test_a_run_stops_early_when_nothing_improves(config):
+    run = config(epochs=30, early_stopping=2, lr=1e-12, warmup=0.0, limit_train_batches=1, augment=False)
+    trainer = Trainer(run)
+    losses = iter([1.0, 0.5, 0.6, 0.7, 0.1])
+    trainer.validation.run = lambda: {"val_loss": next(losses)}
+    assert trainer.run()["epoch"] == 4
+    assert trainer.progress.best_epoch == 2
+
+
+def test_batch_limits_bound_an_epoch(config):
+    trainer = Trainer(config(limit_train_batches=2, limit_val_batches=1))
+    trainer.run()
+    assert trainer.progress.total_steps == 2
+
+
+def test_one_loss_that_is_not_finite_skips_its_step(config, capsys):
+    trainer = Trainer(config())
+    original, calls = trainer.stepper.per_image, []
+
+    def sometimes_nan(batch):
+        calls.append(batch["name"])
+        losses = original(batch)
+        return {k: v * float("nan") for k, v in losses.items()} if len(calls) == 2 else losses
+
+    trainer.stepper.per_image = sometimes_nan
+    trainer.run()
+    assert trainer.progress.skipped == 1
+    text = capsys.readouterr().out
+    assert all(name in text for name in calls[1])
+    assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
+
+
+def test_ten_bad_losses_in_a_row_stop_the_run_with_advice(config):
+    trainer = Trainer(config(epochs=5))
+    trainer.stepper.per_image = lambda batch: {"loss": torch.full((4,), float("inf"), requires_grad=True)}
+    with pytest.raises(DptError, match=r"ten|10 steps.*--lr"):
+        trainer.run()
+
+
+def test_a_gradient_that_is_not_finite_skips_too(config):
+    trainer = Trainer(config(limit_train_batches=2))
+    head = trainer.model.heads["depth"].conv3.weight
+    handle = head.register_hook(lambda grad: grad * float("nan"))
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.run()
+    handle.remove()
+    assert trainer.progress.skipped == 2
+    assert all(torch.equal(before[k], v) for k, v in trainer.model.state_dict().items())
+
+
+def test_overflows_of_the_loss_scaler_are_no_failure(config):
+    trainer = Trainer(config(amp="fp16", limit_train_batches=2, epochs=1))
+    assert trainer.scaler.is_enabled()
+    handle = trainer.model.heads["depth"].conv3.weight.register_hook(lambda grad: grad * float("inf"))
+    trainer.run()
+    handle.remove()
+    assert (trainer.progress.overflows, trainer.progress.skipped) == (2, 0)
+
+
+def test_broken_samples_are_named_and_skipped_up_to_a_limit(config, capsys):
+    trainer = Trainer(config(check_data=False))
+    read, bad = trainer.source.read, set(trainer.train_positions[:2])
+
+    def sometimes(position):
+        if position in bad:
+            raise BadInput(f"sample {position} is broken")
+        return read(position)
+
+    trainer.source.read = sometimes
+    trainer.run()
+    text = capsys.readouterr().out
+    assert all(f"sample {position} is broken" in text for position in bad)
+    bad = set(trainer.train_positions[:5])
+    trainer = Trainer(config(check_data=False, max_broken=2, out=trainer.config.out / "again"))
+    trainer.source.read = sometimes
+    with pytest.raises(BadInput, match="--max-broken 2"):
+        trainer.run()
+
+
+def test_ctrl_c_saves_and_the_run_goes_on(config):
+    trainer = Trainer(config(epochs=2))
+    original = trainer.stepper
+
+    def interrupt_once(*args):
+        if trainer.progress.total_steps == 3:
+            os.kill(os.getpid(), signal.SIGINT)
+        return original(*args)
+
+    trainer.stepper = interrupt_once
+    with pytest.raises(Stopped, match="--resume auto"):
+        trainer.run()
+    again = Trainer(config(epochs=2, resume="auto"))
+    assert again.progress.total_steps in (4, 5)
+    again.run()
+
+
+def test_tasks_choose_the_heads(config):
+    run = config(tasks=("alpha",))
+    row = Trainer(run).run()
+    assert "val_alpha" in row and "val_depth" not in row
+    assert read_checkpoint(run.out / "best_model.pth").config.heads == ("alpha",)
+
+
+def test_gradient_checkpointing_changes_no_weight(config, tmp_path):
+    for name, on in (("a", False), ("b", True)):
+        Trainer(config(out=tmp_path / name, grad_checkpointing=on, limit_train_batches=2)).run()
+    a, b = weights(tmp_path / "a" / "final_model.pth"), weights(tmp_path / "b" / "final_model.pth")
+    assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-6
+
+
+@pytest.mark.slow
+def test_two_processes_equal_one_with_the_doubled_batch(config, tmp_path):
+    # AMP off and no batch norm; torchrun starts the processes, gloo connects them.
+    base = config(epochs=1, accumulate=2)
+    Trainer(config(out=tmp_path / "one", batch_size=4, accumulate=2)).run()
+    path = tmp_path / "two.yaml"
+    values = base.to_json() | {"out": str(tmp_path / "two"), "batch_size": 2}
+    path.write_text(yaml.safe_dump({k: v for k, v in values.items() if k != "config"}))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "train",
+               "--config", str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300,
+                            env=os.environ | {"OMP_NUM_THREADS": "1"}, check=False)
+    assert result.returncode == 0, result.stderr[-3000:]
+    a, b = weights(tmp_path / "one" / "final_model.pth"), weights(tmp_path / "two" / "final_model.pth")
+    assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-5
+    rows = [table(tmp_path / name)[0] for name in ("one", "two")]
+    for metric in ("train_loss", "val_loss", "depth_abs_rel", "normals_mean", "alpha_iou"):
+        assert float(rows[0][metric]) == pytest.approx(float(rows[1][metric]), abs=1e-4), metric
+
+
+@pytest.mark.slow
+def test_the_command_stops_on_sigint_and_continues(config, tmp_path):
+    path = tmp_path / "run.yaml"
+    run = config(epochs=200, batch_size=2)
+    path.write_text(yaml.safe_dump({k: v for k, v in run.to_json().items() if k != "config"}))
+    command = [sys.executable, "-m", "train", "--config", str(path)]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while not (run.out / "last.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "--resume auto" in errors
+    assert "Traceback" not in errors
