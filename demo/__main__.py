@@ -38,7 +38,8 @@ def main() -> int:
     if status == 2:
         return status
     with load(BUNDLE) as runtime:
-        console.print(f"\n[bold]2. Predict[/]: {runtime.reason}")
+        console.print("\n[bold]2. Predict[/]")
+        console.print(runtime.reason, markup=False)
         scenes = [generate(SEED, number, SIZE, SIZE) for number in range(COUNT)]
         predictions = runtime([scene.rgb for scene in scenes])
         photograph, seen = predict_photograph(runtime)

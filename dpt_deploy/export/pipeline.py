@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from .. import __version__
-from ..build import EngineOptions, build_engines, parse_size
+from ..build import EngineOptions, build_engines, find_builder, parse_size
 from ..bundle import Bundle
 from ..contract import HEADS, Contract, ResizeRule
 from ..errors import BadInput
@@ -75,7 +75,9 @@ def export(
     Reuses every file of an earlier run whose hash says that it is still right.
     """
     torch.manual_seed(config.seed)
-    load_budget(config.budget)  # a bad budget should fail now and not after the builds
+    load_budget(config.budget)  # a bad budget or a missing builder should fail now and not after the export
+    if config.engines.builder != "none":
+        find_builder(config.engines.builder)
     checkpoint = read_checkpoint(config.checkpoint)
     for note in checkpoint.notes:
         say(f"note     {note}")

@@ -168,7 +168,7 @@ def _carried_over(bundle: Bundle, stages: list[Stage]) -> list[Stage]:
     current = {artifact.file: artifact.sha256 for artifact in bundle.artifacts}
     now = {stage.name for stage in stages}
     return [
-        stage for stage in (last.stages if last else ())
+        stage for stage in (() if last is None else last.stages)  # a report that failed is falsy
         if stage.name not in now and stage.sha256 is not None and current.get(stage.artifact) == stage.sha256
     ]
 

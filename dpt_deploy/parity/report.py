@@ -33,7 +33,7 @@ h1 { font-size: 1.4rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2re
 th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top;
   white-space: nowrap; } td.why { white-space: normal; min-width: 16rem; color: var(--dim); }
 td.number { font-variant-numeric: tabular-nums; } .over { color: var(--bad); font-weight: 600; }
-figure { margin: 0; } .row { display: grid; grid-template-columns: repeat(auto-fit, minmax(14rem, 1fr)); gap: .8rem;
+figure { margin: 0; } .row { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .8rem;
   margin: .6rem 0; } img { width: 100%; border-radius: .3rem; display: block; } figcaption { color: var(--dim);
   font-size: .85rem; } code { overflow-wrap: anywhere; } .dim { color: var(--dim); }
 """

@@ -65,6 +65,7 @@ def compare_weights(path: Path, expected: Mapping[str, np.ndarray], precision: s
     left = [name for name in found if name.startswith(prefixes) and name not in used]
     reasons += [f"{name} is in the graph and not in the checkpoint" for name in left]
     values: dict[str, Any] = {"weights": {"tensors": len(used), "max_relative_difference": worst}}
-    status = "failed" if reasons else "passed"
     name = f"weights {path.stem.replace('.', ' ')}"
-    return Stage(name, status, precision, path.name, sha256(path), values, {}, tuple(reasons))
+    status = "failed" if reasons else "passed"
+    told = reasons or [f"all {len(used)} tensors of the checkpoint stand in the graph, rounded once and not changed"]
+    return Stage(name, status, precision, path.name, sha256(path), values, {}, tuple(told))

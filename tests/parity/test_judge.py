@@ -103,8 +103,10 @@ def test_a_stage_is_carried_over_only_while_its_artefact_is_unchanged(bundle):
 
     (graph,) = bundle.find("onnx")
     known = Stage("weights frame fp32", "passed", "fp32", graph.file, graph.sha256)
-    judge(bundle, known=[known])
-    assert known in judge(bundle).stages
+    failed = Stage("PyTorch fp16", "failed", "fp16", graph.file, graph.sha256, reasons=("depth",))
+    judge(bundle, known=[known, failed])
+    again = judge(bundle)
+    assert known in again.stages and failed in again.stages and not again
     replant(bundle, scale("heads.depth.conv3.weight", 1.0000001))
     if bundle.find("onnx")[0].sha256 != graph.sha256:
         assert known not in judge(bundle).stages

@@ -1,0 +1,235 @@
+"""The commands as a user runs them: reuse, options, and one clear sentence for each bad input."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+
+from dpt_deploy import cli
+from dpt_deploy.build.__main__ import BuildConfig
+from dpt_deploy.build.__main__ import main as build_main
+from dpt_deploy.bundle import Bundle
+from dpt_deploy.export.__main__ import main as export_main
+from dpt_deploy.export.pipeline import ExportConfig
+from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+from dpt_deploy.parity.__main__ import ParityConfig
+from dpt_deploy.parity.__main__ import main as parity_main
+from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
+
+
+@pytest.fixture
+def command(monkeypatch, capsys):
+    """Run a command in this process: (exit status, standard output, standard error)."""
+    def run(config, main, *arguments):
+        monkeypatch.setattr(sys, "argv", ["command", *map(str, arguments)])
+        with pytest.raises(SystemExit) as caught:
+            cli.run(config, main, "command")
+        captured = capsys.readouterr()
+        return caught.value.code, captured.out, captured.err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    path = tmp_path_factory.mktemp("checkpoint") / "best_model.pth"
+    torch.manual_seed(0)
+    save_checkpoint(path, create_multitask_dpt_model("test_vit", features=16))
+    return path
+
+
+def refused(run, tmp_path, *arguments):
+    """The one sentence of an export that must not leave anything behind."""
+    out = tmp_path / "bundle"
+    status, _, error = run(ExportConfig, export_main, *arguments, "--out", out)
+    assert status == 2
+    assert error.startswith("error: ") and error.count("\n") == 1, error
+    assert not out.exists() or not list(out.iterdir())
+    return error
+
+
+def test_a_second_run_reuses_everything_and_says_so(tiny_bundle, command):  # noqa: F811
+    before = {a.file: a.sha256 for a in Bundle.open(tiny_bundle).artifacts if a.kind != "report"}
+    source = tiny_bundle.parent / "tiny.pth"
+    status, out, _ = command(ExportConfig, export_main, source, "--out", tiny_bundle, "--builder", "tensorrt-rtx")
+    assert status == 0 and "PASSED" in out
+    assert out.count("reused ") == 7 and "exported " not in out and "built " not in out
+    assert {a.file: a.sha256 for a in Bundle.open(tiny_bundle).artifacts if a.kind != "report"} == before
+
+
+def test_the_whole_bundle_is_there(tiny_bundle):  # noqa: F811
+    bundle = Bundle.open(tiny_bundle)
+    files = {artifact.file for artifact in bundle.artifacts}
+    assert {"model.fp32.onnx", "frame.fp32.onnx", "model.fp16.onnx", "frame.fp16.onnx", "reference.npz", "parity.json",
+            "report.html"} <= files
+    assert {f"{a.graph}.{a.precision}" for a in bundle.find("engine")} == {"model.fp16", "frame.fp16"}
+    assert {p.name for p in tiny_bundle.iterdir()} == files | {"manifest.json"}  # nothing temporary stays
+    for artifact in bundle.artifacts:
+        bundle.path(artifact)
+    text = (tiny_bundle / "manifest.json").read_text() + (tiny_bundle / "report.html").read_text()
+    assert str(tiny_bundle.parent) not in text.replace(bundle.header["command"], "")
+
+
+def test_parity_command(own_bundle, tiny_bundle, command):  # noqa: F811
+    (own_bundle / "reference.npz").write_bytes((tiny_bundle / "reference.npz").read_bytes())
+    status, out, _ = command(ParityConfig, parity_main, own_bundle, "--json")
+    assert status == 0 and out.startswith("{") and '"verdict": "PASSED' in out
+    strict = own_bundle.parent / "strict.json"
+    strict.write_text('{"fp32": {"depth": {"abs_rel": 0}}, "fp16": {"depth": {"abs_rel": 0}}}')
+    status, out, _ = command(ParityConfig, parity_main, own_bundle, "--budget", strict)
+    assert status == 1 and "FAILED" in out and "strict.json" in out
+
+
+def test_build_needs_neither_torch_nor_the_checkpoint(own_bundle, tiny_bundle):  # noqa: F811
+    (own_bundle / "reference.npz").write_bytes((tiny_bundle / "reference.npz").read_bytes())
+    blocked = """
+import runpy, sys
+class Blocker:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in ("torch", "timm"):
+            raise ImportError(f"{name} is blocked")
+sys.meta_path.insert(0, Blocker())
+runpy.run_module("dpt_deploy.build", run_name="__main__")
+"""
+    options = ("--builder", "tensorrt-rtx", "--batch", "1", "2", "--frame-size", "64x64", "480x640")
+    done = subprocess.run([sys.executable, "-c", blocked, str(own_bundle), *options], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("built ") == 2 and "PASSED" in done.stdout
+    assert "PyTorch fp16" in done.stdout  # carried over from the export
+    profile = Bundle.open(own_bundle).find("engine", graph="frame")[0].details["profile"]["frame"]
+    assert profile == {"min": [1, 64, 64, 3], "opt": [1, 480, 640, 3], "max": [2, 480, 640, 3]}
+
+
+def test_fp32_engines_build_although_no_fused_attention_exists_for_them(own_bundle):  # noqa: F811
+    from dpt_deploy.build import EngineOptions, build_engines
+
+    bundle = Bundle.open(own_bundle)
+    built = build_engines(bundle, EngineOptions("tensorrt-rtx"), lambda line: None, ["fp32"])
+    assert {artifact.precision for artifact in built} == {"fp32"}
+    assert built[0].details["attention_layers"] == 6
+
+
+@pytest.mark.slow
+def test_options_and_the_users_images(checkpoint, tmp_path, command):
+    images = tmp_path / "images"
+    images.mkdir()
+    for i in range(3):
+        image = np.random.default_rng(i).integers(0, 256, (90, 120, 3), np.uint8)
+        cv2.imwrite(str(images / f"{i}.png"), cv2.GaussianBlur(image, (0, 0), 3))
+    out = tmp_path / "bundle"
+    status, text, error = command(
+        ExportConfig, export_main, checkpoint, "--out", out, "--input-size", "192x128", "--heads", "depth,alpha",
+        "--resize", "letterbox", "--opset", "20", "--images", images, "--max-images", "2", "--fp32",
+        "decoder.fusion.0", "--builder", "none",
+    )
+    assert status == 0, text + error
+    bundle = Bundle.open(out)
+    assert bundle.contract.heads == ("depth", "alpha")
+    assert bundle.contract.input_size == (192, 128) and bundle.contract.resize == "letterbox"
+    (graph,) = bundle.find("onnx", graph="frame", precision="fp16")
+    assert graph.details == {
+        "opset": 20, "plan": {"precision": "fp16", "fp32": ["activations", "resize", "decoder.fusion.0"]}
+    }
+    assert "2.png" in (out / "parity.json").read_text() and "1.png" not in (out / "parity.json").read_text()
+
+
+@pytest.mark.slow
+def test_bf16_is_judged_and_an_fp16_record_beside_it_stays(checkpoint, tmp_path, command):
+    out = tmp_path / "bundle"
+    command(ExportConfig, export_main, checkpoint, "--out", out, "--builder", "tensorrt-rtx")
+    _, text, _ = command(ExportConfig, export_main, checkpoint, "--out", out, "--precision", "bf16", "--builder",
+                         "tensorrt-rtx")
+    files = {a.file for a in Bundle.open(out).artifacts}
+    assert {"model.bf16.onnx", "frame.fp16.onnx", "frame.bf16.rtx1.7.engine"} <= files or "could not build" in text
+    report = (out / "parity.json").read_text()
+    assert "PyTorch bf16" in report and "PyTorch fp16" in report
+
+
+def test_bad_files(checkpoint, tmp_path, command):
+    damaged = tmp_path / "damaged.pth"
+    damaged.write_bytes(checkpoint.read_bytes()[:2000])
+    other = tmp_path / "other.pth"
+    torch.save({"conv1.weight": torch.zeros(3)}, other)
+    nan = tmp_path / "nan.pth"
+    state = torch.load(checkpoint, weights_only=True)
+    torch.save({name: value * float("nan") for name, value in state.items()}, nan)
+    assert "there is no file" in refused(command, tmp_path, tmp_path / "absent.pth")
+    assert "the folder" in refused(command, tmp_path, tmp_path)
+    assert "truncated" in refused(command, tmp_path, damaged)
+    assert "another architecture" in refused(command, tmp_path, other)
+    assert "NaN" in refused(command, tmp_path, nan)
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        (("--input-size", "150"), "144 or 160"),
+        (("--input-size", "abc"), "a size such as 384"),
+        (("--heads", "depth,albedo"), "albedo"),
+        (("--batch", "4", "2"), "smallest <= largest"),
+        (("--frame-size", "512", "256"), "smallest then largest"),
+        (("--fp32", "decoder.fusion.9"), "no module decoder.fusion.9"),
+        (("--images", "nowhere"), "no file nowhere"),
+        (("--budget", "nowhere.json"), "a budget file"),
+        (("--builder", "tensorrt"), "pip install"),
+    ],
+)
+def test_bad_options(checkpoint, tmp_path, command, options, part):
+    assert part in refused(command, tmp_path, checkpoint, *options)
+
+
+def test_an_image_that_cannot_be_decoded(checkpoint, tmp_path, command):
+    image = tmp_path / "image.png"
+    image.write_bytes(b"\x89PNG nothing")
+    assert "cannot be decoded" in refused(command, tmp_path, checkpoint, "--images", image)
+
+
+def test_out_is_a_file(checkpoint, tmp_path, command):
+    file = tmp_path / "file"
+    file.touch()
+    status, _, error = command(ExportConfig, export_main, checkpoint, "--out", file)
+    assert status == 2 and "expected a folder" in error
+
+
+def test_a_full_disk_leaves_nothing_half_written(checkpoint, tmp_path):
+    """The operating system refuses to write past a limit, as a full disk does."""
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    out = tmp_path / "bundle"
+    done = subprocess.run(
+        [sys.executable, "-m", "dpt_deploy.export", str(checkpoint), "--out", str(out), "--builder", "none"],
+        capture_output=True, text=True, preexec_fn=limit, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+    )
+    assert done.returncode == 2, done.stderr
+    assert "cannot write" in done.stderr and done.stderr.strip().count("\n") == 0
+    assert not out.exists() or not list(out.iterdir())
+
+
+def test_a_changed_a_missing_and_a_foreign_bundle(own_bundle, tmp_path, command):  # noqa: F811
+    assert command(BuildConfig, build_main, tmp_path / "absent")[0] == 2
+    graph = own_bundle / "model.fp16.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"x")
+    status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch", "1", "3")
+    assert status == 2 and "is not the file that manifest.json describes" in error
+    graph.unlink()
+    status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch", "1", "3")
+    assert status == 2 and "is missing from the bundle" in error
+    manifest = own_bundle / "manifest.json"
+    manifest.write_text(manifest.read_text()[:100])
+    status, _, error = command(ParityConfig, parity_main, own_bundle)
+    assert status == 2 and "cannot be read" in error
+
+
+def test_every_option_explains_itself():
+    for config in (ExportConfig, BuildConfig, ParityConfig):
+        assert config.__doc__ and dataclasses.fields(config)
