@@ -1,38 +1,157 @@
-"""Start from other weights: checkpoints of ours, the official DPT release's, transformers'."""
+"""Start from other weights: checkpoints of ours, the official DPT release's, transformers'.
+
+The official release (Ranftl et al. 2021, isl-org/DPT and MiDaS 3) and transformers'
+`DPTForDepthEstimation` give backbone, reassemble and fusion; their depth head predicts another
+quantity and stays behind.
+"""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from timm.layers import resample_abs_pos_embed
+import torch.nn.functional as F
 
-from dpt_deploy.model import MultiTaskDPT, read_checkpoint
+from dpt_deploy.errors import BadCheckpoint
+from dpt_deploy.model import MultiTaskDPT
+from dpt_deploy.model.checkpoint import read_tensors
+
+_UNIT = {"resConfUnit1": "skip_unit", "resConfUnit2": "unit", "residual_layer1": "skip_unit", "residual_layer2": "unit"}
+_LAYER = {"convolution1": "conv1", "convolution2": "conv2", "batch_norm1": "bn1", "batch_norm2": "bn2"}
+_BLOCK = {
+    "attention.output.dense": "attn.proj", "intermediate.dense": "mlp.fc1", "output.dense": "mlp.fc2",
+    "layernorm_before": "norm1", "layernorm_after": "norm2",
+}
+_UNUSED = (r"pretrained\.model\.(norm|head|fc_norm)\..*|scratch\.output_conv.*|scratch\.refinenet4\.resConfUnit1\..*|"
+           r"auxlayer.*|dpt\.(layernorm|pooler)\..*|head\.head\..*|"
+           r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*")
 
 
 def initialise_from(model: MultiTaskDPT, path: Path) -> list[str]:
     """Load what fits of `path` into `model`; lines for people that say what was taken and what was not.
 
-    Raises `BadInput` or `BadCheckpoint` when the file cannot be read.
+    Raises `BadInput` or `BadCheckpoint` when the file cannot be read, is of an architecture that
+    does not fit by its nature, or fits nowhere.
     """
-    state = read_checkpoint(path).state_dict
+    state, notes = read_tensors(path)
+    origin, state = translated(path, state)
     own = model.state_dict()
-    state = {key: _resized(value, own[key], model) if key == "backbone.pos_embed" and key in own else value
-             for key, value in state.items()}
+    if "backbone.pos_embed" in state and "backbone.pos_embed" in own:
+        state["backbone.pos_embed"] = resized_positions(state["backbone.pos_embed"], model)
     fitting = {key: value for key, value in state.items() if key in own and own[key].shape == value.shape}
+    if not any(key.startswith("backbone.blocks.") for key in fitting):
+        misshaped = [f"{key} {list(state[key].shape)} for {list(own[key].shape)}" for key in state if key in own]
+        raise BadCheckpoint(
+            f"{path}: none of the blocks of this {origin} fits {model.config.backbone}"
+            + (f" ({', '.join(misshaped[:2])})" if misshaped else f" (its keys begin {', '.join(sorted(state)[:3])})")
+            + ". Choose the backbone the file was made with: --backbone, --backbone-kwargs."
+        )
     model.load_state_dict(fitting, strict=False)
-    missing, left = sorted(set(own) - set(fitting)), sorted(set(state) - set(fitting))
-    lines = [f"{path}: {len(fitting)} of {len(own)} tensors taken"]
-    for what, keys in (("not in the file, or of another shape", missing), ("not taken from the file", left)):
+    lines = [*(f"{path}: {note}" for note in notes),
+             f"{path}: {origin}; {len(fitting)} of the model's {len(own)} tensors taken from it"]
+    for what, keys in (("not in the file, or of another shape", set(own) - set(fitting)),
+                       ("in the file and not taken", set(state) - set(fitting))):
         if keys:
-            lines.append(f"{len(keys)} {what}: {', '.join(keys[:6])}{', ...' if len(keys) > 6 else ''}")
+            lines.append(f"{len(keys)} {what}: {_summary(keys)}")
     return lines
 
 
-def _resized(pos_embed: torch.Tensor, like: torch.Tensor, model: MultiTaskDPT) -> torch.Tensor:
-    """Positional embedding (1, L, D) at `like`'s number of tokens, resampled bicubically as timm does."""
-    if pos_embed.shape == like.shape or pos_embed.shape[2] != like.shape[2]:
-        return pos_embed
+def translated(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
+    """What kind of checkpoint this is, and its tensors under this project's names; unknown ones keep theirs."""
+    if any(key.startswith("backbone.blocks.") for key in state):
+        return "checkpoint of this project", dict(state)
+    if any(key.startswith("pretrained.model.") for key in state):
+        _refuse(path, state, {
+            "a hybrid backbone (convolutions before the transformer)": "pretrained.model.patch_embed.backbone.",
+            "a BEiT backbone": "relative_position_bias_table", "a Swin backbone": "pretrained.model.layers.",
+        }, "pretrained.act_postprocess1.0.project.0.weight")
+        return "checkpoint of the official DPT release", {_official(key): value for key, value in state.items()}
+    if any(key.startswith("dpt.encoder.") for key in state):
+        _refuse(path, state, {"a hybrid backbone (convolutions before the transformer)": "dpt.embeddings.backbone."},
+                "neck.reassemble_stage.readout_projects.0.0.weight")
+        return "checkpoint of transformers' DPT", _with_qkv({_transformers(k): v for k, v in state.items()})
+    raise BadCheckpoint(
+        f"{path}: expected a checkpoint of this project (backbone.blocks...), of the official DPT release "
+        f"(pretrained.model..., scratch...) or of transformers' DPT (dpt.encoder...), received keys {_summary(state)}."
+    )
+
+
+def _refuse(path: Path, state: Mapping[str, torch.Tensor], unfit: dict[str, str], readout: str) -> None:
+    """Raise `BadCheckpoint` for architectures that cannot fit, by name."""
+    reasons = [name for name, part in unfit.items() if any(part in key for key in state)]
+    if not reasons and readout not in state:
+        reasons = ["a readout other than project"]
+    if reasons:
+        raise BadCheckpoint(f"{path}: expected a DPT with a plain vision transformer and readout project, such as "
+                            f"DPT-Large, received one with {reasons[0]}.")
+
+
+def _official(key: str) -> str:
+    """`pretrained.model.*`, `pretrained.act_postprocess*`, `scratch.*` -> this project's name."""
+    if key.startswith("pretrained.model."):
+        return key.replace("pretrained.model.", "backbone.", 1)
+    if found := re.fullmatch(r"pretrained\.act_postprocess([1-4])\.(0\.project\.0|3|4)\.(weight|bias)", key):
+        part = {"0.project.0": "readout.project", "3": "project", "4": "resample"}[found[2]]
+        return f"decoder.reassemble.{int(found[1]) - 1}.{part}.{found[3]}"
+    if found := re.fullmatch(r"scratch\.layer([1-4])_rn\.weight", key):
+        return f"decoder.reassemble.{int(found[1]) - 1}.out.weight"
+    if found := re.fullmatch(r"scratch\.refinenet([1-4])\.(.+)", key):
+        rest = found[2].replace("out_conv.", "out.")
+        unit, _, tail = rest.partition(".")
+        return f"decoder.fusion.{int(found[1]) - 1}.{_UNIT.get(unit, unit)}.{tail}"
+    return key
+
+
+def _transformers(key: str) -> str:
+    """Names of `DPTForDepthEstimation` -> this project's; fusion_stage.layers.j is refinenet(4 - j)."""
+    embeddings = {"cls_token": "cls_token", "position_embeddings": "pos_embed",
+                  "patch_embeddings.projection.weight": "patch_embed.proj.weight",
+                  "patch_embeddings.projection.bias": "patch_embed.proj.bias"}
+    if key.startswith("dpt.embeddings."):
+        return "backbone." + embeddings.get(key.removeprefix("dpt.embeddings."), key)
+    if found := re.fullmatch(r"dpt\.encoder\.layer\.(\d+)\.(.+)\.(weight|bias)", key):
+        part = _BLOCK.get(found[2], found[2].replace("attention.attention.", "attn."))
+        return f"backbone.blocks.{found[1]}.{part}.{found[3]}"
+    if found := re.fullmatch(r"neck\.reassemble_stage\.layers\.(\d)\.(projection|resize)\.(weight|bias)", key):
+        part = {"projection": "project", "resize": "resample"}[found[2]]
+        return f"decoder.reassemble.{found[1]}.{part}.{found[3]}"
+    if found := re.fullmatch(r"neck\.reassemble_stage\.readout_projects\.(\d)\.0\.(weight|bias)", key):
+        return f"decoder.reassemble.{found[1]}.readout.project.{found[2]}"
+    if found := re.fullmatch(r"neck\.convs\.(\d)\.weight", key):
+        return f"decoder.reassemble.{found[1]}.out.weight"
+    if found := re.fullmatch(r"neck\.fusion_stage\.layers\.(\d)\.(.+)", key):
+        names = _UNIT | _LAYER | {"projection": "out"}
+        parts = [names.get(part, part) for part in found[2].split(".")]
+        return ".".join(("decoder.fusion", str(3 - int(found[1])), *parts))
+    return key
+
+
+def _with_qkv(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Query, key and value of each block concatenated, as timm has them."""
+    state = dict(state)
+    for key in [key for key in state if ".attn.query." in key]:
+        parts = [state.pop(key.replace(".query.", f".{name}."), None) for name in ("query", "key", "value")]
+        if all(part is not None for part in parts):
+            state[key.replace(".query.", ".qkv.")] = torch.cat(parts)
+    return state
+
+
+def resized_positions(pos_embed: torch.Tensor, model: MultiTaskDPT) -> torch.Tensor:
+    """Positional embedding (1, L, D) for the model's grid: bilinear, align_corners=False, as the DPT release does."""
     vit = model.backbone
     prefix = 0 if vit.no_embed_class else vit.num_prefix_tokens
-    return resample_abs_pos_embed(pos_embed, list(vit.patch_embed.grid_size), num_prefix_tokens=prefix)
+    side = round((pos_embed.shape[1] - prefix) ** 0.5)
+    grid = tuple(vit.patch_embed.grid_size)
+    if side * side != pos_embed.shape[1] - prefix or (side, side) == grid:
+        return pos_embed
+    tokens, patches = pos_embed[:, :prefix], pos_embed[:, prefix:]
+    patches = patches.reshape(1, side, side, -1).permute(0, 3, 1, 2)  # (1, D, side, side)
+    patches = F.interpolate(patches, size=grid, mode="bilinear", align_corners=False)
+    return torch.cat((tokens, patches.flatten(2).transpose(1, 2)), dim=1)  # (1, L, D)
+
+
+def _summary(keys) -> str:
+    keys = sorted(key for key in keys if not re.fullmatch(_UNUSED, key)) or sorted(keys)
+    return ", ".join(keys[:5]) + (", ..." if len(keys) > 5 else "")

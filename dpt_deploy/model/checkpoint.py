@@ -78,6 +78,32 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
     and `module.` and `_orig_mod.` prefixes. Without a description the architecture is inferred from
     the shapes. Raises `BadInput` or `BadCheckpoint`.
     """
+    path, state, metadata, notes = _read(path)
+    description = _description(path, metadata)
+    if description:
+        config, contract = ModelConfig.from_json(description["model"]), Contract.from_json(description["contract"])
+    else:
+        config, contract = infer.config(state), None
+        notes.append(
+            f"no description inside; architecture inferred from the shapes: {config.backbone} "
+            f"{config.backbone_kwargs or ''} features {config.features}, use_bn {config.use_bn}, "
+            f"heads {', '.join(config.heads)}, depth_scale {config.depth_scale} (not visible in shapes; "
+            "give --depth-scale if you trained with another)"
+        )
+    return Checkpoint(path, sha256(path), state, config, contract, description.get("training", {}), tuple(notes))
+
+
+def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors of any checkpoint file under their own names, and notes on what was unwrapped.
+
+    Reads the same files as `read_checkpoint`, of whatever architecture. Raises `BadInput` or `BadCheckpoint`.
+    """
+    _, state, _, notes = _read(path)
+    return state, notes
+
+
+def _read(path: Path | str) -> tuple[Path, dict[str, torch.Tensor], Mapping[str, Any], list[str]]:
+    """Path, finite tensors without wrappers and prefixes, metadata, and notes."""
     path = existing_file(path, "a checkpoint file such as best_model.pth")
     content, metadata = _load_file(path)
     notes: list[str] = []
@@ -98,18 +124,7 @@ def read_checkpoint(path: Path | str) -> Checkpoint:
             "Save it with torch.save(model.state_dict(), path)."
         )
     _check_finite(path, state)
-    description = _description(path, metadata)
-    if description:
-        config, contract = ModelConfig.from_json(description["model"]), Contract.from_json(description["contract"])
-    else:
-        config, contract = infer.config(state), None
-        notes.append(
-            f"no description inside; architecture inferred from the shapes: {config.backbone} "
-            f"{config.backbone_kwargs or ''} features {config.features}, use_bn {config.use_bn}, "
-            f"heads {', '.join(config.heads)}, depth_scale {config.depth_scale} (not visible in shapes; "
-            "give --depth-scale if you trained with another)"
-        )
-    return Checkpoint(path, sha256(path), state, config, contract, description.get("training", {}), tuple(notes))
+    return path, state, metadata, notes
 
 
 def load_model(checkpoint: Checkpoint | Path | str) -> MultiTaskDPT:
