@@ -1,0 +1,269 @@
+"""check, prepare, evaluate, and the command line itself."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpt_deploy.contract import Contract
+from dpt_deploy.errors import BadInput
+from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+from train.cache import CacheSource
+from train.check import check_convention, compare_conventions
+from train.dataset import MapDataset
+from train.evaluate import EvaluateConfig, evaluate
+from train.geometry import AXES, all_axes, with_axes
+from train.prepare import PrepareConfig, prepare, verify
+from train.sample import to_network
+from train.scores import METRICS
+from train.sources import open_source
+from train.trainer import Trainer
+
+
+def run(*arguments: str, root: Path = Path(".")) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=root, timeout=120,
+                          check=False)
+
+
+def stored_as(vectors: np.ndarray, axes: str) -> np.ndarray:
+    """What a file holds when `axes` says how to read it: the inverse of `with_axes`, by search."""
+    probe = np.array([1.0, 2.0, 3.0], np.float32)
+    inverse = next(a for a in all_axes() if np.array_equal(with_axes(with_axes(probe, a), axes), probe))
+    return with_axes(vectors, inverse)
+
+
+# -- check --------------------------------------------------------------------------------------------
+
+
+def test_the_right_convention_is_the_best_of_48_by_far(data):
+    convention = compare_conventions(open_source(data), range(24))
+    medians = list(convention.medians.values())
+    assert len(medians) == 48
+    assert convention.best == AXES
+    assert medians[0] < 3
+    assert medians[1] > 15
+
+
+@pytest.mark.parametrize("axes", ["+x-y-z", "-x+y+z", "+z+y-x", "-y+x+z"])
+def test_another_convention_is_found_and_named(data, axes):
+    source = open_source(data)
+    read = source.read
+
+    class Other:
+        def read(self, position):
+            import dataclasses
+
+            sample = read(position)
+            return dataclasses.replace(sample, normals=stored_as(sample.normals, axes))
+
+    with pytest.raises(BadInput) as error:
+        check_convention(Other(), range(24))
+    assert f"--normal-axes={axes}" in str(error.value)
+
+
+def test_training_stops_before_it_starts_on_normals_of_another_convention(config):
+    with pytest.raises(BadInput, match=r"--normal-axes="):
+        Trainer(config(normal_axes="+x-y-z"))
+    Trainer(config(normal_axes="+x-y-z", check_data=False))
+
+
+def test_check_prints_table_and_statistics(data, root):
+    result = run("train.check", str(data), root=root)
+    assert result.returncode == 0, result.stderr
+    for text in ("24 samples: 8 face, 8 full_body, 8 upper_body", "--depth-scale", "+x+y+z", "assumed", "fits"):
+        assert text in result.stdout
+    result = run("train.check", str(data), "--normal-axes=-x+y+z", root=root)
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+
+
+# -- prepare ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cache(data, tmp_path_factory) -> Path:
+    """`data` prepared at 48x48."""
+    out = tmp_path_factory.mktemp("cache") / "48"
+    assert prepare(PrepareConfig(data, out, input_size=48, workers=1)) == 24
+    return out
+
+
+@pytest.mark.parametrize("resize", ["stretch", "letterbox"])
+def test_a_cache_gives_the_samples_of_the_files(data, tmp_path, resize):
+    prepare(PrepareConfig(data, tmp_path, input_size=48, resize=resize, workers=1))
+    contract = Contract(input_size=(48, 48), resize=resize)
+    source, cached = open_source(data), open_source(tmp_path)
+    assert isinstance(cached, CacheSource)
+    assert cached.names == source.names and cached.kinds == source.kinds
+    for i in (0, 9, 23):
+        a, b = to_network(source.read(i), contract), cached.read(i)
+        np.testing.assert_array_equal(a.rgb, b.rgb)
+        np.testing.assert_allclose(a.depth, b.depth, rtol=6e-4)
+        np.testing.assert_allclose(a.normals, b.normals, atol=6e-4)
+        np.testing.assert_allclose(a.alpha, b.alpha, atol=0.51 / 255)
+        np.testing.assert_allclose(a.intrinsics, b.intrinsics)
+
+
+def test_a_run_on_a_cache_trains(config, cache):
+    Trainer(config(data_root=cache, backbone_kwargs=("img_size=48",), limit_train_batches=1)).run()
+    with pytest.raises(BadInput, match="prepared with --resize stretch"):
+        Trainer(config(data_root=cache, backbone_kwargs=("img_size=48",), resize="letterbox",
+                       out=cache.parent / "run")).run()
+
+
+def test_a_damaged_cache_is_noticed(data, cache, tmp_path):
+    copy = tmp_path / "copy"
+    shutil.copytree(cache, copy)
+    options = PrepareConfig(data, copy, input_size=48, workers=1)
+    assert verify(options) == 24
+    array = np.load(copy / "depth.npy", mmap_mode="r+")
+    array[3, 20, 20] += 1
+    array.flush()
+    with pytest.raises(BadInput, match=r"0000003 is damaged"):
+        open_source(copy).read(3)
+    open_source(copy).read(4)
+    with pytest.raises(BadInput, match="damaged"):
+        verify(options)
+    (copy / "samples.npz").write_bytes((copy / "samples.npz").read_bytes()[:-3] + b"abc")
+    with pytest.raises(BadInput, match=r"SHA-256.*train\.prepare"):
+        open_source(copy)
+
+
+def test_a_cache_of_other_data_is_noticed(data, cache, tmp_path):
+    with pytest.raises(BadInput, match="other data"):
+        verify(PrepareConfig(data / "SynthHuman_0000", cache, input_size=48))
+
+
+def test_broken_samples_are_left_out_of_a_cache(data, tmp_path, capsys):
+    shutil.copytree(data / "SynthHuman_0000", tmp_path / "data")
+    (tmp_path / "data" / "alpha_0000002.png").write_bytes(b"no picture")
+    assert prepare(PrepareConfig(tmp_path / "data", tmp_path / "cache", input_size=32, workers=1)) == 7
+    assert len(open_source(tmp_path / "cache")) == 7
+    with pytest.raises(BadInput, match="--max-broken 0"):
+        prepare(PrepareConfig(tmp_path / "data", tmp_path / "other", input_size=32, workers=1, max_broken=0))
+    assert not (tmp_path / "other" / "cache.json").exists(), "nothing that looks like a cache"
+
+
+# -- evaluate -----------------------------------------------------------------------------------------
+
+
+def test_a_checkpoint_is_scored_beside_constants(data, tmp_path):
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "m.pth", create_multitask_dpt_model(
+        "test_vit", features=8, depth_scale=1.0, backbone_kwargs={"img_size": 64}))
+    result = evaluate(EvaluateConfig(tmp_path / "m.pth", data, workers=0))
+    assert result["samples"] == 24
+    assert list(result["validation"]) == ["all", "face", "full_body", "upper_body"]
+    assert set(result["validation"]["all"]) == set(result["constant"]["all"]) == set(METRICS)
+    fewer = evaluate(EvaluateConfig(tmp_path / "m.pth", data, workers=0, limit=5))
+    assert fewer["samples"] == 5
+
+
+def test_evaluation_repeats_the_validation_of_the_run(config):
+    options = config(ema=0.5, canonical_focal=100.0)
+    row = Trainer(options).run()
+    result = evaluate(EvaluateConfig(options.out / "final_model.pth", options.data_root, split="val", workers=0))
+    for name, value in result["validation"]["all"].items():
+        assert value == pytest.approx(row[name], rel=1e-4, abs=1e-4), name
+
+
+@pytest.mark.slow
+def test_a_bundle_scores_as_its_checkpoint(data, tmp_path, root):
+    torch.manual_seed(0)
+    save_checkpoint(tmp_path / "m.pth", create_multitask_dpt_model(
+        "test_vit", features=8, depth_scale=1.0, backbone_kwargs={"img_size": 64}))
+    result = run("dpt_deploy.export", str(tmp_path / "m.pth"), "--out", str(tmp_path / "bundle"), "--builder", "none",
+                 root=root)
+    assert result.returncode == 0, result.stderr
+    tables = [evaluate(EvaluateConfig(model, data, workers=0))["validation"]["all"]
+              for model in (tmp_path / "m.pth", tmp_path / "bundle")]
+    for name, value in tables[0].items():
+        assert tables[1][name] == pytest.approx(value, rel=1e-3, abs=2e-3), name
+
+
+# -- the command line ---------------------------------------------------------------------------------
+
+
+def test_yaml_options_and_the_command_line_are_one(tmp_path, data, config, monkeypatch):
+    from train import config as module
+
+    path = tmp_path / "run.yaml"
+    path.write_text("data_root: data\nlr: 8e-4\nbackbone_kwargs: {img_size: 64, patch_size: 16}\n"
+                    "tasks: [alpha, depth]\npretrained: false\ninit: null\n")
+    values = module.read_yaml(path)
+    assert values == {"data_root": Path("data"), "lr": 8e-4, "backbone_kwargs": ("img_size=64", "patch_size=16"),
+                      "tasks": ("alpha", "depth"), "pretrained": False, "init": None}
+    monkeypatch.setattr(sys, "argv", ["train", "--config", str(path)])
+    assert module.from_command_line().timm_kwargs == {"img_size": 64, "patch_size": 16}
+    again = tmp_path / "again.yaml"
+    again.write_text(module.to_yaml(config(ema=0.5, tasks=("depth",))))
+    assert module.TrainConfig(**module.read_yaml(again)) == config(ema=0.5, tasks=("depth",))
+
+
+@pytest.mark.parametrize(("text", "said"), [
+    ("learning_rate: 1\n", "learning_rate"), ("epochs: many\n", "epochs"), ("a: [\n", "YAML"),
+    ("- 1\n", "something else"), ("pretrained: maybe\n", "pretrained"),
+])
+def test_bad_yaml_is_one_sentence(tmp_path, text, said):
+    from train.config import read_yaml
+
+    (tmp_path / "run.yaml").write_text(text)
+    with pytest.raises(BadInput, match=said):
+        read_yaml(tmp_path / "run.yaml")
+
+
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"epochs": 0}, "epochs"), ({"lr": -1.0}, "lr"), ({"ema": 1.0}, "ema"), ({"tasks": ("colour",)}, "tasks"),
+    ({"val_fraction": 2.0}, "val_fraction"), ({"zoom": 0.5}, "zoom"), ({"batch_size": 0}, "batch_size"),
+])
+def test_impossible_options_are_refused(config, changes, said):
+    with pytest.raises(BadInput, match=said):
+        config(**changes)
+    with pytest.raises(BadInput, match="img_size=128"):
+        _ = config(backbone_kwargs=("img_size",)).timm_kwargs
+
+
+def test_the_guides_values_are_the_defaults():
+    from train.config import TrainConfig
+
+    default = TrainConfig(data_root=Path("x"))
+    assert (default.batch_size, default.epochs, default.lr, default.clip_norm) == (6, 20, 8e-4, 1.0)
+    assert (default.backbone, default.features, default.use_bn) == ("vit_base_patch16_384", 256, False)
+    assert (default.pretrained, default.depth_scale) == (True, 5.0)
+    assert (default.limit_train_batches, default.limit_val_batches) == (0, 0)
+
+
+def test_errors_of_the_command_are_one_sentence_and_status_2(tmp_path, root):
+    result = run("train", "--data-root", str(tmp_path / "absent"), "--no-pretrained", "--out", str(tmp_path / "run"),
+                 root=root)
+    assert result.returncode == 2
+    assert result.stderr.startswith("error: data root") and result.stderr.count("\n") == 1
+    result = run("train", "--data-root", str(tmp_path), "--config", str(tmp_path / "no.yaml"), root=root)
+    assert result.returncode == 2 and "no.yaml" in result.stderr
+
+
+def test_workers_read_the_same_samples(data, cache):
+    from train.dataset import ValBatches, create_loader
+
+    dataset = MapDataset(open_source(cache), list(range(24)), Contract(input_size=(48, 48)))
+    names = [list(batch["name"]) for batch in create_loader(dataset, ValBatches(24, 5, 0, 1), 1)]
+    assert names == [list(batch["name"]) for batch in create_loader(dataset, ValBatches(24, 5, 0, 1), 0)]
+
+
+def test_json_of_an_evaluation(data, tmp_path, root):
+    save_checkpoint(tmp_path / "m.pth", create_multitask_dpt_model(
+        "test_vit", features=8, backbone_kwargs={"img_size": 64}))
+    result = run("train.evaluate", str(tmp_path / "m.pth"), "--data-root", str(data), "--workers", "0", "--limit", "6",
+                 "--json", str(tmp_path / "m.json"), root=root)
+    assert result.returncode == 0, result.stderr
+    assert "constant" in result.stdout
+    assert json.loads((tmp_path / "m.json").read_text())["samples"] == 6
+    assert os.path.exists(tmp_path / "m.json")
