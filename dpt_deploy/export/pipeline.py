@@ -30,7 +30,7 @@ from ..parity.reference import FILE, Reference
 from ..parity.weights import compare_weights
 from ..runtime.image import list_images, read_image
 from .graph import export_graph
-from .precision import Precision, PrecisionPlan, fold_batch_norm, typed, typed_frame
+from .precision import Precision, PrecisionPlan, check_plan, fold_batch_norm, typed, typed_frame
 from .reference import make_reference
 
 
@@ -84,6 +84,7 @@ def export(
     model = _load(checkpoint, config)
     contract = _contract(checkpoint, model, config)
     plan = PrecisionPlan(config.precision, (*PrecisionPlan.fp32, *config.fp32) if config.precision != "fp32" else ())
+    check_plan(model, plan)
     bundle = _create_bundle(checkpoint, model, contract, config, command)
     reference = _make_reference(bundle, model, contract, config, say)
     _export_graphs(bundle, model, contract, plan, config.opset, say)

@@ -42,6 +42,16 @@ class PrecisionPlan:
         return cls(value["precision"], tuple(value["fp32"]))
 
 
+def check_plan(model: nn.Module, plan: PrecisionPlan) -> None:
+    """Raise `BadInput` for a name in the plan that the model does not have."""
+    modules = dict(model.named_modules())
+    if unknown := [name for name in plan.fp32 if name not in UNITS and name not in modules]:
+        raise BadInput(
+            f"precision plan: the model has no module {', '.join(unknown)}. Expected module names such as "
+            f"decoder.fusion.2 or backbone.blocks.5.attn, or one of {', '.join(UNITS)}."
+        )
+
+
 def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
     """A copy of `model` (MultiTaskDPT) that computes as `plan` says, with float32 inputs and outputs.
 
@@ -49,13 +59,9 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
     only where neighbours differ, and two neighbours in FP32 have none between them. Raises `BadInput`
     for a name in the plan that the model does not have.
     """
+    check_plan(model, plan)
     model = fold_batch_norm(model)
     modules = dict(model.named_modules())
-    if unknown := [name for name in plan.fp32 if name not in UNITS and name not in modules]:
-        raise BadInput(
-            f"precision plan: the model has no module {', '.join(unknown)}. Expected module names such as "
-            f"decoder.fusion.2 or backbone.blocks.5.attn, or one of {', '.join(UNITS)}."
-        )
     half = DTYPES[plan.precision]
     if half is torch.float32:
         return _Float32Outputs(model)

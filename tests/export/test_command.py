@@ -98,7 +98,7 @@ class Blocker:
         if name.partition(".")[0] in ("torch", "timm"):
             raise ImportError(f"{name} is blocked")
 sys.meta_path.insert(0, Blocker())
-runpy.run_module("dpt_deploy.build", run_name="__main__")
+runpy.run_module("dpt_deploy.build", run_name="__main__", alter_sys=True)
 """
     options = ("--builder", "tensorrt-rtx", "--batch", "1", "2", "--frame-size", "64x64", "480x640")
     done = subprocess.run([sys.executable, "-c", blocked, str(own_bundle), *options], capture_output=True, text=True)
