@@ -1,0 +1,138 @@
+"""The C++ runtime's tests need a compiler and minutes to build: `make cpp-test` runs them, and sets DPT_CPP_TESTS."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from dpt_deploy.bundle import Bundle
+from dpt_deploy.runtime.cpp_session import find_library, find_onnxruntime
+
+ROOT = Path(__file__).resolve().parents[2]
+HERE = Path(__file__).resolve().parent
+SOURCES = ROOT / "dpt_deploy" / "runtime" / "cpp"
+BUILDS = ROOT / "build-cpp"
+
+# Options of CMake for each build of the native tests.
+VARIANTS = {
+    "tests": [],
+    "address": ["-DDPT_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"],
+    "thread": ["-DDPT_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"],
+    "clang": ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"],
+    "libfuzzer": ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++", "-DDPT_FUZZER=ON",
+                  "-DDPT_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"],
+}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip what is here unless `make cpp-test` asks for it."""
+    reason = None
+    if not os.environ.get("DPT_CPP_TESTS"):
+        reason = "tests of the C++ runtime: run by `make cpp-test`"
+    elif not shutil.which("cmake") or not shutil.which("c++"):
+        reason = "no C++ toolchain here: needs cmake and c++"
+    elif find_library() is None:
+        reason = "the C++ runtime is not built: run `make cpp`"
+    if reason:
+        for item in items:
+            if HERE in item.path.parents:
+                item.add_marker(pytest.mark.skip(reason=reason))
+
+
+def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
+    """Run a command; its output becomes the message of the failure."""
+    done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{command} exited with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    return done
+
+
+def build_variant(variant: str, *targets: str) -> Path:
+    """The folder of a build of the native tests, made or brought up to date; without targets, all of them."""
+    folder = BUILDS / variant
+    environment = os.environ | {"DPT_CPP_HEADERS": os.environ.get("DPT_CPP_HEADERS") or str(BUILDS / "headers")}
+    run("cmake", "-S", HERE, "-B", folder, *VARIANTS[variant], env=environment)
+    chosen = ["--target", *targets] if targets else []
+    run("cmake", "--build", folder, "--parallel", os.environ["DPT_CPP_TESTS"], *chosen)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def build() -> Callable[..., Path]:
+    """`build_variant`."""
+    return build_variant
+
+
+@pytest.fixture(scope="session")
+def native(build: Callable[..., Path]) -> Path:
+    """The folder of the plain build of all native tests."""
+    return build("tests")
+
+
+@pytest.fixture(scope="session")
+def library() -> Path:
+    """libdpt_runtime as `make cpp` built it."""
+    found = find_library()
+    assert found is not None
+    return found
+
+
+@pytest.fixture(scope="session", autouse=True)
+def onnxruntime_library() -> Iterator[Path]:
+    """The wheel's libonnxruntime, named in the environment for everything that these tests start."""
+    found = find_onnxruntime()
+    assert found is not None, "the onnxruntime wheel has no libonnxruntime.so"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DPT_ONNXRUNTIME_LIBRARY", str(found))
+        yield found
+
+
+@pytest.fixture(scope="session")
+def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A toy bundle that tests share and do not change."""
+    from tests.cpp.toy import make_toy
+
+    folder = tmp_path_factory.mktemp("cpp") / "toy"
+    make_toy(folder)
+    return folder
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Bundle:
+    """A toy bundle for one test to change."""
+    from tests.cpp.toy import make_toy
+
+    return make_toy(tmp_path / "toy")
+
+
+def export_tiny(folder: Path, **contract: object) -> Path:
+    """A bundle of a tiny random model whose maps vary over an image: both frame graphs and reference.npz."""
+    from dpt_deploy.export.graph import export_graph
+    from dpt_deploy.export.precision import PrecisionPlan, typed, typed_frame
+    from dpt_deploy.export.reference import make_reference
+    from dpt_deploy.model.frame import FrameModel
+    from dpt_deploy.parity.images import built_in
+    from tests.tiny import lively_model
+
+    model = lively_model()
+    agreed = dataclasses.replace(model.contract(), **contract)
+    bundle = Bundle.create(folder, {"name": "tiny", "contract": agreed.to_json(), "checkpoint": {"file": "tiny.pth"}})
+    make_reference(model, agreed, built_in()).save(folder / "reference.npz")
+    bundle.add("reference.npz", "reference")
+    for plan in (PrecisionPlan("fp32", ()), PrecisionPlan("fp16")):
+        file = f"frame.{plan.precision}.onnx"
+        module = typed_frame(typed(model, plan), FrameModel(model, agreed), plan)
+        export_graph(module, "frame", agreed, folder / file, 23, {})
+        bundle.add(file, "onnx", graph="frame", precision=plan.precision)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A real bundle of a tiny model, FP32 and FP16, with its reference.npz."""
+    return export_tiny(tmp_path_factory.mktemp("cpp_tiny"), resize="letterbox")
