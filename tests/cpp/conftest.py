@@ -48,7 +48,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
     """Run a command; its output becomes the message of the failure."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, f"{command} exited with {done.returncode}\n{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    said = f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    assert done.returncode == 0, f"{command} exited with {done.returncode}\n{said}"
     return done
 
 

@@ -7,7 +7,7 @@ import pytest
 
 from dpt_deploy.bundle import Bundle
 from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BackendError, BadInput, ContractError
+from dpt_deploy.errors import BadInput, ContractError
 from dpt_deploy.runtime.cpp_session import FORMATS, CppSession, Frames, Maps
 from tests.cpp.test_parity import assert_identical, in_format
 from tests.cpp.toy import make_toy, toy_maps
@@ -104,15 +104,15 @@ class TestRefused:
             call(**changes)
 
     def test_no_map(self, call):
-        with pytest.raises(BadInput, match="at least one of depth, normals, alpha, received NULL for all"):
+        with pytest.raises(BadInput, match=r"at least one of depth, normals, alpha, received NULL for all"):
             call(maps={})
 
     def test_device_memory_without_a_gpu(self, call):
-        with pytest.raises(ContractError, match="onnxruntime-cpu has no GPU. Call dpt_infer"):
+        with pytest.raises(ContractError, match=r"onnxruntime-cpu has no GPU. Call dpt_infer"):
             call(device=True)
 
     def test_device_memory_in_another_format(self, call):
-        with pytest.raises(BadInput, match="expected DPT_RGB without padding in device memory, received format 1"):
+        with pytest.raises(BadInput, match=r"expected DPT_RGB without padding in device memory, received format 1"):
             call(device=True, format=1)
 
 
@@ -121,5 +121,5 @@ class TestRefused:
         with CppSession(bundle, threads=1) as session:
             assert session.library.dpt_heads(session.handle) == 5
             assert set(session.infer(rgb)) == {"depth", "alpha"}
-            with pytest.raises(ContractError, match="expected names among depth, alpha, received normals"):
+            with pytest.raises(ContractError, match=r"expected names among depth, alpha, received normals"):
                 session.infer(rgb, outputs=["depth", "normals"])

@@ -1,0 +1,148 @@
+"""Engines: every check before TensorRT itself, with a stand-in module and a stand-in for NVIDIA's driver.
+
+What a module compiled against NVIDIA's headers does on a GPU is not tested here; docs/cpp.md says what was.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dpt_deploy.bundle import Bundle
+from tests.cpp.conftest import ROOT
+from tests.cpp.toy import PLAN, add_engine, toy_maps
+
+PROGRAM = """
+import json, sys
+import numpy as np
+from dpt_deploy.bundle import Bundle
+from dpt_deploy.errors import DptError
+from dpt_deploy.runtime.cpp_session import CppSession, Frames, Maps
+order = json.loads(sys.argv[1])
+try:
+    with CppSession(Bundle.open(order["bundle"]), **order["options"]) as session:
+        frames = np.random.default_rng(0).integers(0, 256, order["shape"], np.uint8)
+        if order["stream"]:
+            depth = np.empty(frames.shape[:3], np.float32)
+            n, h, w, _ = frames.shape
+            session.check(session.library.dpt_infer_device(
+                session.handle, Frames(frames.ctypes.data, n, h, w), Maps(depth=depth.ctypes.data), order["stream"]))
+            maps = {"depth": depth}
+        else:
+            maps = session.infer(frames)
+        print(json.dumps({"reason": session.reason, "batch": session.largest_batch((64, 32)),
+                          "sums": {head: float(array.sum(dtype=np.float64)) for head, array in maps.items()}}))
+except DptError as error:
+    print(json.dumps({"error": type(error).__name__, "message": str(error)}))
+"""
+
+
+@pytest.fixture
+def run(native: Path, toy: Bundle, monkeypatch: pytest.MonkeyPatch):
+    """Loads the bundle and infers, in a process that sees one GPU of compute capability 9.0 and the stand-in module."""
+
+    def load(capability: str | None = "9.0", shape=(2, 16, 24, 3), stream: int = 0, folder: str = "fake",
+             environment: dict[str, str] | None = None, **options) -> dict:
+        order = {"bundle": str(toy.folder), "options": options, "shape": shape, "stream": stream}
+        variables = os.environ | {"DPT_BACKEND_FOLDER": str(native / folder), "PYTHONPATH": str(ROOT)}
+        if capability:
+            variables |= {"LD_LIBRARY_PATH": str(native / "fake_cuda"), "FAKE_CAPABILITY": capability}
+        done = subprocess.run([sys.executable, "-c", PROGRAM, json.dumps(order)], env=variables | (environment or {}),
+                              capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout)
+
+    return load
+
+
+def expected(shape: tuple[int, ...]) -> dict[str, float]:
+    frames = np.random.default_rng(0).integers(0, 256, shape, np.uint8)
+    maps = toy_maps(frames) | {"normals": np.ones(shape[:3])}
+    return {head: float(array.sum(dtype=np.float64)) for head, array in maps.items()}
+
+
+def test_an_engine_that_fits_is_taken_first(toy, run):
+    file = add_engine(toy)
+    result = run()
+    assert result["reason"] == f"tensorrt runs {file}."
+    assert result["sums"] == pytest.approx(expected((2, 16, 24, 3)), rel=1e-6)
+    assert result["batch"] == 4  # 8192 pixels in a batch, and at most 4 frames
+    assert run(precision="fp16", backend="tensorrt")["reason"] == f"tensorrt runs {file}, as asked for."
+
+
+def test_device_pointers_and_the_stream_reach_the_module(toy, run):
+    add_engine(toy)
+    assert run(stream=5)["sums"] == {"depth": pytest.approx(expected((2, 16, 24, 3))["depth"])}
+
+
+@pytest.mark.parametrize(("details", "environment", "why"), [
+    ({}, {"FAKE_VERSION": "11.5.0.1"},
+     r"was built by tensorrt 11.4.0.23, and 11.5.0.1 is installed here; engines run only on the version that built "
+     r"them. Build it again: python -m dpt_deploy.build"),
+    ({"compute_capability": "8.6"}, {},
+     r"was built for a GPU of compute capability 8.6, and this one has 9.0. Build it again"),
+    ({"made_from": "0" * 64}, {}, r"was built from another graph than frame.fp16.onnx, which was exported since"),
+    ({}, {"FAKE_OPEN": "out of memory"}, r"cannot be loaded here: out of memory. Build it again"),
+])
+def test_an_engine_that_does_not_fit_is_refused(toy, run, details, environment, why):
+    (toy.folder / "frame.fp16.onnx").write_bytes((toy.folder / "frame.fp32.onnx").read_bytes())
+    toy.add("frame.fp16.onnx", "onnx", graph="frame", precision="fp16")
+    file = add_engine(toy, **details)
+    asked = run(backend="tensorrt", environment=environment)
+    assert asked["error"] == "BackendError"
+    assert file in asked["message"]
+    assert re.search(why, asked["message"])
+    chosen = run(environment=environment)  # nothing asked for: the next backend runs, and the reason says why
+    assert chosen["reason"].startswith("onnxruntime-cpu runs frame.fp32.onnx; not tensorrt: " + file)
+
+
+def test_without_a_gpu(toy, run):
+    add_engine(toy)
+    asked = run(capability=None, backend="tensorrt", environment={"FAKE_VERSION": "1.0"})
+    assert "No GPU is visible here: run it where one is, or use backend onnxruntime-cpu" in asked["message"]
+    assert "not tensorrt: no GPU is visible here" in run(capability=None)["reason"]
+
+
+def test_a_changed_engine(toy, run):
+    (toy.folder / add_engine(toy)).write_bytes(PLAN[::-1])
+    assert run()["error"] == "BadBundle"
+    assert "Build it again: python -m dpt_deploy.build" in run()["message"]
+
+
+@pytest.mark.parametrize("shape", [(5, 16, 16, 3), (1, 7, 16, 3), (1, 16, 65, 3), (3, 64, 64, 3)])
+def test_shapes_outside_the_profile(toy, run, shape):
+    file = add_engine(toy)
+    result = run(shape=shape)
+    assert result["error"] == "ContractError"
+    assert (f"frame: {file} takes shapes from [1, 8, 8, 3] to [4, 64, 64, 3] with at most 8192 pixels in a batch, "
+            f"received {list(shape)}") in result["message"]
+
+
+def test_a_run_that_fails(toy, run):
+    add_engine(toy)
+    result = run(environment={"FAKE_RUN": "an illegal address"})
+    assert result == {"error": "BackendError", "message": "tensorrt: could not run: an illegal address."}
+
+
+def test_no_module(toy, run):
+    add_engine(toy)
+    result = run(backend="tensorrt", folder="no_such_folder")
+    assert result["error"] == "MissingPackage"
+    assert "libdpt_backend_tensorrt.so is needed to run frame.fp16.trt11.4-sm90.engine" in result["message"]
+
+
+@pytest.mark.parametrize("details", [
+    {"profile": {"frame": {"min": [1, 8], "max": []}}}, {"profile": {"frame": {"min": [], "max": []}}},
+    {"profile": {}}, {"max_pixels": -1}, {"profile": {}, "max_pixels": None},
+])
+def test_strange_profiles_are_survived(toy, run, details):
+    add_engine(toy, **details)
+    result = run()
+    assert "sums" in result or result["error"] in ("ContractError", "BadBundle")
