@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import signal
+import os
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,18 +13,21 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
 
 from dpt_deploy.errors import BadInput, DptError
-from dpt_deploy.files import cannot_write, write_json, write_text
+from dpt_deploy.files import cannot_write
 from dpt_deploy.model import MultiTaskDPT, save_checkpoint
 
-from . import logs, state
+from . import memory, state
 from .check import check_convention, spread
-from .config import TrainConfig, to_yaml
+from .config import TrainConfig
 from .dataset import MapDataset, TrainBatches, create_loader
 from .distributed import World, join, leave
+from .interrupt import Stopped, StopRequest
 from .network import create_model, to_device
 from .optim import Ema, parameter_groups, rate_factor, set_rate
+from .report import Report
 from .sources import open_source, split
 from .statistics import measure
 from .step import Outcome, Stepper
@@ -35,41 +37,20 @@ from .warmstart import initialise_from
 SKIP_LIMIT = 10  # steps in a row without a finite loss that end a run
 
 
-class Stopped(KeyboardInterrupt):
-    """Ctrl-C or SIGTERM: the state is saved."""
-
-
 class Trainer:
-    """A run of `config`. `run()` trains; `Trainer` alone only opens the data and builds the model."""
+    """A run of `config`. Making one opens the data and builds the model; `run()` trains."""
 
     def __init__(self, config: TrainConfig) -> None:
         self.config = config
         self.world: World = join(config.device)
+        self.report = Report(config, self.world.is_main)
         self.last = config.out / "last.pth"
         self._claim_output()
-        self.source = open_source(config.data_root, config.normal_axes)
-        self.data = self.source.fingerprint()
-        self.train_positions, self.val_positions = split(self.source.names, self.source.kinds, config.val_fraction)
-        self.statistics = measure(self.source, self.train_positions)
-        if config.check_data and {"depth", "normals"} <= set(config.tasks):
-            check_convention(self.source, [self.train_positions[i] for i in spread(len(self.train_positions), 12)])
-        torch.manual_seed(config.seed)
-        self.model: MultiTaskDPT = create_model(config, self.statistics).to(self.world.device)
-        self.contract = self.model.contract(config.resize)
-        self.notes = initialise_from(self.model, config.init) if config.init and not self._continues() else []
-        if config.channels_last:
-            self.model.to(memory_format=torch.channels_last)
-        if config.grad_checkpointing:
-            self.model.backbone.set_grad_checkpointing(True)
-        self.optimizer = torch.optim.AdamW(parameter_groups(
-            self.model, config.lr, config.weight_decay, self._backbone_scale(), config.layer_decay
-        ))
-        self.amp = self._precision()
-        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=self.amp == torch.float16)
-        self.ema = Ema(self.model, config.ema) if config.ema else None
+        self._open_data()
+        self._build_model()
         self.progress = state.Progress()
+        self.stop = StopRequest(self.report.say)
         self.broken: dict[str, str] = {}
-        self._stop = False
         dataset = MapDataset(
             self.source, self.train_positions, self.contract, config.augmentation, config.seed, replace_broken=True
         )
@@ -80,8 +61,7 @@ class Trainer:
         self.loader = create_loader(dataset, self.batches, self.workers, self.world.device.type == "cuda")
         self.validation = Validation(self)
         self._restore()
-        self.network = self._network()
-        self.stepper = Stepper(self.network, self.optimizer, self.scaler, config.losses, self.amp, self.world,
+        self.stepper = Stepper(self._network(), self.optimizer, self.scaler, config.losses, self.amp, self.world,
                                config.clip_norm, config.canonical_focal)
 
     # -- setting up -----------------------------------------------------------------------------------
@@ -89,8 +69,6 @@ class Trainer:
     @property
     def workers(self) -> int:
         """Processes that read samples."""
-        import os
-
         return min(8, os.cpu_count() or 1) if self.config.workers < 0 else self.config.workers
 
     def _claim_output(self) -> None:
@@ -107,16 +85,43 @@ class Trainer:
             except OSError as error:
                 raise cannot_write(out, error) from error
 
-    def _backbone_scale(self) -> float:
-        scale = self.config.backbone_lr_scale
-        trained = self.config.pretrained or self.config.init is not None
-        return (0.1 if trained else 1.0) if scale is None else scale
+    def _open_data(self) -> None:
+        config = self.config
+        self.source = open_source(config.data_root, config.normal_axes)
+        self.data = self.source.fingerprint()
+        self.train_positions, self.val_positions = split(self.source.names, self.source.kinds, config.val_fraction)
+        self.statistics = measure(self.source, self.train_positions)
+        if config.check_data and {"depth", "normals"} <= set(config.tasks):
+            check_convention(self.source, [self.train_positions[i] for i in spread(len(self.train_positions), 12)])
+        prepared_with = getattr(self.source, "resize", config.resize)
+        if prepared_with != config.resize:
+            raise BadInput(
+                f"{config.data_root} was prepared with --resize {prepared_with}, and the run asks for {config.resize}. "
+                f"Prepare it again, or give --resize {prepared_with}."
+            )
 
-    def _precision(self) -> torch.dtype:
-        name = self.config.amp
+    def _build_model(self) -> None:
+        config = self.config
+        torch.manual_seed(config.seed)
+        self.model: MultiTaskDPT = create_model(config, self.statistics).to(self.world.device)
+        self.contract = self.model.contract(config.resize)
+        self.notes = initialise_from(self.model, config.init) if config.init and not self._continues() else []
+        if config.channels_last:
+            self.model.to(memory_format=torch.channels_last)
+        if config.grad_checkpointing:
+            self.model.backbone.set_grad_checkpointing(True)
+        scale = config.backbone_lr_scale
+        if scale is None:
+            scale = 0.1 if config.pretrained or config.init else 1.0
+        self.optimizer = torch.optim.AdamW(
+            parameter_groups(self.model, config.lr, config.weight_decay, scale, config.layer_decay)
+        )
+        name = config.amp
         if name == "auto":
             name = "fp16" if self.world.device.type == "cuda" else "fp32"
-        return {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
+        self.amp = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
+        self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=name == "fp16")
+        self.ema = Ema(self.model, config.ema) if config.ema else None
 
     def _network(self) -> nn.Module:
         """The model as it is called: compiled, distributed."""
@@ -146,7 +151,7 @@ class Trainer:
         states = parts["random"]
         state.set_random_state(states[self.world.rank % len(states)])
         self.batches.start = (self.progress.epoch, self.progress.step)
-        self.say(f"continuing {path}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        self.notes.append(f"continuing {path}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
 
     # -- running --------------------------------------------------------------------------------------
 
@@ -154,53 +159,41 @@ class Trainer:
         """Train to the end; returns the last epoch's row of metrics.
 
         Raises `Stopped` after Ctrl-C or SIGTERM, with everything saved, and `DptError` when the loss
-        stays non-finite or too many samples are broken.
+        stays non-finite, memory does not suffice, or too many samples are broken.
         """
         self._introduce()
-        board = logs.TensorBoard(self.config.out, self.config.tensorboard and self.world.is_main,
-                                 self.progress.total_steps or None)
         self._saved_at = time.monotonic()
-        with self._signals():
+        with self.stop:
             batches = iter(self.loader)
             while self.progress.epoch < self.config.epochs and not self._out_of_patience():
                 self._train_epoch(batches)
-                self._end_epoch(board)
+                self._end_epoch()
         with self._averaged():
             self._save_weights("final_model.pth")
-        board.close()
+        self.report.end()
         leave(self.world)
         return self.progress.history[-1]
 
     def _introduce(self) -> None:
         c, parameters = self.config, sum(p.numel() for p in self.model.parameters())
-        if self.world.is_main:
-            write_json(c.out / "run.json", {
-                "config": c.to_json(),
-                "data": {"fingerprint": self.data, "training": len(self.train_positions),
-                         "validation": len(self.val_positions), "statistics": self.statistics.to_json()},
-                "model": self.model.config.to_json(), "contract": self.contract.to_json(), "parameters": parameters,
-                "processes": self.world.size, "device": self.world.device.type, **logs.environment(),
-            })
-            write_text(c.out / "config.yaml", to_yaml(c))
-        self.say(
+        self.report.begin({
+            "data": {"fingerprint": self.data, "training": len(self.train_positions),
+                     "validation": len(self.val_positions), "statistics": self.statistics.to_json()},
+            "model": self.model.config.to_json(), "contract": self.contract.to_json(), "parameters": parameters,
+            "processes": self.world.size, "device": self.world.device.type,
+        }, self.progress.total_steps)
+        self.report.say(
             f"{len(self.train_positions)} samples to train on, {len(self.val_positions)} to validate; "
             f"{c.backbone}, {parameters / 1e6:.1f} M parameters, input {self.contract.input_size[0]}x"
             f"{self.contract.input_size[1]}; {self.batches.steps} steps of {self.batches.per_step} images per epoch; "
             f"{str(self.amp).removeprefix('torch.')} on {self.world.device.type}"
         )
         for line in [*self.notes, *(f"left out: {line}" for line in getattr(self.source, "incomplete", [])[:5])]:
-            self.say(line)
-        if self.contract.resize != getattr(self.source, "resize", self.contract.resize):
-            raise BadInput(
-                f"{self.config.data_root} was prepared with --resize {self.source.resize}, and the run asks for "
-                f"{self.contract.resize}. Prepare it again, or give --resize {self.source.resize}."
-            )
+            self.report.say(line)
 
     def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
-        from tqdm import tqdm
-
         progress, began = self.progress, time.monotonic()
-        self.network.train()
+        self.model.train()
         bar = tqdm(total=self.batches.steps, initial=progress.step, desc=f"epoch {progress.epoch + 1}", unit="step",
                    leave=False, disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30)
         with bar:
@@ -218,31 +211,12 @@ class Trainer:
                     raise Stopped(f"saved {self.last}; continue with --resume auto")
         progress.seconds += time.monotonic() - began
 
-    def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        batch = next(batches)
-        self.note_broken(batch["broken"])
-        if "image" not in batch:
-            raise BadInput(f"data: no sample near {batch['broken'][0][0]} can be read: {batch['broken'][0][1]}")
-        return to_device(batch, self.world.device, self.contract, self.config.channels_last)
-
-    def note_broken(self, entries: list[tuple[str, str]]) -> None:
-        """Name broken samples once each; raise `BadInput` when there are more than `max_broken`."""
-        for name, reason in entries:
-            if name not in self.broken:
-                self.broken[name] = reason
-                self.say(f"broken sample skipped: {reason}")
-        if len(self.broken) > self.config.max_broken:
-            raise BadInput(
-                f"data: {len(self.broken)} broken samples, more than --max-broken {self.config.max_broken}; the last "
-                f"one: {list(self.broken.values())[-1]} Repair the data, or allow more."
-            )
-
     def _step(self, batches: Iterator[dict[str, Any]]) -> tuple[bool, bool]:
         """One optimizer step; returns whether to stop and whether to save, the same on all ranks."""
         progress = self.progress
         due = self.world.is_main and time.monotonic() - self._saved_at > 60 * self.config.save_minutes
         micro_batches = [self._next(batches) for _ in range(self.config.accumulate)]
-        outcome = self.stepper(micro_batches, (self._stop, due))
+        outcome = self._outcome(micro_batches, due)
         progress.step += 1
         progress.total_steps += 1
         if outcome.skipped:
@@ -257,12 +231,48 @@ class Trainer:
             progress.batches += 1
         return outcome.requests[0] > 0, outcome.requests[1] > 0
 
+    def _outcome(self, micro_batches: list[dict[str, Any]], due: bool) -> Outcome:
+        """The step itself; out of memory becomes a `DptError` with a batch size that was tried and fits."""
+        try:
+            return self.stepper(micro_batches, (self.stop.asked, due))
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        # Here and not in the handler: the error holds on to the tensors of the step that failed.
+        micro_batches.clear()
+        config = self.config
+        fits = memory.largest_fitting(
+            self.stepper, self.model, self.contract, config.batch_size, config.channels_last
+        )
+        raise memory.out_of_memory(config.batch_size, config.accumulate, fits, self.world.device)
+
+    def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
+        batch = next(batches)
+        self.note_broken(batch["broken"])
+        if "image" not in batch:
+            raise BadInput(f"data: no sample near {batch['broken'][0][0]} can be read: {batch['broken'][0][1]}")
+        return to_device(batch, self.world.device, self.contract, self.config.channels_last)
+
+    def note_broken(self, entries: list[tuple[str, str]]) -> None:
+        """Name broken samples once each; raise `BadInput` when there are more than `max_broken`."""
+        for name, reason in entries:
+            if name not in self.broken:
+                self.broken[name] = reason
+                self.report.say(f"broken sample skipped: {reason}")
+        if len(self.broken) > self.config.max_broken:
+            raise BadInput(
+                f"data: {len(self.broken)} broken samples, more than --max-broken {self.config.max_broken}; the last "
+                f"one: {list(self.broken.values())[-1]} Repair the data, or allow more."
+            )
+
     def _count_skipped(self, outcome: Outcome) -> None:
         """Say which samples; raise `DptError` after ten in a row."""
         progress, what = self.progress, outcome.skipped
         progress.skipped += 1
         progress.skipped_in_a_row += 1
-        self.say(f"step {progress.total_steps} skipped: the {what} is not finite. Samples: {', '.join(outcome.names)}")
+        self.report.say(
+            f"step {progress.total_steps} skipped: the {what} is not finite. Samples: {', '.join(outcome.names)}"
+        )
         if progress.skipped_in_a_row >= SKIP_LIMIT:
             raise DptError(
                 f"the {what} has not been finite for {SKIP_LIMIT} steps in a row. Lower --lr (now {self.config.lr:g}), "
@@ -272,18 +282,18 @@ class Trainer:
 
     # -- the end of an epoch --------------------------------------------------------------------------
 
-    def _end_epoch(self, board: logs.TensorBoard) -> None:
-        progress, config = self.progress, self.config
-        row: dict[str, float] = {"epoch": progress.epoch + 1, "step": progress.total_steps}
-        row |= {f"train_{name}": value / max(1, progress.batches) for name, value in progress.sums.items()}
-        row.setdefault("train_loss", float("nan"))
+    def _end_epoch(self) -> None:
+        progress = self.progress
+        row: dict[str, float] = {"epoch": progress.epoch + 1, "step": progress.total_steps, "train_loss": float("nan")}
+        row |= {f"train_{name}": value / progress.batches for name, value in progress.sums.items()}
         row["lr"] = max(group["lr"] for group in self.optimizer.param_groups)
         row["seconds"] = progress.seconds
         row["images_per_second"] = self.batches.steps * self.batches.per_step / max(progress.seconds, 1e-9)
+        row["skipped"], row["overflows"] = progress.skipped, progress.overflows
         with self._averaged():
             row |= self.validation.run()
-            progress.epoch, progress.step, progress.sums, progress.batches = progress.epoch + 1, 0, {}, 0
-            progress.seconds = 0.0
+            progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
+            progress.sums, progress.batches = {}, 0
             progress.history.append(row)
             chosen = row.get("val_loss", row["train_loss"])
             better = chosen < progress.best
@@ -294,26 +304,16 @@ class Trainer:
                 self._save_weights("best_model.pth")
             picture = self.validation.picture()
         self.save_state()
-        self.say(logs.epoch_line(row, config.epochs) + ("  best" if better else ""))
-        if not self.world.is_main:
-            return
-        self._forget_old()
-        from .samples import write_picture
-
-        write_picture(config.out / "training_samples" / f"epoch_{progress.epoch:02d}.png", picture)
-        logs.write_csv(config.out / "metrics.csv", progress.history)
-        logs.write_curves(config.out / "curves.png", progress.history, progress.constants)
-        if self.validation.table:
-            write_json(config.out / "metrics.json", {
-                "epoch": progress.epoch, "validation": self.validation.table, "constant": progress.constants})
-            self.say(logs.metrics_table(self.validation.table, progress.constants))
-        board.scalars({key: value for key, value in row.items() if key != "epoch"}, progress.epoch)
-        board.picture("samples", picture, progress.epoch)
+        if self.config.keep and self.world.is_main:
+            for path in sorted(self.config.out.glob("checkpoint_epoch_*.pth"))[: -self.config.keep]:
+                path.unlink()
+        self.report.epoch(progress, self.validation.table, picture, better)
 
     def _out_of_patience(self) -> bool:
-        waited = self.progress.epoch - self.progress.best_epoch
+        best = self.progress.best_epoch
+        waited = self.progress.epoch - best
         if self.config.early_stopping and waited >= self.config.early_stopping:
-            self.say(f"no better validation loss for {waited} epochs; the best was epoch {self.progress.best_epoch}")
+            self.report.say(f"no better validation loss for {waited} epochs; the best was epoch {best}")
             return True
         return False
 
@@ -324,8 +324,7 @@ class Trainer:
     def _save_weights(self, name: str) -> None:
         """Write the model's present weights with their description; rank 0 alone."""
         if self.world.is_main:
-            row = self.progress.history[-1] if self.progress.history else {}
-            record = {"config": self.config.to_json(), "metrics": row}
+            record = {"config": self.config.to_json(), "metrics": self.progress.history[-1]}
             if self.config.canonical_focal:
                 record["canonical_focal"] = self.config.canonical_focal
             save_checkpoint(self.config.out / name, self.model, self.contract, record)
@@ -340,37 +339,3 @@ class Trainer:
                 parts |= {"ema": self.ema.state, "ema_updates": self.ema.updates}
             state.save(self.last, self.config, self.progress, self.data, parts)
         self._saved_at = time.monotonic()
-
-    def _forget_old(self) -> None:
-        if self.config.keep:
-            for path in sorted(self.config.out.glob("checkpoint_epoch_*.pth"))[: -self.config.keep]:
-                path.unlink()
-
-    @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        """Within the block Ctrl-C and SIGTERM ask for a stop after the current step; a second one interrupts."""
-
-        def ask(number: int, frame: Any) -> None:
-            if self._stop:
-                raise KeyboardInterrupt
-            self._stop = True
-            self.say("stopping after this step, and saving ...")
-
-        if threading.current_thread() is not threading.main_thread():
-            yield
-            return
-        before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-    def say(self, text: str) -> None:
-        """Print a line, on rank 0, without breaking a progress bar."""
-        if self.world.is_main:
-            from tqdm import tqdm
-
-            tqdm.write(text, file=sys.stdout)
-            sys.stdout.flush()
-

@@ -243,6 +243,22 @@ def test_broken_samples_are_named_and_skipped_up_to_a_limit(config, capsys):
         trainer.run()
 
 
+@pytest.mark.parametrize("fits", [3, 0])
+def test_out_of_memory_is_answered_with_a_batch_size_that_was_tried(config, fits):
+    trainer = Trainer(config(batch_size=12, accumulate=2))
+    original = trainer.stepper.per_image
+
+    def limited(batch):
+        if len(batch["pixels"]) > fits:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return original(batch)
+
+    trainer.stepper.per_image = limited
+    expected = r"--batch-size 3 --accumulate 8" if fits else "not even one image"
+    with pytest.raises(DptError, match=expected):
+        trainer.run()
+
+
 def test_ctrl_c_saves_and_the_run_goes_on(config):
     trainer = Trainer(config(epochs=2))
     original = trainer.stepper

@@ -1,0 +1,60 @@
+"""What a run writes for people: the console, metrics, curves, pictures, TensorBoard, run.json."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from dpt_deploy.files import write_json, write_text
+
+from . import logs
+from .config import TrainConfig, to_yaml
+from .samples import write_picture
+from .state import Progress
+
+Table = dict[str, dict[str, float]]
+
+
+class Report:
+    """Writes into `config.out`; silent where `main` is False, as on every rank but the first."""
+
+    def __init__(self, config: TrainConfig, main: bool) -> None:
+        self.config, self.out, self.main = config, Path(config.out), main
+        self.board = logs.TensorBoard(self.out, False)
+
+    def begin(self, record: dict[str, Any], step: int) -> None:
+        """run.json, config.yaml, and event files that continue after `step`."""
+        if self.main:
+            write_json(self.out / "run.json", {"config": self.config.to_json(), **record, **logs.environment()})
+            write_text(self.out / "config.yaml", to_yaml(self.config))
+            self.board = logs.TensorBoard(self.out, self.config.tensorboard, step or None)
+
+    def epoch(self, progress: Progress, table: Table, picture: np.ndarray, better: bool) -> None:
+        """Everything that an epoch's end leaves."""
+        row = progress.history[-1]
+        self.say(logs.epoch_line(row, self.config.epochs) + ("  best" if better else ""))
+        if not self.main:
+            return
+        write_picture(self.out / "training_samples" / f"epoch_{progress.epoch:02d}.png", picture)
+        logs.write_csv(self.out / "metrics.csv", progress.history)
+        logs.write_curves(self.out / "curves.png", progress.history, progress.constants)
+        if table:
+            write_json(self.out / "metrics.json",
+                       {"epoch": progress.epoch, "validation": table, "constant": progress.constants})
+            self.say(logs.metrics_table(table, progress.constants))
+        self.board.scalars({key: value for key, value in row.items() if key != "epoch"}, progress.epoch)
+        self.board.picture("samples", picture, progress.epoch)
+
+    def end(self) -> None:
+        """Close the event files."""
+        self.board.close()
+
+    def say(self, text: str) -> None:
+        """A line on the console that leaves a progress bar whole."""
+        if self.main:
+            tqdm.write(text, file=sys.stdout)
+            sys.stdout.flush()
