@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
+import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -136,6 +137,7 @@ class ValBatches(Sampler):
 
 def _start_worker(worker: int) -> None:
     cv2.setNumThreads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes; the main one answers it
 
 
 def create_loader(dataset: MapDataset, batches: Sampler, workers: int, pin_memory: bool = False) -> DataLoader:

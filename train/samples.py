@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
-LABELS = {"depth": "depth", "normals": "normals", "alpha": "alpha"}
+from dpt_deploy.files import replacing
 
 
 def sample_picture(maps: dict[str, torch.Tensor], batch: dict[str, Any]) -> np.ndarray:
@@ -30,7 +31,9 @@ def sample_picture(maps: dict[str, torch.Tensor], batch: dict[str, Any]) -> np.n
             grey = np.rint(alpha[:, 0].float().cpu().numpy() * 255).astype(np.uint8)
             columns[name] = np.repeat(grey[..., None], 3, axis=3)
     picture = np.concatenate([np.concatenate(list(column), axis=0) for column in columns.values()], axis=1)
-    return np.concatenate((_header(list(columns), image.shape[2]), picture), axis=0)
+    enlarge = max(1, 160 // image.shape[2])
+    picture = picture.repeat(enlarge, axis=0).repeat(enlarge, axis=1)
+    return np.concatenate((_header(list(columns), image.shape[2] * enlarge), picture), axis=0)
 
 
 def normal_picture(normals: np.ndarray) -> np.ndarray:
@@ -41,14 +44,13 @@ def normal_picture(normals: np.ndarray) -> np.ndarray:
 
 
 def _depth_pictures(depth: np.ndarray, truth: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Both with one colour scale per sample, that of the truth; near is bright, none is black."""
+    """Both with one colour scale per sample, that of the truth and 15 % around; near is bright, none is black."""
     pictures = ([], [])
     for predicted, true, cover in zip(depth, truth, alpha, strict=True):
         valid = true > 0
-        near, far = (float(true[valid].min()), float(true[valid].max())) if valid.any() else (0.0, 1.0)
-        margin = 0.15 * max(far - near, 0.05)
+        near, far = (0.85 * float(true[valid].min()), 1.15 * float(true[valid].max())) if valid.any() else (0.0, 1.0)
         for target, values, shown in ((pictures[0], predicted, cover > 0.5), (pictures[1], true, valid)):
-            level = np.clip((far + margin - values) / (far - near + 2 * margin), 0, 1)
+            level = np.clip((far - values) / (far - near), 0, 1)
             coloured = cv2.applyColorMap(np.rint(level * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
             target.append(coloured * shown[..., None])
     return np.stack(pictures[0]), np.stack(pictures[1])
@@ -64,9 +66,7 @@ def _header(names: list[str], width: int) -> np.ndarray:
     return header
 
 
-def write_picture(path, picture: np.ndarray) -> None:
+def write_picture(path: Path, picture: np.ndarray) -> None:
     """Write uint8 RGB as PNG, atomically."""
-    from dpt_deploy.files import replacing
-
     with replacing(path) as temporary:
         temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())

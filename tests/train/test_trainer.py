@@ -313,14 +313,14 @@ def test_two_processes_equal_one_with_the_doubled_batch(config, tmp_path):
 @pytest.mark.slow
 def test_the_command_stops_on_sigint_and_continues(config, tmp_path):
     path = tmp_path / "run.yaml"
-    run = config(epochs=200, batch_size=2)
+    run = config(epochs=200, batch_size=2, workers=1)
     path.write_text(yaml.safe_dump({k: v for k, v in run.to_json().items() if k != "config"}))
     command = [sys.executable, "-m", "train", "--config", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
     deadline = time.monotonic() + 120
     while not (run.out / "last.pth").exists() and time.monotonic() < deadline:
         time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
+    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
     _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert "--resume auto" in errors
