@@ -9,7 +9,7 @@ import ctypes
 import functools
 import importlib.util
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,14 +142,24 @@ class CppSession(Session):
 
         Rows and frames may have any strides; the pixels within a row lie side by side.
         """
+        return self.prepare(pixels, pixel_format, outputs)()
+
+    def prepare(
+        self, pixels: np.ndarray, pixel_format: str = "rgb", outputs: list[str] | None = None
+    ) -> Callable[[], dict[str, np.ndarray]]:
+        """`infer` as a call to repeat: it reads `pixels` anew and writes the same arrays each time."""
         n, h, w = pixels.shape[:3]
         frames = Frames(pixels.ctypes.data, n, h, w, FORMATS[pixel_format], pixels.strides[1], pixels.strides[0])
         wanted = list(self.outputs if outputs is None else outputs)
         shapes = {"depth": (n, h, w), "normals": (n, h, w, 3), "alpha": (n, h, w)}
         results = {head: np.empty(shapes[head], np.float32) for head in wanted}
         maps = Maps(**{head: array.ctypes.data for head, array in results.items()})
-        self.check(self.library.dpt_infer(self.handle, frames, maps))
-        return results
+
+        def call(pixels: np.ndarray = pixels) -> dict[str, np.ndarray]:  # the default keeps the pixels alive
+            self.check(self.library.dpt_infer(self.handle, frames, maps))
+            return results
+
+        return call
 
     def largest_batch(self, size: tuple[int, int]) -> int | None:
         return self.library.dpt_largest_batch(self.handle, *size) or None

@@ -22,11 +22,11 @@ BUILDS = ROOT / "build-cpp"
 # Options of CMake for each build of the native tests.
 VARIANTS = {
     "tests": [],
-    "address": ["-DDPT_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"],
-    "thread": ["-DDPT_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"],
+    "address": ["-DDPT_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Sanitized"],
+    "thread": ["-DDPT_SANITIZE=thread", "-DCMAKE_BUILD_TYPE=Sanitized"],
     "clang": ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++"],
     "libfuzzer": ["-DCMAKE_C_COMPILER=clang", "-DCMAKE_CXX_COMPILER=clang++", "-DDPT_FUZZER=ON",
-                  "-DDPT_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=RelWithDebInfo"],
+                  "-DDPT_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Sanitized"],
 }
 
 

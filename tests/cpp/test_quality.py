@@ -12,8 +12,7 @@ from tests.cpp.conftest import HERE, run
 
 MUTATIONS = 10_000
 # Whatever is found ends the program with a status that `run` does not accept.
-ADDRESS = {"ASAN_OPTIONS": "detect_leaks=1:halt_on_error=1", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
-           "LSAN_OPTIONS": f"suppressions={HERE / 'lsan.supp'}"}
+ADDRESS = {"ASAN_OPTIONS": "detect_leaks=1:halt_on_error=1", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
 THREAD = {"TSAN_OPTIONS": f"halt_on_error=1:suppressions={HERE / 'tsan.supp'}"}
 
 
@@ -35,14 +34,25 @@ def test_address_and_undefined_behaviour(build, toy_folder):
     run(folder / "cycles", toy_folder, 10, env=environment)
 
 
-def test_the_sanitizer_sees_a_leak(build, tmp_path):
-    """The check itself works: a program that leaks on purpose fails."""
-    source = tmp_path / "leak.c"
-    source.write_text("#include <stdlib.h>\nint main(void) { return malloc(100) == (void *)1; }\n")
-    run("cc", "-O0", "-fsanitize=address", source, "-o", tmp_path / "leak")
-    done = subprocess.run([tmp_path / "leak"], env=os.environ | ADDRESS, capture_output=True, text=True, check=False)
+@pytest.mark.parametrize(("sanitizer", "code", "name"), [
+    ("address", "#include <stdlib.h>\nint main(void) { return malloc(100) == (void *)1; }\n", "LeakSanitizer"),
+    ("undefined", "int main(int n, char **v) { volatile int x = 2147483647 + n; return !v || x == 3; }\n", "signed integer overflow"),
+    ("thread", """
+#include <pthread.h>
+int x;
+void *add(void *p) { x++; return p; }
+int main(void) { pthread_t t; pthread_create(&t, 0, add, 0); x++; return pthread_join(t, 0); }
+""", "data race"),
+])
+def test_the_sanitizers_see_what_they_are_for(tmp_path, sanitizer, code, name):
+    """The checks themselves work: a program that is wrong on purpose fails with the same options."""
+    (tmp_path / "wrong.c").write_text(code)
+    run("cc", "-O0", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", tmp_path / "wrong.c",
+        "-o", tmp_path / "wrong", "-lpthread")
+    done = subprocess.run([tmp_path / "wrong"], env=os.environ | ADDRESS | THREAD, capture_output=True, text=True,
+                          check=False)
     assert done.returncode != 0
-    assert "LeakSanitizer" in done.stderr
+    assert name in done.stderr
 
 
 def test_data_races(build, toy_folder):
