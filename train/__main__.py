@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 from dpt_deploy import cli
+from dpt_deploy.errors import DptError
 
 with cli.needing("train"):
     from .config import TrainConfig, from_command_line
     from .trainer import Trainer
 
+
 def main(config: TrainConfig) -> None:
-    Trainer(config).run()
+    trainer = Trainer(config)
+    trainer.run()
+    if not trainer.world.is_main:
+        return
     best = config.out / "best_model.pth"
+    if not best.exists():
+        raise DptError(f"no epoch had a finite loss, so there is no {best}. Lower --lr, and look at the data: "
+                       f"python -m train.check {config.data_root}")
     print(f"best weights: {best}. Next: python -m dpt_deploy.export {best}")
 
 

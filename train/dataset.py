@@ -148,8 +148,10 @@ def create_loader(dataset: MapDataset, batches: Sampler, workers: int, pin_memor
     """
     context = None
     if workers:
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload(["train.dataset"])
+        methods = multiprocessing.get_all_start_methods()
+        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
+        if "forkserver" in methods:
+            context.set_forkserver_preload(["train.dataset"])
     return DataLoader(
         dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=_start_worker,
         pin_memory=pin_memory, multiprocessing_context=context, persistent_workers=workers > 0,

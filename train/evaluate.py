@@ -105,7 +105,7 @@ def _factor(batch: dict[str, Any], canonical: float | None) -> torch.Tensor | No
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """The tables: {"model", "samples", "validation": {"all": {metric: value}, kind: ...}, "constant": ...}."""
+    """The tables: {"model", "samples", "metrics": {"all": {metric: value}, kind: ...}, "constant": ...}."""
     source = open_source(config.data_root, config.normal_axes)
     predict, contract, training, name = open_model(config)
     train, val = split(source.names, source.kinds, training.get("config", {}).get("val_fraction", 0.05))
@@ -124,14 +124,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
             constants.add(batch)
     for _, reason in broken:
         print(f"broken sample skipped: {reason}")
-    return {"model": name, "samples": len(positions) - len(broken), "validation": scores.table(),
+    return {"model": name, "samples": len(positions) - len(broken), "metrics": scores.table(),
             "constant": constants.table()}
 
 
 def main(config: EvaluateConfig) -> None:
     result = evaluate(config)
     print(f"{config.model}: {result['model']}; {result['samples']} samples of {config.data_root}")
-    print(metrics_table(result["validation"], result["constant"]))
+    print(metrics_table(result["metrics"], result["constant"]))
     if config.json:
         write_json(config.json, result)
 

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 KINDS = ("face", "full_body", "upper_body")
 FIRST_INDEX = {"face": 0, "full_body": 98_040, "upper_body": 198_016}
-LAST_INDEX = 298_007
 CHUNK = 5_000
 NO_DEPTH = 65504.0
 """The depth value that says "none": the largest finite half."""

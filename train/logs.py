@@ -85,14 +85,15 @@ def write_curves(path: Path, history: list[dict[str, float]], constants: dict[st
 class TensorBoard:
     """Event files in `folder`/tensorboard; nothing where the package is absent or not wanted."""
 
-    def __init__(self, folder: Path, wanted: bool, purge_step: int | None = None) -> None:
+    def __init__(self, folder: Path, wanted: bool, first_epoch: int = 1) -> None:
         self.writer = None
         if wanted:
             try:
                 from torch.utils.tensorboard import SummaryWriter
             except ImportError:
                 return
-            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=purge_step)
+            # A resumed run replaces what an interrupted one had logged from here on.
+            self.writer = SummaryWriter(str(folder / "tensorboard"), purge_step=first_epoch)
 
     def scalars(self, row: dict[str, float], step: int) -> None:
         """Every value of `row`, grouped by the first part of its name."""

@@ -221,8 +221,8 @@ def backdrop(height: int, width: int, rng: np.random.Generator) -> np.ndarray:
         for _ in range(rng.integers(0, 5)):
             centre = (int(rng.uniform(0, width)), int(rng.uniform(0, height)))
             axes = (int(width * rng.uniform(0.03, 0.15)) + 1, int(height * rng.uniform(0.03, 0.15)) + 1)
-            colour = _muted(rng.uniform(0.02, 0.7, 3), rng).tolist()
-            cv2.ellipse(image, centre, axes, rng.uniform(0, 180), 0, 360, colour, -1)
+            angle, colour = rng.uniform(0, 180), _muted(rng.uniform(0.02, 0.7, 3), rng)
+            cv2.ellipse(image, centre, axes, angle, 0, 360, colour.tolist(), -1)
     if kind >= 2:
         blur = height * rng.uniform(0.002, 0.02)
         image = cv2.GaussianBlur(image, (0, 0), max(blur, 0.3))

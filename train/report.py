@@ -26,12 +26,12 @@ class Report:
         self.config, self.out, self.main = config, Path(config.out), main
         self.board = logs.TensorBoard(self.out, False)
 
-    def begin(self, record: dict[str, Any], step: int) -> None:
-        """run.json, config.yaml, and event files that continue after `step`."""
+    def begin(self, record: dict[str, Any], epoch: int) -> None:
+        """run.json, config.yaml, and event files that continue after `epoch` epochs."""
         if self.main:
             write_json(self.out / "run.json", {"config": self.config.to_json(), **record, **logs.environment()})
             write_text(self.out / "config.yaml", to_yaml(self.config))
-            self.board = logs.TensorBoard(self.out, self.config.tensorboard, step or None)
+            self.board = logs.TensorBoard(self.out, self.config.tensorboard, epoch + 1)
 
     def epoch(self, progress: Progress, table: Table, picture: np.ndarray, better: bool) -> None:
         """Everything that an epoch's end leaves."""
@@ -53,8 +53,8 @@ class Report:
         """Close the event files."""
         self.board.close()
 
-    def say(self, text: str) -> None:
-        """A line on the console that leaves a progress bar whole."""
-        if self.main:
+    def say(self, text: str, any_rank: bool = False) -> None:
+        """A line on the console that leaves a progress bar whole; of other ranks only with `any_rank`."""
+        if self.main or any_rank:
             tqdm.write(text, file=sys.stdout)
             sys.stdout.flush()

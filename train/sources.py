@@ -163,5 +163,5 @@ def split(names: Sequence[str], kinds: Sequence[str], val_fraction: float) -> tu
         if len(chosen) == len(members) > 1:
             chosen.remove(max(members, key=fractions.__getitem__))
         held_out |= chosen
-    positions = range(len(names))
-    return [i for i in positions if i not in held_out], [i for i in positions if i in held_out]
+    # Validation in the order of the hash: the first so many are of every kind.
+    return [i for i in range(len(names)) if i not in held_out], sorted(held_out, key=fractions.__getitem__)

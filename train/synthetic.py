@@ -10,21 +10,23 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from dpt_deploy import cli
 from dpt_deploy.contract import Contract
 from dpt_deploy.errors import BadInput
 from dpt_deploy.files import cannot_write
 
-from . import exr
-from .body import Body, random_body, rotation
-from .cache import write_cache
-from .layout import FIRST_INDEX, KINDS, NO_DEPTH, chunk_name
-from .parallel import parallel
-from .render import Camera, backdrop, render, shade
-from .sample import Sample
+with cli.needing("train"):
+    import cv2
+    import numpy as np
+    from tqdm import tqdm
+
+    from . import exr
+    from .body import Body, random_body, rotation
+    from .cache import write_cache
+    from .layout import FIRST_INDEX, KINDS, NO_DEPTH, chunk_name
+    from .parallel import parallel
+    from .render import Camera, backdrop, render, shade
+    from .sample import Sample
 
 
 @dataclass(frozen=True)
@@ -145,8 +147,6 @@ def _make(number: int, config: SyntheticConfig) -> Sample:
 
 def write_dataset(config: SyntheticConfig) -> None:
     """Write `config.count` samples. Raises `BadInput` when the folder cannot be written."""
-    from tqdm import tqdm
-
     numbers = range(config.count)
     if config.prepared:
         samples = tqdm(parallel(partial(_make, config=config), numbers, config.workers), "generate", config.count)

@@ -181,7 +181,7 @@ class Trainer:
                      "validation": len(self.val_positions), "statistics": self.statistics.to_json()},
             "model": self.model.config.to_json(), "contract": self.contract.to_json(), "parameters": parameters,
             "processes": self.world.size, "device": self.world.device.type,
-        }, self.progress.total_steps)
+        }, self.progress.epoch)
         self.report.say(
             f"{len(self.train_positions)} samples to train on, {len(self.val_positions)} to validate; "
             f"{c.backbone}, {parameters / 1e6:.1f} M parameters, input {self.contract.input_size[0]}x"
@@ -190,6 +190,8 @@ class Trainer:
         )
         for line in [*self.notes, *(f"left out: {line}" for line in getattr(self.source, "incomplete", [])[:5])]:
             self.report.say(line)
+        if not self.val_positions:
+            self.report.say("no samples to validate on: best_model.pth will be that of the lowest training loss")
 
     def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
         progress, began = self.progress, time.monotonic()
@@ -258,7 +260,7 @@ class Trainer:
         for name, reason in entries:
             if name not in self.broken:
                 self.broken[name] = reason
-                self.report.say(f"broken sample skipped: {reason}")
+                self.report.say(f"broken sample skipped: {reason}", any_rank=True)
         if len(self.broken) > self.config.max_broken:
             raise BadInput(
                 f"data: {len(self.broken)} broken samples, more than --max-broken {self.config.max_broken}; the last "

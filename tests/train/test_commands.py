@@ -161,8 +161,8 @@ def test_a_checkpoint_is_scored_beside_constants(data, tmp_path):
         "test_vit", features=8, depth_scale=1.0, backbone_kwargs={"img_size": 64}))
     result = evaluate(EvaluateConfig(tmp_path / "m.pth", data, workers=0))
     assert result["samples"] == 24
-    assert list(result["validation"]) == ["all", "face", "full_body", "upper_body"]
-    assert set(result["validation"]["all"]) == set(result["constant"]["all"]) == set(METRICS)
+    assert list(result["metrics"]) == ["all", "face", "full_body", "upper_body"]
+    assert set(result["metrics"]["all"]) == set(result["constant"]["all"]) == set(METRICS)
     fewer = evaluate(EvaluateConfig(tmp_path / "m.pth", data, workers=0, limit=5))
     assert fewer["samples"] == 5
 
@@ -171,7 +171,7 @@ def test_evaluation_repeats_the_validation_of_the_run(config):
     options = config(ema=0.5, canonical_focal=100.0)
     row = Trainer(options).run()
     result = evaluate(EvaluateConfig(options.out / "final_model.pth", options.data_root, split="val", workers=0))
-    for name, value in result["validation"]["all"].items():
+    for name, value in result["metrics"]["all"].items():
         assert value == pytest.approx(row[name], rel=1e-4, abs=1e-4), name
 
 
@@ -183,7 +183,7 @@ def test_a_bundle_scores_as_its_checkpoint(data, tmp_path, root):
     result = run("dpt_deploy.export", str(tmp_path / "m.pth"), "--out", str(tmp_path / "bundle"), "--builder", "none",
                  root=root)
     assert result.returncode == 0, result.stderr
-    tables = [evaluate(EvaluateConfig(model, data, workers=0))["validation"]["all"]
+    tables = [evaluate(EvaluateConfig(model, data, workers=0))["metrics"]["all"]
               for model in (tmp_path / "m.pth", tmp_path / "bundle")]
     for name, value in tables[0].items():
         assert tables[1][name] == pytest.approx(value, rel=1e-3, abs=2e-3), name
@@ -248,6 +248,17 @@ def test_errors_of_the_command_are_one_sentence_and_status_2(tmp_path, root):
     assert result.stderr.startswith("error: data root") and result.stderr.count("\n") == 1
     result = run("train", "--data-root", str(tmp_path), "--config", str(tmp_path / "no.yaml"), root=root)
     assert result.returncode == 2 and "no.yaml" in result.stderr
+
+
+@pytest.mark.parametrize("command", ["train", "train.synthetic", "train.check", "train.prepare", "train.evaluate"])
+def test_a_missing_package_is_named_with_what_to_install(command, root):
+    code = (f"import sys, runpy; sys.modules['torch'] = None; sys.argv = ['x', '--help']; "
+            f"runpy.run_module({command!r}, run_name='__main__', alter_sys=False)")
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=120,
+                            check=False)
+    assert result.returncode == 2, result.stderr
+    assert "torch" in result.stderr and "pip install 'dpt-deploy[train]'" in result.stderr
+    assert "Traceback" not in result.stderr
 
 
 def test_workers_read_the_same_samples(data, cache):

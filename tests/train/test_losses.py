@@ -102,6 +102,15 @@ def test_an_image_without_valid_pixels_contributes_nothing_not_even_nan(maps):
     assert all(value[2].item() == 0 for value in losses.values())
 
 
+def test_nothing_outside_the_content_counts(maps):
+    before = per_image(maps, Losses(w_gradient=1.0))
+    outside = ~maps["inside"]
+    for name in ("p_depth", "p_normals", "p_logits", "alpha"):
+        maps[name] = torch.where(outside, 7.0, maps[name])
+    for name, value in per_image(maps, Losses(w_gradient=1.0)).items():
+        torch.testing.assert_close(value, before[name])
+
+
 def test_weights_and_tasks_choose_the_sum(maps):
     weighted = per_image(maps, Losses(w_depth=2, w_normal=3, w_alpha=5))
     expected = 2 * weighted["depth"] + 3 * weighted["normals"] + 5 * weighted["alpha"]

@@ -9,6 +9,8 @@ import torch
 
 from dpt_deploy import metrics
 from train.scores import METRICS, Scores
+from train.sources import open_source
+from train.statistics import ConstantScores, Statistics, measure
 
 
 @pytest.fixture
@@ -108,6 +110,33 @@ def test_alignment_removes_scale_and_shift(batch):
     row = scores.table()["all"]
     assert row["depth_abs_rel"] > 0.05
     assert row["depth_abs_rel_aligned"] < 1e-6
+
+
+def test_constants_score_what_the_same_value_everywhere_scores(batch):
+    _, truth = batch
+    statistics = Statistics(depth=1.4, depth_low=1.0, depth_high=2.0, normal=(0.0, 0.6, 0.8), coverage=0.25, focal=1.0)
+    constants = ConstantScores(statistics, ("depth", "normals", "alpha"))
+    constants.add(truth)
+    row = constants.table()["all"]
+    maps = {"depth": torch.full_like(truth["depth"], 1.4), "alpha": torch.full_like(truth["alpha"], 0.25),
+            "normals": torch.tensor([0.0, 0.6, 0.8]).view(1, 3, 1, 1).expand_as(truth["normals"])}
+    expected = second_implementation(maps, truth, range(5))
+    everything = second_implementation(maps | {"alpha": torch.ones_like(truth["alpha"])}, truth, range(5))
+    assert row["depth_abs_rel"] == pytest.approx(expected["depth_abs_rel"])
+    assert row["normals_mean"] == pytest.approx(expected["normals_mean"])
+    assert row["alpha_mae"] == pytest.approx(expected["alpha_mae"])
+    assert row["alpha_iou"] == pytest.approx(everything["alpha_iou"]), "the better constant: all foreground"
+
+
+def test_statistics_are_those_of_the_foreground(data):
+    source = open_source(data)
+    samples = [source.read(i) for i in range(len(source))]
+    statistics = measure(source, range(len(source)))
+    depth = np.concatenate([sample.depth[sample.depth > 0] for sample in samples])
+    assert statistics.depth == pytest.approx(np.median(depth), rel=0.02)
+    assert statistics.coverage == pytest.approx(np.mean([sample.alpha.mean() for sample in samples]), rel=1e-5)
+    normal = np.sum([sample.normals.sum(axis=(0, 1)) for sample in samples], axis=0)
+    np.testing.assert_allclose(statistics.normal, normal / np.linalg.norm(normal), atol=1e-5)
 
 
 def test_only_the_heads_that_are_there_are_scored(batch):

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -288,6 +289,16 @@ def test_gradient_checkpointing_changes_no_weight(config, tmp_path):
         Trainer(config(out=tmp_path / name, grad_checkpointing=on, limit_train_batches=2)).run()
     a, b = weights(tmp_path / "a" / "final_model.pth"), weights(tmp_path / "b" / "final_model.pth")
     assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-6
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs a C++ compiler, g++")
+def test_a_compiled_network_trains_to_the_same_weights(config, tmp_path):
+    for name, on in (("a", False), ("b", True)):
+        Trainer(config(out=tmp_path / name, compile=on, limit_train_batches=2)).run()
+    a, b = weights(tmp_path / "a" / "final_model.pth"), weights(tmp_path / "b" / "final_model.pth")
+    assert a.keys() == b.keys()
+    assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-4
 
 
 @pytest.mark.slow
