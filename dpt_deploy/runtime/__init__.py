@@ -1,4 +1,4 @@
-"""Maps from images, on whatever the machine has: engines on TensorRT, graphs on ONNX Runtime. Needs no torch."""
+"""Maps from images, on whatever the machine has: TensorRT, ONNX Runtime or OpenVINO. Needs no torch."""
 
 from .runtime import BACKENDS, Backend, Precision, Prediction, Runtime, load, open_session
 

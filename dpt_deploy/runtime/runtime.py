@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,9 +19,10 @@ from ..errors import BackendError, BadInput, ContractError, MissingPackage
 from . import cuda, machine
 from .image import check_frames, postprocess, preprocess, read_image
 from .session import Session, host_array
+from .stream import QUEUE, in_order
 
-Backend = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"]
-BACKENDS: tuple[Backend, ...] = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
+Backend = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu"]
+BACKENDS: tuple[Backend, ...] = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
 """All backends, the one preferred first."""
 Precision = Literal["fp16", "bf16", "fp32"]
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
@@ -75,6 +77,21 @@ class Runtime:
         frames = _frame(images, "image", batch=True)
         return self._predict([frames])[0] if frames.ndim == 3 else self._predict(frames)
 
+    def stream(self, frames: Iterable[Any], queue: int = QUEUE) -> Iterator[Prediction]:
+        """The maps of one image after another, in order, while the next ones are being read and computed.
+
+        `frames`: uint8 (H, W, 3) RGB arrays or paths, of any sizes; it is iterated in a thread of its own.
+        At most `queue` images are read ahead of the one that the caller holds, so that memory stays
+        bounded however slow the caller is. What `frames` or an image raises is raised here, at its
+        place. Leaving the loop early stops the reading.
+        """
+        if not isinstance(queue, int) or isinstance(queue, bool) or queue < 1:
+            raise BadInput(f"queue: expected a number from 1, received {queue!r}.")
+        return in_order(self._one, frames, queue, self.session.lanes)
+
+    def _one(self, image: Any) -> Prediction:
+        return self._predict([_frame(image, "frame")])[0]
+
     def _predict(self, frames: Sequence[np.ndarray]) -> list[Prediction]:
         groups: dict[tuple[int, ...], list[int]] = {}
         for i, frame in enumerate(frames):
@@ -84,7 +101,9 @@ class Runtime:
             size = self.session.largest_batch(shape[:2]) or BATCH
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
-                maps = self._run(np.stack([frames[i] for i in chosen]))
+                # One image needs no copy to become a batch.
+                batch = frames[chosen[0]][None] if len(chosen) == 1 else np.stack([frames[i] for i in chosen])
+                maps = self._run(batch)
                 for position, i in enumerate(chosen):
                     predictions[i] = Prediction(**{name: value[position] for name, value in maps.items()})
         return predictions
@@ -118,10 +137,13 @@ def load(
 ) -> Runtime:
     """Load a bundle's folder on the best backend that runs here.
 
-    The order is TensorRT engine, TensorRT-RTX engine, ONNX Runtime with CUDA, ONNX Runtime on the CPU;
-    FP16 before FP32 on a GPU, FP32 first on the CPU, which computes in FP32 anyway. `Runtime.reason`
-    says what was taken. `backend`, `precision` (fp32, fp16, bf16) and `graph` (frame, model) make
-    their choice strict. `threads`: CPU threads per operator, None for ONNX Runtime's own choice.
+    The order is TensorRT engine, TensorRT-RTX engine, ONNX Runtime with CUDA, OpenVINO, ONNX Runtime on
+    the CPU; FP16 before FP32 on a GPU. On the CPU, ONNX Runtime computes in FP32 whatever the graph,
+    and OpenVINO takes FP16 only where the processor has FP16 units and the bundle's own parity report
+    found that graph within budget in them. `Runtime.reason` says what was taken. `backend`, `precision`
+    (fp32, fp16, bf16) and `graph` (frame, model) make their choice strict; with OpenVINO, bf16 computes
+    the FP32 graph in BF16 units where the bundle has no BF16 graph. `threads`: CPU threads per operator,
+    None for the backend's own choice.
 
     Raises `BadInput` for an unknown name, `BackendError` where nothing (or not what was asked for) can
     run, `BadBundle` and `ContractError` for a bundle that was changed.
@@ -144,20 +166,31 @@ def load(
             try:
                 if backend is None:
                     _check_gpu(candidate)
-                session = open_session(opened, artifact, candidate, threads)
+                session = open_session(opened, artifact, candidate, threads, precision)
             except (BackendError, MissingPackage) as error:
                 refusal = (candidate, str(error).removeprefix(f"{candidate}: "))
                 refusals += [refusal] if refusal not in refusals else []
                 continue
-            return Runtime(opened, artifact, session, _reason(candidate, artifact, backend, refusals))
+            return Runtime(opened, artifact, session, _reason(session, artifact, backend, refusals))
     lines = [f"{candidate}: {refusal}" for candidate, refusal in refusals]
     if backend:
         raise BackendError(" ".join(lines))
     raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def open_session(bundle: Bundle, artifact: Artifact, backend: Backend, threads: int | None = None) -> Session:
-    """A session on one artefact of a bundle; the errors are those of the backend's session."""
+def open_session(
+    bundle: Bundle, artifact: Artifact, backend: Backend, threads: int | None = None,
+    computes: Precision | None = None,
+) -> Session:
+    """A session on one artefact of a bundle; the errors are those of the backend's session.
+
+    `computes` is the arithmetic for OpenVINO, the graph's own precision when None; no other backend
+    can compute a graph in another type than it was written in.
+    """
+    if backend == "openvino":
+        from .openvino import OpenVINOSession
+
+        return OpenVINOSession(bundle, artifact, computes, threads)
     if backend in ("tensorrt", "tensorrt-rtx"):
         from .tensorrt import TensorRTSession
 
@@ -173,9 +206,33 @@ def _artifacts(bundle: Bundle, backend: Backend, graph: Graph, precision: str | 
         found = bundle.find("engine", graph=graph, builder=backend)
     else:
         found = bundle.find("onnx", graph=graph)
+    if backend == "openvino":
+        return _for_openvino(bundle, found, precision)
     order = ("fp32", "fp16", "bf16") if backend == "onnxruntime-cpu" else PRECISIONS
     found = [artifact for artifact in found if artifact.precision in ((precision,) if precision else order)]
     return sorted(found, key=lambda artifact: order.index(artifact.precision))
+
+
+def _for_openvino(bundle: Bundle, found: list[Artifact], precision: str | None) -> list[Artifact]:
+    """Its graphs for `precision`, which names the arithmetic; without one, FP32, and before it what parity passed."""
+    by_precision = {artifact.precision: artifact for artifact in found}
+    if precision == "bf16":
+        order = ["bf16"] if "bf16" in by_precision else ["fp32"]
+    elif precision:
+        order = [precision]
+    else:
+        half = by_precision.get("fp16")
+        order = ["fp16", "fp32"] if half and _passed(bundle, f"OpenVINO {half.graph} fp16", half) else ["fp32"]
+    return [by_precision[name] for name in order if name in by_precision]
+
+
+def _passed(bundle: Bundle, stage: str, artifact: Artifact) -> bool:
+    """Whether the bundle's parity report has `stage`, passed with this very file."""
+    try:
+        stages = json.loads((bundle.folder / "parity.json").read_text(encoding="utf-8"))["stages"]
+        return any((one["name"], one["status"], one["sha256"]) == (stage, "passed", artifact.sha256) for one in stages)
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
 
 
 def _check_gpu(backend: Backend) -> None:
@@ -195,8 +252,9 @@ def _nothing_for(bundle: Bundle, backend: Backend, graph: Graph, precision: str 
     return f"the bundle has no ONNX file of the {wanted}, it has {have}"
 
 
-def _reason(backend: Backend, artifact: Artifact, asked: Backend | None, refusals: list[tuple[str, str]]) -> str:
-    taken = f"{backend} runs {artifact.file}" + (", as asked for" if asked else "")
+def _reason(session: Session, artifact: Artifact, asked: Backend | None, refusals: list[tuple[str, str]]) -> str:
+    note = f" {session.note}" if session.note else ""
+    taken = f"{session.backend} runs {artifact.file}{note}" + (", as asked for" if asked else "")
     others = "; ".join(f"not {candidate}: {refusal.rstrip('.')}" for candidate, refusal in refusals)
     return f"{taken}; {others}." if others else f"{taken}."
 

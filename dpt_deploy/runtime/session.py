@@ -21,7 +21,11 @@ class Session(abc.ABC):
     """
 
     backend: str
-    """tensorrt, tensorrt-rtx, onnxruntime-cuda, onnxruntime-cpu or torch."""
+    """tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino, onnxruntime-cpu or torch."""
+    note: str = ""
+    """What a user should know of how it computes; part of `Runtime.reason`."""
+    lanes: int = 1
+    """How many calls make progress at a time; more than one lets a call's transfers overlap another's compute."""
     closed: bool = False
 
     def __init__(self, contract: Contract, graph: Graph) -> None:

@@ -1,0 +1,216 @@
+"""ONNX graphs on OpenVINO, on the CPU: in FP32, or in the BF16 or FP16 units of a processor that has them.
+
+OpenVINO takes the precision of the arithmetic as a hint, and where the processor lacks that type it computes in
+another without a word. So the hint is always given, and only where the processor has the units. Reduced precision
+stops short of the resize: pixel positions above 256 (BF16) or 2048 (FP16) are no numbers of those types. The frame
+graph is therefore cut in three, and only the network between the two resizes is reduced.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from ..bundle import Artifact, Bundle
+from ..errors import BackendError, ContractError, missing_package
+from .session import Session, host_array, no_stream
+
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}  # OpenVINO's names for the units beyond FP32
+_cores: list[Any] = []  # one per process: OpenVINO loads its plugins once for it
+
+
+class OpenVINOSession(Session):
+    """An ONNX graph of a bundle on the CPU. Calls from many threads are right: they take turns.
+
+    Takes NumPy arrays and host arrays that speak DLPack, gives NumPy arrays, written in place by
+    OpenVINO. All outputs are computed, whichever are asked for.
+    """
+
+    backend = "openvino"
+
+    def __init__(
+        self, bundle: Bundle, artifact: Artifact, computes: str | None = None, threads: int | None = None
+    ) -> None:
+        """`computes`: the arithmetic, fp32, bf16 or fp16; the graph's own precision when None. `threads`: CPU threads.
+
+        Raises `MissingPackage` without OpenVINO; `BackendError` when the processor has no units for
+        that arithmetic or the graph does not load; `BadBundle` and `ContractError` when the file is
+        not the manifest's.
+        """
+        super().__init__(bundle.contract, artifact.graph)
+        self.file = artifact.file
+        self.computes = computes or artifact.precision or "fp32"
+        core = _core()
+        units = reduced_units()
+        if self.computes not in ("fp32", *units):
+            have = f"only {_names(units)} units" if units else "neither BF16 nor FP16 units"
+            raise BackendError(f"openvino: expected a processor with {self.computes.upper()} units to compute "
+                               f"{artifact.file}, and this one has {have}. Use precision fp32.")
+        path = bundle.path(artifact)
+        options = {"INFERENCE_PRECISION_HINT": HINTS[self.computes], "PERFORMANCE_HINT": "LATENCY"}
+        if threads is not None:
+            options["INFERENCE_NUM_THREADS"] = threads
+        try:
+            graph = core.read_model(path)
+            self._check(graph, bundle, artifact)
+            self._parts = _compile(core, graph, self.computes, options, artifact.graph == "frame")
+        except RuntimeError as error:
+            raise BackendError(f"openvino cannot load {path}: {_last_line(error)}. Choose another precision or backend."
+                               ) from error
+        self.note = _note(self.computes, units)
+        self._lock = threading.Lock()
+
+    def _check(self, graph: Any, bundle: Bundle, artifact: Artifact) -> None:
+        """Raise `ContractError` unless the file's contract, inputs and outputs are the manifest's."""
+        if graph.has_rt_info(["framework", "contract"]):
+            text = graph.get_rt_info(["framework", "contract"]).astype(str)
+            bundle.check_contract(json.loads(text), artifact.file)
+        names = [port.get_any_name() for port in (*graph.inputs, *graph.outputs)]
+        if names != [*self.inputs, *self.outputs]:
+            raise ContractError(f"{artifact.file}: expected inputs and outputs {[*self.inputs, *self.outputs]}, found "
+                                f"{names}. Export the checkpoint again.")
+
+    def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, np.ndarray]:
+        import openvino
+
+        no_stream(stream, self.backend)
+        (name,) = self.inputs
+        array = host_array(inputs[name], name)
+        if not array.flags.writeable:
+            array = array.copy()  # OpenVINO's tensors over foreign memory are writeable ones
+        axes = dict(zip(self.inputs[name].shape, array.shape, strict=True))
+        results = {
+            output: np.empty([axes[axis] if isinstance(axis, str) else axis for axis in spec.shape], np.float32)
+            for output, spec in self.outputs.items()
+        }
+        with self._lock:
+            if self.closed:
+                raise BackendError("this openvino session is closed. Load the bundle again.")
+            try:
+                tensors = {name: openvino.Tensor(array, shared_memory=True)}
+                for part in self._parts:
+                    part.run(tensors, {key: openvino.Tensor(value, shared_memory=True)
+                                       for key, value in results.items() if key in part.outputs})
+            except RuntimeError as error:
+                shape = list(array.shape)
+                raise BackendError(f"openvino could not run {name} {shape}: {_last_line(error)}.") from error
+        return {output: results[output] for output in outputs}
+
+    def close(self) -> None:
+        """Release the graph, after the call that uses it."""
+        if not hasattr(self, "_lock"):
+            return
+        with self._lock:
+            super().close()
+            self._parts = []
+
+
+class _Part:
+    """A compiled piece of the graph with its one request; tensors pass between pieces by name, without a copy."""
+
+    def __init__(self, core: Any, graph: Any, inputs: list[str], outputs: list[str], options: dict[str, Any]) -> None:
+        self.inputs, self.outputs = inputs, outputs
+        self._compiled = core.compile_model(graph, "CPU", options)
+        self._request = self._compiled.create_infer_request()
+
+    def run(self, tensors: dict[str, Any], results: dict[str, Any]) -> None:
+        """Read `tensors`, fill `results`, and add to `tensors` what other pieces read."""
+        for i, name in enumerate(self.inputs):
+            self._request.set_input_tensor(i, tensors[name])
+        for i, name in enumerate(self.outputs):
+            if name in results:
+                self._request.set_output_tensor(i, results[name])
+        self._request.infer()
+        for i, name in enumerate(self.outputs):
+            made = self._request.get_output_tensor(i)
+            if name not in results:
+                tensors[name] = made
+            elif made.data.ctypes.data != results[name].data.ctypes.data:
+                results[name].data[...] = made.data
+
+
+def _compile(core: Any, graph: Any, computes: str, options: dict[str, Any], frame: bool) -> list[_Part]:
+    """The graph in one piece; a frame graph in reduced precision in three, the resizes in FP32."""
+    inputs = [port.get_any_name() for port in graph.inputs]
+    outputs = [port.get_any_name() for port in graph.outputs]
+    if computes == "fp32" or not frame:
+        return [_Part(core, graph, inputs, outputs, options)]
+    import openvino
+
+    convolutions = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Convolution"]
+    entry = convolutions[0].input_value(0)
+    exits = [node.output(0) for node in _last(convolutions)]
+    ends = [result.input_value(0) for result in graph.get_results()]
+    (source,) = graph.get_parameters()
+    image = _cut(entry)
+    features = [_cut(port) for port in exits]
+    names = [f"features {i}" for i in range(len(exits))]
+    full = options | {"INFERENCE_PRECISION_HINT": "f32"}
+    return [
+        _Part(core, openvino.Model([entry], [source], "before"), inputs, ["image"], full),
+        # The network reads the batch off the frame's shape.
+        _Part(core, openvino.Model(exits, [source, image], "network"), [*inputs, "image"], names, options),
+        _Part(core, openvino.Model(ends, [source, *features], "after"), [*inputs, *names], outputs, full),
+    ]
+
+
+def _last(convolutions: list[Any]) -> list[Any]:
+    """The convolutions that no other one follows: the end of each head, before activation and resize."""
+    followed: set[str] = set()
+    for node in convolutions:
+        pending = [value.get_node() for value in node.input_values()]
+        while pending:
+            one = pending.pop()
+            if one.get_friendly_name() not in followed:
+                followed.add(one.get_friendly_name())
+                pending += [value.get_node() for value in one.input_values()]
+    return [node for node in convolutions if node.get_friendly_name() not in followed]
+
+
+def _cut(port: Any) -> Any:
+    """A new input of the graph in place of `port`, for all that read it."""
+    from openvino import opset13
+
+    readers = list(port.get_target_inputs())
+    parameter = opset13.parameter(port.get_partial_shape(), port.get_element_type())
+    for reader in readers:
+        reader.replace_source_output(parameter.output(0))
+    return parameter
+
+
+def reduced_units() -> tuple[str, ...]:
+    """Which of bf16 and fp16 this processor computes in units of its own. Raises `MissingPackage` without OpenVINO."""
+    listed = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    return tuple(name for capability, name in CAPABILITIES.items() if capability in listed)
+
+
+def _note(computes: str, units: Sequence[str]) -> str:
+    if units:
+        others = [unit for unit in units if unit != computes]
+        return f"in {computes.upper()}" + (f"; this processor has {_names(others)} units as well" if others else "")
+    return f"in {computes.upper()}; this processor has neither BF16 nor FP16 units, so nothing faster is at hand"
+
+
+def _names(units: Sequence[str]) -> str:
+    return " and ".join(unit.upper() for unit in units)
+
+
+def _core() -> Any:
+    try:
+        import openvino
+    except ImportError as error:
+        raise missing_package("openvino", "cpu", "run graphs on OpenVINO") from error
+    if not _cores:
+        _cores.append(openvino.Core())
+    return _cores[0]
+
+
+def _last_line(error: Exception) -> str:
+    """OpenVINO tells the reason last, after where in its source it was found."""
+    lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+    return (lines[-1] if lines else type(error).__name__).rstrip(".")

@@ -1,0 +1,179 @@
+"""OpenVINO sessions: the maps they give, the arithmetic they use, and what they refuse."""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from dpt_deploy.bundle import Artifact, Bundle
+from dpt_deploy.errors import BackendError, BadBundle, ContractError, MissingPackage
+from dpt_deploy.parity import compare, load_budget
+from dpt_deploy.parity.reference import FILE, Reference
+from dpt_deploy.runtime import load, machine, open_session
+from dpt_deploy.runtime import openvino as backend
+from dpt_deploy.runtime.openvino import OpenVINOSession
+from tests.tiny import photo
+
+pytest.importorskip("openvino", reason="OpenVINO is not installed")
+
+
+def artifact(bundle: Bundle, graph: str = "frame", precision: str = "fp32") -> Artifact:
+    return bundle.find("onnx", graph=graph, precision=precision)[0]
+
+
+@pytest.fixture(scope="module")
+def session(tiny_bundle: Path) -> OpenVINOSession:
+    bundle = Bundle.open(tiny_bundle)
+    with open_session(bundle, artifact(bundle), "openvino", threads=2) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("graph", ["frame", "model"])
+def test_fp32_is_within_the_fp32_budgets(tiny_bundle: Path, graph: str) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    reference, (budget, _) = Reference.load(tiny_bundle / FILE), load_budget(None)
+    with open_session(bundle, artifact(bundle, graph), "openvino") as session:
+        (name,) = session.inputs
+        stage = compare("OpenVINO", lambda batch: session.run({name: batch}), reference, graph, "fp32", budget)
+    assert stage, stage.reasons
+
+
+def test_fp16_weights_in_fp32_arithmetic_are_within_the_fp16_budgets(tiny_bundle: Path) -> None:
+    """The way of a processor without FP16 units, asked for by name."""
+    bundle = Bundle.open(tiny_bundle)
+    reference, (budget, _) = Reference.load(tiny_bundle / FILE), load_budget(None)
+    with open_session(bundle, artifact(bundle, precision="fp16"), "openvino", computes="fp32") as session:
+        stage = compare("OpenVINO", lambda batch: session.run({"frame": batch}), reference, "frame", "fp16", budget)
+    assert stage, stage.reasons
+
+
+def test_reduced_precision_leaves_the_resize_alone(tiny_bundle: Path) -> None:
+    """In BF16 throughout, pixel positions collapse and rows of the resize are NaN; a wide frame shows it."""
+    bundle = Bundle.open(tiny_bundle)
+    if "bf16" not in backend.reduced_units():
+        pytest.skip("this processor has no BF16 units")
+    frame = {"frame": photo(70, 1500)[None]}
+    with open_session(bundle, artifact(bundle), "openvino", computes="bf16") as reduced, \
+            open_session(bundle, artifact(bundle), "openvino") as full:
+        assert "BF16" in reduced.note
+        have, want = reduced.run(frame), full.run(frame)
+    for name, value in have.items():
+        assert np.isfinite(value).all(), name
+        assert not np.array_equal(value, want[name]), "it computed in FP32"
+    assert np.median(np.abs(have["depth"] / want["depth"] - 1)) < 0.02
+
+
+def test_bf16_is_a_choice_of_the_user(tiny_bundle: Path) -> None:
+    if "bf16" not in backend.reduced_units():
+        pytest.skip("this processor has no BF16 units")
+    with load(tiny_bundle, "openvino", precision="bf16") as runtime:
+        assert runtime.artifact.file == "frame.fp32.onnx" and runtime.session.computes == "bf16"
+        assert "in BF16" in runtime.reason
+    with load(tiny_bundle, "openvino") as runtime:
+        assert runtime.session.computes == "fp32"
+
+
+@pytest.mark.parametrize(("units", "words"), [((), "neither BF16 nor FP16 units"), (("bf16",), "has only BF16 units")])
+def test_arithmetic_that_the_processor_lacks_is_refused(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, units: tuple[str, ...], words: str
+) -> None:
+    """OpenVINO itself takes the hint, and computes in another type without a word."""
+    monkeypatch.setattr(backend, "reduced_units", lambda: units)
+    with pytest.raises(BackendError, match=rf"FP16 units.*{words}.*precision fp32"):
+        load(tiny_bundle, "openvino", precision="fp16")
+    if not units:
+        with load(tiny_bundle, "openvino") as runtime:
+            assert "neither BF16 nor FP16 units" in runtime.reason
+
+
+def test_fp16_is_the_default_only_where_parity_passed_it(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(backend, "reduced_units", lambda: ("bf16", "fp16"))
+    bundle = Bundle.open(own_bundle)
+    half = artifact(bundle, precision="fp16")
+    stage = {"name": "OpenVINO frame fp16", "status": "passed", "sha256": half.sha256}
+    for change, expected in (({}, "fp16"), ({"status": "failed"}, "fp32"), ({"sha256": "0" * 64}, "fp32")):
+        (own_bundle / "parity.json").write_text(json.dumps({"stages": [stage | change]}))
+        with load(own_bundle, "openvino") as runtime:
+            assert runtime.artifact.precision == expected
+
+
+def test_it_is_the_first_choice_on_a_processor(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    if machine.compute_capability() is not None:
+        pytest.skip("a GPU is visible here, so that another backend is taken")
+    with load(tiny_bundle) as runtime:
+        assert runtime.backend == "openvino" and runtime.artifact.precision == "fp32"
+    monkeypatch.setitem(sys.modules, "openvino", None)
+    with load(tiny_bundle) as runtime:
+        assert runtime.backend == "onnxruntime-cpu"
+        assert "not openvino" in runtime.reason and "dpt-deploy[cpu]" in runtime.reason
+    with pytest.raises(BackendError, match=r"openvino.*pip install 'dpt-deploy\[cpu\]'"):
+        load(tiny_bundle, "openvino")
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(MissingPackage):
+        open_session(bundle, artifact(bundle), "openvino")
+
+
+def test_chosen_outputs_and_foreign_arrays(session: OpenVINOSession) -> None:
+    frames = photo(64, 70)[None]
+    everything = session.run({"frame": frames})
+    assert list(everything) == ["depth", "normals", "alpha"]
+    some = session.run({"frame": torch.from_numpy(frames)}, ["alpha", "depth"])
+    assert list(some) == ["alpha", "depth"]
+    frames.flags.writeable = False
+    for name, value in (some | session.run({"frame": frames}, ["normals"])).items():
+        np.testing.assert_array_equal(value, everything[name])
+    with pytest.raises(ContractError, match="CUDA stream"):
+        session.run({"frame": frames}, stream=1)
+
+
+def test_an_answer_is_the_callers_own(session: OpenVINOSession) -> None:
+    """Its memory must not be that which the next call writes into."""
+    one = session.run({"frame": photo(64, 70, 1)[None]})
+    kept = {name: value.copy() for name, value in one.items()}
+    session.run({"frame": photo(64, 70, 2)[None]})
+    for name, value in one.items():
+        np.testing.assert_array_equal(value, kept[name])
+
+
+def test_many_threads_get_their_own_results(session: OpenVINOSession) -> None:
+    frames = [{"frame": photo(80 + 8 * i, 100, i)[None]} for i in range(4)]
+    want = [session.run(frame) for frame in frames]
+    with concurrent.futures.ThreadPoolExecutor(4) as pool:
+        have = list(pool.map(session.run, frames * 6))
+    for i, maps in enumerate(have):
+        for name, value in maps.items():
+            np.testing.assert_allclose(value, want[i % 4][name], atol=1e-5)
+
+
+def test_files_that_do_not_fit_are_refused(own_bundle: Path) -> None:
+    bundle = Bundle.open(own_bundle)
+    wrong = dataclasses.replace(artifact(bundle, "model"), graph="frame")
+    with pytest.raises(ContractError, match="expected inputs and outputs"):
+        open_session(bundle, wrong, "openvino")
+    header = bundle.header["contract"]
+    mean, header["mean"] = header["mean"], [0.4, 0.5, 0.5]
+    with pytest.raises(ContractError, match="another contract"):
+        open_session(bundle, artifact(bundle), "openvino")
+    header["mean"] = mean
+    (own_bundle / "frame.fp32.onnx").write_bytes(b"not a graph")
+    with pytest.raises(BadBundle, match="is not the file"):
+        open_session(bundle, artifact(bundle), "openvino")
+    changed = bundle.add("frame.fp32.onnx", "onnx", graph="frame", precision="fp32")
+    with pytest.raises(BackendError, match=r"openvino cannot load .*frame\.fp32\.onnx"):
+        open_session(bundle, changed, "openvino")
+
+
+def test_a_closed_session_says_so(tiny_bundle: Path) -> None:
+    bundle = Bundle.open(tiny_bundle)
+    with open_session(bundle, artifact(bundle), "openvino") as opened:
+        pass
+    opened.close()
+    with pytest.raises(BackendError, match="closed"):
+        opened.run({"frame": photo(64, 64)[None]})
