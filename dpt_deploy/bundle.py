@@ -6,6 +6,7 @@ Triton and ONNX tools read them as they are.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 from dataclasses import dataclass, field
@@ -48,6 +49,8 @@ class Bundle:
         self.folder = folder
         self.header = header
         self.artifacts = artifacts
+        self.previous: dict[str, Any] = {}
+        """The header that an earlier run left in the folder, {} where there was none."""
 
     @classmethod
     def create(cls, folder: Path | str, header: dict[str, Any]) -> Bundle:
@@ -59,11 +62,13 @@ class Bundle:
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise BadInput(f"--out: expected a folder for the bundle, received the file {folder}. Choose another.")
-        try:
-            artifacts = cls.open(folder).artifacts if (folder / MANIFEST).exists() else []
-        except BadBundle:
-            artifacts = []
-        return cls(folder, header, artifacts)
+        bundle = cls(folder, header, [])
+        if (folder / MANIFEST).exists():
+            # A manifest that cannot be read is replaced: nothing of it could be reused.
+            with contextlib.suppress(BadBundle):
+                earlier = cls.open(folder)
+                bundle.artifacts, bundle.previous = earlier.artifacts, earlier.header
+        return bundle
 
     @classmethod
     def open(cls, folder: Path | str) -> Bundle:

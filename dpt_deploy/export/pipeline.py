@@ -23,15 +23,16 @@ from ..contract import HEADS, Contract, ResizeRule
 from ..errors import BadInput
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
 from ..model.frame import FrameModel
-from ..parity import ParityReport, Stage, compare, load_budget
+from ..parity import ParityReport, Stage, load_budget
 from ..parity.images import built_in
-from ..parity.judge import judge
+from ..parity.judge import judge, last_report
 from ..parity.reference import FILE, Reference
 from ..parity.weights import compare_weights
 from ..runtime.image import list_images, read_image
 from .graph import export_graph
 from .precision import Precision, PrecisionPlan, check_plan, fold_batch_norm, typed, typed_frame
 from .reference import make_reference
+from .search import Search, judge_half
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class ExportConfig:
     """At most this many images of a folder are used, evenly spaced."""
     budget: Path | None = None
     """JSON file with other parity budgets; the report says so."""
+    search: bool = True
+    """Where half precision is out of budget, look for the smallest part that must compute in FP32."""
     seed: int = 0
     """Seed of everything random; export itself draws nothing."""
 
@@ -87,8 +90,9 @@ def export(
     check_plan(model, plan)
     bundle = _create_bundle(checkpoint, model, contract, config, command)
     reference = _make_reference(bundle, model, contract, config, say)
+    plan, half = _choose_plan(bundle, model, reference, plan, config, say)
     _export_graphs(bundle, model, contract, plan, config.opset, say)
-    stages = _judge_with_torch(bundle, model, contract, reference, plan, config, say)
+    stages = _judge_with_torch(bundle, model, plan, half)
     build_engines(bundle, config.engines, say)
     report = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), command)
     return bundle, report
@@ -205,26 +209,57 @@ def _export_graphs(
             bundle.remove(artifact)  # made from another checkpoint or contract
 
 
-def _judge_with_torch(
-    bundle: Bundle, model: MultiTaskDPT, contract: Contract, reference: Reference, plan: PrecisionPlan,
-    config: ExportConfig, say: Callable[[str], None],
-) -> list[Stage]:
-    """The stages that need PyTorch: half arithmetic, and every weight of every graph."""
+def _choose_plan(
+    bundle: Bundle, model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, config: ExportConfig,
+    say: Callable[[str], None],
+) -> tuple[PrecisionPlan, Stage | None]:
+    """The plan to export, and what PyTorch in half precision makes of it (None for FP32).
+
+    A plan that is out of budget is replaced by the one that a search finds, unless it was given by hand.
+    The choice is kept in the manifest, so that the same export does not search again.
+    """
+    if plan.precision == "fp32":
+        bundle.header["precision"] = {"plan": plan.to_json()}
+        return plan, None
     budget, _ = load_budget(config.budget)
+    key = _key(bundle, {"asked": plan.to_json(), "search": config.search, "budget": budget,
+                        "inputs": bundle.find("reference", file=FILE)[0].key})
+    name = f"PyTorch {plan.precision}"
+    if (record := bundle.previous.get("precision", {})).get("key") == key:
+        bundle.header["precision"] = record
+        last = last_report(bundle)
+        known = next((s for s in (() if last is None else last.stages) if s.name == name), None)
+        if known is not None:
+            say(f"reused   {name} (same plan, images and budget)")
+            return PrecisionPlan.from_json(record["plan"]), known
+    say(f"judging  {name}")
+    stage, trials = judge_half(model, plan, reference, budget, name), []
+    if not stage and config.search and not config.fp32:
+        say(f"search   {name} is out of budget: {'; '.join(stage.reasons[:2])}")
+        search = Search(model, reference, plan.precision, budget, say)
+        found = search.run()
+        search.alternatives()
+        trials = search.trials
+        if found is None:
+            say("search   nothing helps; see the table")
+        elif found != plan:
+            plan = found
+            say(f"search   found: in FP32 {', '.join(plan.fp32)}")
+            stage = judge_half(model, plan, reference, budget, name)
+    bundle.header["precision"] = {
+        "key": key, "plan": plan.to_json(), "trials": [trial.to_json() for trial in trials]
+    }
+    return plan, stage
+
+
+def _judge_with_torch(bundle: Bundle, model: MultiTaskDPT, plan: PrecisionPlan, half: Stage | None) -> list[Stage]:
+    """The stages that need PyTorch: half arithmetic, and every weight of every graph."""
     folded = fold_batch_norm(model).state_dict()
     expected = {name: value.numpy() for name, value in folded.items() if value.is_floating_point()}
     stages = [compare_weights(bundle.path(a), expected, a.precision) for a in bundle.find("onnx")]
-    del folded, expected
-    if plan.precision != "fp32":
-        say(f"judging  PyTorch {plan.precision}")
-        half = typed(model, plan)
-
-        def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-            with torch.no_grad():
-                return {name: value.numpy() for name, value in half(torch.from_numpy(batch)).items()}
-
-        path = bundle.folder / f"model.{plan.precision}.onnx"
-        stages.append(compare(f"PyTorch {plan.precision}", run, reference, "model", plan.precision, budget, path))
+    if half is not None:  # stands for the graph that is made from the same plan
+        (graph,) = bundle.find("onnx", graph="model", precision=plan.precision)
+        stages.append(dataclasses.replace(half, artifact=graph.file, sha256=graph.sha256))
     return stages
 
 

@@ -65,15 +65,12 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
     half = DTYPES[plan.precision]
     if half is torch.float32:
         return _Float32Outputs(model)
-    model.to(half)
-    for name in plan.fp32:
-        if name in modules:
-            modules[name].float()
+    kept = _tensors_in_fp32(model, plan)
+    for tensors in (model.named_parameters(), model.named_buffers()):
+        for name, tensor in tensors:
+            if tensor.is_floating_point() and name not in kept:
+                tensor.data = tensor.data.to(half)
     if "residual" in plan.fp32:
-        for block in model.backbone.blocks:
-            for name, child in block.named_children():
-                if name.startswith("norm"):
-                    child.float()
         model.backbone.blocks[0].register_forward_pre_hook(_cast_to(torch.float32))
     for name, module in modules.items():
         # Attention and MLP as a whole: some of timm's read their children's weights without calling them.
@@ -104,6 +101,19 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
             unit.conv2 = fuse_conv_bn_eval(unit.conv2, unit.bn2)
             unit.bn1 = unit.bn2 = nn.Identity()
     return model
+
+
+def _tensors_in_fp32(model: nn.Module, plan: PrecisionPlan) -> set[str]:
+    """Names of the parameters and buffers that the plan keeps in FP32; they must never pass through half."""
+    roots = [f"{name}." for name in plan.fp32 if name not in UNITS]
+    names = {name for name in model.state_dict(keep_vars=True) if name.startswith(tuple(roots))} if roots else set()
+    names |= {name for name, _ in model.named_buffers() if roots and name.startswith(tuple(roots))}
+    if "residual" in plan.fp32:  # what adds to the stream directly, and the norms that read it
+        names |= {f"backbone.{name}" for name, _ in model.backbone.named_parameters(recurse=False)}
+        for i, block in enumerate(model.backbone.blocks):
+            norms = [name for name, _ in block.named_parameters() if name.startswith("norm")]
+            names |= {f"backbone.blocks.{i}.{name}" for name in norms}
+    return names
 
 
 class _Float32Outputs(nn.Module):

@@ -206,9 +206,10 @@ def test_a_full_disk_leaves_nothing_half_written(checkpoint, tmp_path):
         resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
 
     out = tmp_path / "bundle"
+    command = [sys.executable, "-m", "dpt_deploy.export", str(checkpoint), "--out", str(out), "--builder", "none"]
     done = subprocess.run(
-        [sys.executable, "-m", "dpt_deploy.export", str(checkpoint), "--out", str(out), "--builder", "none"],
-        capture_output=True, text=True, preexec_fn=limit, cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(Path.cwd())},
+        command, capture_output=True, text=True, preexec_fn=limit, cwd=tmp_path,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())},
     )
     assert done.returncode == 2, done.stderr
     assert "cannot write" in done.stderr and done.stderr.strip().count("\n") == 0

@@ -1,0 +1,234 @@
+"""When half precision is out of budget: the smallest part of the model that must compute in FP32, found by measuring.
+
+Real ViTs carry activations beyond FP16's range. One FP32 run records the range of every layer: what
+passes the range cannot be in half, so it is moved to FP32 first. Where that is not enough, or nothing
+overflows, bisection (Zeller and Hildebrandt 2002, "Simplifying and isolating failure-inducing input")
+finds a smallest set of units that brings the model within budget. PyTorch in half precision judges: it
+rounds at every operator, on the CPU too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from ..model import MultiTaskDPT
+from ..model.decoder import ResidualConvUnit
+from ..parity import Reference, Stage, compare
+from .precision import DTYPES, Precision, PrecisionPlan, typed
+
+IMAGES = 2  # judged while searching; the plan that is found is judged on all
+EVALUATIONS = 24  # at most so many trials
+MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One precision plan, judged."""
+
+    name: str
+    plan: PrecisionPlan
+    stage: Stage
+    backbone_half: float
+    """Share of the backbone's matrix FLOPs, attention included, that computes in half."""
+    decoder_half: float
+    """The same of decoder and heads."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {
+            "name": self.name, "plan": self.plan.to_json(), "passed": bool(self.stage), "heads": {
+                head: {metric: value if np.isfinite(value) else None for metric, value in values.items()}
+                for head, values in self.stage.heads.items()
+            }, "reasons": list(self.stage.reasons), "backbone_half": round(self.backbone_half, 4),
+            "decoder_half": round(self.decoder_half, 4),
+        }
+
+
+@dataclass(frozen=True)
+class Ranges:
+    """What one FP32 run of the model showed."""
+
+    inputs: dict[str, float]
+    """Largest magnitude that a module takes in, by module name."""
+    outputs: dict[str, float]
+    """Largest magnitude that a module gives out."""
+    flops: dict[str, float]
+    """Matrix FLOPs of one image, by name of the layer; an attention's own products stand under its name."""
+
+
+class Search:
+    """A search for the smallest FP32 part of `model` that is within budget."""
+
+    def __init__(
+        self, model: MultiTaskDPT, reference: Reference, precision: Precision, budget: dict[str, Any],
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
+        """`model` in eval mode, float32; `reference` as the bundle carries it; `precision` fp16 or bf16."""
+        self.model, self.precision, self.budget, self.say = model, precision, budget, say
+        images = [case for case in reference.cases if not case.adversarial][:IMAGES]
+        self.reference = Reference(tuple(images))
+        self.ranges = measure(model, torch.from_numpy(np.stack([case.image for case in images])))
+        self.trials: list[Trial] = []
+
+    def run(self) -> PrecisionPlan | None:
+        """The plan found, or None where even FP32 everywhere but in attention does not help."""
+        start = PrecisionPlan(self.precision)
+        if self._try("plain", start.fp32):
+            return start
+        beyond = overflowing(self.model, self.ranges, torch.finfo(DTYPES[self.precision]).max)
+        if beyond:
+            self.say(f"search   {len(beyond)} units pass {self.precision}'s range: {', '.join(beyond[:6])}")
+            if self._try("what overflows in FP32", (*start.fp32, *beyond)):
+                return self.trials[-1].plan
+        rest = [unit for unit in units(self.model) if unit not in beyond]
+        if not self._try("all but attention in FP32", (*start.fp32, *beyond, *rest)):
+            return None
+        kept = self._smallest(rest, (*start.fp32, *beyond))
+        return PrecisionPlan(self.precision, (*start.fp32, *beyond, *kept))
+
+    def alternatives(self) -> None:
+        """Try what a user might weigh against the plan: BF16, and FP16 with attention in FP32."""
+        self._try("BF16", PrecisionPlan().fp32, "bf16")
+        attention = tuple(f"backbone.blocks.{i}.attn" for i in range(len(self.model.backbone.blocks)))
+        self._try("attention in FP32", (*PrecisionPlan().fp32, *attention))
+
+    def _try(self, name: str, fp32: tuple[str, ...], precision: Precision | None = None) -> bool:
+        plan = PrecisionPlan(precision or self.precision, tuple(dict.fromkeys(fp32)))
+        stage = judge_half(self.model, plan, self.reference, self.budget, name)
+        self.trials.append(Trial(name, plan, stage, *half_shares(self.model, plan, self.ranges)))
+        verdict = "within budget" if stage else stage.reasons[0]
+        self.say(f"search   {len(self.trials)}: {name}: {verdict}")
+        return bool(stage)
+
+    def _smallest(self, candidates: list[str], always: tuple[str, ...]) -> list[str]:
+        """A subset of `candidates` that is enough beside `always`, and of which no part is."""
+        parts = 2
+        while len(candidates) > 1 and len(self.trials) < EVALUATIONS:
+            size = -(-len(candidates) // parts)
+            chunks = [candidates[i : i + size] for i in range(0, len(candidates), size)]
+            subsets = chunks + ([[u for u in candidates if u not in c] for c in chunks] if len(chunks) > 2 else [])
+            smaller = next((s for s in subsets if self._try(f"{len(s)} of {len(candidates)}", (*always, *s))), None)
+            if smaller is not None:
+                candidates, parts = smaller, 2 if smaller in chunks else max(parts - 1, 2)
+            elif size == 1:
+                break
+            else:
+                parts = min(2 * parts, len(candidates))
+        return candidates
+
+
+def judge_half(
+    model: MultiTaskDPT, plan: PrecisionPlan, reference: Reference, budget: dict[str, Any], name: str, **fields: Any
+) -> Stage:
+    """`model` computing as `plan` says, in PyTorch, against `reference`."""
+    half = typed(model, plan)
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        with torch.no_grad():
+            return {key: value.numpy() for key, value in half(torch.from_numpy(batch)).items()}
+
+    return compare(name, run, reference, "model", plan.precision, budget, **fields)
+
+
+def units(model: MultiTaskDPT) -> list[str]:
+    """What can be moved to FP32, coarse to fine within the line; attention cores always stay in half."""
+    names = ["residual", "backbone.patch_embed"]
+    for i, _ in enumerate(model.backbone.blocks):
+        names += [f"backbone.blocks.{i}.attn.proj", f"backbone.blocks.{i}.mlp"]
+    names += [name for name, module in model.named_modules()
+              if name.startswith(("decoder.", "heads.")) and isinstance(module, MATRIX_LAYERS)]
+    return names
+
+
+def measure(model: MultiTaskDPT, images: torch.Tensor) -> Ranges:
+    """Run `model` on images (N, 3, H, W) in FP32 and record ranges and FLOPs."""
+    inputs: dict[str, float] = {}
+    outputs: dict[str, float] = {}
+    flops: dict[str, float] = {}
+
+    def note(largest: dict[str, float], name: str, values: tuple) -> None:
+        tensors = [t for t in values if isinstance(t, torch.Tensor) and t.is_floating_point()]
+        largest[name] = max([largest.get(name, 0.0), *(float(t.abs().max()) for t in tensors)])
+
+    def hook(name: str):
+        def record(module: nn.Module, args: tuple, output: Any) -> None:
+            note(inputs, name, args)
+            note(outputs, name, (output,))
+            if isinstance(module, MATRIX_LAYERS):
+                flops[name] = matrix_flops(module, args[0], output) / len(images)
+            elif name.endswith(".attn"):
+                _, tokens, dim = args[0].shape
+                flops[name] = 4.0 * tokens * tokens * dim
+        return record
+
+    handles = [module.register_forward_hook(hook(name)) for name, module in model.named_modules() if name]
+    try:
+        with torch.no_grad():
+            model(images)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return Ranges(inputs, outputs, flops)
+
+
+def matrix_flops(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
+    """Multiplications and additions of one matrix layer for this input and output."""
+    if isinstance(module, nn.Linear):
+        return 2.0 * y.numel() * module.in_features
+    kernel = module.kernel_size[0] * module.kernel_size[1]
+    if isinstance(module, nn.ConvTranspose2d):
+        return 2.0 * x.numel() * module.out_channels * kernel
+    return 2.0 * y.numel() * module.in_channels * kernel
+
+
+def overflowing(model: MultiTaskDPT, ranges: Ranges, limit: float) -> list[str]:
+    """The units whose inputs, outputs or sums pass `limit` in FP32: none of them can be in half."""
+    found: dict[str, None] = {}
+    for name, module in model.named_modules():
+        reads, gives = (largest.get(name, 0.0) > limit for largest in (ranges.inputs, ranges.outputs))
+        if not reads and not gives:
+            continue
+        if name.startswith("backbone."):
+            found |= dict.fromkeys(_backbone_units(name))
+        elif isinstance(module, MATRIX_LAYERS):
+            found[name] = None
+        elif isinstance(module, ResidualConvUnit):
+            if gives:  # its sum is in FP32 when one addend is
+                found[f"{name}.conv2"] = None
+            before = f"{name.rpartition('.')[0]}.skip_unit"
+            if reads and before in ranges.outputs and before != name:
+                found[f"{before}.conv2"] = None
+    return list(found)
+
+
+def _backbone_units(name: str) -> list[str]:
+    """The units that keep the range of the backbone's module `name`."""
+    parts = name.split(".")
+    if parts[1] != "blocks":
+        return ["backbone.patch_embed", "residual"]
+    if len(parts) > 3 and parts[3] == "mlp":
+        return [f"backbone.blocks.{parts[2]}.mlp"]
+    if len(parts) > 3 and parts[3] == "attn":
+        return [f"backbone.blocks.{parts[2]}.attn.proj"]
+    return ["residual"]  # a block, its norms and its layer scales read or write the stream
+
+
+def half_shares(model: MultiTaskDPT, plan: PrecisionPlan, ranges: Ranges) -> tuple[float, float]:
+    """Shares of the matrix FLOPs of the backbone, and of decoder and heads, that compute in half."""
+    if plan.precision == "fp32":
+        return 0.0, 0.0
+
+    def in_fp32(layer: str) -> bool:
+        return any(layer == name or layer.startswith(f"{name}.") for name in plan.fp32)
+
+    shares = []
+    for roots in (("backbone.",), ("decoder.", "heads.")):
+        layers = {name: value for name, value in ranges.flops.items() if name.startswith(roots)}
+        shares.append(sum(v for name, v in layers.items() if not in_fp32(name)) / sum(layers.values()))
+    return shares[0], shares[1]
