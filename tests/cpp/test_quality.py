@@ -36,14 +36,15 @@ def test_address_and_undefined_behaviour(build, toy_folder):
 
 @pytest.mark.parametrize(("sanitizer", "code", "name"), [
     ("address", "#include <stdlib.h>\nint main(void) { return malloc(100) == (void *)1; }\n", "LeakSanitizer"),
-    ("undefined", "int main(int n, char **v) { volatile int x = 2147483647 + n; return !v || x == 3; }\n", "signed integer overflow"),
+    ("undefined", "int main(int n, char **v) { volatile int x = 2147483647 + n; return !v || x == 3; }\n",
+     "signed integer overflow"),
     ("thread", """
 #include <pthread.h>
 int x;
 void *add(void *p) { x++; return p; }
 int main(void) { pthread_t t; pthread_create(&t, 0, add, 0); x++; return pthread_join(t, 0); }
 """, "data race"),
-])
+], ids=["address", "undefined", "thread"])
 def test_the_sanitizers_see_what_they_are_for(tmp_path, sanitizer, code, name):
     """The checks themselves work: a program that is wrong on purpose fails with the same options."""
     (tmp_path / "wrong.c").write_text(code)
@@ -69,21 +70,10 @@ def test_mutated_manifests_and_truncated_graphs(build, toy_folder, tmp_path):
 
 
 @pytest.mark.skipif(not shutil.which("valgrind"), reason="no valgrind here")
-def test_valgrind_finds_no_leak(native, toy_folder):
-    """Ten cycles here, a hundred in `make cpp-test-all`."""
-    check_leaks(native, toy_folder, 10)
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("valgrind"), reason="no valgrind here")
 def test_valgrind_finds_no_leak_in_a_hundred_cycles(native, toy_folder):
-    check_leaks(native, toy_folder, 100)
-
-
-def check_leaks(native, bundle, cycles: int) -> None:
     done = run("valgrind", "--leak-check=full", "--show-leak-kinds=definite,indirect",
                "--errors-for-leak-kinds=definite,indirect", "--error-exitcode=1",
-               f"--suppressions={HERE / 'valgrind.supp'}", native / "cycles", bundle, cycles)
+               f"--suppressions={HERE / 'valgrind.supp'}", native / "cycles", toy_folder, 100)
     assert "definitely lost: 0 bytes" in done.stderr or "no leaks are possible" in done.stderr
 
 
