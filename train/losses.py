@@ -45,7 +45,7 @@ def cosine(normals: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> to
 
 
 def alpha_loss(logits: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
-    """Binary cross-entropy plus Dice (Milletari et al. 2016, equation 3, without squares), per image (N,)."""
+    """Binary cross-entropy plus Dice (Milletari et al. 2016, section 3, without squares), per image (N,)."""
     entropy = image_mean(F.binary_cross_entropy_with_logits(logits, truth, reduction="none"), mask)
     alpha, truth = torch.where(mask, logits.sigmoid(), 0.0), torch.where(mask, truth, 0.0)
     overlap, total = (alpha * truth).sum(dim=(1, 2, 3)), (alpha + truth).sum(dim=(1, 2, 3))

@@ -29,7 +29,7 @@ from train.trainer import Trainer
 
 
 def run(*arguments: str, root: Path = Path(".")) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=root, timeout=120,
+    return subprocess.run([sys.executable, "-m", *arguments], capture_output=True, text=True, cwd=root, timeout=500,
                           check=False)
 
 
@@ -254,7 +254,7 @@ def test_errors_of_the_command_are_one_sentence_and_status_2(tmp_path, root):
 def test_a_missing_package_is_named_with_what_to_install(command, root):
     code = (f"import sys, runpy; sys.modules['torch'] = None; sys.argv = ['x', '--help']; "
             f"runpy.run_module({command!r}, run_name='__main__', alter_sys=False)")
-    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=120,
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=500,
                             check=False)
     assert result.returncode == 2, result.stderr
     assert "torch" in result.stderr and "pip install 'dpt-deploy[train]'" in result.stderr
