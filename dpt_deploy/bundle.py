@@ -20,7 +20,7 @@ from .files import sha256, write_json
 MANIFEST = "manifest.json"
 FORMAT = 1
 
-Kind = Literal["onnx", "data", "engine", "reference", "report"]
+Kind = Literal["onnx", "data", "engine", "cache", "reference", "report"]
 
 
 @dataclass(frozen=True)

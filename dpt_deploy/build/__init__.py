@@ -5,49 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 from ..bundle import Artifact, Bundle
-from ..errors import BadInput
-from .engine import Builder, Profile, build_engine, default_profile, find_builder
+from .engine import Builder, Profile, build_engine, choose_builder, default_profile, find_builder
+from .options import BuilderChoice, EngineOptions, parse_size
 
-BuilderChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
-
-
-@dataclass(frozen=True)
-class EngineOptions:
-    """What engines to build."""
-
-    builder: BuilderChoice = "auto"
-    """auto is TensorRT where it and a GPU are present, else TensorRT-RTX; none builds nothing."""
-    batch: tuple[int, int] = (1, 8)
-    """Smallest and largest batch an engine takes."""
-    frame_size: tuple[str, str] = ("64x64", "2160x3840")
-    """Smallest and largest frame an engine takes, as HEIGHTxWIDTH [pixels]."""
-
-    def __post_init__(self) -> None:
-        low, high = self.batch
-        if not 1 <= low <= high:
-            raise BadInput(f"--batch: expected 1 <= smallest <= largest, received {low} {high}.")
-        (min_h, min_w), (max_h, max_w) = self.frame_sizes
-        if min_h > max_h or min_w > max_w:
-            raise BadInput(f"--frame-size: expected smallest then largest, received {' '.join(self.frame_size)}.")
-
-    @property
-    def frame_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Smallest and largest (height, width)."""
-        return parse_size(self.frame_size[0], "--frame-size"), parse_size(self.frame_size[1], "--frame-size")
-
-
-def parse_size(text: str, option: str) -> tuple[int, int]:
-    """(height, width) of "384" or "720x1280" [pixels]. Raises `BadInput` that names `option`."""
-    parts = text.lower().split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
-        raise BadInput(f"{option}: expected a size such as 384 or 720x1280 (HEIGHTxWIDTH), received {text!r}.")
-    return int(parts[0]), int(parts[-1])
-
+CERTIFICATE = 1  # version of the certificate: an engine with another one is built again
 
 def build_engines(
     bundle: Bundle, options: EngineOptions, say: Callable[[str], None] = print,
@@ -56,11 +20,10 @@ def build_engines(
     """Build an engine for each half-precision graph of the bundle (or for `precisions`), and describe it there.
 
     Reuses an engine that was made from the same graph, builder and profile. An engine of an earlier
-    graph is removed. Raises `BackendError` or `BuildError`.
+    graph is removed. Each engine's certificate is in its details. Raises `BackendError` or `BuildError`.
     """
-    if options.builder == "none":
+    if (builder := choose_builder(options)) is None:
         return []
-    builder = find_builder(options.builder)
     sources = [a for a in bundle.find("onnx") if (a.precision in precisions if precisions else a.precision != "fp32")]
     if not sources:  # an export with --precision fp32 has nothing else
         sources = bundle.find("onnx")
@@ -70,29 +33,45 @@ def build_engines(
     built = []
     for source in sources:
         profile = default_profile(bundle.contract, source.graph, options.batch, options.frame_sizes)
-        built.append(_build(bundle, source, builder, profile, say))
+        built.append(_build(bundle, source, builder, profile, options, say))
     return built
 
 
 def _build(
-    bundle: Bundle, source: Artifact, builder: Builder, profile: dict[str, Profile], say: Callable[[str], None]
+    bundle: Bundle, source: Artifact, builder: Builder, profile: dict[str, Profile], options: EngineOptions,
+    say: Callable[[str], None],
 ) -> Artifact:
-    file = builder.file_name(source.graph, source.precision)
-    made_from = [source.sha256, builder.name, builder.version, repr(profile)]
+    file = builder.file_name(source.graph, source.precision, options)
+    made_from = [source.sha256, builder.name, builder.version, repr(profile), source.precision, options.variant,
+                 CERTIFICATE]
     key = hashlib.sha256(json.dumps(made_from).encode()).hexdigest()
     if reused := bundle.reusable(file, key):
-        say(f"reused   {file} (same graph, builder and profile)")
+        say(f"reused   {file} (same graph, builder, profile and options)")
         return reused
-    details = build_engine(bundle.path(source), bundle.folder / file, builder, profile, source.precision == "fp32")
+    timings = bundle.folder / builder.timing_file if builder.name == "tensorrt" and options.timing_cache else None
+    details = build_engine(
+        bundle.path(source), bundle.folder / file, builder, profile, source.precision, bundle.contract.input_size,
+        source.details.get("plan", {}).get("fp32"), options, timings,
+    )
     details |= {"made_from": source.sha256}
     if source.graph == "frame":
         # A batch of the largest frames would need memory that few devices have.
         details["max_pixels"] = profile["frame"].max[1] * profile["frame"].max[2]
+    if timings and timings.is_file():
+        bundle.add(timings.name, "cache")
     artifact = bundle.add(
         file, "engine", graph=source.graph, precision=source.precision, key=key, details=details
     )
-    say(f"built    {file} ({artifact.bytes / 1e6:.0f} MB)")
+    say(f"built    {file} ({artifact.bytes / 1e6:.0f} MB; {_in_half(details['certificate'])})")
     return artifact
+
+
+def _in_half(certificate: dict) -> str:
+    """One line of a certificate."""
+    attention = certificate["attention"]
+    fused = f"attention {attention['layers']}/{attention['blocks']} blocks" if attention["status"] == "passed" else \
+        f"attention {attention['status']}"
+    return f"{certificate['flops']['share'] or 0:.1%} of matrix FLOPs in half, {fused}"
 
 
 def run_line(bundle: Bundle, artifact: Artifact) -> str:
@@ -103,5 +82,5 @@ def run_line(bundle: Bundle, artifact: Artifact) -> str:
 
 
 __all__ = [
-    "BuilderChoice", "EngineOptions", "build_engines", "find_builder", "parse_size", "run_line",
+    "BuilderChoice", "EngineOptions", "build_engines", "choose_builder", "find_builder", "parse_size", "run_line",
 ]

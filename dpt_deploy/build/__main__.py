@@ -15,6 +15,7 @@ with cli.needing("cli"):
     from ..parity.judge import judge
     from ..parity.table import print_outcome
     from . import EngineOptions, build_engines, run_line
+    from .refit import refit_engines
 
 PROG = "python -m dpt_deploy.build"
 
@@ -30,12 +31,18 @@ class BuildConfig:
     """JSON file with other budgets; the report says so."""
     precision: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
     """Build these precisions only, such as fp16 or fp32; all half-precision graphs when not given."""
+    refit: Path | None = None
+    """Build nothing: take the refittable engines of this bundle, made from another checkpoint of the same architecture,
+    and give them this bundle's weights. The bundle itself: give its stripped engines their weights back."""
 
 
 def main(config: BuildConfig) -> int:
     """Exit status 0 only if the verdict is."""
     bundle = Bundle.open(config.bundle)
-    engines = build_engines(bundle, config.engines, precisions=config.precision or None)
+    if config.refit is not None:
+        engines = refit_engines(bundle, Bundle.open(config.refit))
+    else:
+        engines = build_engines(bundle, config.engines, precisions=config.precision or None)
     command = cli.command_line(PROG)
     report = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"), command=command)
     print_outcome(bundle, report, [run_line(bundle, engine) for engine in engines])

@@ -1,7 +1,7 @@
 """ONNX -> TensorRT or TensorRT-RTX plan, through Polygraphy, one process per build.
 
 Polygraphy decides between the two builders when it is imported, by an environment variable: each
-build is `python -m dpt_deploy.build.engine` with a JSON order on standard input.
+build is a `python -m dpt_deploy.build.child` with a JSON order on standard input.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ from ..contract import Contract, Graph
 from ..errors import BackendError, BuildError
 from ..files import replacing
 from ..runtime import machine
+from .certificate import sentence
+from .options import BuilderChoice, EngineOptions, check_builder
 
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
@@ -47,15 +49,44 @@ class Builder:
     name: BuilderName
     version: str
 
-    def file_name(self, graph: Graph, precision: str) -> str:
-        """Such as frame.fp16.rtx1.7.engine or model.fp16.trt11.4-sm90.engine."""
-        short = ".".join(self.version.split(".")[:2])
-        if self.name == "tensorrt-rtx":  # built ahead of time for every GPU it supports
-            return f"{graph}.{precision}.rtx{short}.engine"
-        return f"{graph}.{precision}.trt{short}-sm{(machine.compute_capability() or 'none').replace('.', '')}.engine"
+    def file_name(self, graph: Graph, precision: str, options: EngineOptions | None = None) -> str:
+        """Such as frame.fp16.rtx1.7.engine, model.fp16.trt11.4-sm90.engine or frame.fp16.trt11.4-sm90-refit.engine."""
+        parts = [f"rtx{self.short}"]
+        if self.name == "tensorrt":  # TensorRT-RTX builds ahead of time for every GPU it supports
+            parts = [f"trt{self.short}", self.gpu]
+        variant = options.variant if options else {}
+        if variant.get("hardware_compatible"):
+            parts[1] = "ampere"
+        parts += ["versions"] if variant.get("version_compatible") else []
+        parts += [{"refittable": "refit", "stripped": "stripped"}[variant["weights"]]] if "weights" in variant else []
+        return f"{graph}.{precision}.{'-'.join(parts)}.engine"
+
+    @property
+    def timing_file(self) -> str:
+        """Name of TensorRT's timing cache within a bundle."""
+        return f"timing.trt{self.short}-{self.gpu}.cache"
+
+    @property
+    def short(self) -> str:
+        """Major and minor version."""
+        return ".".join(self.version.split(".")[:2])
+
+    @property
+    def gpu(self) -> str:
+        """The GPU that is visible here, such as sm90."""
+        return f"sm{(machine.compute_capability() or 'none').replace('.', '')}"
 
 
-def find_builder(choice: Literal["auto", "tensorrt", "tensorrt-rtx"]) -> Builder:
+def choose_builder(options: EngineOptions) -> Builder | None:
+    """The builder for `options`, None for `none`. Raises `BackendError` for what it cannot do here."""
+    if options.builder == "none":
+        return None
+    builder = find_builder(options.builder)
+    check_builder(options, builder.name, builder.version, machine.compute_capability())
+    return builder
+
+
+def find_builder(choice: BuilderChoice) -> Builder:
     """The builder to use. auto: TensorRT where it is importable and a GPU is visible, else TensorRT-RTX.
 
     Raises `BackendError` with the install command when the choice is not to be had here.
@@ -91,36 +122,54 @@ def default_profile(
 
 
 def build_engine(
-    onnx: Path, plan: Path, builder: Builder, profile: dict[str, Profile], decomposable_attention: bool
+    onnx: Path, plan: Path, builder: Builder, profile: dict[str, Profile], asked: str, size: tuple[int, int],
+    fp32: list[str] | None = None, options: EngineOptions | None = None, timings: Path | None = None,
 ) -> dict[str, Any]:
     """Build `plan` from `onnx` in a process of its own; the file appears only when it is whole.
 
-    `decomposable_attention` lets the builder take an attention apart that it has no fused kernel for
-    (FP32 has none). Returns what the builder says of the engine. Raises `BuildError` with the
-    builder's own words.
+    `asked` is the precision asked for, `size` the network's input (H, W), `fp32` what the precision plan
+    keeps in FP32. `timings` is TensorRT's timing cache, read where it is there and replaced. Returns what
+    the builder says of the engine, its certificate among it. Raises `BuildError` with the builder's own
+    words, or with what the network computes in where that is not what was asked for.
     """
+    options = options or EngineOptions()
+    shapes = {name: dataclasses.asdict(entry) for name, entry in profile.items()}
     with replacing(plan) as temporary:
+        fresh = temporary.with_name("timings") if timings else None
         order = {
-            "onnx": str(onnx), "plan": str(temporary), "module": MODULES[builder.name],
-            "profile": {name: dataclasses.asdict(shapes) for name, shapes in profile.items()},
-            "decomposable_attention": decomposable_attention,
+            "do": "build", "onnx": str(onnx), "plan": str(temporary), "builder": builder.name,
+            "module": MODULES[builder.name], "profile": shapes, "asked": asked, "size": list(size), "fp32": fp32,
+            "variant": options.variant, "new_timings": str(fresh) if fresh else None,
+            "old_timings": str(timings) if timings and timings.is_file() else None,
         }
-        environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": "1" if builder.name == "tensorrt-rtx" else "0"}
-        done = subprocess.run(
-            [sys.executable, "-m", "dpt_deploy.build.engine"], input=json.dumps(order), env=environment,
-            capture_output=True, text=True, check=False,
-        )
-        if done.returncode or not temporary.is_file():
-            words = [line for line in (done.stdout + done.stderr).splitlines() if "[E]" in line or "rror:" in line]
-            last = words[0] if words else ((done.stderr or done.stdout).strip().splitlines() or ["no output"])[-1]
-            raise BuildError(f"{builder.name} {builder.version} could not build {onnx.name}: {last.strip()[:400]}")
+        answer = run_child(order, builder, f"could not build {onnx.name}")
+        if answer["certificate"]["status"] == "failed":
+            raise BuildError(sentence(onnx.name, answer["certificate"]))
+        if fresh and fresh.is_file():
+            with replacing(timings) as kept:
+                fresh.rename(kept)
     return {
         "builder": builder.name,
         "builder_version": builder.version,
         "compute_capability": machine.compute_capability() if builder.name == "tensorrt" else None,
-        "profile": {name: dataclasses.asdict(shapes) for name, shapes in profile.items()},
-        **json.loads(done.stdout.strip().splitlines()[-1]),
+        "profile": shapes,
+        **options.variant,
+        **answer,
     }
+
+
+def run_child(order: dict[str, Any], builder: Builder, failure: str) -> dict[str, Any]:
+    """What `build.child` answers to an order. Raises `BuildError`: `failure`, and the builder's own words."""
+    environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": "1" if builder.name == "tensorrt-rtx" else "0"}
+    done = subprocess.run(
+        [sys.executable, "-m", "dpt_deploy.build.child"], input=json.dumps(order), env=environment,
+        capture_output=True, text=True, check=False,
+    )
+    if done.returncode:
+        words = [line for line in (done.stdout + done.stderr).splitlines() if "[E]" in line or "rror:" in line]
+        last = words[0] if words else ((done.stderr or done.stdout).strip().splitlines() or ["no output"])[-1]
+        raise BuildError(f"{builder.name} {builder.version} {failure}: {last.strip()[:400]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def _unusable(name: BuilderName) -> str | None:
@@ -139,30 +188,3 @@ def _unusable(name: BuilderName) -> str | None:
 
 def _version(name: BuilderName) -> str:
     return importlib.import_module(MODULES[name]).__version__
-
-
-def _work(order: dict[str, Any]) -> dict[str, Any]:
-    """The build itself, in the child process."""
-    from polygraphy.backend.trt import CreateConfig, engine_bytes_from_network, network_from_onnx_path
-    from polygraphy.backend.trt import Profile as TrtProfile
-
-    trt = importlib.import_module(order["module"])
-    _, network, _ = parsed = network_from_onnx_path(order["onnx"], strongly_typed=True)
-    layers = [network.get_layer(i) for i in range(network.num_layers)]
-    attention = [layer for layer in layers if "ATTENTION_INPUT" in str(layer.type)]
-    if order["decomposable_attention"]:
-        for layer in attention:
-            layer.__class__ = trt.IAttentionInputLayer
-            layer.attention.decomposable = True
-    profile = TrtProfile()
-    for name, shapes in order["profile"].items():
-        profile.add(name, min=tuple(shapes["min"]), opt=tuple(shapes["opt"]), max=tuple(shapes["max"]))
-    config = CreateConfig(profiles=[profile], profiling_verbosity=trt.ProfilingVerbosity.DETAILED)
-    plan = engine_bytes_from_network(parsed, config)
-    with open(order["plan"], "wb") as file:
-        file.write(plan)
-    return {"layers": len(layers), "attention_layers": len(attention)}
-
-
-if __name__ == "__main__":
-    print(json.dumps(_work(json.load(sys.stdin))))

@@ -17,7 +17,7 @@ import torch
 import tyro
 
 from .. import __version__
-from ..build import EngineOptions, build_engines, find_builder, parse_size
+from ..build import EngineOptions, build_engines, choose_builder, parse_size
 from ..bundle import Bundle
 from ..contract import HEADS, Contract, ResizeRule
 from ..errors import BadInput
@@ -79,8 +79,7 @@ def export(
     """
     torch.manual_seed(config.seed)
     load_budget(config.budget)  # a bad budget or a missing builder should fail now and not after the export
-    if config.engines.builder != "none":
-        find_builder(config.engines.builder)
+    choose_builder(config.engines)
     checkpoint = read_checkpoint(config.checkpoint)
     for note in checkpoint.notes:
         say(f"note     {note}")

@@ -44,6 +44,7 @@ def _what(artifact) -> str:
     if artifact.kind == "onnx":
         return f"{artifact.graph} graph, {artifact.precision}, opset {artifact.details['opset']}"
     return {"reference": "parity inputs and PyTorch FP32's answers", "data": "weights of a graph",
+            "cache": "kernel timings of TensorRT's builder",
             "report": "verdict"}[artifact.kind]
 
 

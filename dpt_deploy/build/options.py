@@ -1,0 +1,93 @@
+"""What engines to build, and what each builder can do of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from ..errors import BackendError, BadInput
+
+BuilderChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
+Weights = Literal["fixed", "refittable", "stripped"]
+REFIT_FAULT = ("11.3.",)  # TensorRT's own documentation: a refittable engine may lose the bias of a matrix product
+
+
+@dataclass(frozen=True)
+class EngineOptions:
+    """What engines to build."""
+
+    builder: BuilderChoice = "auto"
+    """auto is TensorRT where it and a GPU are present, else TensorRT-RTX; none builds nothing."""
+    batch: tuple[int, int] = (1, 8)
+    """Smallest and largest batch an engine takes."""
+    frame_size: tuple[str, str] = ("64x64", "2160x3840")
+    """Smallest and largest frame an engine takes, as HEIGHTxWIDTH [pixels]."""
+    weights: Weights = "fixed"
+    """fixed: folded into the kernels. refittable: may be replaced without a rebuild, slower. stripped: left out of the
+    file, put back by --refit. The latter two: TensorRT, and TensorRT-RTX where a GPU is visible."""
+    version_compatible: bool = False
+    """TensorRT only: the engine also loads in later versions, carries a lean runtime, and can be slower."""
+    hardware_compatible: bool = False
+    """TensorRT only: one engine for every GPU from Ampere on; slower, with fewer kernels to choose from."""
+    timing_cache: bool = True
+    """TensorRT only: keep the builder's kernel timings in the bundle, so that the next build is quick and the same."""
+
+    def __post_init__(self) -> None:
+        low, high = self.batch
+        if not 1 <= low <= high:
+            raise BadInput(f"--batch: expected 1 <= smallest <= largest, received {low} {high}.")
+        (min_h, min_w), (max_h, max_w) = self.frame_sizes
+        if min_h > max_h or min_w > max_w:
+            raise BadInput(f"--frame-size: expected smallest then largest, received {' '.join(self.frame_size)}.")
+        if self.weights not in ("fixed", "refittable", "stripped"):
+            raise BadInput(f"--weights: expected fixed, refittable or stripped, received {self.weights!r}.")
+
+    @property
+    def frame_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Smallest and largest (height, width)."""
+        return parse_size(self.frame_size[0], "--frame-size"), parse_size(self.frame_size[1], "--frame-size")
+
+    @property
+    def variant(self) -> dict[str, str | bool]:
+        """What makes the engine another one than the default; {} for the default."""
+        chosen = {
+            "weights": self.weights, "version_compatible": self.version_compatible,
+            "hardware_compatible": self.hardware_compatible,
+        }
+        return {name: value for name, value in chosen.items() if value not in (False, "fixed")}
+
+
+def parse_size(text: str, option: str) -> tuple[int, int]:
+    """(height, width) of "384" or "720x1280" [pixels]. Raises `BadInput` that names `option`."""
+    parts = text.lower().split("x")
+    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
+        raise BadInput(f"{option}: expected a size such as 384 or 720x1280 (HEIGHTxWIDTH), received {text!r}.")
+    return int(parts[0]), int(parts[-1])
+
+
+def check_builder(options: EngineOptions, builder: str, version: str, capability: str | None) -> None:
+    """Raise `BackendError`, one sentence before anything is attempted, for what a builder cannot do here.
+
+    `capability` is the GPU's compute capability such as "9.0", None where no GPU is visible.
+    """
+    if builder == "tensorrt-rtx":
+        if options.version_compatible:
+            raise BackendError("--version-compatible: TensorRT-RTX needs a lean library for it that its package does "
+                               "not have; use --builder tensorrt, or leave the option out.")
+        if options.hardware_compatible:
+            raise BackendError("--hardware-compatible: leave it out; a TensorRT-RTX engine is finished on the GPU that "
+                               "runs it, so one file serves every GPU that it supports.")
+        if options.weights != "fixed" and capability is None:
+            raise BackendError(f"--weights {options.weights}: TensorRT-RTX builds such an engine only where a GPU is "
+                               "visible, and none is; build on the GPU machine, or use --weights fixed.")
+    elif builder == "tensorrt":
+        if options.hardware_compatible and capability is not None and _number(capability) < (8, 0):
+            raise BackendError(f"--hardware-compatible: TensorRT builds such engines on Ampere and newer GPUs (compute "
+                               f"capability 8.0), and this one has {capability}; leave the option out.")
+        if options.weights == "refittable" and version.startswith(REFIT_FAULT):
+            raise BackendError(f"--weights refittable: TensorRT {version} may lose biases in refittable engines, as "
+                               "its own documentation says; install 11.4 or newer, or use --weights fixed or stripped.")
+
+
+def _number(version: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in version.split("."))

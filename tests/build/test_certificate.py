@@ -1,0 +1,187 @@
+"""What you asked is what you got: real networks, and the faults that a certificate exists for."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+
+import onnx
+import pytest
+
+from dpt_deploy.build import EngineOptions, build_engines
+from dpt_deploy.build.certificate import Layer, certify, read_inspection, sentence
+from dpt_deploy.build.flops import Work
+from dpt_deploy.bundle import Bundle
+from dpt_deploy.errors import BuildError
+from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
+
+RTX = EngineOptions("tensorrt-rtx")
+
+
+def silent(line):
+    """No progress."""
+
+
+def replace_graph(bundle, file, model_file):
+    """Put another graph where the manifest says `file`, as a careless script would, and describe it again."""
+    (artifact,) = [a for a in bundle.artifacts if a.file == file]
+    if model_file != bundle.folder / file:
+        shutil.copyfile(model_file, bundle.folder / file)
+    fields = {f.name: getattr(artifact, f.name) for f in dataclasses.fields(artifact)}
+    bundle.add(file, "onnx", **{k: fields[k] for k in ("graph", "precision", "key", "details")})
+
+
+def test_engines_carry_their_certificate(tiny_bundle):  # noqa: F811
+    bundle = Bundle.open(tiny_bundle)
+    for graph in ("model", "frame"):
+        (engine,) = bundle.find("engine", graph=graph)
+        certificate = engine.details["certificate"]
+        assert certificate["status"] == "passed" and certificate["asked"] == "fp16" and not certificate["reasons"]
+        assert certificate["attention"] == {
+            "status": "passed", "reason": "", "blocks": 6, "layers": 6, "half": 6, "decomposable": 0,
+        }
+        assert certificate["plan_bytes"] == engine.bytes
+        assert certificate["profile"] == engine.details["profile"]
+        assert "STRONGLY_TYPED" in certificate["flags"] and certificate["builder"] == "tensorrt-rtx"
+        assert certificate["size"] == [160, 160]
+        assert json.loads(json.dumps(certificate)) == certificate
+    assert bundle.find("engine", graph="model")[0].details["certificate"]["flops"]["share"] == 1
+    tensors = {t["name"]: (t["mode"], t["dtype"], t["shape"]) for t in certificate["tensors"]}
+    assert tensors["frame"] == ("input", "UINT8", [-1, -1, -1, 3])
+    assert tensors["normals"] == ("output", "FLOAT", [-1, -1, -1, 3])
+    # Resizing computes in FP32, by plan, and nothing else that multiplies matrices does.
+    assert [island["flops"] > 0 for island in certificate["fp32_islands"]] == [True]
+    assert "input frame" in certificate["fp32_islands"][0]["name"]
+
+
+def test_what_needs_a_gpu_says_not_run(tiny_bundle):  # noqa: F811
+    certificate = Bundle.open(tiny_bundle).find("engine")[0].details["certificate"]
+    assert certificate["inspector"]["status"] == "not run" and certificate["inspector"]["reason"]
+
+
+@pytest.mark.parametrize("graph", ["model", "frame"])
+def test_an_fp32_graph_passed_off_as_fp16_is_refused(own_bundle, graph):  # noqa: F811
+    bundle = Bundle.open(own_bundle)
+    replace_graph(bundle, f"{graph}.fp16.onnx", own_bundle / f"{graph}.fp32.onnx")
+    with pytest.raises(BuildError, match=f"{graph}.fp16.onnx: fp16 was asked for.*100.0% of its matrix FLOPs are in "
+                                         "FP32.*Export the checkpoint again"):
+        build_engines(bundle, RTX, silent)
+    kept = Bundle.open(own_bundle)
+    assert not kept.find("engine", graph=graph)  # neither the refused one nor the stale one of the earlier graph
+    assert {path.name for path in own_bundle.iterdir()} <= {a.file for a in kept.artifacts} | {"manifest.json"}
+
+
+def test_attention_taken_apart_in_the_graph_is_refused(own_bundle):  # noqa: F811
+    """One block's Attention written as MatMul, Softmax, MatMul: right numbers, no fused kernel."""
+    path = own_bundle / "model.fp16.onnx"
+    model = onnx.load(path)
+    index, node = next((i, n) for i, n in enumerate(model.graph.node) if n.op_type == "Attention")
+    q, k, v = node.input[:3]
+    make = onnx.helper.make_node
+    scale = onnx.helper.make_tensor("scale", onnx.TensorProto.FLOAT16, [], [32**-0.5])
+    model.graph.initializer.append(scale)
+    parts = [
+        make("Transpose", [k], ["kt"], "kt", perm=[0, 1, 3, 2]), make("MatMul", [q, "kt"], ["scores"], "scores"),
+        make("Mul", ["scores", "scale"], ["scaled"], "scaled"), make("Softmax", ["scaled"], ["shares"], "shares"),
+        make("MatMul", ["shares", v], [node.output[0]], "mixed"),
+    ]
+    model.graph.node.remove(node)
+    for part in reversed(parts):
+        model.graph.node.insert(index, part)
+    onnx.save(model, path)
+    bundle = Bundle.open(own_bundle)
+    replace_graph(bundle, "model.fp16.onnx", path)
+    with pytest.raises(BuildError, match="6 blocks have 5 attention layers: attention is not fused"):
+        build_engines(bundle, RTX, silent)
+
+
+def network(dtype="HALF", attention="HALF", kinds=("CONVOLUTION", "MATRIX_MULTIPLY"), decomposable=False):
+    """A network of one block and a head, as the certificate sees it."""
+    return [
+        Layer("frame_cast", "CAST", "HALF", ("image",), ("x",)),
+        Layer("w", "CONSTANT", "HALF", (), ("w",)),
+        Layer("patch", kinds[0], "HALF", ("x",), ("y",)),
+        Layer("attend_AttentionInput", "ATTENTION_INPUT", attention, ("y", "y", "y"), ("a",), False, decomposable),
+        Layer("attend_AttentionOutput", "ATTENTION_OUTPUT", attention, ("a",), ("z",)),
+        Layer("head", kinds[1], dtype, ("z", "w"), ("h",)),
+        Layer("out", "ACTIVATION", "FLOAT", ("f",), ("depth",)),
+    ]
+
+
+WORK = [
+    Work("patch", "Conv", 600, "fp16", "backbone.patch_embed.proj"),
+    Work("attend", "Attention", 200, "fp16", "backbone.blocks.0.attn.qkv"),
+    Work("head", "MatMul", 200, "fp16", "heads.depth.conv3"),
+]
+MODULES = {"patch": "backbone.patch_embed.proj", "attend": "backbone.blocks.0.attn.qkv", "head": "heads.depth.conv3"}
+TENSORS = [{"name": "image", "mode": "input"}, {"name": "depth", "mode": "output"}]
+
+
+def judged(layers, asked="fp16", opset=23, plan=("activations", "resize"), work=WORK):
+    return certify(asked, layers, work, MODULES, TENSORS, (160, 160), opset, plan)
+
+
+def test_shares_and_islands():
+    certificate = judged(network(dtype="FLOAT"), plan=["heads.depth"])
+    assert certificate["flops"] == {"total": 1000, "half": 800, "share": 0.8}
+    assert certificate["layers"]["computing"] == 5 and certificate["layers"]["half"] == 3
+    names = {island["name"]: island["flops"] for island in certificate["fp32_islands"]}
+    assert names == {"heads.depth.conv3": 200, "output depth": 0}
+    assert certificate["status"] == "passed"
+
+
+def test_fp32_that_the_plan_does_not_name_is_refused():
+    certificate = judged(network(dtype="FLOAT"))
+    assert certificate["status"] == "failed" and "heads.depth.conv3" in certificate["reasons"][0]
+    assert "heads.depth.conv3" in sentence("model.fp16.onnx", certificate)
+    assert judged(network(dtype="FLOAT"), plan=["heads.dep"])["status"] == "failed"  # not a module, but its beginning
+    assert judged(network(dtype="FLOAT"), plan=None)["status"] == "passed"  # nothing is known of the plan
+
+
+def test_attention_in_fp32_needs_the_plan_to_say_so():
+    layers = network(attention="FLOAT", decomposable=True)
+    assert judged(layers)["status"] == "failed"
+    certificate = judged(layers, plan=["backbone.blocks.0.attn"])
+    assert certificate["status"] == "passed" and "takes them apart" in certificate["attention"]["reason"]
+
+
+def test_half_attention_that_may_be_taken_apart_is_refused():
+    certificate = judged(network(decomposable=True))
+    assert certificate["attention"]["status"] == "failed" and "not fused" in certificate["reasons"][0]
+
+
+def test_without_the_operator_fusion_is_not_run_and_nothing_fails():
+    layers = [layer for layer in network() if "Attention" not in layer.name]
+    work = [item for item in WORK if item.operator != "Attention"]
+    old = judged(layers, opset=20, work=work)
+    assert old["status"] == "passed" and old["attention"]["status"] == "not run" and "opset 20" in str(old["attention"])
+    assert judged(layers, opset=23, work=work)["attention"]["status"] == "failed"
+
+
+def test_half_where_fp32_was_asked_for_is_refused():
+    assert judged(network(), asked="fp32")["status"] == "failed"
+
+
+def test_work_that_no_layer_of_the_network_does_is_not_counted_as_half():
+    lost = [dataclasses.replace(item, node="elsewhere") for item in WORK]
+    assert judged(network(), work=lost)["flops"]["share"] == 0
+
+
+@pytest.mark.parametrize(
+    "schema",
+    [
+        {"Outputs": [{"Name": "y", "Format/Datatype": "Row major linear FP16 format"}]},
+        {"Outputs": [{"Name": "y", "DataType": "Half", "Format": "kLINEAR"}]},
+    ],
+    ids=["TensorRT 10", "TensorRT 11"],
+)
+def test_the_inspectors_answer_is_read(schema):
+    layers = [{"Name": "__myl_mha_v2_0", "LayerType": "kgen"} | schema, {"Name": "conv", "Outputs": []}]
+    seen = read_inspection(json.dumps({"Layers": layers}))
+    assert seen == {"status": "passed", "layers": 2, "half": 1, "fused_attention": 1}
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["conv", "relu"]}', '{"Layers": null}'])
+def test_an_answer_that_cannot_be_read_is_not_run(text):
+    assert read_inspection(text)["status"] == "not run"

@@ -1,0 +1,153 @@
+"""Options of engines: what a builder cannot do is one sentence before anything is attempted; names differ."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import onnx
+import pytest
+
+from dpt_deploy.build import EngineOptions, build_engines, choose_builder
+from dpt_deploy.build import engine as engine_module
+from dpt_deploy.build.engine import Builder
+from dpt_deploy.build.options import check_builder
+from dpt_deploy.build.refit import check_same_architecture, refit_engines
+from dpt_deploy.bundle import Bundle
+from dpt_deploy.errors import BackendError, BadBundle, BadInput, BuildError
+from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
+
+
+@pytest.mark.parametrize(
+    ("options", "part"),
+    [
+        ({"version_compatible": True}, "lean library"),
+        ({"hardware_compatible": True}, "every GPU that it supports"),
+        ({"weights": "refittable"}, "only where a GPU is visible"),
+        ({"weights": "stripped"}, "only where a GPU is visible"),
+    ],
+)
+def test_tensorrt_rtx_refuses_before_anything_is_attempted(own_bundle, options, part, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: None)
+    monkeypatch.setattr(engine_module.subprocess, "run", lambda *_, **__: pytest.fail("a build was attempted"))
+    bundle = Bundle.open(own_bundle)
+    with pytest.raises(BackendError, match=part) as caught:
+        build_engines(bundle, EngineOptions("tensorrt-rtx", **options), pytest.fail)
+    assert str(caught.value).count(". ") == 0 and str(caught.value).startswith("--")
+    assert len(Bundle.open(own_bundle).find("engine")) == 2
+
+
+def test_tensorrt_takes_them_all_on_ampere():
+    options = EngineOptions("tensorrt", weights="refittable", version_compatible=True, hardware_compatible=True)
+    check_builder(options, "tensorrt", "11.4.1.9", "9.0")
+    with pytest.raises(BackendError, match=r"7\.5"):
+        check_builder(options, "tensorrt", "11.4.1.9", "7.5")
+    with pytest.raises(BackendError, match="lose biases"):
+        check_builder(options, "tensorrt", "11.3.0.2", "9.0")
+    check_builder(dataclasses.replace(options, weights="stripped"), "tensorrt", "11.3.0.2", "9.0")
+
+
+def test_a_gpu_lets_tensorrt_rtx_build_refittable_engines():
+    check_builder(EngineOptions(weights="refittable"), "tensorrt-rtx", "1.7.1", "8.9")
+
+
+def test_engines_of_different_options_have_different_names(monkeypatch):
+    monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: "9.0")
+    trt = Builder("tensorrt", "11.4.1.9")
+    variants = [
+        {}, {"weights": "refittable"}, {"weights": "stripped"}, {"version_compatible": True},
+        {"hardware_compatible": True}, {"hardware_compatible": True, "weights": "refittable"},
+    ]
+    names = [trt.file_name("frame", "fp16", EngineOptions(**variant)) for variant in variants]
+    assert len(set(names)) == len(names)
+    assert names[0] == trt.file_name("frame", "fp16") == "frame.fp16.trt11.4-sm90.engine"
+    assert "sm90" not in names[4]
+    assert trt.timing_file == "timing.trt11.4-sm90.cache"
+
+
+def test_none_builds_nothing_and_bad_words_are_refused():
+    assert choose_builder(EngineOptions("none", version_compatible=True)) is None
+    with pytest.raises(BadInput, match="--weights"):
+        EngineOptions(weights="some")
+
+
+def test_the_timing_cache_is_kept_and_handed_to_the_next_build(own_bundle, monkeypatch):  # noqa: F811
+    """With a builder that only pretends: what the orders say, and what becomes of the files."""
+    orders = []
+
+    def pretend(order, builder, failure):
+        orders.append(order)
+        with open(order["plan"], "wb") as file:
+            file.write(b"plan")
+        if order["new_timings"]:
+            with open(order["new_timings"], "wb") as file:
+                file.write(b"timings")
+        passed = {"status": "passed", "attention": {"status": "passed", "layers": 6, "blocks": 6},
+                  "flops": {"share": 1.0}}
+        return {"layers": 1, "attention_layers": 6, "certificate": passed}
+
+    monkeypatch.setattr("dpt_deploy.build.choose_builder", lambda options: Builder("tensorrt", "11.4.1"))
+    monkeypatch.setattr(engine_module, "run_child", pretend)
+    monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: "9.0")
+    bundle = Bundle.open(own_bundle)
+    build_engines(bundle, EngineOptions("tensorrt", hardware_compatible=True), lambda line: None)
+    assert [bool(order["old_timings"]) for order in orders] == [False, True]
+    assert orders[0]["variant"] == {"hardware_compatible": True}
+    (cache,) = [a for a in Bundle.open(own_bundle).artifacts if a.file == "timing.trt11.4-sm90.cache"]
+    assert bundle.intact(cache) and cache.kind == "cache"
+    build_engines(bundle, EngineOptions("tensorrt", timing_cache=False), lambda line: None)
+    assert [bool(order["new_timings"]) for order in orders] == [True, True, False, False]
+
+
+def test_a_refit_needs_an_engine_made_for_it(own_bundle, tiny_bundle):  # noqa: F811
+    with pytest.raises(BadBundle, match=r"no engine with refittable weights.*--weights refittable"):
+        refit_engines(Bundle.open(own_bundle), Bundle.open(tiny_bundle))
+    with pytest.raises(BadBundle, match="no engine with stripped weights"):
+        refit_engines(Bundle.open(own_bundle), Bundle.open(own_bundle))
+
+
+def test_a_refit_without_a_gpu_is_refused(own_bundle, tiny_bundle, monkeypatch):  # noqa: F811
+    source = Bundle.open(own_bundle)
+    for engine in source.find("engine"):
+        engine.details["weights"] = "refittable"
+    monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: None)
+    with pytest.raises(BackendError, match="none is visible"):
+        refit_engines(Bundle.open(tiny_bundle), source)
+
+
+def altered(path, out, change):
+    model = onnx.load(path)
+    change(model.graph)
+    onnx.save(model, out)
+    return out
+
+
+def test_new_values_are_the_same_architecture(tiny_bundle, tmp_path):  # noqa: F811
+    def train(graph):
+        for tensor in graph.initializer:
+            if tensor.name == "heads.depth.conv3.weight":
+                tensor.raw_data = bytes(len(tensor.raw_data))
+
+    old = tiny_bundle / "model.fp16.onnx"
+    check_same_architecture(old, altered(old, tmp_path / "new.onnx", train))
+
+
+@pytest.mark.parametrize("what", ["shape", "name", "node", "constant", "attribute"])
+def test_another_architecture_is_refused_with_what_differs(tiny_bundle, tmp_path, what):  # noqa: F811
+    def change(graph):
+        weight = next(tensor for tensor in graph.initializer if tensor.name == "heads.depth.conv3.weight")
+        if what == "shape":
+            weight.dims.append(1)
+        elif what == "name":
+            weight.name = "heads.depth.conv4.weight"
+        elif what == "node":
+            del graph.node[-1]
+        elif what == "constant":
+            next(t for t in graph.initializer if "." not in t.name and t.raw_data).raw_data += b"x"
+        else:
+            next(n for n in graph.node if n.op_type == "LayerNormalization").attribute[0].i += 1
+
+    old = tiny_bundle / "model.fp16.onnx"
+    with pytest.raises(BuildError, match=r"not the same architecture.*differences.*dpt_deploy.build"):
+        check_same_architecture(old, altered(old, tmp_path / "new.onnx", change))
+    with pytest.raises(BuildError, match="not the same architecture"):
+        check_same_architecture(old, tiny_bundle / "model.fp32.onnx")
