@@ -65,16 +65,26 @@ def misfit(bundle: Bundle, artifact: Artifact, version: str, capability: str | N
     """Why an engine does not fit this builder's `version`, this GPU's compute `capability`, or its graph; or None."""
     details = artifact.details
     builder, built_by = details["builder"], details.get("builder_version")
-    if built_by != version:
+    if details.get("weights") == "stripped":
+        return (f"holds no weights; put them back with: python -m dpt_deploy.build {bundle.folder} "
+                f"--refit {bundle.folder}")
+    if built_by != version and not (details.get("version_compatible") and _not_older(version, built_by)):
         return (f"was built by {builder} {built_by}, and {version} is installed here; engines run only on the version "
                 "that built them")
     built_for = details.get("compute_capability")
-    if built_for and capability and built_for != capability:
+    from_ampere_on = details.get("hardware_compatible") and _not_older(capability, "8.0")
+    if built_for and capability and built_for != capability and not from_ampere_on:
         return f"was built for a GPU of compute capability {built_for}, and this one has {capability}"
     graphs = bundle.find("onnx", graph=artifact.graph, precision=artifact.precision)
     if graphs and "made_from" in details and details["made_from"] not in [graph.sha256 for graph in graphs]:
         return f"was built from another graph than {graphs[0].file}, which was exported since"
     return None
+
+
+def _not_older(version: str | None, than: str | None) -> bool:
+    """Whether a dotted version is the other or a later one."""
+    numbers = [tuple(int(part) for part in text.split(".") if part.isdecimal()) for text in (version or "", than or "")]
+    return bool(numbers[1]) and numbers[0] >= numbers[1]
 
 
 class TensorRTSession(Session):
@@ -108,6 +118,7 @@ class TensorRTSession(Session):
         if why := misfit(bundle, artifact, trt.__version__, machine.compute_capability()):
             self._refuse(why)
         self._logger = _logger(trt)
+        self._host_code = bool(artifact.details.get("version_compatible"))
         try:
             self._load(trt, bundle.path(artifact).read_bytes())
         except BaseException:
@@ -138,6 +149,8 @@ class TensorRTSession(Session):
         self._logger.words.clear()
         with contextlib.suppress(TypeError, RuntimeError):  # without a driver, TensorRT has no runtime to give
             self._runtime = trt.Runtime(self._logger)
+            if self._host_code:  # it carries its own lean runtime; its hash is the manifest's
+                self._runtime.engine_host_code_allowed = True
             self._engine = self._runtime.deserialize_cuda_engine(plan)
         if self._engine is None:
             self._refuse(f"cannot be loaded here: {self._logger.said()}")

@@ -14,6 +14,7 @@ from dpt_deploy.build.options import check_builder
 from dpt_deploy.build.refit import check_same_architecture, refit_engines
 from dpt_deploy.bundle import Bundle
 from dpt_deploy.errors import BackendError, BadBundle, BadInput, BuildError
+from dpt_deploy.runtime.tensorrt import misfit
 from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
 
 
@@ -62,6 +63,30 @@ def test_engines_of_different_options_have_different_names(monkeypatch):
     assert names[0] == trt.file_name("frame", "fp16") == "frame.fp16.trt11.4-sm90.engine"
     assert "sm90" not in names[4]
     assert trt.timing_file == "timing.trt11.4-sm90.cache"
+
+
+def test_the_runtime_takes_what_an_engine_was_built_to_fit(own_bundle):  # noqa: F811
+    bundle = Bundle.open(own_bundle)
+    (engine,) = bundle.find("engine", graph="frame")
+
+    def fits(version, capability, **details):
+        made = {"builder": "tensorrt", "builder_version": "11.4.1", "compute_capability": "8.9"} | details
+        engine.details.update(made)
+        reason = misfit(bundle, engine, version, capability)
+        for name in details:
+            del engine.details[name]
+        return reason
+
+    assert fits("11.4.1", "8.9") is None
+    assert "11.5.0 is installed" in fits("11.5.0", "8.9")
+    assert fits("11.5.0", "8.9", version_compatible=True) is None
+    assert fits("12.0.1", "8.9", version_compatible=True) is None
+    assert "11.3.0 is installed" in fits("11.3.0", "8.9", version_compatible=True)
+    assert "compute capability 8.9" in fits("11.4.1", "10.0")
+    assert fits("11.4.1", "10.0", hardware_compatible=True) is None
+    assert "compute capability 8.9" in fits("11.4.1", "7.5", hardware_compatible=True)
+    assert f"--refit {own_bundle}" in fits("11.4.1", "8.9", weights="stripped")
+    assert fits("11.4.1", "8.9", weights="refittable") is None
 
 
 def test_none_builds_nothing_and_bad_words_are_refused():
