@@ -190,6 +190,10 @@ class Trainer:
         )
         for line in [*self.notes, *(f"left out: {line}" for line in getattr(self.source, "incomplete", [])[:5])]:
             self.report.say(line)
+        prepared = getattr(self.source, "input_size", self.contract.input_size)
+        if prepared != self.contract.input_size:
+            self.report.say(f"the cache holds {prepared[0]}x{prepared[1]} images, which are resized for every step; "
+                            "prepare one at the network's input size to save that")
         if not self.val_positions:
             self.report.say("no samples to validate on: best_model.pth will be that of the lowest training loss")
 
