@@ -6,6 +6,7 @@ Written with `torch.nn.functional` and not with `FrameModel`: a wrong mean there
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -14,6 +15,8 @@ import torch.nn.functional as F
 from ..contract import Contract
 from ..model import MultiTaskDPT
 from ..parity import Case, Reference
+from ..parity import images as built_in
+from ..runtime.image import list_images, read_image
 
 
 def make_reference(
@@ -35,6 +38,17 @@ def make_reference(
             },
         ))
     return Reference(tuple(cases))
+
+
+def parity_inputs(images: Path, most: int) -> list[tuple[str, bool, np.ndarray]]:
+    """(name, adversarial, uint8 RGB frame) of a file or a folder, at most `most` evenly spaced, and adversarial ones.
+
+    Raises `BadInput` where there is no image.
+    """
+    paths = list_images(images)
+    if len(paths) > most:
+        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, most).astype(int)]
+    return [(path.name, False, read_image(path)) for path in paths] + built_in.adversarial()
 
 
 def preprocess(frame: np.ndarray, contract: Contract) -> torch.Tensor:

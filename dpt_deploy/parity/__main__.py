@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from .. import cli
+from ..errors import BadInput
 
 with cli.needing("cli"):
     import tyro
 
     from ..bundle import Bundle
+    from .compare import Stage, load_budget
     from .judge import judge
     from .table import print_outcome
 
@@ -24,6 +27,12 @@ class ParityConfig:
 
     bundle: tyro.conf.Positional[Path]
     """Folder that python -m dpt_deploy.export wrote."""
+    images: Path | None = None
+    """Image or folder to judge on from now on, beside adversarial inputs; needs --reference."""
+    max_images: int = 8
+    """At most this many images of a folder are used, evenly spaced."""
+    reference: Path | None = None
+    """The checkpoint that the bundle was exported from: judges what needs PyTorch again, and answers --images."""
     budget: Path | None = None
     """JSON file with other budgets; the report says so."""
     json: bool = False
@@ -32,14 +41,30 @@ class ParityConfig:
 
 def main(config: ParityConfig) -> int:
     """Exit status 0 only if the verdict is."""
+    if config.images is not None and config.reference is None:
+        raise BadInput(
+            "--images: expected --reference CHECKPOINT beside it, for PyTorch must say what is right on these images. "
+            "Add --reference best_model.pth, or judge on the images that the bundle carries."
+        )
+    if config.max_images < 1:
+        raise BadInput(f"--max-images: expected a number from 1, received {config.max_images}.")
+    load_budget(config.budget)
     bundle = Bundle.open(config.bundle)
-    say = (lambda name: None) if config.json else (lambda name: print(f"judging  {name}"))
-    report = judge(bundle, config.budget, progress=say, command=cli.command_line(PROG))
+    say = (lambda line: None) if config.json else print
+    known = _with_torch(bundle, config, say) if config.reference is not None else []
+    report = judge(bundle, config.budget, known, lambda name: say(f"judging  {name}"), cli.command_line(PROG))
     if config.json:
         print(json.dumps(report.to_json(), indent=2))
     else:
         print_outcome(bundle, report, [])
     return 0 if report else 1
+
+
+def _with_torch(bundle: Bundle, config: ParityConfig, say: Callable[[str], None]) -> list[Stage]:
+    """The stages that need PyTorch, which no other way through this command imports."""
+    with cli.needing("export"):
+        from ..export.rejudge import rejudge
+    return rejudge(bundle, config.reference, config.images, config.max_images, config.budget, say)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
@@ -17,86 +16,33 @@ from ..contract import Graph
 from ..errors import BadInput, DptError
 from ..files import existing_file, sha256
 from .reference import Case, Reference
+from .result import AT_LEAST, LEVELS, ParityReport, Stage, limits_of, not_run, over_budget, share_of_budget
 
-Status = Literal["passed", "failed", "not run"]
-AT_LEAST = ("iou",)  # metrics that a budget bounds from below
 DEFAULT_BUDGET = Path(__file__).parent / "budget.json"
+
+__all__ = ["Exhibit", "ParityReport", "Run", "Stage", "compare", "error_map", "load_budget", "not_run"]
 
 # run(batch) -> outputs, both with a batch axis
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 
-@dataclass(frozen=True)
-class Stage:
-    """One artefact, judged on its own against PyTorch FP32."""
+@dataclass(frozen=True, eq=False)
+class Exhibit:
+    """One head's maps of one image, for the report: the reference's beside a stage's."""
 
-    name: str
-    status: Status
-    precision: str
-    """Whose budget applies: fp32, fp16 or bf16 (bf16 is held to the FP16 budget)."""
-    artifact: str | None = None
-    """The file judged, None for what is no file."""
-    sha256: str | None = None
-    heads: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Per head and metric, the worst value over the images that count."""
-    worst: dict[str, str] = field(default_factory=dict)
-    """Per head, the image with the largest error."""
-    reasons: tuple[str, ...] = ()
-    """Why it failed or was not run; what a pass does not cover."""
-
-    def __bool__(self) -> bool:
-        return self.status == "passed"
-
-
-@dataclass(frozen=True)
-class ParityReport:
-    """All stages. Truthy when none failed and at least one ran."""
-
-    stages: tuple[Stage, ...]
-    budget: dict[str, Any]
-    budget_file: str
-    """Name of the budget; "default" is the project's own."""
-    inputs: tuple[str, ...]
-    """Names of the parity images."""
-
-    def __bool__(self) -> bool:
-        return not self.failed and any(self.stages)
+    stage: str
+    case: Case
+    graph: Graph
+    head: str
+    share: float
+    """How much of its budget the worst metric of this head uses on this image; infinite for what is not finite."""
+    have: np.ndarray
+    """The stage's map, (H, W) or (H, W, 3)."""
 
     @property
-    def failed(self) -> list[Stage]:
-        """Stages out of budget, in order: the first is where the error enters."""
-        return [stage for stage in self.stages if stage.status == "failed"]
-
-    @property
-    def not_run(self) -> list[Stage]:
-        """Stages that could not run here."""
-        return [stage for stage in self.stages if stage.status == "not run"]
-
-    @property
-    def verdict(self) -> str:
-        """One sentence."""
-        ran = len(self.stages) - len(self.not_run)
-        tail = f"; {len(self.not_run)} not run" if self.not_run else ""
-        if self.budget_file != "default":
-            tail += f"; budget taken from {self.budget_file}"
-        if self.failed:
-            return f"FAILED: {len(self.failed)} of {ran} stages out of budget, first {self.failed[0].name}{tail}"
-        return f"PASSED: {ran} of {ran} stages within budget{tail}" if self else f"NOT RUN: nothing could run{tail}"
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; a metric that is not finite becomes null, which never passes."""
-        value = dataclasses.asdict(self) | {"verdict": self.verdict, "passed": bool(self)}
-        return json.loads(json.dumps(_finite(value)))
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> ParityReport:
-        """The inverse of `to_json`."""
-        stages = []
-        for entry in value["stages"]:
-            heads = {head: {key: math.nan if number is None else number for key, number in values.items()}
-                     for head, values in entry["heads"].items()}
-            stages.append(Stage(**entry | {"heads": heads, "reasons": tuple(entry["reasons"])}))
-        return cls(tuple(stages), value["budget"], value["budget_file"], tuple(value["inputs"]))
+    def maps(self) -> dict[str, np.ndarray]:
+        """The reference's maps of this image."""
+        return as_maps(self.graph, self.case.maps[self.graph])
 
 
 def load_budget(path: Path | None) -> tuple[dict[str, Any], str]:
@@ -119,53 +65,62 @@ def load_budget(path: Path | None) -> tuple[dict[str, Any], str]:
 
 def compare(
     name: str, run: Run, reference: Reference, graph: Graph, precision: str, budget: dict[str, Any],
-    artifact: Path | None = None, notes: tuple[str, ...] = (),
+    artifact: Path | None = None, notes: tuple[str, ...] = (), show: Callable[[Exhibit], None] = lambda exhibit: None,
 ) -> Stage:
     """Run every case and judge the answers.
 
     `run` takes a batch of what `graph` takes and gives the graph's outputs. NaN, Inf, a missing
     output, a wrong shape and an exception are failures. `notes` say what a pass does not cover.
+    `show` is given every map that was compared.
     """
-    limits = budget["fp32" if precision == "fp32" else "fp16"]
+    limits = limits_of(budget, precision)
     values: dict[str, dict[str, float]] = {}
+    quantiles: dict[str, tuple[float, ...]] = {}
     worst: dict[str, tuple[float, str]] = {}
     reasons: list[str] = []
     for batch in reference.batches(graph):
         try:
             answers = run(np.stack([case.input(graph) for case in batch]))
         except (DptError, RuntimeError, ValueError, TypeError) as error:
-            first = str(error).strip().splitlines()[0]
+            first = (str(error).strip().splitlines() or ["no message"])[0]
             reasons.append(f"a batch of {len(batch)} of {batch[0].name} raised {type(error).__name__}: {first}")
             continue
         for i, case in enumerate(batch):
             faults = _faults(case, graph, answers, i, len(batch))
             reasons += faults
+            if faults:
+                _show_faults(name, case, graph, answers, i, show)
             if faults or (case.adversarial and precision != "fp32"):
                 continue
-            for head, measured in _measure(case, graph, {key: value[i] for key, value in answers.items()}).items():
+            have = as_maps(graph, {key: value[i] for key, value in answers.items()})
+            for head, measured, error in _measure(as_maps(graph, case.maps[graph]), have):
                 _keep_worst(values.setdefault(head, {}), measured)
-                first = next(iter(limits.get(head, measured)))
-                if head not in worst or measured[first] > worst[head][0]:
-                    worst[head] = (measured[first], case.name)
-    for head, limit in limits.items():
-        for metric, bound in limit.items():
-            if head not in values:
-                continue
-            value = values[head].get(metric, math.nan)
-            if not (value >= bound if metric in AT_LEAST else value <= bound):
-                reasons.append(f"{head} {metric} {value:.3g}, budget {bound:.3g}, worst image {worst[head][1]}")
+                levels = tuple(float(level) for level in np.quantile(error, LEVELS))
+                quantiles[head] = tuple(map(max, quantiles.get(head, levels), levels))
+                share = max((share_of_budget(metric, measured.get(metric, math.nan), bound)
+                             for metric, bound in limits.get(head, {}).items()), default=0.0)
+                if head not in worst or share > worst[head][0]:
+                    worst[head] = (share, case.name)
+                show(Exhibit(name, case, graph, head, share, have[head]))
+    names = {head: image for head, (_, image) in worst.items()}
+    reasons += over_budget(values, names, limits)
     expected_heads = _heads(reference.cases[0].maps[graph])
     reasons += [f"{head} was never measured" for head in expected_heads if head not in values and not reasons]
     return Stage(
         name, "failed" if reasons else "passed", precision, artifact.name if artifact else None,
-        sha256(artifact) if artifact else None, values, {head: image for head, (_, image) in worst.items()},
-        tuple(reasons) or notes,
+        sha256(artifact) if artifact else None, values, names, tuple(reasons) or notes, quantiles,
     )
 
 
-def not_run(name: str, precision: str, reason: str, artifact: str | None = None, digest: str | None = None) -> Stage:
-    """A stage that cannot run here, and why."""
-    return Stage(name, "not run", precision, artifact, digest, reasons=(reason,))
+def _show_faults(
+    name: str, case: Case, graph: Graph, answers: dict[str, np.ndarray], index: int, show: Callable[[Exhibit], None]
+) -> None:
+    """Show the maps of the right shape that are not finite."""
+    for output, want in case.maps[graph].items():
+        have = answers.get(output)
+        if have is not None and have.shape[1:] == want.shape and not np.isfinite(have[index]).all():
+            ((head, picture),) = as_maps(graph, {output: have[index]}).items()
+            show(Exhibit(name, case, graph, head, math.inf, picture))
 
 
 def _faults(case: Case, graph: Graph, answers: dict[str, np.ndarray], index: int, batch: int) -> list[str]:
@@ -184,20 +139,35 @@ def _faults(case: Case, graph: Graph, answers: dict[str, np.ndarray], index: int
     return faults
 
 
-def _measure(case: Case, graph: Graph, answer: dict[str, np.ndarray]) -> dict[str, dict[str, float]]:
-    """Errors per head. Depth and normals count where the reference sees foreground, if it does anywhere."""
-    have, want = as_maps(graph, answer), as_maps(graph, case.maps[graph])
-    mask = None
-    if "alpha" in want and (want["alpha"] > 0.5).any():
-        mask = want["alpha"] > 0.5
-    measured = {}
-    if "depth" in want:
-        measured["depth"] = metrics.depth_parity(have["depth"], want["depth"], mask)
-    if "normals" in want:
-        measured["normals"] = metrics.normal_parity(have["normals"], want["normals"], mask)
-    if "alpha" in want:
-        measured["alpha"] = metrics.alpha_parity(have["alpha"], want["alpha"])
-    return measured
+def error_map(head: str, have: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """One head's error per pixel, float64 (H, W): relative for depth, degrees for normals, difference for alpha."""
+    if head == "depth":
+        return metrics.relative_depth_error(have, want)
+    if head == "normals":
+        return metrics.angle(have, want)
+    return np.abs(have.astype(np.float64) - want.astype(np.float64))
+
+
+def foreground(want: dict[str, np.ndarray]) -> np.ndarray | None:
+    """Where depth and normals count: the reference's alpha above 0.5; None (everywhere) where that is empty."""
+    mask = want["alpha"] > 0.5 if "alpha" in want else None
+    return mask if mask is not None and mask.any() else None
+
+
+def _measure(
+    want: dict[str, np.ndarray], have: dict[str, np.ndarray]
+) -> Iterator[tuple[str, dict[str, float], np.ndarray]]:
+    """Per head: its name, its metrics, and the errors of the pixels that count."""
+    mask = foreground(want)
+    measures = {
+        "depth": lambda a, b: metrics.depth_parity(a, b, mask),
+        "normals": lambda a, b: metrics.normal_parity(a, b, mask),
+        "alpha": metrics.alpha_parity,
+    }
+    for head, reference in want.items():
+        error = error_map(head, have[head], reference)
+        counted = error[mask] if mask is not None and head != "alpha" else error
+        yield head, measures[head](have[head], reference), counted
 
 
 def as_maps(graph: Graph, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -224,11 +194,3 @@ def _keep_worst(kept: dict[str, float], measured: dict[str, float]) -> None:
         pick = min if smaller_is_worse else max
         # max() and min() drop a NaN that comes second; a NaN must stay.
         kept[metric] = value if math.isnan(value) else pick(kept.get(metric, value), value)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

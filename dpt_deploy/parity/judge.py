@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from ..bundle import Artifact, Bundle
-from ..contract import Graph
 from ..errors import BackendError, BadBundle, DptError, MissingPackage
 from ..files import write_json, write_text
 from ..runtime import machine
 from ..runtime.runtime import load, open_session
-from .compare import ParityReport, Run, Stage, compare, load_budget, not_run
+from ..runtime.session import Session
+from .compare import Exhibit, ParityReport, Stage, compare, load_budget, not_run
 from .reference import FILE, Reference
 from .report import render
+from .result import held_to, order
 
 RECORD, PAGE = "parity.json", "report.html"
 CPU_NOTE = (
     "graph, weights and names are checked; FP16 arithmetic is not: ONNX Runtime's CPU provider computes most "
     "operators in FP32"
 )
+OPENVINO_NOTE = "a second opinion on accuracy; what passes FP16's range may come out finite here"
+
+RUNTIME = "Runtime, NumPy pre- and post-processing"
+
+Budget = dict[str, Any]
+Show = Callable[[Exhibit], None]
 
 
-@dataclass
-class Exhibit:
-    """One image's maps beside the reference's, for the report."""
+@dataclass(frozen=True)
+class Task:
+    """A stage that is to be judged."""
 
-    case: str = ""
-    stage: str = ""
-    frame: np.ndarray | None = None
-    reference: dict[str, np.ndarray] = field(default_factory=dict)
-    candidate: dict[str, np.ndarray] = field(default_factory=dict)
+    name: str
+    precision: str
+    what: str
+    """What runs, for people: a file's name, or a few words."""
+    work: Callable[[str, Reference, Budget, Show], Stage]
+    """Called with the name."""
+
+
+class Gallery:
+    """Of all maps that are shown to it, per head the one that uses most of its budget."""
+
+    def __init__(self) -> None:
+        self.worst: dict[str, Exhibit] = {}
+
+    def __call__(self, exhibit: Exhibit) -> None:
+        best = self.worst.get(exhibit.head)
+        if best is None or exhibit.share > best.share:
+            fields = vars(exhibit) | {"have": exhibit.have.copy()}  # a view would keep the whole batch
+            self.worst[exhibit.head] = Exhibit(**fields)
 
 
 def judge(
@@ -45,28 +68,43 @@ def judge(
     """Run every stage, write parity.json and report.html into the bundle, and return the report.
 
     `known` are stages that were just judged elsewhere (those that need PyTorch). Stages of the last
-    report that cannot be judged here are carried over while the artefact they judged is unchanged.
+    report that cannot be judged here are carried over while the artefact and the reference that they
+    were judged by are unchanged; they are held to the budget of now.
     """
-    budget, budget_name = load_budget(budget_file)
-    reference = _reference(bundle)
-    stages = list(known)
-    exhibit = Exhibit()
-    for artifact in bundle.find("onnx"):
-        progress(artifact.file)
-        stages.append(_judge_onnx(bundle, artifact, reference, budget, exhibit))
-    progress("runtime on the model graph")
-    stages.append(_judge_runtime(bundle, reference, budget))
-    for artifact in bundle.find("engine"):
-        progress(artifact.file)
-        stages.append(_judge_engine(bundle, artifact, reference, budget))
-    stages = _carried_over(bundle, stages) + stages
-    stages.sort(key=_order)
-    report = ParityReport(tuple(stages), budget, budget_name, tuple(case.name for case in reference.cases))
+    gallery = Gallery()
+    report = assess(bundle, budget_file, known, progress, gallery)
     write_json(bundle.folder / RECORD, report.to_json())
     bundle.add(RECORD, "report")
-    write_text(bundle.folder / PAGE, render(report, bundle, exhibit, command))
+    write_text(bundle.folder / PAGE, render(report, bundle, gallery.worst, command))
     bundle.add(PAGE, "report")
     return report
+
+
+def assess(
+    bundle: Bundle, budget_file: Path | None = None, known: Iterable[Stage] = (),
+    progress: Callable[[str], None] = lambda name: None, show: Show = lambda exhibit: None,
+) -> ParityReport:
+    """`judge` without a trace: nothing is written. `show` is given every map that was compared."""
+    budget, budget_name = load_budget(budget_file)
+    reference, digest = _reference(bundle)
+    stages = list(known)
+    for task in tasks(bundle):
+        progress(task.what)
+        stages.append(task.work(task.name, reference, budget, show))
+    last = last_report(bundle)
+    if last is not None:  # a report that failed is falsy
+        stages += [held_to(stage, last.budget, budget) for stage in _carried_over(bundle, last, stages, digest)]
+    stages.sort(key=order)
+    return ParityReport(tuple(stages), budget, budget_name, tuple(case.name for case in reference.cases), digest)
+
+
+def stage_names(bundle: Bundle) -> list[str]:
+    """The names of the stages that `assess` will report, in its order; nothing is run."""
+    stages = [not_run(task.name, task.precision, "") for task in tasks(bundle)]
+    last, found = last_report(bundle), bundle.find("reference", file=FILE)
+    if last is not None and found:
+        stages += _carried_over(bundle, last, stages, found[0].sha256)
+    return [stage.name for stage in sorted(stages, key=order)]
 
 
 def last_report(bundle: Bundle) -> ParityReport | None:
@@ -77,22 +115,42 @@ def last_report(bundle: Bundle) -> ParityReport | None:
         return None
 
 
-def _reference(bundle: Bundle) -> Reference:
+def tasks(bundle: Bundle) -> list[Task]:
+    """Everything to judge, from the manifest alone; what cannot run here says so when it is its turn."""
+    found = [
+        Task(f"ONNX Runtime {a.graph} {a.precision}", a.precision, a.file, partial(_judge_onnx, bundle, a))
+        for a in bundle.find("onnx")
+    ]
+    found.append(Task(RUNTIME, "fp32", "runtime on the model graph", partial(_judge_runtime, bundle)))
+    for a in bundle.find("onnx", graph="frame", precision="fp32"):
+        found.append(Task("C++ runtime frame fp32", "fp32", "C++ runtime", partial(_judge_cpp, bundle, a)))
+    if importlib.util.find_spec("openvino"):
+        for a in bundle.find("onnx", graph="frame"):
+            name = f"OpenVINO frame {a.precision}"
+            found.append(Task(name, a.precision, f"{a.file} on OpenVINO", partial(_judge_openvino, bundle, a)))
+    engines = bundle.find("engine")
+    names = [f"{a.details['builder']} {a.graph} {a.precision}" for a in engines]
+    for a, name in zip(engines, names, strict=True):
+        # Engines of several versions and devices may lie side by side.
+        told = name if names.count(name) == 1 else f"{name} ({a.file})"
+        found.append(Task(told, a.precision, a.file, partial(_judge_engine, bundle, a)))
+    return found
+
+
+def _reference(bundle: Bundle) -> tuple[Reference, str]:
     found = bundle.find("reference", file=FILE)
     if not found:
         raise BadBundle(f"{bundle.folder} has no {FILE}, so nothing can be judged. Export the checkpoint again.")
-    return Reference.load(bundle.path(found[0]))
+    return Reference.load(bundle.path(found[0])), found[0].sha256
 
 
 def _judge_onnx(
-    bundle: Bundle, artifact: Artifact, reference: Reference, budget: dict[str, Any], exhibit: Exhibit
+    bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
 ) -> Stage:
-    name = f"ONNX Runtime {artifact.graph} {artifact.precision}"
-    path = bundle.path(artifact)
-    if artifact.precision == "bf16" and machine.compute_capability() is None:
-        reason = "ONNX Runtime's CPU provider has no BF16 convolution"
-        return not_run(name, "bf16", reason, artifact.file, artifact.sha256)
-    on_gpu = artifact.precision != "fp32" and machine.compute_capability() is not None
+    gpu = machine.compute_capability() is not None
+    if artifact.precision == "bf16" and not gpu:
+        return _not_run(name, artifact, "ONNX Runtime's CPU provider has no BF16 convolution")
+    on_gpu = artifact.precision != "fp32" and gpu
     try:
         try:
             session = open_session(bundle, artifact, "onnxruntime-cuda" if on_gpu else "onnxruntime-cpu")
@@ -102,18 +160,17 @@ def _judge_onnx(
             on_gpu = False
             session = open_session(bundle, artifact, "onnxruntime-cpu")
     except MissingPackage as error:
-        return not_run(name, artifact.precision, str(error), artifact.file, artifact.sha256)
-    with session:
-        run = _runner(session, artifact.graph)
-        if artifact.graph == "frame" and not (exhibit.candidate and artifact.precision == "fp32"):
-            run = _watch(run, name, reference, exhibit)
-        notes = (CPU_NOTE,) if artifact.precision == "fp16" and not on_gpu else ()
-        return compare(name, run, reference, artifact.graph, artifact.precision, budget, path, notes)
+        return _not_run(name, artifact, str(error))
+    if artifact.precision == "fp16" and not on_gpu:
+        # Adversarial inputs are there to overflow FP16, which this provider does not compute in.
+        reference, notes = reference.images_alone(), (CPU_NOTE,)
+    else:
+        notes = ()
+    return _compare(name, session, bundle, artifact, reference, budget, show, notes)
 
 
-def _judge_runtime(bundle: Bundle, reference: Reference, budget: dict[str, Any]) -> Stage:
+def _judge_runtime(bundle: Bundle, name: str, reference: Reference, budget: Budget, show: Show) -> Stage:
     """The Python runtime's own pre- and post-processing around the FP32 model graph."""
-    name = "Runtime, NumPy pre- and post-processing"
     try:
         runtime = load(bundle.folder, backend="onnxruntime-cpu", graph="model", precision="fp32")
     except (MissingPackage, BackendError) as error:
@@ -126,55 +183,95 @@ def _judge_runtime(bundle: Bundle, reference: Reference, budget: dict[str, Any])
 
     with runtime:
         path = bundle.folder / runtime.artifact.file
-        return compare(name, run, reference, "frame", "fp32", budget, path)
+        return compare(name, run, reference, "frame", "fp32", budget, path, show=show)
 
 
-def _judge_engine(bundle: Bundle, artifact: Artifact, reference: Reference, budget: dict[str, Any]) -> Stage:
-    name = f"{artifact.details['builder']} {artifact.graph} {artifact.precision}"
+def _judge_cpp(
+    bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
+) -> Stage:
+    from ..runtime.cpp_session import CppSession
+
+    try:
+        session = CppSession(bundle, "onnxruntime-cpu", artifact.precision)
+    except (MissingPackage, BackendError) as error:
+        return _not_run(name, artifact, str(error))
+    return _compare(name, session, bundle, artifact, reference, budget, show)
+
+
+def _judge_openvino(
+    bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
+) -> Stage:
+    try:
+        from ..runtime.openvino import OpenVINOSession
+
+        session = OpenVINOSession(bundle, artifact)
+    except (MissingPackage, BackendError) as error:
+        return _not_run(name, artifact, str(error))
+    notes = (OPENVINO_NOTE,) if artifact.precision == "fp16" else ()
+    return _compare(name, session, bundle, artifact, reference, budget, show, notes)
+
+
+def _judge_engine(
+    bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
+) -> Stage:
     if machine.compute_capability() is None:
-        return not_run(name, artifact.precision, "no GPU is visible here", artifact.file, artifact.sha256)
+        return _not_run(name, artifact, "no GPU is visible here")
     try:
         session = open_session(bundle, artifact, artifact.details["builder"])
     except DptError as error:
-        return not_run(name, artifact.precision, str(error), artifact.file, artifact.sha256)
-    with session:
-        run, path = _runner(session, artifact.graph), bundle.path(artifact)
-        return compare(name, run, reference, artifact.graph, artifact.precision, budget, path)
+        return _not_run(name, artifact, str(error))
+    profile = artifact.details.get("profile", {}).get(*session.inputs, {})
+    outside = [case for case in reference.cases if not _fits(case.input(artifact.graph).shape, profile)]
+    if len(outside) == len(reference.cases):
+        return _not_run(name, artifact, "no input has a size within the engine's profile")
+    notes = (f"not judged on {', '.join(c.name for c in outside)}: outside the engine's profile",) if outside else ()
+    inside = Reference(tuple(case for case in reference.cases if not any(case is other for other in outside)))
+    return _compare(name, session, bundle, artifact, inside, budget, show, notes, profile)
 
 
-def _runner(session: Any, graph: Graph) -> Run:
+def _fits(shape: tuple[int, ...], profile: dict[str, Any]) -> bool:
+    """Whether an engine's profile takes an input of this shape, the batch axis aside."""
+    if not profile:
+        return True
+    return all(a <= size <= b for a, size, b in zip(profile["min"][1:], shape, profile["max"][1:], strict=True))
+
+
+def _compare(
+    name: str, session: Session, bundle: Bundle, artifact: Artifact, reference: Reference, budget: Budget, show: Show,
+    notes: tuple[str, ...] = (), profile: dict[str, Any] | None = None,
+) -> Stage:
     (input_name,) = session.inputs
-    return lambda batch: session.run({input_name: batch})
+    fewest = profile["min"][0] if profile else 1
+
+    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+        """In pieces that the session takes; a piece that is too small for it is filled up and cut."""
+        most = session.largest_batch(batch.shape[1:3]) or len(batch)
+        pieces = []
+        for start in range(0, len(batch), most):
+            piece = batch[start : start + most]
+            filled = np.concatenate([piece, *[piece[-1:]] * max(0, fewest - len(piece))])
+            answers = session.run({input_name: filled})
+            pieces.append({key: value[: len(piece)] for key, value in answers.items()} if fewest > 1 else answers)
+        if len(pieces) == 1:
+            return pieces[0]
+        return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
+
+    with session:
+        path = bundle.path(artifact)
+        return compare(name, run, reference, artifact.graph, artifact.precision, budget, path, notes, show)
 
 
-def _watch(run: Run, stage: str, reference: Reference, exhibit: Exhibit) -> Run:
-    """`run`, keeping the answer to the first case for the report."""
-    case = reference.cases[0]
-
-    def watched(batch: np.ndarray) -> dict[str, np.ndarray]:
-        answers = run(batch)
-        if batch.shape[1:] == case.frame.shape and np.array_equal(batch[0], case.frame):
-            exhibit.case, exhibit.stage, exhibit.frame = case.name, stage, case.frame
-            exhibit.reference = case.maps["frame"]
-            exhibit.candidate = {name: value[0] for name, value in answers.items()}
-        return answers
-
-    return watched
+def _not_run(name: str, artifact: Artifact, reason: str) -> Stage:
+    return not_run(name, artifact.precision, reason, artifact.file, artifact.sha256)
 
 
-def _carried_over(bundle: Bundle, stages: list[Stage]) -> list[Stage]:
-    """Stages of the last report that were not judged now, whose artefact is still the one they judged."""
-    last = last_report(bundle)
+def _carried_over(bundle: Bundle, last: ParityReport, stages: list[Stage], reference: str) -> list[Stage]:
+    """Stages of the last report that are not judged now, whose artefact is still the one they judged."""
     current = {artifact.file: artifact.sha256 for artifact in bundle.artifacts}
     now = {stage.name for stage in stages}
     return [
-        stage for stage in (() if last is None else last.stages)  # a report that failed is falsy
+        stage for stage in last.stages
         if stage.name not in now and stage.sha256 is not None and current.get(stage.artifact) == stage.sha256
+        # Weights were compared with the checkpoint, everything else with the reference of its day.
+        and (stage.name.startswith("weights") or last.reference in (None, reference))
     ]
-
-
-def _order(stage: Stage) -> tuple[int, int]:
-    """From the checkpoint to the engine: the first failure is where the error enters."""
-    kinds = ("weights", "PyTorch", "ONNX Runtime model", "ONNX Runtime frame", "Runtime", "tensorrt")
-    kind = next((i for i, start in enumerate(kinds) if stage.name.startswith(start)), len(kinds))
-    return kind, ("fp32", "bf16", "fp16").index(stage.precision)

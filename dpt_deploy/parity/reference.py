@@ -46,6 +46,10 @@ class Reference:
             groups.setdefault(case.input(graph).shape, []).append(case)
         return [group[i : i + 2] for group in groups.values() for i in range(0, len(group), 2)]
 
+    def images_alone(self) -> Reference:
+        """Without the adversarial inputs."""
+        return Reference(tuple(case for case in self.cases if not case.adversarial))
+
     def save(self, path: Path) -> None:
         """Write `reference.npz`, atomically."""
         arrays: dict[str, np.ndarray] = {

@@ -1,141 +1,248 @@
-"""ParityReport -> one self-contained HTML page."""
+"""ParityReport -> one self-contained HTML page: no script, no network, light and dark, phone and desktop."""
 
 from __future__ import annotations
 
-import base64
 import html
 import math
-from typing import TYPE_CHECKING
+import re
+from collections.abc import Mapping
+from typing import Any
 
-import cv2
-import numpy as np
+from ..bundle import Artifact, Bundle
+from ..contract import HEADS
+from .compare import Exhibit
+from .plots import colour_of, exhibit_row, number, quantile_plot
+from .result import ParityReport, Stage, limits_of, share_of_budget, within
+from .style import STYLE
 
-from .. import metrics
-from ..bundle import Bundle
-from ..picture import colour_depth, colour_error, colour_normals, depth_range
-from .compare import AT_LEAST, ParityReport, Stage
-
-if TYPE_CHECKING:
-    from .judge import Exhibit
-
-STYLE = """
-:root { color-scheme: light dark; --ink: #1b1f24; --dim: #5a6472; --line: #d5dae1; --page: #fff; --card: #f5f7f9;
-  --good: #1a7f37; --bad: #c62828; --wait: #8a6100; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e6e9ee; --dim: #9aa5b4; --line: #39414d; --page: #14171c;
-  --card: #1d2229; --good: #57c974; --bad: #ff7b72; --wait: #e3b341; } }
-body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: var(--page); margin: 0 auto;
-  max-width: 70rem; padding: 1.5rem; }
-h1 { font-size: 1.4rem; margin: 0 0 .3rem; } h2 { font-size: 1.1rem; margin: 2rem 0 .6rem; }
-.verdict { font-size: 1.25rem; font-weight: 600; padding: .8rem 1rem; border-radius: .5rem; background: var(--card);
-  border-left: .4rem solid; }
-.passed { color: var(--good); } .failed { color: var(--bad); } .not-run { color: var(--wait); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; font-size: .9rem; width: 100%; }
-th, td { text-align: left; padding: .35rem .7rem; border-bottom: 1px solid var(--line); vertical-align: top;
-  white-space: nowrap; } td.why { white-space: normal; min-width: 16rem; color: var(--dim); }
-td.number { font-variant-numeric: tabular-nums; } .over { color: var(--bad); font-weight: 600; }
-figure { margin: 0; } .row { display: grid; grid-template-columns: repeat(3, minmax(0, 1fr)); gap: .8rem;
-  margin: .6rem 0; } img { width: 100%; border-radius: .3rem; display: block; } figcaption { color: var(--dim);
-  font-size: .85rem; } code { overflow-wrap: anywhere; } .dim { color: var(--dim); }
-"""
-TITLES = {
-    ("depth", "abs_rel"): "depth AbsRel", ("depth", "p99.9"): "depth p99.9", ("normals", "mean"): "normals mean [deg]",
-    ("normals", "p99"): "normals p99 [deg]", ("alpha", "max"): "alpha max", ("alpha", "iou"): "alpha IoU",
+TITLES = {"depth": "Depth", "normals": "Normals", "alpha": "Alpha"}
+METRICS = {
+    "depth": {"abs_rel": "AbsRel", "p99.9": "p99.9", "max": "max"},
+    "normals": {"mean": "mean", "p99": "p99", "max": "max"},
+    "alpha": {"max": "max", "iou": "IoU", "mean": "mean"},
 }
+UNITS = {"depth": "relative error", "normals": "degrees", "alpha": "difference of coverage"}
+MOST_REASONS = 12
+
+text = html.escape
 
 
-def render(report: ParityReport, bundle: Bundle, exhibit: Exhibit, command: str) -> str:
-    """The page: verdict first, then the numbers against their budgets, then a picture per head."""
-    text = html.escape
-    status = "passed" if report else "failed" if report.failed else "not-run"
-    source = bundle.header["checkpoint"]
-    versions = ", ".join(f"{name} {version}" for name, version in bundle.header["versions"].items())
+def render(report: ParityReport, bundle: Bundle, worst: Mapping[str, Exhibit], command: str) -> str:
+    """The page: verdict first, then numbers against budgets, distributions, pictures, certificates and origins.
+
+    `worst` holds the maps to show, by head; `command` is the shell line that judged.
+    """
+    sections = [
+        _section("Stages", _stages(report)),
+        _section("Distribution of the errors", _plots(report)),
+        _section("Worst images", _exhibits(worst)),
+        _section("Precision", _precision(bundle)),
+        _section("Certificates", _certificates(bundle)),
+        _section("Chain of files", _chain(bundle)),
+        _section("Made by", _made_by(bundle, command)),
+    ]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Parity of {text(bundle.name)}</title><style>{STYLE}</style></head><body>
-<h1>Parity of {text(bundle.name)} with PyTorch FP32</h1>
-<p class="dim">{text(source["file"])}, SHA-256 <code>{source["sha256"][:16]}</code>; {len(report.inputs)} inputs:
-{text(", ".join(report.inputs))}. Worst value over the inputs. Depth and normals count where the reference's alpha is
-above 0.5; where that is empty, over the whole image. Adversarial inputs count for finiteness and for FP32 budgets.</p>
-<p class="verdict {status}">{text(report.verdict)}</p>
-<h2>Stages</h2>{_stages(report)}
-{_exhibit(exhibit)}
-<h2>Files</h2>{_files(bundle)}
-<h2>Made by</h2><p><code>{text(command or "the Python interface")}</code></p>
-<p class="dim">{text(versions)}; {bundle.header["created"]}</p>
+<div class="eyebrow">Parity with PyTorch FP32</div><h1>{text(bundle.name)}</h1>
+{_verdict(report, bundle)}
+{"".join(sections)}
 </body></html>
 """
 
 
-def _stages(report: ParityReport) -> str:
-    columns = [key for key in TITLES if any(key[1] in stage.heads.get(key[0], {}) for stage in report.stages)]
-    head = "".join(f"<th>{TITLES[key]}</th>" for key in columns)
-    rows = []
-    for stage in report.stages:
-        cells = "".join(_number(stage, report, head, metric) for head, metric in columns)
-        rows.append(
-            f'<tr><td>{html.escape(stage.name)}</td><td class="{stage.status.replace(" ", "-")}">{stage.status}</td>'
-            f'{cells}<td class="why">{html.escape("; ".join(stage.reasons))}</td></tr>'
-        )
-    header = f"<tr><th>stage</th><th>status</th>{head}<th>why</th></tr>"
-    return f'<div class="scroll"><table>{header}{"".join(rows)}</table></div>'
+def _section(title: str, content: str) -> str:
+    return f"<section><h2>{title}</h2>{content}</section>\n" if content else ""
 
 
-def _number(stage: Stage, report: ParityReport, head: str, metric: str) -> str:
-    value = stage.heads.get(head, {}).get(metric)
-    if value is None:
-        return "<td></td>"
-    bound = report.budget["fp32" if stage.precision == "fp32" else "fp16"].get(head, {}).get(metric)
-    over = bound is not None and not (value >= bound if metric in AT_LEAST else value <= bound)
-    shown = "NaN" if math.isnan(value) else f"{value:.5f}" if metric == "iou" else f"{value:.2e}"
-    limit = f' <span class="dim">/ {bound:g}</span>' if bound is not None else ""
-    return f'<td class="number{" over" if over else ""}">{shown}{limit}</td>'
-
-
-def _files(bundle: Bundle) -> str:
-    rows = "".join(
-        f"<tr><td>{html.escape(a.file)}</td><td>{a.bytes / 1e6:.1f} MB</td><td><code>{a.sha256[:16]}</code></td></tr>"
-        for a in bundle.artifacts if a.kind != "report"
-    )
-    return f'<div class="scroll"><table><tr><th>file</th><th>size</th><th>SHA-256</th></tr>{rows}</table></div>'
-
-
-def _exhibit(exhibit: Exhibit) -> str:
-    """Reference, candidate and error side by side, a row per head."""
-    if not exhibit.candidate:
-        return ""
-    rows = [f"<h2>{html.escape(exhibit.case)}: PyTorch FP32 and {html.escape(exhibit.stage)}</h2>",
-            f'<div class="row">{_figure(exhibit.frame, "input")}</div>']
-    for head, want in exhibit.reference.items():
-        have = exhibit.candidate.get(head)
-        if have is None or have.shape != want.shape:
-            continue
-        if head == "depth":
-            limits = depth_range(want, exhibit.reference.get("alpha"))
-            pair = colour_depth(want, limits), colour_depth(have, limits)
-            error, unit = metrics.relative_depth_error(have, want), "relative"
-        elif head == "normals":
-            pair = colour_normals(want), colour_normals(have)
-            error, unit = metrics.angle(have, want), "degrees"
-        else:
-            pair = tuple((np.clip(np.nan_to_num(x), 0, 1)[..., None].repeat(3, 2) * 255).astype(np.uint8)
-                         for x in (want, have))
-            error, unit = np.abs(have.astype(np.float64) - want), "difference"
-        top = float(np.nanmax(np.where(np.isfinite(error), error, np.nan), initial=0.0))
-        rows.append(
-            f'<div class="row">{_figure(pair[0], f"{head}, PyTorch FP32")}{_figure(pair[1], f"{head}, candidate")}'
-            f'{_figure(colour_error(error, top), f"error, black is 0 and white is {top:.1e} ({unit})")}</div>'
-        )
-    return "".join(rows)
-
-
-def _figure(rgb: np.ndarray, caption: str) -> str:
-    height, width = rgb.shape[:2]
-    if width > 480:
-        rgb = cv2.resize(rgb, (480, round(height * 480 / width)), interpolation=cv2.INTER_AREA)
-    _, data = cv2.imencode(".png", np.ascontiguousarray(rgb[..., ::-1]))
-    encoded = base64.b64encode(data).decode()
-    caption = html.escape(caption)
+def _verdict(report: ParityReport, bundle: Bundle) -> str:
+    status = "passed" if report else "failed" if report.failed else "not-run"
+    word, _, rest = report.verdict.partition(": ")
+    others = "".join(f"<p>Also, {text(sentence)}.</p>" for sentence in report.blame[1:])
+    source = bundle.header["checkpoint"]
+    digest = source.get("sha256", "")[:16]
     return (
-        f'<figure><img alt="{caption}" src="data:image/png;base64,{encoded}">'
-        f"<figcaption>{caption}</figcaption></figure>"
+        f'<div class="verdict {status}"><strong>{word}</strong><p>{text(rest)}.</p>{others}</div>'
+        f'<p class="dim">Checkpoint {text(source["file"])}, SHA-256 <code>{digest}</code>. '
+        f'{len(report.inputs)} inputs: {text(", ".join(report.inputs))}.</p>'
     )
+
+
+def _stages(report: ParityReport) -> str:
+    heads = [head for head in HEADS if any(head in stage.heads for stage in report.stages)]
+    titles = "".join(f'<th>{TITLES[head]} <small>{UNITS[head]}</small></th>' for head in heads)
+    bodies = "".join(_stage(stage, report, heads) for stage in report.stages)
+    return (
+        '<p class="dim">Worst value over the inputs, and its budget; the bar is the share of the budget that is used. '
+        "Depth and normals count where the reference's alpha is above 0.5; where that is empty, over the whole image. "
+        "Adversarial inputs count for finiteness and for FP32 budgets; FP16 budgets apply to images.</p>"
+        f'<table class="stages"><thead><tr><th>Stage</th>{titles}</tr></thead>{bodies}</table>'
+    )
+
+
+def _stage(stage: Stage, report: ParityReport, heads: list[str]) -> str:
+    status = stage.status.replace(" ", "-")
+    name = (f'<th scope="row">{text(stage.name)} <span class="{status}">{stage.status}</span>'
+            f'<small>{text(stage.artifact or "")}</small></th>')
+    if not any(head in stage.heads for head in heads):  # weights, and what did not run
+        return (f'<tbody><tr>{name}<td colspan="{max(1, len(heads))}">{_reasons(stage)}</td></tr></tbody>')
+    limits = limits_of(report.budget, stage.precision)
+    cells = "".join(
+        f'<td class="head" data-head="{TITLES[head]}">{_metrics(stage, head, limits.get(head, {}))}</td>'
+        for head in heads
+    )
+    if not stage.reasons:
+        return f"<tbody><tr>{name}{cells}</tr></tbody>"
+    kind = " failed-why" if stage.status == "failed" else ""
+    why = f'<tr class="why{kind}"><td colspan="{1 + len(heads)}">{_reasons(stage)}</td></tr>'
+    return f"<tbody><tr>{name}{cells}</tr>{why}</tbody>"
+
+
+def _metrics(stage: Stage, head: str, limits: Mapping[str, float]) -> str:
+    """The metrics that have a budget, with bars; where none has, the first one that was measured."""
+    values = stage.heads.get(head, {})
+    shown = [metric for metric in METRICS[head] if metric in limits] or list(METRICS[head])[:1]
+    lines = []
+    for metric in shown if values else ():
+        value, bound = values.get(metric, math.nan), limits.get(metric)
+        told = f"{value:.5f}" if metric == "iou" else number(value)
+        if bound is None:
+            lines.append(f'<div class="metric"><span class="dim">{METRICS[head][metric]}</span><b>{told}</b></div>')
+            continue
+        share = share_of_budget(metric, value, bound)
+        width = 100 * min(share, 1.0)
+        percent = "" if math.isinf(share) else f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
+        percent = f"{share:.0f} times" if 10 <= share < math.inf else percent
+        lines.append(
+            f'<div class="metric{"" if within(metric, value, bound) else " over"}">'
+            f'<span class="dim">{METRICS[head][metric]}</span><span><b>{told}</b> <span class="dim">of {bound:g}'
+            f'{", " + percent if percent else ""}</span></span>'
+            f'<div class="bar"><i style="width:{width:.1f}%"></i></div></div>'
+        )
+    return "".join(lines)
+
+
+def _reasons(stage: Stage) -> str:
+    shown = [text(reason) for reason in stage.reasons[:MOST_REASONS]]
+    if (more := len(stage.reasons) - len(shown)) > 0:
+        shown.append(f"and {more} more, in parity.json")
+    if len(shown) == 1:
+        return shown[0]
+    return f"<ul>{''.join(f'<li>{reason}</li>' for reason in shown)}</ul>" if shown else ""
+
+
+def _plots(report: ParityReport) -> str:
+    drawn = [stage for stage in report.stages if stage.quantiles]
+    plots = "".join(quantile_plot(head, drawn, report.budget) for head in HEADS)
+    colours = colour_of(drawn)
+    legend = "".join(f'<li><i style="background:{colour}"></i>{text(name)}</li>' for name, colour in colours.items())
+    return (
+        '<p class="dim">Each point is the quantile of one input\'s error map, the worst over the inputs that count. '
+        f'Lines that lie on each other are stages that agree.</p><div class="plots">{plots}</div>'
+        f'<ul class="legend">{legend}</ul>'
+    ) if plots else ""
+
+
+def _exhibits(worst: Mapping[str, Exhibit]) -> str:
+    parts = []
+    for head in HEADS:
+        if (exhibit := worst.get(head)) is not None:
+            used = "not finite" if math.isinf(exhibit.share) else f"{exhibit.share:.0%} of the budget"
+            title = f"{TITLES[head]}: {exhibit.case.name} in {exhibit.stage}, {used}"
+            parts.append(f"<h3>{text(title)}</h3>{exhibit_row(exhibit)}")
+    intro = '<p class="dim">Per head, the image that uses most of its budget in any stage that ran now.</p>'
+    return intro + "".join(parts) if parts else ""
+
+
+def _precision(bundle: Bundle) -> str:
+    """The precision plan, and what was tried to find it."""
+    record = bundle.header.get("precision") or {}
+    plan = record.get("plan") or {}
+    if not plan:
+        return ""
+    kept = ", ".join(plan.get("fp32", [])) or "nothing"
+    told = f"<p>{text(str(plan.get('precision', '')).upper())}; in FP32: {text(kept)}.</p>"
+    rows = "".join(
+        f'<tr><td>{text(str(trial.get("name", "")))}</td><td class="{"passed" if trial.get("passed") else "failed"}">'
+        f'{"within budget" if trial.get("passed") else "out of budget"}</td>'
+        f'<td>{_percent(trial.get("backbone_half"))}</td><td>{_percent(trial.get("decoder_half"))}</td></tr>'
+        for trial in record.get("trials") or []
+    )
+    header = "<tr><th>tried</th><th>verdict</th><th>backbone in half</th><th>decoder and heads in half</th></tr>"
+    table = f'<div class="scroll"><table><thead>{header}</thead><tbody>{rows}</tbody></table></div>'
+    return told + (table if rows else "")
+
+
+def _percent(value: Any) -> str:
+    return f"{value:.1%}" if isinstance(value, int | float) else ""
+
+
+def _certificates(bundle: Bundle) -> str:
+    parts = []
+    for engine in bundle.find("engine"):
+        certificate = engine.details.get("certificate")
+        content = definitions(certificate) if isinstance(certificate, Mapping) else "<p>None was recorded.</p>"
+        parts.append(f"<h3>{text(engine.file)}</h3>{content}")
+    return "".join(parts)
+
+
+def definitions(value: Any) -> str:
+    """Any plain JSON value as HTML: a dict as a definition list, a list as items."""
+    if isinstance(value, Mapping):
+        rows = "".join(
+            f"<dt>{text(str(key).replace('_', ' '))}</dt><dd>{definitions(item)}</dd>" for key, item in value.items()
+        )
+        return f"<dl>{rows}</dl>" if rows else "none"
+    if isinstance(value, list | tuple):
+        if all(not isinstance(item, Mapping | list | tuple) for item in value):
+            return text(", ".join(map(_plain, value))) or "none"
+        return "<ul>" + "".join(f"<li>{definitions(item)}</li>" for item in value) + "</ul>"
+    return text(_plain(value))
+
+
+def _plain(value: Any) -> str:
+    if value is None:
+        return "not known"
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return number(value) if isinstance(value, float) else str(value)
+
+
+def _chain(bundle: Bundle) -> str:
+    """Checkpoint, the graphs made from it, the engines made from each."""
+    source = bundle.header["checkpoint"]
+    graphs = bundle.find("onnx")
+    engines = bundle.find("engine")
+    items = []
+    for graph in graphs:
+        made = [engine for engine in engines if engine.details.get("made_from") == graph.sha256]
+        inner = "".join(f"<li>{_file(engine)}</li>" for engine in made)
+        items.append(f"<li>{_file(graph)}{f'<ul>{inner}</ul>' if inner else ''}</li>")
+    known = {graph.sha256 for graph in graphs}
+    items += [f"<li>{_file(e)} (its graph is no longer here)</li>" for e in engines
+              if e.details.get("made_from") not in known]
+    items += [f"<li>{_file(reference)}</li>" for reference in bundle.find("reference")]
+    return (
+        f'<ul class="chain"><li>{text(source["file"])} <span class="dim">checkpoint</span><br>'
+        f'<code>{source.get("sha256", "")}</code><ul>{"".join(items)}</ul></li></ul>'
+    )
+
+
+def _file(artifact: Artifact) -> str:
+    size = f"{artifact.bytes / 1e6:.1f} MB"
+    return f'{text(artifact.file)} <span class="dim">{size}</span><br><code>{artifact.sha256}</code>'
+
+
+def _made_by(bundle: Bundle, command: str) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in bundle.header.get("versions", {}).items())
+    values = {
+        "judged by": command or "the Python interface",
+        "exported by": bundle.header.get("command") or "the Python interface",
+        "exported at": re.sub(r"T(\d\d:\d\d).*", r" \1 UTC", bundle.header.get("created", "")),
+        "versions": versions,
+    }
+    rows = "".join(
+        f"<dt>{key}</dt><dd>{f'<code>{text(value)}</code>' if key.endswith('by') else text(value)}</dd>"
+        for key, value in values.items() if value
+    )
+    return f"<dl>{rows}</dl>"

@@ -1,0 +1,66 @@
+"""A bundle and its checkpoint -> what PyTorch makes of given images, and the stages that need PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from ..bundle import Bundle
+from ..errors import BadInput
+from ..model import MultiTaskDPT, load_model, read_checkpoint
+from ..parity import Stage, load_budget
+from ..parity.reference import FILE, Reference
+from ..parity.weights import compare_weights
+from .precision import PrecisionPlan, fold_batch_norm
+from .reference import make_reference, parity_inputs
+from .search import judge_half
+
+
+def rejudge(
+    bundle: Bundle, checkpoint: Path, images: Path | None = None, most: int = 8, budget_file: Path | None = None,
+    say: Callable[[str], None] = lambda line: None,
+) -> list[Stage]:
+    """The stages of `bundle` that need PyTorch, from the checkpoint that it was made from.
+
+    With `images` (a file or a folder, of which at most `most` are used) the bundle's reference is made
+    anew on them, and everything is judged by them from then on. Raises `BadInput` when the checkpoint
+    is not the one that the bundle was exported from, and what reading it raises.
+    """
+    budget, _ = load_budget(budget_file)
+    model = model_of(bundle, checkpoint)
+    if images is not None:
+        inputs = parity_inputs(images, most)
+        reference = make_reference(model, bundle.contract, inputs, lambda name: say(f"PyTorch  {name}"))
+        reference.save(bundle.folder / FILE)
+        bundle.add(FILE, "reference")
+    else:
+        (found,) = bundle.find("reference", file=FILE)
+        reference = Reference.load(bundle.path(found))
+    folded = fold_batch_norm(model).state_dict()
+    weights = {name: value.numpy() for name, value in folded.items() if value.is_floating_point()}
+    say("judging  weights")
+    stages = [compare_weights(bundle.path(graph), weights, graph.precision) for graph in bundle.find("onnx")]
+    for graph in bundle.find("onnx", graph="model"):
+        if graph.precision != "fp32":
+            name = f"PyTorch {graph.precision}"
+            say(f"judging  {name}")
+            plan, path = PrecisionPlan.from_json(graph.details["plan"]), bundle.path(graph)
+            stages.append(judge_half(model, plan, reference, budget, name, artifact=path))
+    return stages
+
+
+def model_of(bundle: Bundle, path: Path) -> MultiTaskDPT:
+    """The model that `bundle` was exported from, float32 in eval mode, as its manifest describes it."""
+    checkpoint = read_checkpoint(path)
+    source = bundle.header["checkpoint"]
+    if checkpoint.sha256 != source["sha256"]:
+        raise BadInput(
+            f"--reference: {bundle.folder} was exported from {source['file']} with SHA-256 {source['sha256'][:16]}..., "
+            f"and {path} has {checkpoint.sha256[:16]}...: another checkpoint. Give the one it was exported from, or "
+            f"export this one: python -m dpt_deploy.export {path}"
+        )
+    model = load_model(checkpoint)
+    model.set_depth_scale(bundle.header["model"]["depth_scale"])
+    model.select_heads(bundle.contract.heads)
+    model.set_input_size(bundle.contract.input_size)
+    return model

@@ -1,0 +1,107 @@
+"""pytest plugin: `pytest --dpt-bundle engines/best_model` adds a test for each stage and head of a bundle.
+
+Does nothing without that option, and imports nothing beyond pytest. A stage that cannot run here is a
+skip with its reason. The bundle is judged once, when its first test runs, and is not written to.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+if TYPE_CHECKING:
+    from .parity import ParityReport
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """`--dpt-bundle` and `--dpt-budget`."""
+    group = parser.getgroup("dpt-deploy", "parity of exported bundles")
+    group.addoption("--dpt-bundle", action="append", default=[], metavar="FOLDER", dest="dpt_bundle",
+                    help="add a test for each stage and head of this bundle; may be repeated")
+    group.addoption("--dpt-budget", default=None, metavar="FILE", dest="dpt_budget",
+                    help="JSON file with other parity budgets")
+
+
+@pytest.hookimpl(tryfirst=True)  # before -k and -m choose among the tests
+def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Add the bundles' tests behind those that were collected."""
+    for folder in config.getoption("dpt_bundle"):
+        path = Path(config.invocation_params.dir, folder).resolve()
+        collector = BundleCollector.from_parent(
+            session, name=path.name, nodeid=path.name, folder=path, budget=config.getoption("dpt_budget")
+        )
+        items.extend(collector.collect())
+
+
+class BundleCollector(pytest.Collector):
+    """The tests of one bundle."""
+
+    def __init__(self, folder: Path, budget: str | None, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.folder = folder
+        self.budget = Path(self.config.invocation_params.dir, budget) if budget else None
+
+    def collect(self) -> Iterator[HeadTest]:
+        """A test for each stage and head, known from the manifest before anything runs."""
+        from .errors import DptError
+
+        try:
+            from .bundle import Bundle
+            from .parity.compare import load_budget
+            from .parity.judge import stage_names
+
+            bundle = Bundle.open(self.folder)
+            load_budget(self.budget)
+            names = stage_names(bundle)
+        except DptError as error:
+            raise pytest.UsageError(f"--dpt-bundle: {error}") from error
+        for stage in names:
+            for head in ("weights",) if stage.startswith("weights ") else bundle.contract.heads:
+                yield HeadTest.from_parent(self, name=f"{stage}::{head}", stage=stage, head=head)
+
+    @functools.cached_property
+    def report(self) -> ParityReport:
+        """The verdict on the bundle."""
+        from .bundle import Bundle
+        from .parity.judge import assess
+
+        return assess(Bundle.open(self.folder), self.budget)
+
+
+class HeadTest(pytest.Item):
+    """One head of one stage is within budget."""
+
+    parent: BundleCollector
+
+    def __init__(self, stage: str, head: str, **fields: Any) -> None:
+        super().__init__(**fields)
+        self.stage, self.head = stage, head
+
+    def runtest(self) -> None:
+        """Fail with the reasons that concern this head; skip what cannot run here."""
+        report = self.parent.report
+        (stage,) = [stage for stage in report.stages if stage.name == self.stage]
+        if stage.status == "not run":
+            pytest.skip(f"not run: {'; '.join(stage.reasons)}")
+        if stage.status == "failed" and (reasons := stage.reasons_of(self.head)):
+            raise OutOfBudget("\n".join([f"{self.stage}, {self.head}:", *reasons, *report.blame]))
+
+    def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
+        """The reasons alone: where in this package they were found is of no use."""
+        from .errors import DptError
+
+        if isinstance(excinfo.value, OutOfBudget | DptError):
+            return str(excinfo.value)
+        return super().repr_failure(excinfo, style)
+
+    def reportinfo(self) -> tuple[Path, int | None, str]:
+        """Where pytest says that this test is."""
+        return self.parent.folder, None, self.nodeid
+
+
+class OutOfBudget(AssertionError):
+    """A head of a stage is out of budget."""
