@@ -12,6 +12,7 @@ with cli.needing("cli"):
     import tyro
 
     from ..bundle import Bundle
+    from ..card import write_card
     from ..parity.judge import judge
     from ..parity.table import print_outcome
     from . import EngineOptions, build_engines, run_line
@@ -45,6 +46,7 @@ def main(config: BuildConfig) -> int:
         engines = build_engines(bundle, config.engines, precisions=config.precision or None)
     command = cli.command_line(PROG)
     report = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"), command=command)
+    write_card(bundle)
     print_outcome(bundle, report, [run_line(bundle, engine) for engine in engines])
     return 0 if report else 1
 

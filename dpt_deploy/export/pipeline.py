@@ -19,6 +19,7 @@ import tyro
 from .. import __version__
 from ..build import EngineOptions, build_engines, choose_builder, parse_size
 from ..bundle import Bundle
+from ..card import write_card
 from ..contract import HEADS, Contract, ResizeRule
 from ..errors import BadInput
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
@@ -94,6 +95,7 @@ def export(
     stages = _judge_with_torch(bundle, model, plan, half)
     build_engines(bundle, config.engines, say)
     report = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), command)
+    write_card(bundle)
     return bundle, report
 
 

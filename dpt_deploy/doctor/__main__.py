@@ -1,0 +1,66 @@
+"""python -m dpt_deploy.doctor [BUNDLE]: what this machine has, and what of a bundle fits it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from .. import cli
+
+with cli.needing("cli"):
+    import tyro
+
+    from ..bundle import Bundle
+    from . import Check
+    from .bundle import check_bundle
+    from .machine import check_machine
+
+PROG = "python -m dpt_deploy.doctor"
+COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "not installed": "dim", "not checked": "cyan"}
+
+
+@dataclass(frozen=True)
+class DoctorConfig:
+    """Say what this machine has, and for a bundle whether each file is intact and fits this machine."""
+
+    bundle: tyro.conf.Positional[Path | None] = None
+    """Folder that python -m dpt_deploy.export wrote; the machine alone when not given."""
+    json: bool = False
+    """Print the findings as JSON and nothing else."""
+
+
+def main(config: DoctorConfig) -> int:
+    """Exit status 0 unless something failed. What is not installed, or cannot be known here, has not failed."""
+    bundle = Bundle.open(config.bundle) if config.bundle else None
+    found = {"machine": check_machine(config.bundle or Path.cwd()), "bundle": check_bundle(bundle) if bundle else []}
+    failed = [check for checks in found.values() for check in checks if check.status == "failed"]
+    if config.json:
+        plain = {part: [dataclasses.asdict(check) for check in checks] for part, checks in found.items()}
+        print(json.dumps({"passed": not failed, **plain}, indent=2))
+    else:
+        _print("This machine", found["machine"])
+        if bundle:
+            _print(f"Bundle {bundle.folder}", found["bundle"])
+        print(f"FAILED: {len(failed)}, first {failed[0].subject}" if failed else "Nothing is broken.")
+    return 1 if failed else 0
+
+
+def _print(title: str, checks: list[Check]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    table = Table("", "status", "found", title=title, title_justify="left")
+    for check in checks:
+        table.add_row(Text(check.subject), Text(check.status, COLOURS[check.status]), Text(check.finding))
+    console.print(table)
+    for check in checks:
+        if check.remedy:
+            console.print(f"{check.subject}: {check.remedy}", markup=False, soft_wrap=True)
+
+
+if __name__ == "__main__":
+    cli.run(DoctorConfig, main, PROG)
