@@ -33,8 +33,10 @@ ALLOWED = {
     "bundle": _BUNDLE,
     "runtime": _RUNTIME,
     "parity": _PARITY,
-    "build": _BUILD,
-    "export": _BUILD | {"build", "model"},
+    "card": _BUILD,
+    "build": _BUILD | {"card"},
+    "doctor": _BUILD | {"build", "card"},
+    "export": _BUILD | {"build", "card", "model"},
     "model": _BASE | {"contract"},
     "cli": {"errors"},
     "predict": _PARITY,
@@ -46,7 +48,7 @@ ALLOWED = {
 }
 # Parts that a machine without torch runs. Backends load their own library in a file of their own.
 WITHOUT_TORCH = {"__init__", "errors", "files", "contract", "metrics", "picture", "bundle", "cli", "runtime",
-                 "parity", "build", "predict", "serve", "pytest_plugin"}
+                 "parity", "build", "card", "doctor", "predict", "serve", "pytest_plugin"}
 TORCH_FILES = {"dpt_deploy/runtime/torch.py"}
 TORCH = {"torch", "torchvision", "timm"}
 # Parts of the base install: NumPy and OpenCV are all they may need in order to be imported.
