@@ -87,6 +87,29 @@ class DeviceBuffer:
             self.free()
 
 
+class PinnedBuffer:
+    """Page-locked host memory: the GPU copies from and to it without a detour, while the host goes on."""
+
+    def __init__(self, nbytes: int) -> None:
+        self.pointer = int(call("cudaHostAlloc", nbytes, cudart().cudaHostAllocDefault))
+        self.nbytes = nbytes
+
+    def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+        """The memory as an array; it must not be used after `free`."""
+        memory = (ctypes.c_uint8 * self.nbytes).from_address(self.pointer)
+        return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
+
+    def free(self) -> None:
+        """Give the memory back."""
+        if self.pointer:
+            pointer, self.pointer = self.pointer, 0
+            call("cudaFreeHost", pointer)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # as above
+            self.free()
+
+
 class DeviceArray:
     """A C-contiguous array in GPU memory, which lives as long as this object.
 

@@ -8,6 +8,7 @@ import functools
 import importlib
 import logging
 import math
+import queue
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,12 +17,15 @@ from typing import Any
 import numpy as np
 
 from ..bundle import Artifact, Bundle
-from ..errors import BackendError, ContractError, missing_package
+from ..errors import BackendError, BadInput, ContractError, missing_package
+from ..files import replacing
 from . import cuda, machine
-from .session import Session, host_array
+from .lane import Lane
+from .session import Session
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 WORDS_KEPT = 50
+LANES = 2  # one computes while the other's frames are on their way; more would only cost memory
 
 
 @dataclass(frozen=True)
@@ -88,13 +92,15 @@ def _not_older(version: str | None, than: str | None) -> bool:
 
 
 class TensorRTSession(Session):
-    """An engine of a bundle. Calls from many threads are right: they take turns.
+    """An engine of a bundle. Calls from many threads are right: two run at a time, so that transfers overlap compute.
 
     Host inputs (NumPy, DLPack) give NumPy outputs. An input on the GPU (`__dlpack__` or
     `__cuda_array_interface__`) is used where it is, without a copy, and makes every output a
     `cuda.DeviceArray`: ready on the caller's `stream`, or complete when no stream is given. The caller
     keeps such inputs unchanged until the work on that stream is done.
     """
+
+    lanes = LANES
 
     def __init__(self, bundle: Bundle, artifact: Artifact) -> None:
         """Load an engine on the current GPU.
@@ -108,11 +114,11 @@ class TensorRTSession(Session):
         self.file = artifact.file
         self.profile = Profile.of(artifact)
         self._rebuild = f"python -m dpt_deploy.build {bundle.folder}"
-        self._lock = threading.Lock()
-        self._runtime = self._engine = self._context = self._stream = self._done = None
-        self._inputs = {name: cuda.DeviceBuffer() for name in self.inputs}
-        self._outputs = {name: cuda.DeviceBuffer() for name in self.outputs}
-        self._scratch = cuda.DeviceBuffer()
+        self._closing = threading.Lock()
+        self._runtime = self._engine = self._cache = None
+        self._cache_file, self._cache_bytes = bundle.folder / f"{artifact.file}.cache", b""
+        self._all: list[Lane] = []
+        self._free: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
         trt = self._module()
         cuda.cudart()
         if why := misfit(bundle, artifact, trt.__version__, machine.compute_capability()):
@@ -160,95 +166,85 @@ class TensorRTSession(Session):
         if types != {name: spec.dtype for name, spec in specs.items()}:
             raise ContractError(f"{self.file}: expected the tensors {', '.join(specs)}, found {types}. "
                                 f"Build it again: {self._rebuild}")
-        # The scratch memory is ours: TensorRT itself would take as much as the profile's largest shape needs.
-        self._context = self._engine.create_execution_context(trt.ExecutionContextAllocationStrategy.USER_MANAGED)
-        if self._context is None:
-            self._refuse(f"gives no execution context: {self._logger.said()}")
         self._device = cuda.call("cudaGetDevice")
-        self._stream = int(cuda.call("cudaStreamCreateWithFlags", cuda.cudart().cudaStreamNonBlocking))
-        self._done = cuda.call("cudaEventCreateWithFlags", cuda.cudart().cudaEventDisableTiming)
+        specs = ({name: spec.dtype for name, spec in group.items()} for group in (self.inputs, self.outputs))
+        inputs, outputs = specs
+        for _ in range(LANES):
+            context = self._context(trt)
+            if context is None:
+                self._refuse(f"gives no execution context: {self._logger.said()}")
+            self._all.append(Lane(context, inputs, outputs, self._expect, capture=self._cache is None))
+            self._free.put(self._all[-1])
+
+    def _context(self, trt: Any) -> Any:
+        """A context whose scratch memory is ours: TensorRT itself would take what the profile's largest shape needs.
+
+        TensorRT-RTX compiles kernels for shapes as they come. Its runtime cache keeps them beside the
+        engine, and its own CUDA graphs begin when the final kernels are there: ours would keep early ones.
+        """
+        user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        if not hasattr(trt, "IRuntimeCache"):
+            return self._engine.create_execution_context(user_managed)
+        config = self._engine.create_runtime_config()
+        config.set_execution_context_allocation_strategy(user_managed)
+        config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if self._cache is None:
+            self._cache = config.create_runtime_cache()
+            with contextlib.suppress(OSError):
+                self._cache_bytes = self._cache_file.read_bytes()
+                self._cache.deserialize(self._cache_bytes)  # refuses what another GPU or version wrote
+        config.set_runtime_cache(self._cache)
+        return self._engine.create_execution_context(config)
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         self.profile.check(shapes, f"Resize or split it, build an engine with another profile ({self._rebuild} "
                            "--help), or use backend onnxruntime-cuda.")
-        with self._lock:
-            if self.closed:
+        lane = self._free.get()
+        try:
+            if self.closed or lane is None:
                 raise BackendError(f"this {self.backend} session is closed. Load the bundle again.")
             with cuda.on_device(self._device):
-                return self._enqueue(inputs, shapes, outputs, stream)
-
-    def _enqueue(
-        self, inputs: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], outputs: list[str], stream: int | None
-    ) -> dict[str, Any]:
-        lane = self._stream if stream is None else stream
-        context, copy = self._context, cuda.cudart().cudaMemcpyKind
-        # The last call may still be running on another stream; it used the same buffers.
-        cuda.call("cudaStreamWaitEvent", lane, self._done, 0)
-        views = {name: cuda.device_view(value, name, lane, stream is not None) for name, value in inputs.items()}
-        on_gpu = any(views.values())
-        for name, value in inputs.items():
-            if views[name]:
-                pointer = views[name].pointer
-            else:
-                host = host_array(value, name)
-                pointer = self._reserve(self._inputs[name], host.nbytes)
-                cuda.call("cudaMemcpyAsync", pointer, host.ctypes.data, host.nbytes, copy.cudaMemcpyHostToDevice, lane)
-            self._expect(context.set_input_shape(name, shapes[name]), f"refuses {name} of shape {list(shapes[name])}")
-            self._expect(context.set_tensor_address(name, pointer), f"refuses memory for {name}")
-        results: dict[str, Any] = {}
-        for name, spec in self.outputs.items():
-            shape, dtype = tuple(context.get_tensor_shape(name)), np.dtype(spec.dtype)
-            self._expect(len(shape) > 0 and min(shape) > 0, f"gives no shape for {name}: {list(shape)}")
-            nbytes = math.prod(shape) * dtype.itemsize
-            if on_gpu and name in outputs:
-                results[name] = cuda.DeviceArray.empty(shape, dtype, stream)
-                pointer = results[name].pointer
-            else:
-                pointer = self._reserve(self._outputs[name], nbytes)
-                if name in outputs:
-                    results[name] = np.empty(shape, dtype)
-            self._expect(context.set_tensor_address(name, pointer), f"refuses memory for {name}")
-        size = context.update_device_memory_size_for_shapes()
-        context.set_device_memory(self._reserve(self._scratch, size), self._scratch.nbytes)
-        self._expect(context.execute_async_v3(lane), f"could not run {dict(shapes)}")
-        if not on_gpu:
-            for name, host in results.items():
-                cuda.call("cudaMemcpyAsync", host.ctypes.data, self._outputs[name].pointer, host.nbytes,
-                          copy.cudaMemcpyDeviceToHost, lane)
-        cuda.call("cudaEventRecord", self._done, lane)
-        if stream is None or not on_gpu:
-            cuda.call("cudaStreamSynchronize", lane)
-        return {name: results[name] for name in outputs}
-
-    def _reserve(self, buffer: cuda.DeviceBuffer, nbytes: int) -> int:
-        if nbytes > buffer.nbytes:  # it is about to be freed
-            cuda.call("cudaEventSynchronize", self._done)
-        return buffer.reserve(nbytes)
+                where = lane.stream if stream is None else stream
+                views = {name: cuda.device_view(value, name, where, stream is not None)
+                         for name, value in inputs.items()}
+                if not any(views.values()):
+                    return lane.on_host(inputs, outputs)
+                return lane.on_device(views, inputs, outputs, stream)
+        finally:
+            self._free.put(lane)
 
     def _expect(self, succeeded: bool, what: str) -> None:
         if not succeeded:
             raise BackendError(f"{self.backend}: {self.file} {what}: {self._logger.said()}")
 
     def close(self) -> None:
-        """Release the engine, its memory and its stream, after the work that uses them."""
-        with self._lock:
+        """Release the engine, its memory and its streams, after the work that uses them."""
+        with self._closing:
             if self.closed:
                 return
             super().close()
-            if self._done is not None:
-                cuda.call("cudaEventSynchronize", self._done)
+            for _ in self._all:
+                self._free.get()  # whoever holds a lane finishes first
+            self._free.put(None)  # wakes whoever waits for one
+            self._keep_cache()
+            for lane in self._all:
+                lane.close()
             # One after the other: a context lives in its engine, and that in its runtime.
-            self._context = None
+            self._all.clear()
+            self._cache = None
             self._engine = None
             self._runtime = None
-            for buffer in (*self._inputs.values(), *self._outputs.values(), self._scratch):
-                buffer.free()
-            if self._done is not None:
-                cuda.call("cudaEventDestroy", self._done)
-            if self._stream is not None:
-                cuda.call("cudaStreamDestroy", self._stream)
-            self._done = self._stream = None
+
+    def _keep_cache(self) -> None:
+        """Write TensorRT-RTX's compiled kernels beside the engine, where that is possible and something is new."""
+        if self._cache is None:
+            return
+        with contextlib.suppress(BadInput, RuntimeError):  # a bundle may be read-only
+            content = bytes(self._cache.serialize())
+            if content and content != self._cache_bytes:
+                with replacing(self._cache_file) as temporary:
+                    temporary.write_bytes(content)
 
 
 @functools.cache

@@ -1,0 +1,134 @@
+"""What a result was measured on, and what this machine can do at most."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+PACKAGES = ("dpt-deploy", "numpy", "opencv-python", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
+            "tensorrt_rtx", "cuda-python", "cuda-bindings")
+UNITS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_int8", "asimd",
+         "bf16", "fphp")
+GPU_FIELDS = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit",
+              "temperature.gpu", "pstate", "clocks_event_reasons.active", "memory.total", "memory.used")
+
+
+def record() -> dict[str, Any]:
+    """Processor, memory, GPU, versions, date and load, as plain JSON values; nothing that names the host."""
+    return {
+        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "commit": _commit(),
+        "processor": _processor(),
+        "memory_gb": round(_meminfo("MemTotal") / 1e6, 1),
+        "gpu": gpu_state(),
+        "load": list(os.getloadavg()),
+        "python": platform.python_version(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "versions": _versions(),
+    }
+
+
+def gpu_state() -> dict[str, str] | None:
+    """Clocks, power and throttle state of the first GPU, and other processes on it; None without one."""
+    query = ["nvidia-smi", f"--query-gpu={','.join(GPU_FIELDS)}", "--format=csv,noheader,nounits", "--id=0"]
+    try:
+        done = subprocess.run(query, capture_output=True, text=True, timeout=20, check=True)
+        apps = subprocess.run(["nvidia-smi", "--query-compute-apps=pid", "--format=csv,noheader", "--id=0"],
+                              capture_output=True, text=True, timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    state = dict(zip(GPU_FIELDS, (value.strip() for value in done.stdout.strip().split(",")), strict=False))
+    others = [pid for pid in apps.stdout.split() if pid != str(os.getpid())]
+    return state | {"other_processes": str(len(others))}
+
+
+def resident_mb() -> float:
+    """Resident memory of this process [MB]; 0 where the system does not tell."""
+    try:
+        status = Path("/proc/self/status").read_text()
+    except OSError:
+        return 0.0
+    return int(re.search(r"VmRSS:\s+(\d+)", status).group(1)) / 1e3
+
+
+def peak_mb() -> float:
+    """Largest resident memory of this process so far [MB]."""
+    import resource
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
+
+
+def matrix_products() -> dict[str, tuple[Callable[[], None], float]]:
+    """Per precision, a large matrix product in PyTorch, and its FLOPs: the machine's own ceiling.
+
+    On a GPU fp32 (without TF32) and fp16; on a processor fp32, and bf16 where it has the units.
+    """
+    try:
+        import torch
+    except ImportError:
+        a = np.random.default_rng(0).standard_normal((2048, 2048)).astype(np.float32)
+        return {"fp32": (lambda: np.matmul(a, a), 2.0 * 2048**3)}
+    on_gpu = torch.cuda.is_available()
+    n = 8192 if on_gpu else 2048
+    types = {"fp32": torch.float32, "fp16": torch.float16} if on_gpu else {"fp32": torch.float32}
+    if not on_gpu and {"avx512_bf16", "amx_bf16"} & set(_processor()["units"]):
+        types["bf16"] = torch.bfloat16
+    found = {}
+    for name, dtype in types.items():
+        a = torch.randn(n, n, device="cuda" if on_gpu else "cpu").to(dtype)
+        out = torch.empty_like(a)
+
+        def product(a: Any = a, out: Any = out) -> None:
+            torch.mm(a, a, out=out)
+            if on_gpu:
+                torch.cuda.synchronize()
+
+        found[name] = (product, 2.0 * n**3)
+    return found
+
+
+def _processor() -> dict[str, Any]:
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return {"name": platform.processor(), "cores": os.cpu_count(), "units": []}
+    name = re.search(r"model name\s*:\s*(.*)", text)
+    flags = set((re.search(r"(?:flags|Features)\s*:\s*(.*)", text) or [None, ""])[1].split())
+    return {"name": name[1].strip() if name else platform.machine(), "cores": len(os.sched_getaffinity(0)),
+            "units": [unit for unit in UNITS if unit in flags]}
+
+
+def _meminfo(key: str) -> int:
+    try:
+        return int(re.search(rf"{key}:\s+(\d+)", Path("/proc/meminfo").read_text()).group(1))
+    except OSError:
+        return 0
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def _commit() -> str | None:
+    root = Path(__file__).resolve().parents[1]
+    try:
+        done = subprocess.run(["git", "-C", str(root), "rev-parse", "--short", "HEAD"], capture_output=True, text=True,
+                              timeout=20, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,82 @@
+"""Timing of several contenders in interleaved rounds, and what the numbers may claim."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+PAUSE = 0.02  # seconds between calls: thread pools that spin after their work would slow the next contender
+WIDE = 0.10  # a result whose middle 80 % spreads over more than this share of its median is not called stable
+DRIFT = 0.05  # nor one whose ceiling moved by more than this between the halves of the run
+
+
+@dataclass
+class Samples:
+    """All calls of one contender, in order."""
+
+    seconds: list[float] = field(default_factory=list)
+    parts: dict[str, list[float]] = field(default_factory=dict)
+    """Where the contender tells its own steps apart: seconds of each, per call."""
+
+    def summary(self) -> dict[str, Any]:
+        """Percentiles [ms], spread (p90 - p10) / p50, and the median of each part [ms]."""
+        p10, p50, p90, p99 = np.percentile(self.seconds, (10, 50, 90, 99)) * 1e3
+        return {
+            "p50_ms": float(p50), "p90_ms": float(p90), "p99_ms": float(p99), "runs": len(self.seconds),
+            "spread": float((p90 - p10) / p50),
+            "parts_ms": {name: float(np.median(values) * 1e3) for name, values in self.parts.items()},
+        }
+
+
+Call = Callable[[], dict[str, float] | None]
+"""One complete call; may return the seconds of its parts."""
+
+
+def interleave(
+    calls: dict[str, Call], rounds: int, warm_up: int, say: Callable[[int], None] = lambda done: None
+) -> dict[str, Samples]:
+    """Call A B C A B C ..., so that whatever the machine does besides hits all alike. `warm_up` rounds are not kept."""
+    samples = {name: Samples() for name in calls}
+    for i in range(warm_up + rounds):
+        for name, call in calls.items():
+            time.sleep(PAUSE)
+            start = time.perf_counter()
+            parts = call()
+            seconds = time.perf_counter() - start
+            if i < warm_up:
+                continue
+            samples[name].seconds.append(seconds)
+            for part, value in (parts or {}).items():
+                samples[name].parts.setdefault(part, []).append(value)
+        say(i + 1)
+    return samples
+
+
+def ratios(samples: Samples, to: Samples) -> dict[str, float]:
+    """How many times faster `samples` is than `to`, round by round: median, p10 and p90."""
+    p10, p50, p90 = np.percentile(np.array(to.seconds) / np.array(samples.seconds), (10, 50, 90))
+    return {"median": float(p50), "p10": float(p10), "p90": float(p90)}
+
+
+def doubts(samples: Samples, rounds_wanted: int = 10) -> list[str]:
+    """Why one contender's numbers cannot be called stable; empty when they can."""
+    found = []
+    if len(samples.seconds) < rounds_wanted:
+        found.append(f"{len(samples.seconds)} runs are too few to tell")
+    spread = samples.summary()["spread"]
+    if spread > WIDE:
+        found.append(f"the middle 80 % of its runs spread over {spread:.0%} of the median, more than {WIDE:.0%}")
+    return found
+
+
+def drift(samples: Samples) -> float:
+    """How much the median moved from the first half of the run to the second, as a share."""
+    half = len(samples.seconds) // 2
+    if not half:
+        return 0.0
+    first, second = np.median(samples.seconds[:half]), np.median(samples.seconds[half:])
+    return float(abs(second / first - 1))

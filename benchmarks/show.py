@@ -1,0 +1,76 @@
+"""Results as a table in the terminal and as a plot."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from dpt_deploy.files import replacing
+
+
+def table(result: dict[str, Any]) -> None:
+    """Print the rows of `latency.measure`, what was not run below them, and why nothing may be stable."""
+    console = Console(highlight=False)
+    console.width = max(console.width, 150)
+    h, w = result["frame"]
+    shown = Table(title=f"{result['bundle']}: {w} x {h}, batch {result['batch']}, {result['rounds']} rounds",
+                  title_justify="left")
+    for column in ("contender", "p50 ms", "p90", "p99", "frames/s", "x peer", "ceiling", "pre+post", "load s",
+                   "first s", "host MB", "AbsRel", "parity", "stable"):
+        left = column in ("contender", "parity", "stable")
+        shown.add_column(column, justify="left" if left else "right", no_wrap=column == "contender")
+    for row in result["rows"]:
+        if row["status"] == "ran":
+            shown.add_row(*_cells(row, result["doubts"]))
+    console.print(shown)
+    for row in result["rows"]:
+        if row["status"] != "ran":
+            console.print(f"not run  {row['name']}: {row['reason']}", markup=False)
+    for doubt in result["doubts"]:
+        console.print(f"nothing here is stable: {doubt}", markup=False)
+
+
+def _cells(row: dict[str, Any], doubts: list[str]) -> list[str]:
+    parity, parts = row.get("parity"), row["parts_ms"]
+    around = (parts["pre"] + parts["post"]) / row["p50_ms"] if {"pre", "post"} <= set(parts) else None
+    abs_rel = parity and parity["heads"].get("depth", {}).get("abs_rel")
+    return [
+        row["name"], f"{row['p50_ms']:.1f}", f"{row['p90_ms']:.1f}", f"{row['p99_ms']:.1f}",
+        f"{row['frames_per_s']:.2f}",
+        f"{row['times_faster_than_peer']['median']:.2f}" if "times_faster_than_peer" in row else "",
+        f"{row['share_of_ceiling']:.0%}" if "share_of_ceiling" in row else "",
+        "" if around is None else f"{around:.1%}",
+        f"{row['load_s']:.1f}", f"{row['first_call_s']:.2f}", f"{row['host_memory_mb']:.0f}",
+        f"{abs_rel:.1e}" if abs_rel is not None else "", f"{parity['status']} ({parity['budget']})" if parity else "",
+        "yes" if row["stable"] and not doubts else "no",
+    ]
+
+
+def plot(result: dict[str, Any], path: Path) -> None:
+    """The median of every contender as bars, as PNG, atomically; nothing without matplotlib."""
+    try:
+        import matplotlib
+    except ImportError:
+        return
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    rows = sorted((row for row in result["rows"] if row["status"] == "ran"), key=lambda row: -row["p50_ms"])
+    figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.45 * len(rows)), layout="constrained")
+    colours = ["#c0504d" if row["peer"] else "#4f81bd" for row in rows]
+    bars = axes.barh([row["name"] for row in rows], [row["p50_ms"] for row in rows], color=colours)
+    for bar, row in zip(bars, rows, strict=True):
+        parity = row.get("parity", {}).get("status", "not judged")
+        axes.text(bar.get_width(), bar.get_y() + bar.get_height() / 2,
+                  f" {row['p50_ms']:.0f} ms, p99 {row['p99_ms']:.0f}; parity {parity}", va="center", fontsize=8)
+    h, w = result["frame"]
+    axes.set(xlabel=f"ms from a {w} x {h} frame to full-size maps, median of {result['rounds']}",
+             title=f"{result['bundle']} on {result['machine']['processor']['cores']} cores"
+             if not result["machine"]["gpu"] else f"{result['bundle']} on {result['machine']['gpu']['name']}")
+    axes.margins(x=0.35)
+    with replacing(path) as temporary:
+        figure.savefig(temporary, dpi=120)
+    pyplot.close(figure)
