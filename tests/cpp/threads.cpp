@@ -26,7 +26,10 @@ void fill(Work &work, int i) {
     work.image.format = static_cast<dpt::Pixels>(i % kFormats);
     work.pixels.resize(work.image.pixels() * static_cast<std::size_t>(kChannels[i % kFormats]));
     unsigned state = 12345U + static_cast<unsigned>(i);
-    for (std::uint8_t &pixel : work.pixels) pixel = static_cast<std::uint8_t>((state = state * 1664525U + 1013904223U) >> 24U);
+    for (std::uint8_t &pixel : work.pixels) {
+        state = state * 1664525U + 1013904223U;
+        pixel = static_cast<std::uint8_t>(state >> 24U);
+    }
     work.image.data = work.pixels.data();
 }
 
