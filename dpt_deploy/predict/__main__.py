@@ -1,7 +1,8 @@
-"""python -m dpt_deploy.predict BUNDLE IMAGE_OR_FOLDER: panels and raw maps."""
+"""python -m dpt_deploy.predict BUNDLE IMAGE_FOLDER_VIDEO_OR_CAMERA: panels, raw maps, videos."""
 
 from __future__ import annotations
 
+import time
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ with cli.needing("cli"):
     from rich.table import Table
 
 from .panel import panel, write_png
+from .video import Look, Reader, is_video, predict_video
 
 PROG = "python -m dpt_deploy.predict"
 PANEL = ".panel.png"
@@ -31,16 +33,17 @@ PANEL = ".panel.png"
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Depth, normals and alpha of an image, or of every image in a folder.
+    """Depth, normals and alpha of an image, of every image in a folder, of a video, or of what a camera sees.
 
     Writes for each image a panel picture, the raw maps (.npz: depth [m], normals, alpha, all float32 at
-    the image's size), and depth [m] as OpenEXR.
+    the image's size), and depth [m] as OpenEXR. A video or a camera gives one MP4 without sound; Ctrl-C
+    ends it early, and it plays all the same.
     """
 
     bundle: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
     """Folder that python -m dpt_deploy.export wrote."""
-    images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="IMAGE_OR_FOLDER")]
-    """An image, or a folder of images."""
+    images: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE")]
+    """An image, a folder of images, a video, or a camera's number such as 0."""
     out: Path = Path("predictions")
     """Folder for the results."""
     backend: Backend | None = None
@@ -51,11 +54,17 @@ class PredictConfig:
     """The backend's preference when not given."""
     threads: int | None = None
     """CPU threads per operator."""
+    look: Look = "panel"
+    """What a video shows: panel, or matte, the foreground over green."""
+    frames: int | None = None
+    """At most this many frames of a video or camera."""
 
 
 def main(config: PredictConfig) -> int:
     """Exit status 0 if at least one image was predicted; those that could not be are named."""
     console = Console(highlight=False, soft_wrap=True)
+    if is_video(config.images):
+        return _video(config, console)
     paths = [path for path in list_images(config.images) if not path.name.endswith(PANEL) or path == config.images]
     if not paths:
         raise BadInput(f"{config.images}: expected images, found only panels that this command wrote.")
@@ -90,6 +99,32 @@ def main(config: PredictConfig) -> int:
     if not table.row_count:
         raise BadInput(f"{config.images}: none of its {len(paths)} images could be predicted.")
     return 0
+
+
+def _video(config: PredictConfig, console: Console) -> int:
+    """Exit status 0 for a whole video, 130 for one that was interrupted."""
+    if config.frames is not None and config.frames < 1:
+        raise BadInput(f"--frames: expected a number from 1, received {config.frames}.")
+    with Reader(config.images) as reader, \
+            load(config.bundle, config.backend, config.graph, config.precision, config.threads) as runtime:
+        console.print(runtime.reason, markup=False)
+        path = config.out / f"{reader.name}.{config.look}.mp4"
+        total = min((number for number in (reader.length, config.frames) if number), default=None)
+        columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                   TextColumn("{task.description}"))
+        started = time.perf_counter()
+        with Progress(*columns, console=console) as bar:
+            task = bar.add_task("", total=total)
+
+            def progress(done: int) -> None:
+                speed = done / (time.perf_counter() - started)
+                bar.update(task, completed=done, description=f"{speed:.2f} frames/s")
+
+            done, interrupted = predict_video(runtime, reader, path, config.look, config.frames, progress)
+    if not done:
+        raise KeyboardInterrupt("interrupted before the first frame was done; nothing was written")
+    console.print(f"{'interrupted: ' if interrupted else ''}{done} frames written to {path}", markup=False)
+    return 130 if interrupted else 0
 
 
 def write_results(out: Path, stem: str, image: np.ndarray, prediction: Prediction, name: str = "") -> list[Path]:
