@@ -1,6 +1,6 @@
 """pytest plugin: `pytest --dpt-bundle engines/best_model` adds a test for each stage and head of a bundle.
 
-Does nothing without that option, and imports nothing beyond pytest. A stage that cannot run here is a
+Does nothing without that option, and imports nothing heavy. A stage that cannot run here is a
 skip with its reason. The bundle is judged once, when its first test runs, and is not written to.
 """
 
