@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..bundle import Artifact, Bundle
@@ -111,15 +111,24 @@ def _metrics(stage: Stage, head: str, limits: Mapping[str, float]) -> str:
             continue
         share = share_of_budget(metric, value, bound)
         width = 100 * min(share, 1.0)
-        percent = "" if math.isinf(share) else f"{share:.0%}" if share >= 0.1 else f"{share:.1%}"
-        percent = f"{share:.0f} times" if 10 <= share < math.inf else percent
         lines.append(
             f'<div class="metric{"" if within(metric, value, bound) else " over"}">'
-            f'<span class="dim">{METRICS[head][metric]}</span><span><b>{told}</b> <span class="dim">of {bound:g}'
-            f'{", " + percent if percent else ""}</span></span>'
+            f'<span class="dim">{METRICS[head][metric]}</span>'
+            f'<span><b>{told}</b> <span class="dim">of {number(bound)}, {_share(share)}</span></span>'
             f'<div class="bar"><i style="width:{width:.1f}%"></i></div></div>'
         )
+    if stage.status == "failed" and any(not reason.startswith(f"{head} ") for reason in stage.reasons_of(head)):
+        lines.append('<div class="failed">no valid answer on an input; see below</div>')
     return "".join(lines)
+
+
+def _share(share: float) -> str:
+    """How much of a budget is used, for people."""
+    if math.isinf(share):
+        return "not finite"
+    if share >= 10:
+        return f"{share:.0f} times"
+    return f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"
 
 
 def _reasons(stage: Stage) -> str:
@@ -147,7 +156,7 @@ def _exhibits(worst: Mapping[str, Exhibit]) -> str:
     parts = []
     for head in HEADS:
         if (exhibit := worst.get(head)) is not None:
-            used = "not finite" if math.isinf(exhibit.share) else f"{exhibit.share:.0%} of the budget"
+            used = _share(exhibit.share) + ("" if math.isinf(exhibit.share) else " of the budget")
             title = f"{TITLES[head]}: {exhibit.case.name} in {exhibit.stage}, {used}"
             parts.append(f"<h3>{text(title)}</h3>{exhibit_row(exhibit)}")
     intro = '<p class="dim">Per head, the image that uses most of its budget in any stage that ran now.</p>'
@@ -182,22 +191,46 @@ def _certificates(bundle: Bundle) -> str:
     for engine in bundle.find("engine"):
         certificate = engine.details.get("certificate")
         content = definitions(certificate) if isinstance(certificate, Mapping) else "<p>None was recorded.</p>"
-        parts.append(f"<h3>{text(engine.file)}</h3>{content}")
-    return "".join(parts)
+        parts.append(f"<div><h3>{text(engine.file)}</h3>{content}</div>")
+    return f'<div class="certificates">{"".join(parts)}</div>' if parts else ""
 
 
-def definitions(value: Any) -> str:
-    """Any plain JSON value as HTML: a dict as a definition list, a list as items."""
+def definitions(value: Any, inner: bool = False) -> str:
+    """Any plain JSON value as HTML: a dict as a definition list, a list of dicts as a table; small ones as a line."""
     if isinstance(value, Mapping):
+        line = "; ".join(f"{str(key).replace('_', ' ')} {_plain(item)}" for key, item in value.items() if item != "")
+        flat = not any(isinstance(item, Mapping | list | tuple) for item in value.values())
+        if inner and value and flat and len(line) < 90:
+            return text(line)
         rows = "".join(
-            f"<dt>{text(str(key).replace('_', ' '))}</dt><dd>{definitions(item)}</dd>" for key, item in value.items()
+            f"<dt>{text(str(key).replace('_', ' '))}</dt><dd>{definitions(item, True)}</dd>"
+            for key, item in value.items()
         )
         return f"<dl>{rows}</dl>" if rows else "none"
     if isinstance(value, list | tuple):
         if all(not isinstance(item, Mapping | list | tuple) for item in value):
             return text(", ".join(map(_plain, value))) or "none"
+        if all(isinstance(item, Mapping) and _is_flat(item) for item in value):
+            return _rows(value)
         return "<ul>" + "".join(f"<li>{definitions(item)}</li>" for item in value) + "</ul>"
     return text(_plain(value))
+
+
+def _is_flat(item: Mapping[str, Any]) -> bool:
+    """Whether a dict fits into a table's row."""
+    lists = [value for value in item.values() if isinstance(value, list | tuple)]
+    deep = any(isinstance(value, Mapping) for value in item.values())
+    return len(item) > 1 and not deep and not any(isinstance(part, Mapping | list) for one in lists for part in one)
+
+
+def _rows(items: Sequence[Mapping[str, Any]]) -> str:
+    """Dicts of plain values as a table."""
+    keys = list(dict.fromkeys(key for item in items for key in item))
+    header = "".join(f"<th>{text(str(key).replace('_', ' '))}</th>" for key in keys)
+    rows = "".join(
+        "<tr>" + "".join(f"<td>{definitions(item.get(key, ''))}</td>" for key in keys) + "</tr>" for item in items
+    )
+    return f'<div class="scroll"><table><thead><tr>{header}</tr></thead><tbody>{rows}</tbody></table></div>'
 
 
 def _plain(value: Any) -> str:
@@ -205,6 +238,8 @@ def _plain(value: Any) -> str:
         return "not known"
     if isinstance(value, bool):
         return "yes" if value else "no"
+    if isinstance(value, int):
+        return f"{value:,}"
     return number(value) if isinstance(value, float) else str(value)
 
 

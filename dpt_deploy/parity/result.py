@@ -157,8 +157,12 @@ def over_budget(
     heads: dict[str, dict[str, float]], worst: dict[str, str], limits: dict[str, dict[str, float]]
 ) -> list[str]:
     """A reason for each metric that is out of its limits; NaN always is."""
+    def told(metric: str, value: float) -> str:
+        return f"{value:.5f}" if metric in AT_LEAST else f"{value:.3g}"
+
     return [
-        f"{head} {metric} {heads[head].get(metric, math.nan):.3g}, budget {bound:.3g}, worst image {worst.get(head)}"
+        f"{head} {metric} {told(metric, heads[head].get(metric, math.nan))}, budget {bound:.3g}, worst image "
+        f"{worst.get(head)}"
         for head, limit in limits.items() if head in heads
         for metric, bound in limit.items() if not within(metric, heads[head].get(metric, math.nan), bound)
     ]

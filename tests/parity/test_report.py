@@ -114,15 +114,19 @@ def test_the_page_says_everything(page):
     assert text.count("<svg") == 3 and text.count("FP16 budget") >= 3
     assert "magenta is NaN or Inf" in text and "Normals: &lt;two&gt; in tensorrt frame fp16, not finite" in text
     assert text.count('class="maps"') == 3 and text.count("data:image/") == 12
+    assert text.count("no valid answer on an input") == 1
     assert "fused attention" in text and "0.988" in text and "not built" in text
 
 
 def test_any_json_becomes_definitions():
-    assert definitions({"a_b": [1, 2], "c": {"d": None, "e": True}, "f": [{"g": "<"}], "h": [], "i": {}}) == (
-        "<dl><dt>a b</dt><dd>1, 2</dd><dt>c</dt><dd><dl><dt>d</dt><dd>not known</dd><dt>e</dt><dd>yes</dd></dl></dd>"
+    value = {"a_b": [1, 2], "c": {"d": None, "e": True}, "f": [{"g": "<"}], "h": [], "i": {}}
+    assert definitions(value) == (
+        "<dl><dt>a b</dt><dd>1, 2</dd><dt>c</dt><dd>d not known; e yes</dd>"
         "<dt>f</dt><dd><ul><li><dl><dt>g</dt><dd>&lt;</dd></dl></li></ul></dd><dt>h</dt><dd>none</dd><dt>i</dt>"
         "<dd>none</dd></dl>"
     )
+    assert "<th>k</th><th>l m</th>" in definitions([{"k": 1000000, "l_m": [1, 2]}])
+    assert "<td>1,000,000</td><td>1, 2</td>" in definitions([{"k": 1000000, "l_m": [1, 2]}])
 
 
 def test_numbers_read_well():
