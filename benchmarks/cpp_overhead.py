@@ -76,18 +76,17 @@ def random_bundle(folder: Path, backbone: str) -> Bundle:
     with cli.needing("export"):
         import torch
 
-        from dpt_deploy.export.graph import export_graph
-        from dpt_deploy.model import create_multitask_dpt_model
-        from dpt_deploy.model.frame import FrameModel
+        from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
 
     torch.manual_seed(0)
-    model = create_multitask_dpt_model(backbone).eval()
-    contract = model.contract()
-    bundle = Bundle.create(folder, {"name": backbone, "contract": contract.to_json(), "model": model.config.to_json()})
     folder.mkdir(parents=True)
-    export_graph(FrameModel(model, contract).eval(), "frame", contract, folder / "frame.fp32.onnx", 23, {})
-    bundle.add("frame.fp32.onnx", "onnx", graph="frame", precision="fp32")
-    return bundle
+    save_checkpoint(folder / "random.pth", create_multitask_dpt_model(backbone))
+    command = [sys.executable, "-m", "dpt_deploy.export", str(folder / "random.pth"), "--out", str(folder / "bundle"),
+               "--precision", "fp32", "--builder", "none"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not (folder / "bundle" / "manifest.json").is_file():
+        raise BuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
+    return Bundle.open(folder / "bundle")
 
 
 def percentiles(values: list[float]) -> dict[str, float]:
@@ -145,7 +144,7 @@ def main(config: OverheadConfig) -> None:
         os.environ |= {"REAL_ONNXRUNTIME": str(real), "DPT_ONNXRUNTIME_LIBRARY": str(timer)}
         clock = ctypes.CDLL(str(timer))
         clock.timed_run_seconds.restype = ctypes.c_double
-        bundle = Bundle.open(config.bundle) if config.bundle else random_bundle(folder / "bundle", config.backbone)
+        bundle = Bundle.open(config.bundle) if config.bundle else random_bundle(folder / "random", config.backbone)
         with CppSession(bundle, "onnxruntime-cpu", precision="fp32", threads=config.threads) as session:
             result = describe(config, session, real.name.removeprefix("libonnxruntime.so."))
             result["formats"] = {name: measure(config, session, clock, name) for name in config.formats}

@@ -88,6 +88,8 @@ def test_device_pointers_and_the_stream_reach_the_module(toy, run):
      r"them. Build it again: python -m dpt_deploy.build"),
     ({"compute_capability": "8.6"}, {},
      r"was built for a GPU of compute capability 8.6, and this one has 9.0. Build it again"),
+    ({"version_compatible": True}, {"FAKE_VERSION": "11.3.9.9"}, r"was built by tensorrt 11.4.0.23, and 11.3.9.9"),
+    ({"weights": "stripped"}, {}, r"holds no weights; put them back with: python -m dpt_deploy.build .* --refit"),
     ({"made_from": "0" * 64}, {}, r"was built from another graph than frame.fp16.onnx, which was exported since"),
     ({}, {"FAKE_OPEN": "out of memory"}, r"cannot be loaded here: out of memory. Build it again"),
 ])
@@ -101,6 +103,15 @@ def test_an_engine_that_does_not_fit_is_refused(toy, run, details, environment, 
     assert re.search(why, asked["message"])
     chosen = run(environment=environment)  # nothing asked for: the next backend runs, and the reason says why
     assert chosen["reason"].startswith("onnxruntime-cpu runs frame.fp32.onnx; not tensorrt: " + file)
+
+
+@pytest.mark.parametrize(("details", "environment"), [
+    ({"version_compatible": True}, {"FAKE_VERSION": "11.10.0.1"}),
+    ({"hardware_compatible": True, "compute_capability": "8.6"}, {}),
+])
+def test_an_engine_built_to_fit_later_versions_or_newer_gpus_is_taken(toy, run, details, environment):
+    file = add_engine(toy, **details)
+    assert run(environment=environment)["reason"] == f"tensorrt runs {file}."
 
 
 def test_without_a_gpu(toy, run):

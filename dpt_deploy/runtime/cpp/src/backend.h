@@ -21,6 +21,7 @@ struct dpt_engine_order {
     std::uint32_t heads; // DPT_HAS_* bits of the contract
     std::int32_t device;
     std::int32_t no_cuda_graph;
+    std::int32_t host_code; // a version-compatible engine carries code that runs on the host
 };
 
 // Every function returns a dpt_status and, where that is not DPT_OK, writes a sentence to `words`.

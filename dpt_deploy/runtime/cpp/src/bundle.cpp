@@ -39,6 +39,13 @@ EngineDetails parse_engine(const Json &details) {
     engine.builder_version = optional_text(details, "builder_version").value_or("");
     engine.compute_capability = optional_text(details, "compute_capability");
     engine.made_from = optional_text(details, "made_from");
+    const auto flag = [&details](const char *key) {
+        const auto found = details.find(key);
+        return found != details.end() && found->is_boolean() && found->get<bool>();
+    };
+    engine.version_compatible = flag("version_compatible");
+    engine.hardware_compatible = flag("hardware_compatible");
+    engine.stripped = optional_text(details, "weights") == "stripped";
     if (const auto profile = details.find("profile"); profile != details.end()) {
         if (!profile->is_object()) fail(DPT_BAD_BUNDLE, "a profile is an object");
         for (const auto &[input, shapes] : profile->items()) {

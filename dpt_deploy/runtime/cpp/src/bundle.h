@@ -23,6 +23,9 @@ struct EngineDetails {
     std::optional<std::string> compute_capability, made_from;
     std::map<std::string, Range> profile;
     std::optional<std::int64_t> max_pixels; // batch times area
+    bool version_compatible = false;        // runs on later versions of its builder too
+    bool hardware_compatible = false;       // runs on Ampere and newer
+    bool stripped = false;                  // holds no weights
 };
 
 // One file of a bundle, as the manifest describes it.

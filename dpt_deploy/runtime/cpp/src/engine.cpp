@@ -1,8 +1,10 @@
 #include "engine.h"
 
 #include <algorithm>
+#include <cstdlib>
 #include <limits>
 #include <mutex>
+#include <sstream>
 
 #include "backend.h"
 #include "error.h"
@@ -19,6 +21,17 @@ struct Words {
 
 std::string module_file(const std::string &backend) {
     return backend == "tensorrt" ? "libdpt_backend_tensorrt.so" : "libdpt_backend_tensorrt_rtx.so";
+}
+
+// Whether a dotted version is the other or a later one.
+bool not_older(const std::string &version, const std::string &than) {
+    const auto numbers = [](const std::string &dotted) {
+        std::vector<long> parts;
+        std::istringstream stream(dotted);
+        for (std::string part; std::getline(stream, part, '.');) parts.push_back(std::strtol(part.c_str(), nullptr, 10));
+        return parts;
+    };
+    return !than.empty() && numbers(version) >= numbers(than);
 }
 
 std::uint32_t head_bits(const Contract &contract) {
@@ -45,7 +58,7 @@ public:
         check_fit(bundle, artifact, version, device);
         const std::vector<char> plan = bundle.read(artifact);
         const dpt_engine_order order = {plan.data(), plan.size(), file_.c_str(), head_bits(bundle.contract()), device,
-                                        no_cuda_graph ? 1 : 0};
+                                        no_cuda_graph ? 1 : 0, details_.version_compatible ? 1 : 0};
         const std::int32_t status = api_->open(&order, &session_, words.text);
         if (status == DPT_CONTRACT_ERROR) fail(DPT_CONTRACT_ERROR, words.text, " Build it again: ", rebuild_);
         if (status != DPT_OK) refuse(device, words.text);
@@ -93,12 +106,17 @@ private:
 
     // Throws Error(DPT_BACKEND_ERROR) unless the engine is of this graph, this builder's version and this GPU.
     void check_fit(const Bundle &bundle, const Artifact &artifact, const std::string &version, int device) const {
-        if (details_.builder_version != version) {
+        if (details_.stripped) {
+            refuse(device, text("holds no weights; put them back with: ", rebuild_, " --refit ", bundle.folder()));
+        }
+        if (details_.builder_version != version &&
+            !(details_.version_compatible && not_older(version, details_.builder_version))) {
             refuse(device, text("was built by ", backend_, " ", details_.builder_version, ", and ", version,
                                 " is installed here; engines run only on the version that built them"));
         }
         const auto here = compute_capability(device);
-        if (details_.compute_capability && here && *details_.compute_capability != *here) {
+        if (details_.compute_capability && here && *details_.compute_capability != *here &&
+            !(details_.hardware_compatible && not_older(*here, "8.0"))) {
             refuse(device, text("was built for a GPU of compute capability ", *details_.compute_capability,
                                 ", and this one has ", *here));
         }

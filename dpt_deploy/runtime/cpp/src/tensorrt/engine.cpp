@@ -26,6 +26,7 @@ Engine::Engine(const dpt_engine_order &order)
     try {
         runtime_.reset(Builder::get().create_runtime(logger_));
         if (!runtime_) fail_with_words("cannot be loaded here");
+        if (order.host_code != 0) runtime_->setEngineHostCodeAllowed(true);
         engine_.reset(runtime_->deserializeCudaEngine(order.plan, order.bytes));
         if (!engine_) fail_with_words("cannot be loaded here");
         check_tensors();
