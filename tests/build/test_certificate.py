@@ -185,3 +185,26 @@ def test_the_inspectors_answer_is_read(schema):
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["conv", "relu"]}', '{"Layers": null}'])
 def test_an_answer_that_cannot_be_read_is_not_run(text):
     assert read_inspection(text)["status"] == "not run"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("opset", "extra", "status", "half"), [(20, (), "not run", 0), (23, ("backbone.blocks.2.attn",), "passed", 5)]
+)
+def test_graphs_that_are_exported_otherwise(tmp_path, opset, extra, status, half):
+    """No Attention operator; and one block's attention in FP32, which the builder must be free to take apart."""
+    from dpt_deploy.build.engine import build_engine, default_profile, find_builder
+    from dpt_deploy.export.graph import export_graph
+    from dpt_deploy.export.precision import PrecisionPlan, typed
+    from tests.tiny import lively_model
+
+    model, plan = lively_model(), PrecisionPlan("fp16", (*PrecisionPlan.fp32, *extra))
+    contract, path = model.contract(), tmp_path / "model.fp16.onnx"
+    export_graph(typed(model, plan), "model", contract, path, opset, {})
+    profile = default_profile(contract, "model", (1, 2), ((64, 64), (64, 64)))
+    details = build_engine(
+        path, tmp_path / "engine", find_builder("tensorrt-rtx"), profile, "fp16", contract.input_size, list(plan.fp32)
+    )
+    certificate = details["certificate"]
+    assert certificate["status"] == "passed" and certificate["attention"]["status"] == status
+    assert certificate["attention"]["half"] == half and certificate["attention"]["blocks"] == 6
