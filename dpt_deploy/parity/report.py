@@ -209,7 +209,7 @@ def definitions(value: Any, inner: bool = False) -> str:
         return f"<dl>{rows}</dl>" if rows else "none"
     if isinstance(value, list | tuple):
         if all(not isinstance(item, Mapping | list | tuple) for item in value):
-            return text(", ".join(map(_plain, value))) or "none"
+            return text(", ".join(str(item) if type(item) is int else _plain(item) for item in value)) or "none"
         if all(isinstance(item, Mapping) and _is_flat(item) for item in value):
             return _rows(value)
         return "<ul>" + "".join(f"<li>{definitions(item)}</li>" for item in value) + "</ul>"
@@ -238,7 +238,7 @@ def _plain(value: Any) -> str:
         return "not known"
     if isinstance(value, bool):
         return "yes" if value else "no"
-    if isinstance(value, int):
+    if isinstance(value, int) and abs(value) >= 100_000:
         return f"{value:,}"
     return number(value) if isinstance(value, float) else str(value)
 

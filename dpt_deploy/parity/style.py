@@ -45,7 +45,8 @@ svg .marked { fill: var(--ink); paint-order: stroke; stroke: var(--page); stroke
 dl { display: grid; grid-template-columns: minmax(7rem, max-content) minmax(0, 1fr); gap: .15rem 1.2rem;
   font-size: .88rem; margin: .3rem 0; } dt { color: var(--dim); } dd { margin: 0; overflow-wrap: anywhere; }
 dd dl { margin: 0; } dd ul { margin: 0; padding-left: 1rem; } details summary { cursor: pointer; }
-.scroll { overflow-x: auto; } dd table { width: auto; } dd th { font-weight: 400; color: var(--dim); }
+.scroll { overflow-x: auto; } dd table { width: auto; overflow-wrap: normal; }
+dd th { font-weight: 400; color: var(--dim); }
 dd th, dd td { padding: .1rem 1rem .1rem 0; }
 .certificates { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(30rem, 100%), 1fr)); gap: 0 2rem; }
 @media (max-width: 46rem) {
