@@ -21,8 +21,6 @@ from ..metrics import sigmoid
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """File names that count as images in a folder."""
 
-_weights = functools.lru_cache(maxsize=16)(resize_weights)
-
 
 def read_image(path: Path | str) -> np.ndarray:
     """An image file as uint8 (H, W, 3) RGB, turned upright as its EXIF orientation says.
@@ -96,13 +94,17 @@ def preprocess(frames: np.ndarray, contract: Contract) -> np.ndarray:
     """uint8 (N, H, W, 3) RGB -> the model graph's input, float32 (N, 3, h, w)."""
     n, h, w, _ = frames.shape
     box, (input_h, input_w) = contract.content_box((h, w)), contract.input_size
-    x = _weights(h, box.height) @ frames.reshape(n, h, w * 3).astype(np.float32)  # (N, h, W * 3)
-    x = x.reshape(n, box.height, w, 3).transpose(0, 1, 3, 2) @ _weights(w, box.width).T  # (N, h, 3, w)
     scale = 1.0 / (255.0 * np.array(contract.std, np.float32))
     shift = -np.array(contract.mean, np.float32) / np.array(contract.std, np.float32)
-    x = (x * scale[:, None] + shift[:, None]).transpose(0, 2, 1, 3)  # (N, 3, h, w)
     below, right = input_h - box.top - box.height, input_w - box.left - box.width
-    return np.ascontiguousarray(np.pad(x, ((0, 0), (0, 0), (box.top, below), (box.left, right)), mode="edge"))
+    images = np.empty((n, 3, input_h, input_w), np.float32)
+    for i, frame in enumerate(frames):
+        x = _resize_rows(frame.reshape(h, w * 3), box.height)  # (h, W * 3)
+        x = np.ascontiguousarray(x.reshape(box.height, w, 3).transpose(1, 2, 0)).reshape(w, -1)  # (W, 3 * h)
+        x = _resize_rows(x, box.width).reshape(box.width, 3, box.height).transpose(1, 2, 0)  # (3, h, w)
+        x = x * scale[:, None, None] + shift[:, None, None]
+        images[i] = np.pad(x, ((0, 0), (box.top, below), (box.left, right)), mode="edge")
+    return images
 
 
 def postprocess(outputs: Mapping[str, np.ndarray], contract: Contract, size: tuple[int, int]) -> dict[str, np.ndarray]:
@@ -112,20 +114,52 @@ def postprocess(outputs: Mapping[str, np.ndarray], contract: Contract, size: tup
     in [0, 1], as far as `outputs` has them.
     """
     box = contract.content_box(size)
-    back_h, back_w = _weights(box.height, size[0]), _weights(box.width, size[1])
 
-    def to_frame(x: np.ndarray) -> np.ndarray:  # (N, C, h, w) -> (N, C, H, W)
-        content = x[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
-        return back_h @ (content @ back_w.T)
+    def to_frame(x: np.ndarray) -> np.ndarray:  # (N, C, h, w) -> (N, H, W) or (N, H, W, C)
+        content = x[:, :, box.top : box.top + box.height, box.left : box.left + box.width].transpose(0, 2, 3, 1)
+        return np.stack([_resize(np.ascontiguousarray(one), size) for one in content])
 
     maps = {}
     if "depth" in outputs:
-        maps["depth"] = to_frame(outputs["depth"])[:, 0]
+        maps["depth"] = to_frame(outputs["depth"])
     if "normals" in outputs:
-        normals = np.ascontiguousarray(to_frame(outputs["normals"]).transpose(0, 2, 3, 1))  # (N, H, W, 3)
-        length = np.sqrt(np.square(normals).sum(axis=-1, keepdims=True))
-        maps["normals"] = normals / np.maximum(length, np.float32(1e-6))
+        normals = to_frame(outputs["normals"])  # (N, H, W, 3)
+        length = np.sqrt(np.einsum("nhwc,nhwc->nhw", normals, normals))
+        normals /= np.maximum(length, np.float32(1e-6))[..., None]
+        maps["normals"] = normals
     if "alpha_logits" in outputs:
         # Coverage averages linearly and logits do not: sigmoid before the resize.
-        maps["alpha"] = to_frame(sigmoid(outputs["alpha_logits"]).astype(np.float32))[:, 0].clip(0, 1)
+        maps["alpha"] = to_frame(sigmoid(outputs["alpha_logits"]).astype(np.float32)).clip(0, 1)
     return maps
+
+
+@functools.lru_cache(maxsize=16)
+def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
+    """`resize_weights` without its zeros: source rows (taps, size_out) and their weights, float32 of that shape."""
+    weights = resize_weights(size_in, size_out)
+    taps = int((weights > 0).sum(axis=1).max())
+    first = np.minimum((weights > 0).argmax(axis=1), size_in - taps)
+    rows = first[None] + np.arange(taps)[:, None]
+    return rows, np.take_along_axis(weights, rows.T, axis=1).T.copy()
+
+
+def _resize_rows(x: np.ndarray, size: int) -> np.ndarray:
+    """(rows, columns) of any real type -> float32 (size, columns): a few multiplications per value, at any scale."""
+    rows, weights = _taps(x.shape[0], size)
+    result = np.zeros((size, x.shape[1]), np.float32)
+    product = np.empty_like(result)
+    for row, weight in zip(rows, weights, strict=True):
+        np.multiply(x[row], weight[:, None], out=product)
+        result += product
+    return result
+
+
+def _resize(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """float32 (h, w, C) -> (H, W, C), or (H, W) for one channel."""
+    (h, w, channels), (height, width) = x.shape, size
+    if h <= height and w <= width:  # where nothing shrinks, the triangle filter is OpenCV's bilinear one
+        return cv2.resize(x, (width, height), interpolation=cv2.INTER_LINEAR)
+    x = _resize_rows(x.reshape(h, w * channels), height).reshape(height, w, channels)
+    x = _resize_rows(np.ascontiguousarray(x.transpose(1, 0, 2)).reshape(w, -1), width)  # (W, H * C)
+    x = np.ascontiguousarray(x.reshape(width, height, channels).transpose(1, 0, 2))
+    return x[..., 0] if channels == 1 else x
