@@ -1,4 +1,4 @@
-"""Loading, running and closing again and again keeps memory where it was; calls of one session allocate nothing lasting.
+"""Loading, running and closing again and again keeps memory where it was; a session's calls allocate nothing lasting.
 
 Measured in a process of its own, which does nothing else. The first cycles fill caches of the libraries; what counts is
 the growth after them.
