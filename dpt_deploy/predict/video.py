@@ -161,7 +161,10 @@ def matte(frame: np.ndarray, prediction: Prediction) -> np.ndarray:
 
 @contextlib.contextmanager
 def _terminated_as_interrupted() -> Iterator[None]:
-    """Let SIGTERM do what Ctrl-C does: a service manager's stop should leave a file that plays, too."""
+    """Let SIGTERM do what Ctrl-C does: a service manager's stop should leave a file that plays, too.
+
+    Ctrl-C is asked for as well: a shell lets commands in the background ignore it.
+    """
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -169,11 +172,12 @@ def _terminated_as_interrupted() -> Iterator[None]:
     def interrupt(_signal: int, _frame: object) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, interrupt)
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextlib.contextmanager

@@ -89,7 +89,11 @@ def test_interrupted_it_leaves_a_video_that_plays(tmp_path: Path) -> None:
 def test_a_signal_ends_the_command_with_a_video_that_plays(
     tiny_bundle: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
-    source, out = clip(tmp_path / "in.mp4", 2000), tmp_path / "out"
+    source, out = tmp_path / "in.mp4", tmp_path / "out"
+    rng = np.random.default_rng(0)
+    with Writer(source, 12.0) as writer:  # noise does not compress: the first frames show in the file's size
+        for _ in range(1500):
+            writer.write(rng.integers(0, 256, (66, 90, 3), dtype=np.uint8))
     command = [sys.executable, "-m", "dpt_deploy.predict", tiny_bundle, source, "--out", out, "--backend", CPU]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           cwd=Path(__file__).parents[2]) as process:
@@ -100,7 +104,7 @@ def test_a_signal_ends_the_command_with_a_video_that_plays(
         said = process.communicate(timeout=120)[0]
     assert process.returncode == 130, said
     assert "interrupted: " in said and "Traceback" not in said
-    assert 0 < len(frames_of(target)) < 2000
+    assert 0 < len(frames_of(target)) < 1500
 
 
 def test_a_camera_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -121,6 +121,7 @@ def test_a_silent_fall_back_to_the_cpu_is_noticed(tiny_bundle: Path, monkeypatch
 
 def test_without_onnx_runtime_both_commands_are_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     bundle = Bundle.open(tiny_bundle)
     words = r"pip install 'dpt-deploy\[cpu\]'.*pip install 'dpt-deploy\[gpu\]'"
     with pytest.raises(MissingPackage, match=words):
