@@ -88,6 +88,8 @@ class Bundle:
                     "with this version of dpt-deploy, or install the version that wrote it."
                 )
             artifacts = [Artifact(**entry) for entry in content.pop("artifacts")]
+            if outside := [a.file for a in artifacts if Path(a.file).name != a.file or a.file in ("", ".", "..")]:
+                raise ValueError(f"{outside[0]!r} is no name of a file in the bundle's folder")
             Contract.from_json(content["contract"])
         except (ValueError, KeyError, TypeError, AttributeError, BadInput) as error:
             raise BadBundle(
