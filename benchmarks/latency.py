@@ -116,7 +116,10 @@ def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = 
         if peer:
             row["times_faster_than_peer"] = ratios(samples[contender.name], samples[peer])
         if operations and contender.precision in ceilings:
-            row["share_of_ceiling"] = operations * row["frames_per_s"] / ceilings[contender.precision]
+            share = row["share_of_ceiling"] = operations * row["frames_per_s"] / ceilings[contender.precision]
+            if share > 1:
+                row["doubts"].append(f"it reached {share:.0%} of the ceiling: the matrix product was held up")
+                row["stable"] = False
     if config.parity:
         _judge(bundle, wanted, opened, rows, say)
     for one in opened.values():
