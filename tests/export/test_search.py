@@ -76,7 +76,9 @@ def test_the_rescaled_models_give_the_same_fp32_answers(heat, inputs):
 
 @pytest.mark.parametrize("heat", [hot_stream, hot_fusion])
 def test_search_ends_within_budget_with_nearly_all_flops_in_half(heat, inputs):
-    model = heat(lively_model())
+    # The smallest test backbone spends a seventh of its FLOPs in the patch embedding; real ones do not.
+    torch.manual_seed(0)
+    model = heat(create_multitask_dpt_model("vit_tiny_patch16_384", 32, backbone_kwargs={"img_size": 160}).eval())
     reference = answers(model, inputs)
     assert not judge_half(model, PrecisionPlan(), reference, BUDGET, "plain")
     search = Search(model, reference, "fp16", BUDGET)

@@ -52,7 +52,7 @@ def test_the_nearer_of_two_balls_hides_the_other():
 def test_normals_follow_from_depth_and_intrinsics(number: int):
     scene = generate(11, number, 160, 224)
     depth = np.where(np.isfinite(scene.depth), scene.depth, 0)
-    normals, holds = normals_from_depth(depth, scene.intrinsics)
+    normals, holds = normals_from_depth(depth, scene.intrinsics, reach=1)  # a wider reach spans joints of limbs
     cosine = np.clip((normals * scene.normals).sum(axis=2)[holds], -1, 1)
     assert holds.sum() > 300
     assert np.degrees(np.median(np.arccos(cosine))) < 1.5
