@@ -237,7 +237,7 @@ def _choose_plan(
     stage, trials = judge_half(model, plan, reference, budget, name), []
     if not stage and config.search and not config.fp32:
         say(f"search   {name} is out of budget: {'; '.join(stage.reasons[:2])}")
-        search = Search(model, reference, plan.precision, budget, say)
+        search = Search(model, reference, plan.precision, budget, say, set(stage.worst.values()))
         found = search.run()
         search.alternatives()
         trials = search.trials

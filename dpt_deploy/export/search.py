@@ -9,7 +9,7 @@ rounds at every operator, on the CPU too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -67,11 +67,15 @@ class Search:
 
     def __init__(
         self, model: MultiTaskDPT, reference: Reference, precision: Precision, budget: dict[str, Any],
-        say: Callable[[str], None] = lambda line: None,
+        say: Callable[[str], None] = lambda line: None, worst: Collection[str] = (),
     ) -> None:
-        """`model` in eval mode, float32; `reference` as the bundle carries it; `precision` fp16 or bf16."""
+        """`model` in eval mode, float32; `reference` as the bundle carries it; `precision` fp16 or bf16.
+
+        `worst` names the images that were out of budget: the search looks at those first.
+        """
         self.model, self.precision, self.budget, self.say = model, precision, budget, say
-        images = [case for case in reference.cases if not case.adversarial][:IMAGES]
+        images = [case for case in reference.cases if not case.adversarial]
+        images = sorted(images, key=lambda case: case.name not in worst)[:IMAGES]  # sorted() keeps the order otherwise
         self.reference = Reference(tuple(images))
         self.ranges = measure(model, torch.from_numpy(np.stack([case.image for case in images])))
         self.trials: list[Trial] = []
