@@ -13,13 +13,13 @@ from .config import TrainConfig
 from .statistics import Statistics
 
 
-def create_model(config: TrainConfig, statistics: Statistics) -> MultiTaskDPT:
+def create_model(config: TrainConfig, statistics: Statistics, pretrained: bool) -> MultiTaskDPT:
     """A model whose heads start at the data's typical depth and coverage."""
     kwargs = config.timm_kwargs
     if config.input_size:
         kwargs["img_size"] = config.input_size
     model = create_multitask_dpt_model(
-        config.backbone, config.features, config.use_bn, config.pretrained, config.depth_scale, kwargs, config.tasks
+        config.backbone, config.features, config.use_bn, pretrained, config.depth_scale, kwargs, config.tasks
     )
     depth = statistics.depth
     if config.canonical_focal:

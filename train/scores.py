@@ -6,6 +6,7 @@ each. Images without valid pixels do not count.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import Any
 
@@ -21,7 +22,6 @@ METRICS = {
     "alpha_iou": "IoU at 0.5",
 }
 """Every metric and its name in tables."""
-HIGHER_IS_BETTER = ("depth_delta1", "normals_11.25", "normals_22.5", "normals_30", "alpha_iou")
 _BINS = 3600  # of 0.05 degrees
 
 
@@ -87,24 +87,28 @@ class Scores:
     @torch.no_grad()
     def add(self, maps: dict[str, torch.Tensor], batch: dict[str, Any]) -> None:
         """Take in a batch: `maps` with some of depth (N, 1, H, W) [m], normals (N, 3, H, W), alpha (N, 1, H, W)."""
-        inside, per_image = batch["inside"], {}
+        inside = batch["inside"]
         if "depth" in maps:
-            per_image |= depth_scores(maps["depth"], batch["depth"], inside & (batch["depth"] > 0))
+            valid = inside & (batch["depth"] > 0)
+            self._add_images(batch["kind"], depth_scores(maps["depth"], batch["depth"], valid), valid)
         if "alpha" in maps:
-            per_image |= alpha_scores(maps["alpha"], batch["alpha"], inside)
-        lists = {name: values.tolist() for name, values in per_image.items()}
-        for i, kind in enumerate(batch["kind"]):
-            for name, values in lists.items():
-                if values[i] == values[i]:  # not NaN: an image without valid pixels does not count
-                    self.images[kind][name].append(values[i])
+            self._add_images(batch["kind"], alpha_scores(maps["alpha"], batch["alpha"], inside), inside)
         if "normals" in maps:
             facing = inside & (batch["normals"].abs().sum(dim=1, keepdim=True) > 0)
             for kind in sorted(set(batch["kind"])):
                 chosen = torch.tensor([k == kind for k in batch["kind"]], device=facing.device)
                 self._add_angles(kind, angles(maps["normals"][chosen], batch["normals"][chosen], facing[chosen]).cpu())
 
+    def _add_images(self, kinds: list[str], scores: dict[str, torch.Tensor], valid: torch.Tensor) -> None:
+        """Take in the scores of images with valid pixels, NaN too: it is the prediction's."""
+        counts = valid.flatten(1).any(dim=1).tolist()
+        for name, values in scores.items():
+            for kind, value, counted in zip(kinds, values.tolist(), counts, strict=True):
+                if counted:
+                    self.images[kind][name].append(value)
+
     def _add_angles(self, kind: str, values: torch.Tensor) -> None:
-        histogram = torch.histc(values, _BINS, 0, 180)
+        histogram = torch.histc(values[values.isfinite()], _BINS, 0, 180)
         below = [(values < limit).sum().double() for limit in (11.25, 22.5, 30)]
         pixels = torch.stack((torch.tensor(float(values.numel()), dtype=torch.float64), values.sum(), *below))
         self.histograms[kind] = self.histograms.get(kind, 0) + histogram
@@ -142,7 +146,7 @@ class Scores:
             histogram = sum(self.histograms[kind] for kind in kinds if kind in self.histograms)
             middle = torch.searchsorted(histogram.cumsum(0), torch.tensor(count / 2, dtype=histogram.dtype)).item()
             row["normals_mean"] = pixels[1].item() / count
-            row["normals_median"] = (middle + 0.5) * 180 / _BINS
+            row["normals_median"] = (middle + 0.5) * 180 / _BINS if pixels[1].isfinite() else math.nan
             row |= {name: pixels[i].item() / count for i, name in
                     enumerate(("normals_11.25", "normals_22.5", "normals_30"), start=2)}
         return {name: row[name] for name in METRICS if name in row}

@@ -72,6 +72,8 @@ class Stepper:
         self.scaler.step(self.optimizer)
         self.scaler.update()
         outcome.overflow = self.scaler.get_scale() < scale
+        if outcome.overflow and scale < 1:  # no scale is to blame: the gradient itself is not finite
+            return self._skip("gradient", [name for batch in micro_batches for name in batch["name"]], outcome.requests)
         return outcome
 
     def per_image(self, batch: dict[str, Any]) -> dict[str, torch.Tensor]:

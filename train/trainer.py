@@ -103,7 +103,9 @@ class Trainer:
     def _build_model(self) -> None:
         config = self.config
         torch.manual_seed(config.seed)
-        self.model: MultiTaskDPT = create_model(config, self.statistics).to(self.world.device)
+        replaced = config.init or self._continues()  # no need to fetch weights that others will replace
+        pretrained = config.pretrained and not replaced
+        self.model: MultiTaskDPT = create_model(config, self.statistics, pretrained).to(self.world.device)
         self.contract = self.model.contract(config.resize)
         self.notes = initialise_from(self.model, config.init) if config.init and not self._continues() else []
         if config.channels_last:
@@ -311,8 +313,8 @@ class Trainer:
             picture = self.validation.picture()
         self.save_state()
         if self.config.keep and self.world.is_main:
-            for path in sorted(self.config.out.glob("checkpoint_epoch_*.pth"))[: -self.config.keep]:
-                path.unlink()
+            for epoch in range(1, progress.epoch - self.config.keep + 1):
+                (self.config.out / f"checkpoint_epoch_{epoch:02d}.pth").unlink(missing_ok=True)
         self.report.epoch(progress, self.validation.table, picture, better)
 
     def _out_of_patience(self) -> bool:

@@ -144,3 +144,23 @@ def test_only_the_heads_that_are_there_are_scored(batch):
     scores = Scores()
     scores.add({"alpha": maps["alpha"]}, truth)
     assert all(name.startswith("alpha") for name in scores.table()["all"])
+
+
+def test_what_a_model_does_not_know_makes_its_score_worse_not_better(batch):
+    maps, truth = batch
+    for name, value in maps.items():
+        value[0, :, 20] = float("nan")
+        scores = Scores()
+        scores.add({name: value}, truth)
+        row, other = scores.table()["all"], scores.table()["upper_body"]
+        mean = {"depth": "depth_abs_rel", "normals": "normals_mean", "alpha": "alpha_mae"}[name]
+        assert np.isnan(row[mean]) and np.isfinite(other[mean])
+        assert name != "normals" or np.isnan(row["normals_median"])
+
+
+def test_an_image_without_valid_pixels_does_not_count(batch):
+    maps, truth = batch
+    maps["depth"][3] = float("nan")  # image 3 has no depth to compare with
+    scores = Scores()
+    scores.add({"depth": maps["depth"]}, truth)
+    assert np.isfinite(scores.table()["all"]["depth_abs_rel"])

@@ -19,7 +19,7 @@ import yaml
 
 from dpt_deploy.errors import BadInput, DptError
 from dpt_deploy.model import create_multitask_dpt_model, load_model, read_checkpoint
-from train import state
+from train import network, state
 from train.trainer import Stopped, Trainer
 
 
@@ -165,6 +165,16 @@ def test_only_the_latest_checkpoints_are_kept(config):
     assert kept == ["checkpoint_epoch_03.pth", "checkpoint_epoch_04.pth"]
 
 
+def test_the_latest_checkpoints_are_the_latest_beyond_epoch_99_too(config):
+    trainer = Trainer(config(epochs=101, limit_train_batches=1, limit_val_batches=1, keep=2))
+    trainer.progress.epoch = 98
+    for epoch in (97, 98):
+        (trainer.config.out / f"checkpoint_epoch_{epoch}.pth").touch()
+    trainer.run()
+    kept = {path.name for path in trainer.config.out.glob("checkpoint_*")}
+    assert kept == {"checkpoint_epoch_100.pth", "checkpoint_epoch_101.pth"}
+
+
 def test_a_run_stops_early_when_nothing_improves(config):
     run = config(epochs=30, early_stopping=2, lr=1e-12, warmup=0.0, limit_train_batches=1, augment=False)
     trainer = Trainer(run)
@@ -222,6 +232,34 @@ def test_overflows_of_the_loss_scaler_are_no_failure(config):
     trainer.run()
     handle.remove()
     assert (trainer.progress.overflows, trainer.progress.skipped) == (2, 0)
+
+
+def test_overflows_that_no_scale_mends_stop_the_run(config):
+    trainer = Trainer(config(amp="fp16", epochs=20))
+    trainer.scaler = trainer.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    trainer.model.heads["depth"].conv3.weight.register_hook(lambda grad: grad * float("nan"))
+    with pytest.raises(DptError, match="gradient has not been finite for 10 steps"):
+        trainer.run()
+    assert trainer.progress.overflows == 2, "at scales 2 and 1"
+
+
+@pytest.mark.parametrize("how", ["init", "resume"])
+def test_weights_that_would_be_replaced_are_not_fetched(config, tmp_path, monkeypatch, how):
+    asked = []
+    create = network.create_multitask_dpt_model
+
+    def recording(*args):
+        asked.append(args[3])
+        return create(*args[:3], False, *args[4:])
+
+    monkeypatch.setattr(network, "create_multitask_dpt_model", recording)
+    run = config(pretrained=True, limit_train_batches=1)
+    Trainer(run).run()
+    if how == "init":
+        Trainer(config(pretrained=True, init=run.out / "best_model.pth", out=tmp_path / "other"))
+    else:
+        Trainer(config(pretrained=True, limit_train_batches=1, resume="auto"))
+    assert asked == [True, False]
 
 
 def test_broken_samples_are_named_and_skipped_up_to_a_limit(config, capsys):
