@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import numpy as np
 import torch
 import tyro
 
@@ -23,17 +22,14 @@ from ..card import write_card
 from ..contract import HEADS, Contract, ResizeRule
 from ..errors import BadInput
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
-from ..model.frame import FrameModel
 from ..parity import ParityReport, Stage, load_budget
-from ..parity.images import built_in
-from ..parity.judge import judge, last_report
+from ..parity.judge import judge
 from ..parity.reference import FILE, Reference
 from ..parity.weights import compare_weights
-from ..runtime.image import list_images, read_image
 from .graph import export_graph
 from .precision import Precision, PrecisionPlan, check_plan, fold_batch_norm, typed, typed_frame
-from .reference import make_reference
-from .search import Search, judge_half
+from .reference import make_reference, parity_inputs
+from .search import judge_half, search_plan
 
 
 @dataclass(frozen=True)
@@ -102,6 +98,11 @@ def export(
 def _load(checkpoint: Checkpoint, config: ExportConfig) -> MultiTaskDPT:
     model = load_model(checkpoint)
     if config.depth_scale is not None:
+        if checkpoint.contract and config.depth_scale != model.config.depth_scale:
+            raise BadInput(
+                f"--depth-scale: {checkpoint.path.name} was trained with {model.config.depth_scale:g} as it says, and "
+                f"received {config.depth_scale:g}: every depth would be wrong by their ratio. Leave the option out."
+            )
         model.set_depth_scale(config.depth_scale)
     if config.heads:
         wanted = tuple(part.strip() for part in config.heads.split(","))
@@ -153,7 +154,7 @@ def _record(config: ExportConfig) -> dict[str, Any]:
 def _make_reference(
     bundle: Bundle, model: MultiTaskDPT, contract: Contract, config: ExportConfig, say: Callable[[str], None]
 ) -> Reference:
-    inputs = _inputs(config)
+    inputs = parity_inputs(config.images, config.max_images)
     digest = hashlib.sha256()
     for name, _, frame in inputs:
         digest.update(name.encode() + repr(frame.shape).encode() + frame.tobytes())
@@ -165,16 +166,6 @@ def _make_reference(
     reference.save(bundle.folder / FILE)
     bundle.add(FILE, "reference", key=key)
     return reference
-
-
-def _inputs(config: ExportConfig) -> list[tuple[str, bool, np.ndarray]]:
-    """The user's images, or the built-in scenes; adversarial inputs always."""
-    if config.images is None:
-        return built_in()
-    paths = list_images(config.images)
-    if len(paths) > config.max_images:
-        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, config.max_images).astype(int)]
-    return [(path.name, False, read_image(path)) for path in paths] + [case for case in built_in() if case[1]]
 
 
 def _export_graphs(
@@ -193,7 +184,7 @@ def _export_graphs(
                 say(f"reused   {file} (same checkpoint, plan and versions)")
                 continue
             inner = inner or typed(model, this)
-            module = inner if graph == "model" else typed_frame(inner, FrameModel(model, contract), this)
+            module = inner if graph == "model" else typed_frame(inner, contract, this)
             path = bundle.folder / file
             export_graph(module, graph, contract, path, opset, {"plan": json.dumps(this.to_json())})
             bundle.add(
@@ -228,27 +219,17 @@ def _choose_plan(
     name = f"PyTorch {plan.precision}"
     if (record := bundle.previous.get("precision", {})).get("key") == key:
         bundle.header["precision"] = record
-        last = last_report(bundle)
-        known = next((s for s in (() if last is None else last.stages) if s.name == name), None)
-        if known is not None:
-            say(f"reused   {name} (same plan, images and budget)")
-            return PrecisionPlan.from_json(record["plan"]), known
+        say(f"reused   {name} (same plan, images and budget)")
+        return PrecisionPlan.from_json(record["plan"]), Stage.from_json(record["stage"])
     say(f"judging  {name}")
     stage, trials = judge_half(model, plan, reference, budget, name), []
     if not stage and config.search and not config.fp32:
         say(f"search   {name} is out of budget: {'; '.join(stage.reasons[:2])}")
-        search = Search(model, reference, plan.precision, budget, say, set(stage.worst.values()))
-        found = search.run()
-        search.alternatives()
-        trials = search.trials
-        if found is None:
-            say("search   nothing helps; see the table")
-        elif found != plan:
-            plan = found
+        plan, stage, trials = search_plan(model, reference, plan, stage, budget, say)
+        if stage:
             say(f"search   found: in FP32 {', '.join(plan.fp32)}")
-            stage = judge_half(model, plan, reference, budget, name)
     bundle.header["precision"] = {
-        "key": key, "plan": plan.to_json(), "trials": [trial.to_json() for trial in trials]
+        "key": key, "plan": plan.to_json(), "trials": [trial.to_json() for trial in trials], "stage": stage.to_json(),
     }
     return plan, stage
 

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
+from ..contract import Contract
 from ..errors import BadInput
 from ..model.decoder import ResidualConvUnit
 from ..model.frame import FrameModel
@@ -71,25 +72,25 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
             if tensor.is_floating_point() and name not in kept:
                 tensor.data = tensor.data.to(half)
     if "residual" in plan.fp32:
-        model.backbone.blocks[0].register_forward_pre_hook(_cast_to(torch.float32))
+        model.backbone.blocks[0].register_forward_pre_hook(cast_to(torch.float32))
     for name, module in modules.items():
         # Attention and MLP as a whole: some of timm's read their children's weights without calling them.
         whole = name.rpartition(".")[2] in ("attn", "mlp")
         own = next(module.parameters(recurse=whole), None)
         if own is not None and (whole or not list(module.children())):
-            module.register_forward_pre_hook(_cast_to(own.dtype))
+            module.register_forward_pre_hook(cast_to(own.dtype))
     if "activations" in plan.fp32:
         for head in model.heads.values():
-            head.activation.register_forward_pre_hook(_cast_to(torch.float32))
+            head.activation.register_forward_pre_hook(cast_to(torch.float32))
     if half is torch.bfloat16:
         _replace_transposed_convolutions(model)
     return _Float32Outputs(model)
 
 
-def typed_frame(model: nn.Module, frame: FrameModel, plan: PrecisionPlan) -> FrameModel:
-    """`frame` around an already typed `model`, resizing as `plan` says."""
+def typed_frame(model: nn.Module, contract: Contract, plan: PrecisionPlan) -> FrameModel:
+    """The frame graph around an already typed `model`, resizing as `plan` says."""
     resize = torch.float32 if "resize" in plan.fp32 else DTYPES[plan.precision]
-    return FrameModel(model, frame.contract, resize)
+    return FrameModel(model, contract, resize)
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
@@ -147,11 +148,12 @@ def _replace_transposed_convolutions(model: nn.Module) -> None:
     for layer in model.decoder.reassemble:
         if isinstance(layer.resample, nn.ConvTranspose2d):
             replacement = _DepthToSpaceConvolution(layer.resample)
-            replacement.register_forward_pre_hook(_cast_to(layer.resample.weight.dtype))
+            replacement.register_forward_pre_hook(cast_to(layer.resample.weight.dtype))
             layer.resample = replacement
 
 
-def _cast_to(dtype: torch.dtype):
+def cast_to(dtype: torch.dtype):
+    """A forward pre-hook that casts a module's floating inputs to `dtype`."""
     def hook(_module: nn.Module, args: tuple) -> tuple:
         return tuple(
             arg.to(dtype) if isinstance(arg, torch.Tensor) and arg.is_floating_point() and arg.dtype != dtype else arg

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from ..contract import Contract
+from ..errors import BadInput
 from ..model import MultiTaskDPT
 from ..parity import Case, Reference
 from ..parity import images as built_in
@@ -40,11 +41,15 @@ def make_reference(
     return Reference(tuple(cases))
 
 
-def parity_inputs(images: Path, most: int) -> list[tuple[str, bool, np.ndarray]]:
+def parity_inputs(images: Path | None, most: int) -> list[tuple[str, bool, np.ndarray]]:
     """(name, adversarial, uint8 RGB frame) of a file or a folder, at most `most` evenly spaced, and adversarial ones.
 
-    Raises `BadInput` where there is no image.
+    The built-in scenes where `images` is None. Raises `BadInput` where there is no image, or for `most` below 1.
     """
+    if most < 1:
+        raise BadInput(f"--max-images: expected a number from 1, received {most}.")
+    if images is None:
+        return built_in.built_in()
     paths = list_images(images)
     if len(paths) > most:
         paths = [paths[i] for i in np.linspace(0, len(paths) - 1, most).astype(int)]

@@ -9,6 +9,7 @@ rounds at every operator, on the CPU too.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +21,10 @@ from torch import nn
 from ..model import MultiTaskDPT
 from ..model.decoder import ResidualConvUnit
 from ..parity import Reference, Stage, compare
-from .precision import DTYPES, Precision, PrecisionPlan, typed
+from .precision import DTYPES, Precision, PrecisionPlan, cast_to, typed
 
-IMAGES = 2  # judged while searching; the plan that is found is judged on all
-EVALUATIONS = 24  # at most so many trials
+IMAGES = 2  # at least so many are judged while searching; the plan that is found is judged on all
+EVALUATIONS = 24  # a search stops after so many trials
 MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
@@ -62,68 +63,99 @@ class Ranges:
     """Matrix FLOPs of one image, by name of the layer; an attention's own products stand under its name."""
 
 
+def search_plan(
+    model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, stage: Stage, budget: dict[str, Any],
+    say: Callable[[str], None] = lambda line: None,
+) -> tuple[PrecisionPlan, Stage, list[Trial]]:
+    """Enlarge `plan`, of which `stage` is the verdict, until every image is within budget.
+
+    `model` in eval mode, float32; `reference` as the bundle carries it. Returns the last plan, its
+    verdict, which fails where nothing helps, and all trials.
+    """
+    start, trials, seen = plan, [], set()
+    while not stage and set(stage.worst.values()) - seen:
+        seen |= set(stage.worst.values())
+        search = Search(model, reference, plan, budget, say, seen)
+        found = search.run()
+        trials += search.trials
+        if found is None or found == plan:
+            break
+        plan = found
+        stage = judge_half(model, plan, reference, budget, stage.name)
+    if not stage:
+        say(f"search   found nothing that is within budget on every image: {stage.reasons[0]}")
+    alternatives = Search(model, reference, start, budget, say, seen)
+    alternatives.alternatives()
+    return plan, stage, trials + alternatives.trials
+
+
 class Search:
     """A search for the smallest FP32 part of `model` that is within budget."""
 
     def __init__(
-        self, model: MultiTaskDPT, reference: Reference, precision: Precision, budget: dict[str, Any],
+        self, model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, budget: dict[str, Any],
         say: Callable[[str], None] = lambda line: None, worst: Collection[str] = (),
     ) -> None:
-        """`model` in eval mode, float32; `reference` as the bundle carries it; `precision` fp16 or bf16.
-
-        `worst` names the images that were out of budget: the search looks at those first.
-        """
-        self.model, self.precision, self.budget, self.say = model, precision, budget, say
-        images = [case for case in reference.cases if not case.adversarial]
-        images = sorted(images, key=lambda case: case.name not in worst)[:IMAGES]  # sorted() keeps the order otherwise
+        """Starts from `plan`, in fp16 or bf16. `worst` names the images to look at; others fill up to `IMAGES`."""
+        self.model, self.start, self.budget, self.say = model, plan, budget, say
+        images = [case for case in reference.cases if case.name in worst]
+        others = [case for case in reference.cases if case not in images and not case.adversarial]
+        images += others[: max(IMAGES - len(images), 0)]
         self.reference = Reference(tuple(images))
         self.ranges = measure(model, torch.from_numpy(np.stack([case.image for case in images])))
         self.trials: list[Trial] = []
 
     def run(self) -> PrecisionPlan | None:
         """The plan found, or None where even FP32 everywhere but in attention does not help."""
-        start = PrecisionPlan(self.precision)
-        if self._try("plain", start.fp32):
-            return start
-        beyond = overflowing(self.model, self.ranges, torch.finfo(DTYPES[self.precision]).max)
+        start, precision = self.start.fp32, self.start.precision
+        if self._try("as asked", self.start):
+            return self.start
+        beyond = [unit for unit in overflowing(self.model, self.ranges, torch.finfo(DTYPES[precision]).max)
+                  if unit not in start]
         if beyond:
-            self.say(f"search   {len(beyond)} units pass {self.precision}'s range: {', '.join(beyond[:6])}")
-            if self._try("what overflows in FP32", (*start.fp32, *beyond)):
-                return self.trials[-1].plan
-        rest = [unit for unit in units(self.model) if unit not in beyond]
-        if not self._try("all but attention in FP32", (*start.fp32, *beyond, *rest)):
+            self.say(f"search   {len(beyond)} units pass {precision}'s range: {', '.join(beyond[:6])}")
+            if self._try("what overflows in FP32", self._plus(beyond)):
+                return self._plus(beyond)
+        rest = [unit for unit in units(self.model) if unit not in (*start, *beyond)]
+        if not self._try("all but attention in FP32", self._plus(beyond + rest)):
             return None
-        kept = self._smallest(rest, (*start.fp32, *beyond))
-        return PrecisionPlan(self.precision, (*start.fp32, *beyond, *kept))
+        return self._plus(beyond + self._smallest(rest, beyond))
 
     def alternatives(self) -> None:
-        """Try what a user might weigh against the plan: BF16, and FP16 with attention in FP32."""
-        self._try("BF16", PrecisionPlan().fp32, "bf16")
-        attention = tuple(f"backbone.blocks.{i}.attn" for i in range(len(self.model.backbone.blocks)))
-        self._try("attention in FP32", (*PrecisionPlan().fp32, *attention))
+        """Try what a user might weigh against the plan: the other half type, and attention in FP32."""
+        other: Precision = "bf16" if self.start.precision == "fp16" else "fp16"
+        self._try(other.upper(), dataclasses.replace(self.start, precision=other))
+        self._try("attention in FP32", self._plus(
+            [f"backbone.blocks.{i}.attn" for i in range(len(self.model.backbone.blocks))]
+        ))
 
-    def _try(self, name: str, fp32: tuple[str, ...], precision: Precision | None = None) -> bool:
-        plan = PrecisionPlan(precision or self.precision, tuple(dict.fromkeys(fp32)))
+    def _plus(self, fp32: list[str]) -> PrecisionPlan:
+        return dataclasses.replace(self.start, fp32=(*self.start.fp32, *fp32))
+
+    def _try(self, name: str, plan: PrecisionPlan) -> bool:
         stage = judge_half(self.model, plan, self.reference, self.budget, name)
         self.trials.append(Trial(name, plan, stage, *half_shares(self.model, plan, self.ranges)))
         verdict = "within budget" if stage else stage.reasons[0]
         self.say(f"search   {len(self.trials)}: {name}: {verdict}")
         return bool(stage)
 
-    def _smallest(self, candidates: list[str], always: tuple[str, ...]) -> list[str]:
-        """A subset of `candidates` that is enough beside `always`, and of which no part is."""
+    def _smallest(self, candidates: list[str], always: list[str]) -> list[str]:
+        """A subset of `candidates` that is enough beside `always`; where trials last, no part of it is."""
         parts = 2
         while len(candidates) > 1 and len(self.trials) < EVALUATIONS:
             size = -(-len(candidates) // parts)
             chunks = [candidates[i : i + size] for i in range(0, len(candidates), size)]
             subsets = chunks + ([[u for u in candidates if u not in c] for c in chunks] if len(chunks) > 2 else [])
-            smaller = next((s for s in subsets if self._try(f"{len(s)} of {len(candidates)}", (*always, *s))), None)
+            smaller = next((s for s in subsets if len(self.trials) < EVALUATIONS
+                            and self._try(f"{len(s)} of {len(candidates)}", self._plus(always + s))), None)
             if smaller is not None:
                 candidates, parts = smaller, 2 if smaller in chunks else max(parts - 1, 2)
             elif size == 1:
                 break
             else:
                 parts = min(2 * parts, len(candidates))
+        if len(self.trials) >= EVALUATIONS:
+            self.say(f"search   stopped after {EVALUATIONS} trials: a smaller part may be enough")
         return candidates
 
 
@@ -132,12 +164,25 @@ def judge_half(
 ) -> Stage:
     """`model` computing as `plan` says, in PyTorch, against `reference`."""
     half = typed(model, plan)
+    _sum_in_fp32(half)
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         with torch.no_grad():
             return {key: value.numpy() for key, value in half(torch.from_numpy(batch)).items()}
 
     return compare(name, run, reference, "model", plan.precision, budget, **fields)
+
+
+def _sum_in_fp32(model: nn.Module) -> None:
+    """Let FP16 convolutions multiply and add in FP32 between FP16 inputs and outputs, as tensor cores do; in place.
+
+    PyTorch's own for the CPU round in the same places and take more than ten times as long.
+    """
+    for module in model.modules():
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.dtype is torch.float16:
+            module.float()  # the values stay those of FP16
+            module.register_forward_pre_hook(cast_to(torch.float32))  # after the one that rounds the input
+            module.register_forward_hook(lambda _module, _args, output: output.half())
 
 
 def units(model: MultiTaskDPT) -> list[str]:

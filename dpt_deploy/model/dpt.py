@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -61,8 +62,7 @@ class MultiTaskDPT(nn.Module):
         if config.features < 2 or config.features % 2:
             raise BadInput(f"features: expected an even number of at least 2, received {config.features}.")
         check_heads(config.heads)
-        if not config.depth_scale > 0:
-            raise BadInput(f"depth_scale: expected a positive number of metres, received {config.depth_scale}.")
+        _check_depth_scale(config.depth_scale)
         self.config = config
         self.backbone = vits.create_backbone(config.backbone, pretrained, **config.backbone_kwargs)
         self.decoder = Decoder(
@@ -121,7 +121,8 @@ class MultiTaskDPT(nn.Module):
         self.config = dataclasses.replace(self.config, heads=tuple(h for h in HEADS if h in heads))
 
     def set_depth_scale(self, depth_scale: float) -> None:
-        """Depth becomes softplus(x) * depth_scale [m]."""
+        """Depth becomes softplus(x) * depth_scale [m]. Raises `BadInput` unless it is positive."""
+        _check_depth_scale(depth_scale)
         self.config = dataclasses.replace(self.config, depth_scale=depth_scale)
         if "depth" in self.heads:
             self.heads["depth"].activation.depth_scale = depth_scale
@@ -140,6 +141,11 @@ class MultiTaskDPT(nn.Module):
             scale = json.loads(description)["model"]["depth_scale"]
             self.set_depth_scale(scale)
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def _check_depth_scale(depth_scale: float) -> None:
+    if not 0 < depth_scale < math.inf:
+        raise BadInput(f"depth_scale: expected a positive number of metres, received {depth_scale}.")
 
 
 def create_multitask_dpt_model(

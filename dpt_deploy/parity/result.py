@@ -9,8 +9,10 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from ..bundle import RECORD, Bundle
+
 Status = Literal["passed", "failed", "not run"]
-AT_LEAST = ("iou",)  # metrics that a budget bounds from below
+AT_LEAST = ("iou", "within_1_percent")  # metrics that a budget bounds from below
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0)
 """The quantiles of an error map that a stage keeps."""
 
@@ -34,14 +36,28 @@ class Stage:
     heads: dict[str, dict[str, float]] = field(default_factory=dict)
     """Per head and metric, the worst value over the images that count."""
     worst: dict[str, str] = field(default_factory=dict)
-    """Per head, the image with the largest error."""
+    """Per head, the image with the largest error, or the first one whose answer is not valid."""
     reasons: tuple[str, ...] = ()
     """Why it failed or was not run; what a pass does not cover."""
     quantiles: dict[str, tuple[float, ...]] = field(default_factory=dict)
     """Per head, the error map's quantiles at `LEVELS`, each the worst over the images that count."""
+    earlier: bool = False
+    """Judged by an earlier run; the file and the reference are unchanged since."""
 
     def __bool__(self) -> bool:
         return self.status == "passed"
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values; a metric that is not finite becomes null, which never passes."""
+        return json.loads(json.dumps(_finite(dataclasses.asdict(self))))
+
+    @classmethod
+    def from_json(cls, value: dict[str, Any]) -> Stage:
+        """The inverse of `to_json`; reads the reports of earlier versions too."""
+        heads = {head: {key: _number(number) for key, number in values.items()}
+                 for head, values in value["heads"].items()}
+        quantiles = {head: tuple(map(_number, values)) for head, values in value.get("quantiles", {}).items()}
+        return cls(**value | {"heads": heads, "quantiles": quantiles, "reasons": tuple(value["reasons"])})
 
     def reasons_of(self, head: str) -> list[str]:
         """The reasons that concern this head: those that name it, and those that name no head."""
@@ -111,6 +127,8 @@ class ParityReport:
         """One sentence: passed or failed, and where an error enters."""
         ran = len(self.stages) - len(self.not_run)
         tail = f"; {len(self.not_run)} not run" if self.not_run else ""
+        if earlier := sum(stage.earlier for stage in self.stages):
+            tail += f"; {earlier} judged earlier"
         if self.budget_file != "default":
             tail += f"; budget taken from {self.budget_file}"
         if self.failed:
@@ -126,15 +144,16 @@ class ParityReport:
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ParityReport:
         """The inverse of `to_json`; reads the reports of earlier versions too."""
-        stages = []
-        for entry in value["stages"]:
-            heads = {head: {key: _number(number) for key, number in values.items()}
-                     for head, values in entry["heads"].items()}
-            quantiles = {head: tuple(map(_number, values)) for head, values in entry.get("quantiles", {}).items()}
-            changed = {"heads": heads, "quantiles": quantiles, "reasons": tuple(entry["reasons"])}
-            stages.append(Stage(**entry | changed))
-        inputs, reference = tuple(value["inputs"]), value.get("reference")
-        return cls(tuple(stages), value["budget"], value["budget_file"], inputs, reference)
+        stages, inputs = tuple(map(Stage.from_json, value["stages"])), tuple(value["inputs"])
+        return cls(stages, value["budget"], value["budget_file"], inputs, value.get("reference"))
+
+
+def last_report(bundle: Bundle) -> ParityReport | None:
+    """The report that the bundle carries, or None."""
+    try:
+        return ParityReport.from_json(json.loads((bundle.folder / RECORD).read_text(encoding="utf-8")))
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
 
 
 def not_run(name: str, precision: str, reason: str, artifact: str | None = None, digest: str | None = None) -> Stage:
@@ -200,9 +219,9 @@ def _kind(stage: Stage) -> str:
 
 
 def _heads_named(reason: str) -> list[str]:
-    """Which heads a reason of `compare` or `compare_weights` names."""
+    """Which heads a reason of `compare` names; one of `compare_weights` concerns the weights as a whole."""
     words = r"(depth|normals|alpha)(?:_logits)?"
-    patterns = (rf"^{words} ", rf": {words} (?:is|has) ", rf": no output {words}$", rf"^heads\.{words}\.")
+    patterns = (rf"^{words} ", rf": {words} (?:is|has) ", rf": no output {words}$")
     return [found[1] for pattern in patterns if (found := re.search(pattern, reason))]
 
 

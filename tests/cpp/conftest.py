@@ -116,7 +116,6 @@ def export_tiny(folder: Path, **contract: object) -> Path:
     from dpt_deploy.export.graph import export_graph
     from dpt_deploy.export.precision import PrecisionPlan, typed, typed_frame
     from dpt_deploy.export.reference import make_reference
-    from dpt_deploy.model.frame import FrameModel
     from dpt_deploy.parity.images import built_in
     from tests.tiny import lively_model
 
@@ -127,7 +126,7 @@ def export_tiny(folder: Path, **contract: object) -> Path:
     bundle.add("reference.npz", "reference")
     for plan in (PrecisionPlan("fp32", ()), PrecisionPlan("fp16")):
         file = f"frame.{plan.precision}.onnx"
-        module = typed_frame(typed(model, plan), FrameModel(model, agreed), plan)
+        module = typed_frame(typed(model, plan), agreed, plan)
         export_graph(module, "frame", agreed, folder / file, 23, {})
         bundle.add(file, "onnx", graph="frame", precision=plan.precision)
     return folder

@@ -18,7 +18,6 @@ from dpt_deploy.export.graph import count_nodes, export_graph
 from dpt_deploy.export.precision import PrecisionPlan, fold_batch_norm, typed, typed_frame
 from dpt_deploy.export.reference import postprocess, preprocess
 from dpt_deploy.model import create_multitask_dpt_model
-from dpt_deploy.model.frame import FrameModel
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.weights import compare_weights
 from tests.tiny import lively_model
@@ -39,7 +38,7 @@ def frame_graphs(model, tmp_path_factory):
     plan = PrecisionPlan("fp32", ())
     for resize in ("stretch", "letterbox"):
         contract = model.contract(resize)
-        frame = typed_frame(typed(model, plan), FrameModel(model, contract), plan)
+        frame = typed_frame(typed(model, plan), contract, plan)
         export_graph(frame, "frame", contract, folder / f"{resize}.onnx", 23, {})
     return folder
 
