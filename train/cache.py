@@ -22,6 +22,7 @@ from dpt_deploy.contract import Contract
 from dpt_deploy.errors import BadInput
 from dpt_deploy.files import cannot_write, sha256, write_json
 
+from .geometry import AXES
 from .sample import Sample
 
 FORMAT = 1
@@ -101,6 +102,8 @@ class CacheSource:
     boxes: np.ndarray
     checksums: np.ndarray
     _arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    incomplete: tuple[str, ...] = ()  # left out when it was made
+    normal_axes: str = AXES  # it holds normals converted
 
     @classmethod
     def open(cls, root: Path) -> CacheSource:

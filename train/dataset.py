@@ -37,6 +37,12 @@ class MapDataset(Dataset):
         self, source: Source, positions: Sequence[int], contract: Contract, augment: Augment | None = None,
         seed: int = 0, replace_broken: bool = False,
     ) -> None:
+        prepared_with = getattr(source, "resize", contract.resize)
+        if prepared_with != contract.resize:
+            raise BadInput(
+                f"{source.root} was prepared with --resize {prepared_with}, and the model takes {contract.resize}. "
+                f"Prepare it again with --resize {contract.resize}, or train with --resize {prepared_with}."
+            )
         self.source, self.positions, self.contract = source, positions, contract
         self.augment, self.seed, self.replace_broken = augment, seed, replace_broken
 

@@ -24,13 +24,11 @@ class World:
     def is_main(self) -> bool:
         return self.rank == 0
 
-    def sum(self, *values: float) -> list[float]:
-        """Each value summed over all processes."""
-        if self.size == 1:
-            return [float(value) for value in values]
-        tensor = torch.tensor(values, dtype=torch.float64, device=self.device)
-        dist.all_reduce(tensor)
-        return tensor.tolist()
+    def sum(self, values: torch.Tensor) -> list[float]:
+        """Each of `values` (N,), on this process's device, summed over all processes."""
+        if self.size > 1:
+            dist.all_reduce(values)
+        return values.tolist()
 
     def gather(self, value: Any) -> list[Any]:
         """Every process's `value`, on every process."""
@@ -39,11 +37,6 @@ class World:
         gathered: list[Any] = [None] * self.size
         dist.all_gather_object(gathered, value)
         return gathered
-
-    def barrier(self) -> None:
-        """Wait for all."""
-        if self.size > 1:
-            dist.barrier()
 
 
 def join(device: str) -> World:

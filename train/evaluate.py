@@ -28,8 +28,8 @@ with cli.needing("train"):
     from .logs import metrics_table
     from .network import maps_of, to_device
     from .scores import Scores
-    from .sources import open_source, split
-    from .statistics import ConstantScores, measure
+    from .sources import note_incomplete, open_source, split
+    from .statistics import ConstantScores, measure, readable, spread
 
 Predictor = Callable[[dict[str, Any]], dict[str, torch.Tensor]]
 
@@ -58,6 +58,8 @@ class EvaluateConfig:
     """For a bundle: fp32, fp16 or bf16."""
     normal_axes: str = AXES
     """What the files' normal components are."""
+    max_broken: int = 20
+    """Broken and incomplete samples that are named and skipped before the command stops."""
     json: Path | None = None
     """Also write the table here."""
 
@@ -107,23 +109,28 @@ def _factor(batch: dict[str, Any], canonical: float | None) -> torch.Tensor | No
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The tables: {"model", "samples", "metrics": {"all": {metric: value}, kind: ...}, "constant": ...}."""
     source = open_source(config.data_root, config.normal_axes)
+    note_incomplete(source, config.max_broken, print)
     predict, contract, training, name = open_model(config)
     train, val = split(source.names, source.kinds, training.get("config", {}).get("val_fraction", 0.05))
     positions = {"all": list(range(len(source.names))), "val": val, "train": train}[config.split]
     if config.limit:
-        positions = positions[:: max(1, len(positions) // config.limit)][: config.limit]
+        positions = spread(positions, config.limit)
     if not positions:
         raise BadInput(f"{config.data_root}: no samples in the split {config.split!r}. Give --split all.")
     dataset = MapDataset(source, positions, contract)
     batches = ValBatches(len(dataset), config.batch_size, 0, 1)
-    scores, constants, broken = Scores(), ConstantScores(measure(source, positions), contract.heads), []
+    statistics = measure(readable(source, spread(positions, 64)))
+    scores, constants, broken = Scores(), ConstantScores(statistics, contract.heads), []
     for batch in tqdm(create_loader(dataset, batches, config.workers), "evaluate", len(batches)):
-        broken += batch["broken"]
+        for _, reason in batch["broken"]:
+            broken.append(reason)
+            tqdm.write(f"broken sample skipped: {reason}")
+        if len(source.incomplete) + len(broken) > config.max_broken:
+            raise BadInput(f"data: more than --max-broken {config.max_broken} broken samples. Repair the data, or "
+                           "allow more.")
         if "image" in batch:
             scores.add(predict(batch), batch)
             constants.add(batch)
-    for _, reason in broken:
-        print(f"broken sample skipped: {reason}")
     return {"model": name, "samples": len(positions) - len(broken), "metrics": scores.table(),
             "constant": constants.table()}
 

@@ -72,6 +72,13 @@ def parse_axes(axes: str) -> tuple[tuple[int, int, int], np.ndarray]:
     return order, np.array([1.0 if sign == "+" else -1.0 for sign in axes[::2]], np.float32)
 
 
+def composed(first: str, then: str) -> str:
+    """The axes that do in one step what `with_axes` does with `first` and then with `then`."""
+    (inner, inner_signs), (outer, outer_signs) = parse_axes(first), parse_axes(then)
+    return "".join(("+" if sign > 0 else "-") + "xyz"[inner[i]]
+                   for i, sign in zip(outer, outer_signs * inner_signs[list(outer)], strict=True))
+
+
 def with_axes(vectors: np.ndarray, axes: str) -> np.ndarray:
     """Vectors (..., 3) as stored -> x right, y up, z towards the viewer, given what `axes` says is stored."""
     if axes == AXES:

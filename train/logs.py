@@ -113,17 +113,21 @@ class TensorBoard:
 
 
 def environment() -> dict[str, Any]:
-    """Versions of what computes, and the commit of the code where it is in a git checkout."""
+    """Versions of what computes; the commit of the code where it is in a git checkout, and whether it was changed."""
     versions = {"python": platform.python_version()}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
             continue
+    return {"versions": versions, "commit": _git("rev-parse", "HEAD"),
+            "uncommitted_changes": bool(_git("status", "--porcelain", "--untracked-files=no", ".", "../dpt_deploy"))}
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the folder of this file; None where it is in no checkout."""
     try:
-        commit = subprocess.run(
-            ["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
-        ).stdout.strip()
+        return subprocess.run(["git", *arguments], cwd=Path(__file__).parent, capture_output=True, text=True, check=True
+                              ).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        commit = None
-    return {"versions": versions, "commit": commit}
+        return None

@@ -70,12 +70,13 @@ def release() -> None:
 def out_of_memory(batch_size: int, accumulate: int, fits: int, device: torch.device) -> DptError:
     """The error for a step of `batch_size` that did not fit, where `fits` does (0: none does)."""
     what = "GPU memory" if device.type == "cuda" else "memory"
+    images = batch_size * accumulate
+    fits = max((size for size in range(1, fits + 1) if images % size == 0), default=0)
     if not fits:
         return DptError(f"out of {what}: not even one image fits. Give --grad-checkpointing, a smaller --backbone, "
                         "--features or --input-size, or --amp fp16.")
-    more = -(-batch_size * accumulate // fits)
     return DptError(
-        f"out of {what} at batch size {batch_size}. Tried and fits: --batch-size {fits} --accumulate {more}, which "
-        f"makes steps of {fits * more} images; or keep the batch and give --grad-checkpointing. --resume keeps the "
-        "config: to keep what was learnt, start anew with --init best_model.pth --out ELSEWHERE."
+        f"out of {what} at batch size {batch_size}. Tried and fits: --batch-size {fits} --accumulate {images // fits}, "
+        "which makes the same steps; give it together with --resume auto to keep what was learnt. Or keep the batch "
+        "and give --grad-checkpointing."
     )

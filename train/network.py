@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -28,6 +29,11 @@ def create_model(config: TrainConfig, statistics: Statistics, pretrained: bool) 
     return model
 
 
+@functools.cache
+def _per_channel(values: tuple[float, ...], device: torch.device) -> torch.Tensor:
+    return torch.tensor(values, device=device).view(1, 3, 1, 1)
+
+
 def to_device(
     batch: dict[str, Any], device: torch.device, contract: Contract, channels_last: bool = False
 ) -> dict[str, Any]:
@@ -36,7 +42,7 @@ def to_device(
         key: value.to(device, non_blocking=True) if isinstance(value, torch.Tensor) else value
         for key, value in batch.items()
     }
-    mean, std = (torch.tensor(values, device=device).view(1, 3, 1, 1) for values in (contract.mean, contract.std))
+    mean, std = (_per_channel(tuple(values), device) for values in (contract.mean, contract.std))
     pixels = (batch["image"].float() / 255 - mean) / std
     return batch | {"pixels": pixels.contiguous(memory_format=torch.channels_last) if channels_last else pixels}
 

@@ -53,26 +53,34 @@ class Ema:
     """Exponential moving average of a model's floating-point state (float32)."""
 
     def __init__(self, model: nn.Module, decay: float) -> None:
-        self.decay, self.updates = decay, 0
-        self.state = {key: value.detach().clone() for key, value in model.state_dict().items()}
+        self.model, self.decay, self.updates = model, decay, 0
+        own = model.state_dict()  # shares the model's memory, so that one look-up serves every update
+        self.state = {key: value.clone() for key, value in own.items()}
+        floats = [key for key, value in own.items() if value.is_floating_point()]
+        self._averages, self._weights = ([tensors[key] for key in floats] for tensors in (self.state, own))
+        self._counters = [(self.state[key], own[key]) for key in own.keys() - set(floats)]
 
     @torch.no_grad()
-    def update(self, model: nn.Module) -> None:
+    def update(self) -> None:
         """Take the model's weights in; the decay rises to its value over the first updates."""
         self.updates += 1
         decay = min(self.decay, (1 + self.updates) / (10 + self.updates))
-        for key, value in model.state_dict().items():
-            if value.is_floating_point():
-                self.state[key].lerp_(value.detach(), 1 - decay)
-            else:
-                self.state[key].copy_(value)
+        torch._foreach_lerp_(self._averages, self._weights, 1 - decay)
+        for mine, its in self._counters:
+            mine.copy_(its)
+
+    def load(self, state: dict[str, torch.Tensor], updates: int) -> None:
+        """Go on from a saved `state` after so many updates."""
+        self.updates = updates
+        for key, value in state.items():
+            self.state[key].copy_(value)
 
     @contextlib.contextmanager
-    def applied(self, model: nn.Module) -> Iterator[None]:
+    def applied(self) -> Iterator[None]:
         """The model with the averaged weights, within the block."""
-        own = {key: value.detach().clone() for key, value in model.state_dict().items()}
-        model.load_state_dict(self.state)
+        own = {key: value.clone() for key, value in self.model.state_dict().items()}
+        self.model.load_state_dict(self.state)
         try:
             yield
         finally:
-            model.load_state_dict(own)
+            self.model.load_state_dict(own)

@@ -21,7 +21,7 @@ with cli.needing("train"):
     from .geometry import AXES
     from .parallel import parallel
     from .sample import Sample, to_network
-    from .sources import Source, open_source
+    from .sources import Source, note_incomplete, open_source
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class PrepareConfig:
     workers: int = 0
     """Processes; 0 is one per core."""
     max_broken: int = 20
-    """Broken samples that are named and left out before the command stops."""
+    """Broken and incomplete samples that are named and left out before the command stops."""
     verify: bool = False
     """Only check the cache in `out`: every sample's checksum, and that it was made from `data_root` as it is."""
 
@@ -58,10 +58,11 @@ def prepare(config: PrepareConfig) -> int:
     source = open_source(config.data_root, config.normal_axes)
     if config.out.resolve() == config.data_root.resolve() or is_cache(config.data_root):
         raise BadInput(f"data root {config.data_root}: expected SynthHuman files to read, received a cache or --out.")
+    note_incomplete(source, config.max_broken, tqdm.write)
     contract = Contract(input_size=(config.input_size, config.input_size), resize=config.resize)
 
     def samples() -> Iterator[Sample]:
-        broken = []
+        broken = list(source.incomplete)
         read = partial(_read, source=source, contract=contract)
         for result in tqdm(parallel(read, range(len(source.names)), config.workers), "prepare", len(source.names)):
             if isinstance(result, Sample):

@@ -33,11 +33,11 @@ class Report:
             write_text(self.out / "config.yaml", to_yaml(self.config))
             self.board = logs.TensorBoard(self.out, self.config.tensorboard, epoch + 1)
 
-    def epoch(self, progress: Progress, table: Table, picture: np.ndarray, better: bool) -> None:
+    def epoch(self, progress: Progress, table: Table, picture: np.ndarray | None, better: bool) -> None:
         """Everything that an epoch's end leaves."""
         row = progress.history[-1]
         self.say(logs.epoch_line(row, self.config.epochs) + ("  best" if better else ""))
-        if not self.main:
+        if not self.main or picture is None:
             return
         write_picture(self.out / "training_samples" / f"epoch_{progress.epoch:02d}.png", picture)
         logs.write_csv(self.out / "metrics.csv", progress.history)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -21,7 +21,7 @@ from .layout import KINDS, NO_DEPTH, kind_of_index
 from .sample import Sample
 
 FILES = ("rgb_{}.png", "alpha_{}.png", "depth_{}.exr", "normal_{}.exr", "cam_{}.txt")
-_RGB = re.compile(r"rgb_(\d+)\.png$")
+_FILE = re.compile("|".join(pattern.replace(".", r"\.").format(r"(\d+)") + "$" for pattern in FILES))
 
 
 class Source(Protocol):
@@ -29,13 +29,19 @@ class Source(Protocol):
 
     names: Sequence[str]
     kinds: Sequence[str]
+    incomplete: Sequence[str]
+    """Samples left out because a file is missing: one line each."""
+    normal_axes: str
+    """How the stored normal components are read."""
+
+    def __len__(self) -> int: ...
 
     def read(self, position: int) -> Sample:
         """The sample; raises `BadInput` that names it when it is missing or broken."""
         ...
 
     def fingerprint(self) -> str:
-        """A hash of what is there: changes when samples are added, removed or changed in size."""
+        """A hash of what is there: changes when samples are added or removed, or a file changes in size."""
         ...
 
 
@@ -62,7 +68,8 @@ class FolderSource:
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for folder, name in zip(self.folders, self.names, strict=True):
-            digest.update(f"{name} {(folder / f'rgb_{name}.png').stat().st_size}\n".encode())
+            sizes = [os.stat(folder / pattern.format(name)).st_size for pattern in FILES]
+            digest.update(f"{name} {sizes}\n".encode())
         return digest.hexdigest()
 
 
@@ -91,11 +98,11 @@ def find_samples(root: Path, normal_axes: str = AXES) -> FolderSource:
     for folder in [root, *sorted(entry for entry in root.iterdir() if entry.is_dir())]:
         present = set(os.listdir(folder))
         seen += len(present)
-        for found in sorted(filter(None, map(_RGB.match, present)), key=lambda match: int(match[1])):
-            name = found[1]
+        here = {found[found.lastindex] for found in map(_FILE.match, present) if found}
+        for name in sorted(here, key=int):
             missing = [pattern.format(name) for pattern in FILES if pattern.format(name) not in present]
             if missing:
-                incomplete.append(f"{folder.name}/{found[0]}: no {', '.join(missing)}")
+                incomplete.append(f"{folder.name}, sample {name}: no {', '.join(missing)}")
             else:
                 folders.append(folder)
                 names.append(name)
@@ -107,6 +114,18 @@ def find_samples(root: Path, normal_axes: str = AXES) -> FolderSource:
             "python -m train.synthetic --out data/synthetic"
         )
     return FolderSource(root, folders, names, [kind_of_index(int(name)) for name in names], incomplete, normal_axes)
+
+
+def note_incomplete(source: Source, max_broken: int, say: Callable[[str], None]) -> None:
+    """Name the first five samples that were left out; more than `max_broken` raise `BadInput`."""
+    incomplete = source.incomplete
+    for line in incomplete[:5]:
+        say(f"incomplete sample left out: {line}")
+    if len(incomplete) > 5:
+        say(f"incomplete samples left out: {len(incomplete) - 5} more")
+    if len(incomplete) > max_broken:
+        raise BadInput(f"data: {len(incomplete)} incomplete samples, more than --max-broken {max_broken}; the first "
+                       f"one: {incomplete[0]}. Repair the data, or allow more.")
 
 
 def read_files(folder: Path, name: str, normal_axes: str = AXES) -> Sample:

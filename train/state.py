@@ -17,10 +17,12 @@ from dpt_deploy.model.checkpoint import save_torch
 
 from .config import TrainConfig
 
-FORMAT = 1
+FORMAT = 2
 FREE = ("out", "config", "resume", "workers", "save_minutes", "keep", "device", "tensorboard", "samples", "check_data",
         "data_root", "max_broken", "compile", "init")
 """Options that may change between a run and its continuation."""
+RESOLVED = ("amp", "backbone_lr_scale", "batch_size", "accumulate", "limit_train_batches")
+"""Options that count by what they came to in the run: `save`'s `resolved`."""
 
 
 @dataclass
@@ -76,15 +78,21 @@ def set_random_state(state: dict[str, Any]) -> None:
     np.random.set_state((name, keys.numpy().astype(np.uint32), *rest))
 
 
-def save(path: Path, config: TrainConfig, progress: Progress, data: str, parts: dict[str, Any]) -> None:
-    """Write the full state, atomically. `data` is the fingerprint; `parts` are state dicts by name."""
+def save(
+    path: Path, config: TrainConfig, resolved: dict[str, Any], progress: Progress, data: str, parts: dict[str, Any]
+) -> None:
+    """Write the full state, atomically.
+
+    `resolved` is what options and machine came to, such as the precision that `--amp auto` is; `data`
+    is the fingerprint; `parts` are state dicts by name.
+    """
     save_torch(path, {
-        "format": FORMAT, "config": config.to_json(), "progress": dataclasses.asdict(progress), "data": data,
-        "parts": parts,
+        "format": FORMAT, "config": config.to_json(), "resolved": resolved, "progress": dataclasses.asdict(progress),
+        "data": data, "parts": parts,
     })
 
 
-def load(path: Path, config: TrainConfig, data: str) -> tuple[Progress, dict[str, Any]]:
+def load(path: Path, config: TrainConfig, resolved: dict[str, Any], data: str) -> tuple[Progress, dict[str, Any]]:
     """Read what `save` wrote.
 
     Raises `BadCheckpoint` for a file of another kind, `BadInput` when it is a run of another config
@@ -96,7 +104,7 @@ def load(path: Path, config: TrainConfig, data: str) -> tuple[Progress, dict[str
         if content["format"] != FORMAT:
             raise BadCheckpoint(f"{path}: expected format {FORMAT}, received {content['format']}. Start a new run.")
         progress = Progress(**content["progress"])
-        was, parts, old_data = content["config"], content["parts"], content["data"]
+        was, parts, old_data = content["config"] | content["resolved"], content["parts"], content["data"]
     except BadCheckpoint:
         raise
     except Exception as error:  # torch raises many kinds for a damaged file
@@ -104,9 +112,8 @@ def load(path: Path, config: TrainConfig, data: str) -> tuple[Progress, dict[str
             f"{path}: expected the full state of a run (last.pth), but it cannot be read as one "
             f"({type(error).__name__}). To start from weights alone, give --init {path}."
         ) from error
-    now = config.to_json()
-    changed = [f"{key} {was.get(key)!r} then, {now[key]!r} now" for key in now
-               if key not in FREE and was.get(key) != now[key]]
+    now = {key: value for key, value in config.to_json().items() if key not in FREE + RESOLVED} | resolved
+    changed = [f"{key} {was.get(key)!r} then, {now[key]!r} now" for key in now if was.get(key) != now[key]]
     if changed:
         raise BadInput(
             f"{path} is of a run with another config: {'; '.join(changed)}. Give the same options to continue it, or "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -11,6 +11,7 @@ import torch
 
 from dpt_deploy.errors import BadInput
 
+from .sample import Sample
 from .scores import Scores
 from .sources import Source
 
@@ -43,23 +44,36 @@ class Statistics:
                 "alpha": torch.full_like(like, self.coverage)}
 
 
-def measure(source: Source, positions: Sequence[int], limit: int = 64) -> Statistics:
-    """Statistics of up to `limit` samples spread over `positions`. Raises `BadInput` when none can be read."""
-    depths, normals, coverage, focals = [], np.zeros(3), [], []
-    reason = ""
-    for i in np.unique(np.linspace(0, len(positions) - 1, min(limit, len(positions))).astype(int)):
+def spread(positions: Sequence[int], limit: int) -> list[int]:
+    """Up to `limit` of `positions`, evenly spread over them."""
+    chosen = np.unique(np.linspace(0, len(positions) - 1, min(limit, len(positions))).astype(int))
+    return [positions[i] for i in chosen]
+
+
+def readable(source: Source, positions: Sequence[int]) -> Iterator[Sample]:
+    """The samples at `positions` that can be read. Raises `BadInput` when none can."""
+    found, reason = False, ""
+    for position in positions:
         try:
-            sample = source.read(positions[i])
+            sample = source.read(position)
         except BadInput as error:
             reason = str(error)
             continue
+        found = True
+        yield sample
+    if not found:
+        raise BadInput(f"data: none of the samples tried can be read. The last one: {reason}")
+
+
+def measure(samples: Iterable[Sample]) -> Statistics:
+    """Statistics of some samples, at least one."""
+    depths, normals, coverage, focals = [], np.zeros(3), [], []
+    for sample in samples:
         valid = sample.depth[sample.depth > 0]
         depths.append(valid[:: max(1, valid.size // 2000)])
         normals += sample.normals.sum(axis=(0, 1))
         coverage.append(sample.alpha.mean())
         focals.append(sample.intrinsics[0, 0] / sample.alpha.shape[1])
-    if not coverage:
-        raise BadInput(f"data: none of the samples tried can be read. The last one: {reason}")
     depth = np.concatenate(depths)
     low, median, high = np.percentile(depth, (1, 50, 99)) if depth.size else (1.0, 1.0, 1.0)
     length = np.linalg.norm(normals)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import math
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,23 +46,24 @@ class Stepper:
         `requests` are numbers (0 or 1) to sum over all processes on the way, such as "save now". A
         loss that is not finite on one process skips the step on all.
         """
-        outcome = Outcome(requests=(0.0,) * len(requests))
         self.optimizer.zero_grad(set_to_none=True)
+        parts = []
         for i, batch in enumerate(micro_batches):
             last = i + 1 == len(micro_batches)
             with contextlib.nullcontext() if last or self.world.size == 1 else self.network.no_sync():
-                losses = {name: value.mean() for name, value in self.per_image(batch).items()}
-                values = torch.stack(list(losses.values())).tolist()
-                finite = all(map(math.isfinite, values))
-                # One exchange for all: is any loss bad, who wants what, the losses.
-                bad, *asked = self.world.sum(not finite, *requests, *values)
-                outcome.requests, values = tuple(asked[: len(requests)]), asked[len(requests) :]
-                if bad:
-                    return self._skip("loss", [] if finite else batch["name"], outcome.requests)
-                self.scaler.scale(losses["loss"] / len(micro_batches)).backward()
-            share = 1 / (len(micro_batches) * self.world.size)
-            for name, value in zip(losses, values, strict=True):
-                outcome.losses[name] = outcome.losses.get(name, 0.0) + value * share
+                losses = self.per_image(batch)
+                self.scaler.scale(losses["loss"].mean() / len(micro_batches)).backward()
+            parts.append({name: value.detach() for name, value in losses.items()})
+        values = torch.stack([torch.stack([part[name].mean() for part in parts]).mean() for name in parts[0]])
+        # One exchange and one wait for all: is any loss bad, who wants what, the losses.
+        asked = torch.tensor(requests, dtype=torch.float64, device=values.device)
+        bad = (~values.isfinite()).any().double()
+        bad, *sums = self.world.sum(torch.cat((bad[None], asked, values.double())))
+        outcome = Outcome(requests=tuple(sums[: len(requests)]))
+        if bad:
+            return self._skip("loss", _not_finite(parts, micro_batches), outcome.requests)
+        outcome.losses = {name: value / self.world.size
+                          for name, value in zip(parts[0], sums[len(requests) :], strict=True)}
         self.scaler.unscale_(self.optimizer)
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.clip_norm or float("inf"))
         if not self.scaler.is_enabled() and not torch.isfinite(norm):
@@ -86,3 +86,9 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         names = [name for part in self.world.gather(names) for name in part]
         return Outcome(skipped=what, names=names, requests=requests)
+
+
+def _not_finite(parts: list[dict[str, torch.Tensor]], micro_batches: list[dict[str, Any]]) -> list[str]:
+    """The names of the images whose loss is not finite."""
+    return [name for part, batch in zip(parts, micro_batches, strict=True)
+            for name, finite in zip(batch["name"], part["loss"].isfinite().tolist(), strict=True) if not finite]

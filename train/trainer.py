@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,21 @@ from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
 from dpt_deploy.errors import BadInput, DptError
-from dpt_deploy.files import cannot_write
+from dpt_deploy.files import cannot_write, existing_file
 from dpt_deploy.model import MultiTaskDPT, save_checkpoint
 
 from . import memory, state
-from .check import check_convention, spread
+from .check import compare_conventions, require_assumed
 from .config import TrainConfig
 from .dataset import MapDataset, TrainBatches, create_loader
 from .distributed import World, join, leave
 from .interrupt import Stopped, StopRequest
 from .network import create_model, to_device
 from .optim import Ema, parameter_groups, rate_factor, set_rate
+from .parallel import usable_cores
 from .report import Report
-from .sources import open_source, split
-from .statistics import measure
+from .sources import note_incomplete, open_source, split
+from .statistics import measure, readable, spread
 from .step import Outcome, Stepper
 from .validation import Validation
 from .warmstart import initialise_from
@@ -58,6 +58,7 @@ class Trainer:
             len(dataset), config.batch_size, config.accumulate, self.world.rank, self.world.size, config.seed,
             config.limit_train_batches,
         )
+        self.resolved |= {"images_per_step": self.batches.per_step, "steps_per_epoch": self.batches.steps}
         self.loader = create_loader(dataset, self.batches, self.workers, self.world.device.type == "cuda")
         self.validation = Validation(self)
         self._restore()
@@ -69,12 +70,12 @@ class Trainer:
     @property
     def workers(self) -> int:
         """Processes that read samples."""
-        return min(8, os.cpu_count() or 1) if self.config.workers < 0 else self.config.workers
+        return min(8, usable_cores()) if self.config.workers < 0 else self.config.workers
 
     def _claim_output(self) -> None:
         """Make `out`, or raise `BadInput`: it cannot be written, or holds another run."""
         out, resume = self.config.out, self.config.resume
-        if self.last.exists() and not resume:
+        if self.last.exists() and resume != "auto" and not (resume and self.last.samefile(self._resumed)):
             raise BadInput(f"{out} holds a run already. Continue it with --resume auto, or give another --out.")
         if self.world.is_main:
             try:
@@ -88,17 +89,13 @@ class Trainer:
     def _open_data(self) -> None:
         config = self.config
         self.source = open_source(config.data_root, config.normal_axes)
+        note_incomplete(self.source, config.max_broken, self.report.say)
         self.data = self.source.fingerprint()
         self.train_positions, self.val_positions = split(self.source.names, self.source.kinds, config.val_fraction)
-        self.statistics = measure(self.source, self.train_positions)
+        self.statistics = measure(readable(self.source, spread(self.train_positions, 64)))
         if config.check_data and {"depth", "normals"} <= set(config.tasks):
-            check_convention(self.source, [self.train_positions[i] for i in spread(len(self.train_positions), 12)])
-        prepared_with = getattr(self.source, "resize", config.resize)
-        if prepared_with != config.resize:
-            raise BadInput(
-                f"{config.data_root} was prepared with --resize {prepared_with}, and the run asks for {config.resize}. "
-                f"Prepare it again, or give --resize {prepared_with}."
-            )
+            samples = readable(self.source, spread(self.train_positions, 12))
+            require_assumed(compare_conventions(samples, self.source.normal_axes), self.source)
 
     def _build_model(self) -> None:
         config = self.config
@@ -107,7 +104,9 @@ class Trainer:
         pretrained = config.pretrained and not replaced
         self.model: MultiTaskDPT = create_model(config, self.statistics, pretrained).to(self.world.device)
         self.contract = self.model.contract(config.resize)
-        self.notes = initialise_from(self.model, config.init) if config.init and not self._continues() else []
+        self.notes: list[str] = []
+        if config.init and not self._continues():
+            self.notes = initialise_from(self.model, config.init, config.canonical_focal)
         if config.channels_last:
             self.model.to(memory_format=torch.channels_last)
         if config.grad_checkpointing:
@@ -115,14 +114,18 @@ class Trainer:
         scale = config.backbone_lr_scale
         if scale is None:
             scale = 0.1 if config.pretrained or config.init else 1.0
+        on_gpu = self.world.device.type == "cuda"
+        torch.backends.cudnn.benchmark = on_gpu  # every batch has the same size
         self.optimizer = torch.optim.AdamW(
-            parameter_groups(self.model, config.lr, config.weight_decay, scale, config.layer_decay)
+            parameter_groups(self.model, config.lr, config.weight_decay, scale, config.layer_decay),
+            fused=True if on_gpu else None,
         )
         name = config.amp
         if name == "auto":
-            name = "fp16" if self.world.device.type == "cuda" else "fp32"
+            name = "fp16" if on_gpu else "fp32"
         self.amp = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}[name]
         self.scaler = torch.amp.GradScaler(self.world.device.type, enabled=name == "fp16")
+        self.resolved: dict[str, Any] = {"amp": name, "backbone_lr_scale": scale}
         self.ema = Ema(self.model, config.ema) if config.ema else None
 
     def _network(self) -> nn.Module:
@@ -135,6 +138,11 @@ class Trainer:
             network = DistributedDataParallel(network, device_ids=ids)
         return network
 
+    @property
+    def _resumed(self) -> Path:
+        """The state that --resume names."""
+        return self.last if self.config.resume == "auto" else existing_file(self.config.resume, "a run's last.pth")
+
     def _continues(self) -> bool:
         """Whether there is a state to go on from."""
         return bool(self.config.resume) and (self.config.resume != "auto" or self.last.exists())
@@ -142,14 +150,13 @@ class Trainer:
     def _restore(self) -> None:
         if not self._continues():
             return
-        path = self.last if self.config.resume == "auto" else Path(self.config.resume)
-        self.progress, parts = state.load(path, self.config, self.data)
+        path = self._resumed
+        self.progress, parts = state.load(path, self.config, self.resolved, self.data)
         self.model.load_state_dict(parts["model"])
         self.optimizer.load_state_dict(parts["optimizer"])
         self.scaler.load_state_dict(parts["scaler"])
         if self.ema:
-            self.ema.updates = parts["ema_updates"]
-            self.ema.state = {key: value.to(self.world.device) for key, value in parts["ema"].items()}
+            self.ema.load(parts["ema"], parts["ema_updates"])
         states = parts["random"]
         state.set_random_state(states[self.world.rank % len(states)])
         self.batches.start = (self.progress.epoch, self.progress.step)
@@ -168,8 +175,8 @@ class Trainer:
         with self.stop:
             batches = iter(self.loader)
             while self.progress.epoch < self.config.epochs and not self._out_of_patience():
-                self._train_epoch(batches)
-                self._end_epoch()
+                self._fitting(lambda: self._train_epoch(batches))
+                self._fitting(self._end_epoch)
         with self._averaged():
             self._save_weights("final_model.pth")
         self.report.end()
@@ -190,7 +197,7 @@ class Trainer:
             f"{self.contract.input_size[1]}; {self.batches.steps} steps of {self.batches.per_step} images per epoch; "
             f"{str(self.amp).removeprefix('torch.')} on {self.world.device.type}"
         )
-        for line in [*self.notes, *(f"left out: {line}" for line in getattr(self.source, "incomplete", [])[:5])]:
+        for line in self.notes:
             self.report.say(line)
         prepared = getattr(self.source, "input_size", self.contract.input_size)
         if prepared != self.contract.input_size:
@@ -216,15 +223,32 @@ class Trainer:
                     progress.seconds, began = progress.seconds + time.monotonic() - began, time.monotonic()
                     self.save_state()
                 if stop:
-                    raise Stopped(f"saved {self.last}; continue with --resume auto")
+                    raise self._stopped()
         progress.seconds += time.monotonic() - began
+
+    def _stopped(self) -> Stopped:
+        return Stopped(f"saved {self.last}; continue with --resume auto")
+
+    def _fitting(self, work: Callable[[], None]) -> None:
+        """Do `work`; out of memory becomes a `DptError` with a batch size that was tried and fits."""
+        try:
+            return work()
+        except (RuntimeError, MemoryError) as error:
+            if not memory.is_out_of_memory(error):
+                raise
+        # Here and not in the handler: the error holds on to the tensors of the step that failed.
+        config = self.config
+        fits = memory.largest_fitting(
+            self.stepper, self.model, self.contract, config.batch_size, config.channels_last
+        )
+        raise memory.out_of_memory(config.batch_size, config.accumulate, fits, self.world.device)
 
     def _step(self, batches: Iterator[dict[str, Any]]) -> tuple[bool, bool]:
         """One optimizer step; returns whether to stop and whether to save, the same on all ranks."""
         progress = self.progress
         due = self.world.is_main and time.monotonic() - self._saved_at > 60 * self.config.save_minutes
         micro_batches = [self._next(batches) for _ in range(self.config.accumulate)]
-        outcome = self._outcome(micro_batches, due)
+        outcome = self.stepper(micro_batches, (self.stop.asked, due))
         progress.step += 1
         progress.total_steps += 1
         if outcome.skipped:
@@ -233,26 +257,11 @@ class Trainer:
             progress.skipped_in_a_row = 0
             progress.overflows += outcome.overflow
             if self.ema and not outcome.overflow:
-                self.ema.update(self.model)
+                self.ema.update()
             for name, value in outcome.losses.items():
                 progress.sums[name] = progress.sums.get(name, 0.0) + value
             progress.batches += 1
         return outcome.requests[0] > 0, outcome.requests[1] > 0
-
-    def _outcome(self, micro_batches: list[dict[str, Any]], due: bool) -> Outcome:
-        """The step itself; out of memory becomes a `DptError` with a batch size that was tried and fits."""
-        try:
-            return self.stepper(micro_batches, (self.stop.asked, due))
-        except (RuntimeError, MemoryError) as error:
-            if not memory.is_out_of_memory(error):
-                raise
-        # Here and not in the handler: the error holds on to the tensors of the step that failed.
-        micro_batches.clear()
-        config = self.config
-        fits = memory.largest_fitting(
-            self.stepper, self.model, self.contract, config.batch_size, config.channels_last
-        )
-        raise memory.out_of_memory(config.batch_size, config.accumulate, fits, self.world.device)
 
     def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         batch = next(batches)
@@ -267,9 +276,10 @@ class Trainer:
             if name not in self.broken:
                 self.broken[name] = reason
                 self.report.say(f"broken sample skipped: {reason}", any_rank=True)
-        if len(self.broken) > self.config.max_broken:
+        count = len(self.broken) + len(self.source.incomplete)
+        if entries and count > self.config.max_broken:
             raise BadInput(
-                f"data: {len(self.broken)} broken samples, more than --max-broken {self.config.max_broken}; the last "
+                f"data: {count} broken samples, more than --max-broken {self.config.max_broken}; the last "
                 f"one: {list(self.broken.values())[-1]} Repair the data, or allow more."
             )
 
@@ -299,7 +309,12 @@ class Trainer:
         row["images_per_second"] = self.batches.steps * self.batches.per_step / max(progress.seconds, 1e-9)
         row["skipped"], row["overflows"] = progress.skipped, progress.overflows
         with self._averaged():
-            row |= self.validation.run()
+            measured = self.validation.run()
+        if measured is None:  # asked to stop: a continuation validates again
+            self.save_state()
+            raise self._stopped()
+        row |= measured
+        with self._averaged():
             progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
             progress.sums, progress.batches = {}, 0
             progress.history.append(row)
@@ -310,7 +325,7 @@ class Trainer:
             self._save_weights(f"checkpoint_epoch_{progress.epoch:02d}.pth")
             if better:
                 self._save_weights("best_model.pth")
-            picture = self.validation.picture()
+            picture = self.validation.picture() if self.world.is_main else None
         self.save_state()
         if self.config.keep and self.world.is_main:
             for epoch in range(1, progress.epoch - self.config.keep + 1):
@@ -327,7 +342,7 @@ class Trainer:
 
     def _averaged(self) -> contextlib.AbstractContextManager:
         """The model with its moving average, where there is one."""
-        return self.ema.applied(self.model) if self.ema else contextlib.nullcontext()
+        return self.ema.applied() if self.ema else contextlib.nullcontext()
 
     def _save_weights(self, name: str) -> None:
         """Write the model's present weights with their description; rank 0 alone."""
@@ -345,5 +360,5 @@ class Trainer:
                      "scaler": self.scaler.state_dict(), "random": random_states}
             if self.ema:
                 parts |= {"ema": self.ema.state, "ema_updates": self.ema.updates}
-            state.save(self.last, self.config, self.progress, self.data, parts)
+            state.save(self.last, self.config, self.resolved, self.progress, self.data, parts)
         self._saved_at = time.monotonic()

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from tqdm import tqdm
 
 from .dataset import MapDataset, ValBatches, collate, create_loader
 from .layout import KINDS
@@ -33,8 +36,11 @@ class Validation:
         self.table: dict[str, dict[str, float]] = {}
 
     @torch.no_grad()
-    def run(self) -> dict[str, float]:
-        """val_loss, val_<head> and every metric over the validation set; {} where it is empty."""
+    def run(self) -> dict[str, float] | None:
+        """val_loss, val_<head> and every metric over the validation set; {} where it is empty.
+
+        None, on all ranks, when any was asked to stop on the way.
+        """
         trainer = self.trainer
         if not len(self.dataset):
             return {}
@@ -43,7 +49,10 @@ class Validation:
         count = 0
         scores = Scores()
         constants = None if trainer.progress.constants else ConstantScores(trainer.statistics, trainer.config.tasks)
-        for batch in self.loader:
+        for batch in tqdm(self.loader, "validate", leave=False, disable=not trainer.world.is_main,
+                          mininterval=0.5 if sys.stderr.isatty() else 30):
+            if trainer.stop.asked:
+                break
             trainer.note_broken(batch["broken"])
             if "image" not in batch:
                 continue
@@ -56,6 +65,8 @@ class Validation:
             scores.add(self._maps(outputs, batch), batch)
             if constants:
                 constants.add(batch)
+        if any(trainer.world.gather(trainer.stop.asked)):
+            return None
         return self._row(sums, count, scores, constants)
 
     def _row(self, sums, count, scores, constants) -> dict[str, float]:
@@ -82,15 +93,19 @@ class Validation:
     def picture(self) -> np.ndarray:
         """uint8 (rows, columns, 3): some validation samples, of every kind in turn, always the same."""
         trainer = self.trainer
-        dataset = self.dataset
+        if "image" not in self._shown:
+            return np.zeros((8, 8, 3), np.uint8)
+        batch = to_device(self._shown, trainer.world.device, trainer.contract, trainer.config.channels_last)
+        trainer.model.eval()
+        return sample_picture(self._maps(self._forward(batch), batch), batch)
+
+    @functools.cached_property
+    def _shown(self) -> dict[str, Any]:
+        """The batch of the picture."""
+        trainer, dataset = self.trainer, self.dataset
         if not len(dataset):
             dataset = MapDataset(trainer.source, trainer.train_positions, trainer.contract)
         kinds = [trainer.source.kinds[position] for position in dataset.positions]
         queues = [[i for i, kind in enumerate(kinds) if kind == k] for k in KINDS]
         turns = sorted((turn, k, i) for k, queue in enumerate(queues) for turn, i in enumerate(queue))
-        batch = collate([dataset[0, i] for _, _, i in turns[: trainer.config.samples]])
-        if "image" not in batch:
-            return np.zeros((8, 8, 3), np.uint8)
-        batch = to_device(batch, trainer.world.device, trainer.contract, trainer.config.channels_last)
-        trainer.model.eval()
-        return sample_picture(self._maps(self._forward(batch), batch), batch)
+        return collate([dataset[0, i] for _, _, i in turns[: trainer.config.samples]])

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 
 from dpt_deploy.errors import BadCheckpoint
-from dpt_deploy.model import MultiTaskDPT
+from dpt_deploy.model import MultiTaskDPT, read_checkpoint
 from dpt_deploy.model.checkpoint import read_tensors
 
+_OURS = "checkpoint of this project"
 _UNIT = {"resConfUnit1": "skip_unit", "resConfUnit2": "unit", "residual_layer1": "skip_unit", "residual_layer2": "unit"}
 _LAYER = {"convolution1": "conv1", "convolution2": "conv2", "batch_norm1": "bn1", "batch_norm2": "bn2"}
 _BLOCK = {
@@ -29,8 +30,11 @@ _UNUSED = (r"pretrained\.model\.(norm|head|fc_norm)\..*|scratch\.output_conv.*|s
            r"neck\.fusion_stage\.layers\.0\.residual_layer1\..*")
 
 
-def initialise_from(model: MultiTaskDPT, path: Path) -> list[str]:
+def initialise_from(model: MultiTaskDPT, path: Path, canonical_focal: float = 0.0) -> list[str]:
     """Load what fits of `path` into `model`; lines for people that say what was taken and what was not.
+
+    A checkpoint of this project may have learnt other units than `model` and `canonical_focal` [pixels]
+    will: the lines say so. Training goes on from such weights all the same.
 
     Raises `BadInput` or `BadCheckpoint` when the file cannot be read, is of an architecture that
     does not fit by its nature, or fits nowhere.
@@ -55,13 +59,32 @@ def initialise_from(model: MultiTaskDPT, path: Path) -> list[str]:
                        ("in the file and not taken", set(state) - set(fitting))):
         if keys:
             lines.append(f"{len(keys)} {what}: {_summary(keys)}")
-    return lines
+    return lines + (_other_units(model, path, canonical_focal) if origin == _OURS else [])
+
+
+def _other_units(model: MultiTaskDPT, path: Path, canonical_focal: float) -> list[str]:
+    """What a checkpoint says of its inputs and outputs that is another here: a line each."""
+    try:
+        checkpoint = read_checkpoint(path)
+    except BadCheckpoint:  # parts of a model, without a description
+        return []
+    if checkpoint.contract is None:
+        return []
+    own = model.contract()
+    pairs = {
+        "depth_scale": (checkpoint.config.depth_scale, model.config.depth_scale),
+        "canonical_focal": (checkpoint.training.get("canonical_focal", 0.0), canonical_focal),
+        "mean": (tuple(checkpoint.contract.mean), tuple(own.mean)),
+        "std": (tuple(checkpoint.contract.std), tuple(own.std)),
+    }
+    return [f"{name} {there} in the file, {here} here: what it learnt is off by that at first"
+            for name, (there, here) in pairs.items() if there != here]
 
 
 def translated(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[str, dict[str, torch.Tensor]]:
     """What kind of checkpoint this is, and its tensors under this project's names; unknown ones keep theirs."""
     if any(key.startswith("backbone.blocks.") for key in state):
-        return "checkpoint of this project", dict(state)
+        return _OURS, dict(state)
     if any(key.startswith("pretrained.model.") for key in state):
         _refuse(path, state, {
             "a hybrid backbone (convolutions before the transformer)": "pretrained.model.patch_embed.backbone.",

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,15 +18,17 @@ import torch
 from dpt_deploy.contract import Contract
 from dpt_deploy.errors import BadInput
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+from train import check
 from train.cache import CacheSource
-from train.check import check_convention, compare_conventions
+from train.check import compare_conventions, require_assumed
 from train.dataset import MapDataset
 from train.evaluate import EvaluateConfig, evaluate
-from train.geometry import AXES, all_axes, with_axes
+from train.geometry import AXES, all_axes, composed, with_axes
 from train.prepare import PrepareConfig, prepare, verify
 from train.sample import to_network
 from train.scores import METRICS
 from train.sources import open_source
+from train.statistics import readable
 from train.trainer import Trainer
 
 
@@ -44,7 +48,7 @@ def stored_as(vectors: np.ndarray, axes: str) -> np.ndarray:
 
 
 def test_the_right_convention_is_the_best_of_48_by_far(data):
-    convention = compare_conventions(open_source(data), range(24))
+    convention = compare_conventions(readable(open_source(data), range(24)))
     medians = list(convention.medians.values())
     assert len(medians) == 48
     assert convention.best == AXES
@@ -52,27 +56,36 @@ def test_the_right_convention_is_the_best_of_48_by_far(data):
     assert medians[1] > 15
 
 
+@pytest.mark.parametrize("assumed", [AXES, "+y-z+x"])
 @pytest.mark.parametrize("axes", ["+x-y-z", "-x+y+z", "+z+y-x", "-y+x+z"])
-def test_another_convention_is_found_and_named(data, axes):
+def test_another_convention_is_found_and_named_as_the_files_store_it(data, axes, assumed):
     source = open_source(data)
-    read = source.read
+    samples = [dataclasses.replace(sample, normals=with_axes(stored_as(sample.normals, axes), assumed))
+               for sample in readable(source, range(24))]
+    convention = compare_conventions(samples, assumed)
+    assert convention.best == axes
+    assert any(line.startswith(assumed) and line.endswith("assumed") for line in convention.lines())
+    with pytest.raises(BadInput, match=re.escape(f"give --normal-axes={axes};")):
+        require_assumed(convention, source)
 
-    class Other:
-        def read(self, position):
-            import dataclasses
 
-            sample = read(position)
-            return dataclasses.replace(sample, normals=stored_as(sample.normals, axes))
-
-    with pytest.raises(BadInput) as error:
-        check_convention(Other(), range(24))
-    assert f"--normal-axes={axes}" in str(error.value)
+def test_axes_compose():
+    vectors = np.random.default_rng(0).normal(size=(4, 3)).astype(np.float32)
+    for first, then in zip(all_axes(), reversed(all_axes()), strict=True):
+        expected = with_axes(with_axes(vectors, first), then)
+        np.testing.assert_array_equal(with_axes(vectors, composed(first, then)), expected)
 
 
 def test_training_stops_before_it_starts_on_normals_of_another_convention(config):
-    with pytest.raises(BadInput, match=r"--normal-axes="):
-        Trainer(config(normal_axes="+x-y-z"))
-    Trainer(config(normal_axes="+x-y-z", check_data=False))
+    with pytest.raises(BadInput, match=r"give --normal-axes=\+x\+y\+z;"):
+        Trainer(config(normal_axes="+y-z+x"))
+    Trainer(config(normal_axes="+y-z+x", check_data=False))
+
+
+def test_a_cache_of_another_convention_is_to_be_prepared_again(data, config, tmp_path):
+    prepare(PrepareConfig(data, tmp_path / "cache", input_size=64, workers=1, normal_axes="+y-z+x"))
+    with pytest.raises(BadInput, match=r"train\.check on the files.*prepare"):
+        Trainer(config(data_root=tmp_path / "cache"))
 
 
 def test_check_prints_table_and_statistics(data, root):
@@ -163,8 +176,39 @@ def test_a_checkpoint_is_scored_beside_constants(data, tmp_path):
     assert result["samples"] == 24
     assert list(result["metrics"]) == ["all", "face", "full_body", "upper_body"]
     assert set(result["metrics"]["all"]) == set(result["constant"]["all"]) == set(METRICS)
-    fewer = evaluate(EvaluateConfig(tmp_path / "m.pth", data, workers=0, limit=5))
-    assert fewer["samples"] == 5
+    fewer = evaluate(EvaluateConfig(tmp_path / "m.pth", data, workers=0, limit=17))
+    assert fewer["samples"] == 17
+    assert list(fewer["metrics"]) == ["all", "face", "full_body", "upper_body"], "spread over the set"
+
+
+def test_evaluation_refuses_a_cache_of_another_resize_rule(data, tmp_path):
+    prepare(PrepareConfig(data, tmp_path / "cache", input_size=64, resize="letterbox", workers=1))
+    save_checkpoint(tmp_path / "m.pth", create_multitask_dpt_model(
+        "test_vit", features=8, backbone_kwargs={"img_size": 64}))
+    with pytest.raises(BadInput, match="prepared with --resize letterbox"):
+        evaluate(EvaluateConfig(tmp_path / "m.pth", tmp_path / "cache", workers=0))
+
+
+def test_incomplete_samples_are_named_counted_and_limited(data, tmp_path, config, capsys):
+    root = tmp_path / "data"
+    shutil.copytree(data / "SynthHuman_0000", root)
+    for name in ("rgb_0000001.png", "cam_0000002.txt"):
+        (root / name).unlink()
+    save_checkpoint(tmp_path / "m.pth", create_multitask_dpt_model(
+        "test_vit", features=8, backbone_kwargs={"img_size": 64}))
+    commands = [
+        lambda limit: check.main(check.CheckConfig(root, max_broken=limit)),
+        lambda limit: prepare(PrepareConfig(root, tmp_path / "cache", 32, workers=1, max_broken=limit)),
+        lambda limit: evaluate(EvaluateConfig(tmp_path / "m.pth", root, workers=0, max_broken=limit)),
+        lambda limit: Trainer(config(data_root=root, max_broken=limit)),
+    ]
+    for command in commands:
+        with pytest.raises(BadInput, match=r"2 incomplete samples, more than --max-broken 1.*rgb_0000001\.png"):
+            command(1)
+        capsys.readouterr()
+        command(2)
+        text = "".join(capsys.readouterr())
+        assert "rgb_0000001.png" in text and "cam_0000002.txt" in text
 
 
 def test_evaluation_repeats_the_validation_of_the_run(config):

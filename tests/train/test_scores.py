@@ -131,7 +131,7 @@ def test_constants_score_what_the_same_value_everywhere_scores(batch):
 def test_statistics_are_those_of_the_foreground(data):
     source = open_source(data)
     samples = [source.read(i) for i in range(len(source))]
-    statistics = measure(source, range(len(source)))
+    statistics = measure(samples)
     depth = np.concatenate([sample.depth[sample.depth > 0] for sample in samples])
     assert statistics.depth == pytest.approx(np.median(depth), rel=0.02)
     assert statistics.coverage == pytest.approx(np.mean([sample.alpha.mean() for sample in samples]), rel=1e-5)

@@ -133,4 +133,16 @@ def test_split_is_stratified_and_keeps_samples_on_their_side():
     assert {names[some[i]] for i in fewer} <= {names[i] for i in val}
     train, val = split(names[:6], kinds[:6], 0.01)
     assert sorted(kinds[i] for i in val) == ["face", "full_body", "upper_body"]
-    assert split(names[:1], kinds[:1], 0.5)[0] or split(names[:1], kinds[:1], 0.5)[1]
+    assert split(names[:1], kinds[:1], 0.01) == ([0], []), "a kind's only sample is trained on"
+
+
+def test_the_fingerprint_notices_a_change_in_any_file(data: Path, tmp_path: Path):
+    (name,) = flat_copy(data, tmp_path, 1)
+    before = find_samples(tmp_path).fingerprint()
+    for pattern in FILES:
+        path = tmp_path / pattern.format(name)
+        whole = path.read_bytes()
+        path.write_bytes(whole + b" ")
+        assert find_samples(tmp_path).fingerprint() != before, pattern
+        path.write_bytes(whole)
+    assert find_samples(tmp_path).fingerprint() == before

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -19,7 +20,7 @@ import yaml
 
 from dpt_deploy.errors import BadInput, DptError
 from dpt_deploy.model import create_multitask_dpt_model, load_model, read_checkpoint
-from train import network, state
+from train import memory, network, state
 from train.trainer import Stopped, Trainer
 
 
@@ -131,18 +132,40 @@ def test_resuming_another_config_or_other_data_is_refused(config, tmp_path):
         Trainer(config(epochs=2, lr=2e-3, resume="auto"))
     (tmp_path / "bad.pth").write_bytes(b"nothing")
     with pytest.raises(DptError, match=r"last\.pth"):
-        Trainer(config(epochs=2, resume=str(tmp_path / "bad.pth")))
-    progress, _ = state.load(run.out / "last.pth", run, trainer.data)
+        Trainer(config(epochs=2, resume=str(tmp_path / "bad.pth"), out=tmp_path / "other"))
+    progress, _ = state.load(run.out / "last.pth", run, trainer.resolved, trainer.data)
     with pytest.raises(BadInput, match="data are not those"):
-        state.load(run.out / "last.pth", run, "other")
+        state.load(run.out / "last.pth", run, trainer.resolved, "other")
     assert progress.epoch == 1
+    for name, there, here in (("amp", "fp32", "fp16"), ("backbone_lr_scale", 1.0, 0.1), ("images_per_step", 4, 8)):
+        with pytest.raises(BadInput, match=re.escape(f"{name} {there!r} then, {here!r} now")):
+            state.load(run.out / "last.pth", run, trainer.resolved | {name: here}, trainer.data)
 
 
-def test_a_folder_that_holds_a_run_is_not_overwritten(config):
-    run = config()
+def test_the_steps_count_not_how_they_are_made(config):
+    run = config(epochs=2, batch_size=4)
+    trainer = Trainer(run)
+    stop_at(trainer, 5)
+    with pytest.raises(RuntimeError):
+        trainer.run()
+    again = Trainer(config(epochs=2, batch_size=2, accumulate=2, resume="auto"))
+    assert again.progress.epoch == 1
+    again.run()
+    assert again.progress.total_steps == 8
+    with pytest.raises(BadInput, match="images_per_step 4 then, 2 now"):
+        Trainer(config(epochs=2, batch_size=2, resume="auto"))
+
+
+def test_a_folder_that_holds_a_run_is_not_overwritten(config, tmp_path):
+    run = config(limit_train_batches=1)
     Trainer(run).run()
     with pytest.raises(BadInput, match="--resume auto"):
         Trainer(run)
+    other = config(limit_train_batches=1, out=tmp_path / "other")
+    Trainer(other).run()
+    with pytest.raises(BadInput, match="--resume auto"):
+        Trainer(config(limit_train_batches=1, resume=str(other.out / "last.pth")))
+    Trainer(config(limit_train_batches=1, resume=str(run.out / "last.pth")))
 
 
 def test_an_unwritable_output_folder_is_named(config, tmp_path):
@@ -185,9 +208,13 @@ def test_a_run_stops_early_when_nothing_improves(config):
 
 
 def test_batch_limits_bound_an_epoch(config):
-    trainer = Trainer(config(limit_train_batches=2, limit_val_batches=1))
+    trainer = Trainer(config(batch_size=2, limit_train_batches=2, limit_val_batches=1))
+    forward, seen = trainer.validation._forward, []
+    trainer.validation._forward = lambda batch: seen.extend(batch["name"]) or forward(batch)
+    trainer.validation.picture = lambda: None
     trainer.run()
     assert trainer.progress.total_steps == 2
+    assert len(seen) == 2 < len(trainer.val_positions)
 
 
 def test_one_loss_that_is_not_finite_skips_its_step(config, capsys):
@@ -197,13 +224,15 @@ def test_one_loss_that_is_not_finite_skips_its_step(config, capsys):
     def sometimes_nan(batch):
         calls.append(batch["name"])
         losses = original(batch)
-        return {k: v * float("nan") for k, v in losses.items()} if len(calls) == 2 else losses
+        bad = torch.tensor([1.0, 1.0, float("nan"), 1.0])
+        return {k: v * bad for k, v in losses.items()} if len(calls) == 2 else losses
 
     trainer.stepper.per_image = sometimes_nan
     trainer.run()
     assert trainer.progress.skipped == 1
     text = capsys.readouterr().out
-    assert all(name in text for name in calls[1])
+    assert calls[1][2] in text
+    assert not any(name in text for name in calls[1] if name != calls[1][2]), "only the image to blame"
     assert all(torch.isfinite(p).all() for p in trainer.model.parameters())
 
 
@@ -293,9 +322,27 @@ def test_out_of_memory_is_answered_with_a_batch_size_that_was_tried(config, fits
         return original(batch)
 
     trainer.stepper.per_image = limited
-    expected = r"--batch-size 3 --accumulate 8" if fits else "not even one image"
+    expected = r"--batch-size 3 --accumulate 8.*--resume auto" if fits else "not even one image"
     with pytest.raises(DptError, match=expected):
         trainer.run()
+
+
+@pytest.mark.parametrize("where", ["train.trainer.to_device", "train.validation.to_device", "train.optim.Ema.update"])
+def test_memory_that_ends_anywhere_is_answered(config, monkeypatch, where):
+    trainer = Trainer(config(batch_size=4, ema=0.9, limit_train_batches=1))
+
+    def full(*args):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(where, full)
+    with pytest.raises(DptError, match="--batch-size 2 --accumulate 2"):
+        trainer.run()
+
+
+def test_the_batch_size_that_fits_divides_the_step():
+    device = torch.device("cpu")
+    assert "--batch-size 2 --accumulate 3," in str(memory.out_of_memory(6, 1, 2, device))
+    assert "--batch-size 1 --accumulate 5," in str(memory.out_of_memory(5, 1, 2, device))
 
 
 def test_ctrl_c_saves_and_the_run_goes_on(config):
@@ -313,6 +360,30 @@ def test_ctrl_c_saves_and_the_run_goes_on(config):
     again = Trainer(config(epochs=2, resume="auto"))
     assert again.progress.total_steps in (4, 5)
     again.run()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_during_validation_saves_and_validation_is_done_again(config, tmp_path, number, capsys):
+    common = {"epochs": 2, "ema": 0.9, "batch_size": 2}
+    Trainer(config(out=tmp_path / "whole", **common)).run()
+    trainer = Trainer(config(**common))
+    forward, calls = trainer.validation._forward, []
+
+    def interrupt_once(batch):
+        calls.append(batch)
+        if len(calls) == 1:
+            os.kill(os.getpid(), number)
+        return forward(batch)
+
+    trainer.validation._forward = interrupt_once
+    with pytest.raises(Stopped, match="--resume auto"):
+        trainer.run()
+    assert len(calls) == 1, "the rest of the validation is left out"
+    again = Trainer(config(resume="auto", **common))
+    assert (again.progress.epoch, again.progress.step) == (0, again.batches.steps)
+    again.run()
+    assert_same_bits(again.config.out / "final_model.pth", tmp_path / "whole" / "final_model.pth")
+    assert table(again.config.out)[0]["val_loss"] == table(tmp_path / "whole")[0]["val_loss"]
 
 
 def test_tasks_choose_the_heads(config):

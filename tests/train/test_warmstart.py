@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import pytest
@@ -111,8 +112,20 @@ def test_our_own_checkpoint_is_taken_whole(tmp_path: Path):
     source, ours = our_model(seed=1), our_model(seed=2)
     save_checkpoint(tmp_path / "best_model.pth", source)
     lines = initialise_from(ours, tmp_path / "best_model.pth")
-    assert len(lines) == 1
+    assert len(lines) == 1, "nothing to warn of"
     assert all(torch.equal(a, b) for a, b in zip(ours.state_dict().values(), source.state_dict().values(), strict=True))
+
+
+def test_other_units_of_our_own_checkpoint_are_named(tmp_path: Path):
+    source = create_multitask_dpt_model("test_vit", features=8, depth_scale=1.0, backbone_kwargs={"img_size": 64})
+    contract = dataclasses.replace(source.contract(), mean=(0.4, 0.5, 0.6))
+    save_checkpoint(tmp_path / "best_model.pth", source, contract, {"canonical_focal": 500.0})
+    ours = create_multitask_dpt_model("test_vit", features=8, depth_scale=5.0, backbone_kwargs={"img_size": 64})
+    text = "\n".join(initialise_from(ours, tmp_path / "best_model.pth", 600.0))
+    for said in ("depth_scale 1.0 in the file, 5.0 here", "canonical_focal 500.0 in the file, 600.0 here",
+                 "mean (0.4, 0.5, 0.6) in the file"):
+        assert said in text
+    assert "std" not in text
 
 
 @pytest.mark.parametrize(("change", "said"), [
@@ -125,6 +138,17 @@ def test_other_architectures_are_refused_by_name(tmp_path: Path, change: dict, s
     torch.save(state, tmp_path / "weights.pt")
     with pytest.raises(BadCheckpoint, match=said):
         initialise_from(our_model(), tmp_path / "weights.pt")
+
+
+@pytest.mark.parametrize(("change", "said"), [
+    ({"dpt.embeddings.backbone.bit.embedder.convolution.weight": torch.zeros(1)}, "hybrid"),
+    ({"neck.reassemble_stage.readout_projects.0.0.weight": None}, "readout other than project"),
+])
+def test_other_architectures_of_transformers_are_refused_by_name(tmp_path: Path, change: dict, said: str):
+    state = {key: value for key, value in (their_model().state_dict() | change).items() if value is not None}
+    torch.save(state, tmp_path / "pytorch_model.bin")
+    with pytest.raises(BadCheckpoint, match=said):
+        initialise_from(our_model(), tmp_path / "pytorch_model.bin")
 
 
 def test_a_file_that_fits_nowhere_says_so(tmp_path: Path):
