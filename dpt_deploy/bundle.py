@@ -15,9 +15,12 @@ from typing import Any, Literal
 
 from .contract import Contract
 from .errors import BadBundle, BadInput, ContractError
-from .files import sha256, write_json
+from .files import sha256, write_json, write_text
 
 MANIFEST = "manifest.json"
+RECORD, PAGE, CARD = "parity.json", "report.html", "MODEL_CARD.md"  # the verdict on the files beside them
+HAND = "<!-- Below this line is yours: it is kept when the card is written again. -->"
+SAME = ("checkpoint", "contract", "model")  # entries of the header that all files of a bundle are made from
 FORMAT = 1
 
 Kind = Literal["onnx", "data", "engine", "cache", "reference", "report"]
@@ -42,6 +45,15 @@ class Artifact:
     """Precision plan and opset of a graph; builder, version, profile and GPU of an engine."""
 
 
+def by_hand(card: str) -> str:
+    """What people wrote into a model card: all that follows `HAND`; without that line its last sections, or all."""
+    _, line, below = card.partition(HAND)
+    if not line:
+        _, line, below = card.partition("\n## Licences\n")
+        below = line + below if line else card
+    return below.lstrip("\n")
+
+
 class Bundle:
     """A bundle's manifest and files. `Bundle.create` and `Bundle.open` make one."""
 
@@ -51,13 +63,16 @@ class Bundle:
         self.artifacts = artifacts
         self.previous: dict[str, Any] = {}
         """The header that an earlier run left in the folder, {} where there was none."""
+        self._stale: list[str] = []
 
     @classmethod
     def create(cls, folder: Path | str, header: dict[str, Any]) -> Bundle:
-        """A bundle in `folder` with `header`; keeps the artefacts of a manifest that is there already.
+        """A bundle in `folder` with `header`; keeps what a manifest that is there already lists, and is still right.
 
-        `header` holds name, contract, model, checkpoint, training, options, versions and command, as
-        plain JSON values. Nothing is written before the first `add` or `save`.
+        Made from another checkpoint, contract or model, only a builder's timings are: the rest is
+        forgotten here and deleted by the first `save`, so that no bundle is ever named for one checkpoint
+        and holds files of another. `header` holds name, contract, model, checkpoint, training, options,
+        versions and command, as plain JSON values. Nothing is written before the first `add` or `save`.
         """
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
@@ -68,6 +83,8 @@ class Bundle:
             with contextlib.suppress(BadBundle):
                 earlier = cls.open(folder)
                 bundle.artifacts, bundle.previous = earlier.artifacts, earlier.header
+                if any(header.get(key) != earlier.header.get(key) for key in SAME):
+                    bundle._forget([artifact for artifact in bundle.artifacts if artifact.kind != "cache"])
         return bundle
 
     @classmethod
@@ -145,25 +162,53 @@ class Bundle:
         return next((a for a in self.artifacts if a.file == file and a.key == key and self.intact(a)), None)
 
     def add(self, file: str, kind: Kind, **fields: Any) -> Artifact:
-        """Describe a file that now lies in the folder, and save the manifest."""
-        path = self.folder / file
-        artifact = Artifact(file=file, kind=kind, sha256=sha256(path), bytes=path.stat().st_size, **fields)
+        """Describe a file that now lies in the folder, with a graph its external data, and save the manifest.
+
+        Another graph than the one that had this name ends the verdict on it.
+        """
+        artifact = self._described(file, kind, **fields)
+        if kind == "onnx":
+            before = [a.sha256 for a in self.find("onnx", file=file)]
+            if before and before != [artifact.sha256]:
+                self._forget_verdict()
+            self.artifacts = [a for a in self.artifacts if a.file != f"{file}.data"]
         self.artifacts = [a for a in self.artifacts if a.file != file] + [artifact]
+        if kind == "onnx" and (self.folder / f"{file}.data").exists():
+            self.artifacts.append(self._described(f"{file}.data", "data"))
         self.save()
         return artifact
 
     def remove(self, artifact: Artifact) -> None:
-        """Forget an artefact and delete its files."""
-        gone = [artifact, *self.find("data", file=f"{artifact.file}.data")]
-        self.artifacts = [a for a in self.artifacts if a not in gone]
+        """Forget an artefact and delete its files; with a graph, the verdict."""
+        self._forget([artifact, *self.find("data", file=f"{artifact.file}.data")])
+        if artifact.kind == "onnx":
+            self._forget_verdict()
         self.save()
-        for part in gone:
-            (self.folder / part.file).unlink(missing_ok=True)
+
+    def _described(self, file: str, kind: Kind, **fields: Any) -> Artifact:
+        path = self.folder / file
+        return Artifact(file=file, kind=kind, sha256=sha256(path), bytes=path.stat().st_size, **fields)
+
+    def _forget_verdict(self) -> None:
+        self._forget([artifact for artifact in self.artifacts if artifact.file in (RECORD, PAGE, CARD)])
+
+    def _forget(self, gone: list[Artifact]) -> None:
+        self._stale += [artifact.file for artifact in gone]
+        self.artifacts = [artifact for artifact in self.artifacts if artifact not in gone]
 
     def save(self) -> None:
-        """Write the manifest, atomically."""
+        """Write the manifest, atomically, and delete what was forgotten; of a model card what people wrote stays."""
+        card = self.folder / CARD
+        if CARD in self._stale and card.is_file():
+            kept = by_hand(card.read_text(encoding="utf-8", errors="replace"))
+            write_text(card, f"# {self.name}\n\nNot judged yet.\n\n{HAND}\n{kept}")
+            self.artifacts.append(self._described(CARD, "report"))
         entries = [dataclasses.asdict(artifact) for artifact in self.artifacts]
         write_json(self.folder / MANIFEST, {"format": FORMAT} | self.header | {"artifacts": entries})
+        listed = {artifact.file for artifact in self.artifacts}
+        while self._stale:
+            if (file := self._stale.pop()) not in listed:
+                (self.folder / file).unlink(missing_ok=True)
 
     def check_contract(self, contract: dict[str, Any] | None, file: str) -> None:
         """Raise `ContractError` unless the contract inside an ONNX file is the manifest's."""

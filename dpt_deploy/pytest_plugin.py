@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
+    from .errors import DptError
     from .parity import ParityReport
 
 
@@ -64,12 +65,16 @@ class BundleCollector(pytest.Collector):
                 yield HeadTest.from_parent(self, name=f"{stage}::{head}", stage=stage, head=head)
 
     @functools.cached_property
-    def report(self) -> ParityReport:
-        """The verdict on the bundle."""
+    def report(self) -> ParityReport | DptError:
+        """The verdict on the bundle, or why there is none: found once, for all its tests."""
         from .bundle import Bundle
+        from .errors import DptError
         from .parity.judge import assess
 
-        return assess(Bundle.open(self.folder), self.budget)
+        try:
+            return assess(Bundle.open(self.folder), self.budget)
+        except DptError as error:
+            return error
 
 
 class HeadTest(pytest.Item):
@@ -84,6 +89,8 @@ class HeadTest(pytest.Item):
     def runtest(self) -> None:
         """Fail with the reasons that concern this head; skip what cannot run here."""
         report = self.parent.report
+        if isinstance(report, Exception):
+            raise report
         (stage,) = [stage for stage in report.stages if stage.name == self.stage]
         if stage.status == "not run":
             pytest.skip(f"not run: {'; '.join(stage.reasons)}")

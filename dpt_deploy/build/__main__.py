@@ -12,7 +12,7 @@ with cli.needing("cli"):
     import tyro
 
     from ..bundle import Bundle
-    from ..card import write_card
+    from ..parity import load_budget
     from ..parity.judge import judge
     from ..parity.table import print_outcome
     from . import EngineOptions, build_engines, run_line
@@ -39,14 +39,14 @@ class BuildConfig:
 
 def main(config: BuildConfig) -> int:
     """Exit status 0 only if the verdict is."""
+    load_budget(config.budget)  # a bad budget should fail now and not after the builds
     bundle = Bundle.open(config.bundle)
     if config.refit is not None:
         engines = refit_engines(bundle, Bundle.open(config.refit))
     else:
-        engines = build_engines(bundle, config.engines, precisions=config.precision or None)
+        engines = build_engines(bundle, config.engines, precisions=config.precision)
     command = cli.command_line(PROG)
     report = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"), command=command)
-    write_card(bundle)
     print_outcome(bundle, report, [run_line(bundle, engine) for engine in engines])
     return 0 if report else 1
 

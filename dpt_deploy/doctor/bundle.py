@@ -6,8 +6,7 @@ import importlib
 import importlib.util
 import shlex
 
-from ..bundle import Artifact, Bundle
-from ..card import CARD
+from ..bundle import CARD, Artifact, Bundle
 from ..errors import BadBundle
 from ..runtime import machine
 from ..runtime.tensorrt import MODULES, misfit

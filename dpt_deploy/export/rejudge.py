@@ -9,7 +9,8 @@ from ..bundle import Bundle
 from ..errors import BadInput
 from ..model import MultiTaskDPT, load_model, read_checkpoint
 from ..parity import Stage, load_budget
-from ..parity.reference import FILE, Reference
+from ..parity.judge import load_reference
+from ..parity.reference import FILE
 from ..parity.weights import compare_weights
 from .precision import PrecisionPlan, fold_batch_norm
 from .reference import make_reference, parity_inputs
@@ -34,19 +35,23 @@ def rejudge(
         reference.save(bundle.folder / FILE)
         bundle.add(FILE, "reference")
     else:
-        (found,) = bundle.find("reference", file=FILE)
-        reference = Reference.load(bundle.path(found))
-    folded = fold_batch_norm(model).state_dict()
-    weights = {name: value.numpy() for name, value in folded.items() if value.is_floating_point()}
+        reference, _ = load_reference(bundle)
     say("judging  weights")
-    stages = [compare_weights(bundle.path(graph), weights, graph.precision) for graph in bundle.find("onnx")]
+    stages = judge_weights(bundle, model)
     for graph in bundle.find("onnx", graph="model"):
         if graph.precision != "fp32":
             name = f"PyTorch {graph.precision}"
             say(f"judging  {name}")
-            plan, path = PrecisionPlan.from_json(graph.details["plan"]), bundle.path(graph)
-            stages.append(judge_half(model, plan, reference, budget, name, artifact=path))
+            plan = PrecisionPlan.from_json(graph.details["plan"])
+            stages.append(judge_half(model, plan, reference, budget, name, artifact=graph))
     return stages
+
+
+def judge_weights(bundle: Bundle, model: MultiTaskDPT) -> list[Stage]:
+    """Every weight of every graph of `bundle` against `model` (float32, eval mode), batch norms folded."""
+    folded = fold_batch_norm(model).state_dict()
+    expected = {name: value.numpy() for name, value in folded.items() if value.is_floating_point()}
+    return [compare_weights(bundle.path(a), expected, a.precision, a.sha256) for a in bundle.find("onnx")]
 
 
 def model_of(bundle: Bundle, path: Path) -> MultiTaskDPT:

@@ -46,8 +46,6 @@ def main(config: ParityConfig) -> int:
             "--images: expected --reference CHECKPOINT beside it, for PyTorch must say what is right on these images. "
             "Add --reference best_model.pth, or judge on the images that the bundle carries."
         )
-    if config.max_images < 1:
-        raise BadInput(f"--max-images: expected a number from 1, received {config.max_images}.")
     load_budget(config.budget)
     bundle = Bundle.open(config.bundle)
     say = (lambda line: None) if config.json else print

@@ -6,21 +6,15 @@ The sections after the line `HAND` belong to people: what stands there is kept w
 from __future__ import annotations
 
 import json
-import math
 from typing import Any
 
-from .bundle import Artifact, Bundle
-from .files import write_text
-from .parity import ParityReport
-from .parity.judge import last_report
+from ..bundle import CARD, HAND, Artifact, Bundle, by_hand
+from ..files import write_text
+from .result import ParityReport, last_report
+from .table import COLUMNS, cell, status_of
 
-CARD = "MODEL_CARD.md"
-HAND = "<!-- Below this line is yours: it is kept when the card is written again. -->"
 TO_FILL = "TO FILL IN"
-METRICS = (
-    ("depth", "abs_rel", "depth AbsRel"), ("depth", "p99.9", "depth p99.9"), ("normals", "mean", "normals mean [deg]"),
-    ("normals", "p99", "normals p99 [deg]"), ("alpha", "max", "alpha max"), ("alpha", "iou", "alpha IoU"),
-)
+SPEED = "latency.json"
 BLANK = f"""
 ## Licences
 
@@ -43,11 +37,8 @@ Contact: {TO_FILL}
 def write_card(bundle: Bundle) -> Artifact:
     """Write the card into the bundle and describe it in the manifest. Raises `BadInput` when it cannot be written."""
     path = bundle.folder / CARD
-    by_hand = BLANK
-    if path.is_file():
-        before = path.read_text(encoding="utf-8", errors="replace")
-        by_hand = before.partition(HAND)[2] or BLANK
-    write_text(path, render(bundle, last_report(bundle)) + HAND + "\n" + by_hand.lstrip("\n"))
+    kept = by_hand(path.read_text(encoding="utf-8", errors="replace")) if path.is_file() else ""
+    write_text(path, render(bundle, last_report(bundle)) + HAND + "\n" + (kept or BLANK.lstrip("\n")))
     return bundle.add(CARD, "report")
 
 
@@ -126,22 +117,16 @@ def _cell(value: Any) -> str:
 def _parity(report: ParityReport | None) -> str:
     if report is None:
         return "Not judged yet."
-    columns = [key for key in METRICS if any(key[1] in stage.heads.get(key[0], {}) for stage in report.stages)]
+    columns = [key for key in COLUMNS if any(key[1] in stage.heads.get(key[0], {}) for stage in report.stages)]
     rows = [f"{report.verdict}. Worst value over {len(report.inputs)} inputs; details in `report.html`.", "",
             f"| stage | status | {' | '.join(title for _, _, title in columns)} |",
             "|---|---|" + "---|" * len(columns)]
     for stage in report.stages:
-        cells = [_number(stage.heads.get(head, {}).get(metric), metric) for head, metric, _ in columns]
-        rows.append(f"| {stage.name} | {stage.status} | {' | '.join(cells)} |")
+        cells = [cell(stage, head, metric) for head, metric, _ in columns]
+        rows.append(f"| {stage.name} | {status_of(stage)} | {' | '.join(cells)} |")
     reasons = [f"- {stage.name}: {stage.status}: {'; '.join(stage.reasons[:2])}"
                for stage in (*report.failed, *report.not_run)]
     return "\n".join([*rows, *([""] if reasons else []), *reasons])
-
-
-def _number(value: float | None, metric: str) -> str:
-    if value is None:
-        return ""
-    return "NaN" if math.isnan(value) else f"{value:.5f}" if metric == "iou" else f"{value:.1e}"
 
 
 def _engines(bundle: Bundle) -> str:
@@ -159,9 +144,20 @@ def _engines(bundle: Bundle) -> str:
 
 
 def _speed(bundle: Bundle) -> str:
-    """What a benchmark left in the bundle; numbers are never guessed."""
-    measured = [a.file for a in bundle.find("report") if a.file.startswith(("latency", "throughput", "benchmark"))]
-    return f"Measured: {', '.join(f'`{file}`' for file in measured)}." if measured else "Not measured."
+    """What `python benchmarks/latency.py BUNDLE --out BUNDLE` measured of the files that are here; never guessed."""
+    current = {artifact.sha256 for artifact in bundle.artifacts}
+    try:
+        found = json.loads((bundle.folder / SPEED).read_text(encoding="utf-8"))
+        rows = [f"| {row['name']} | {row['p50_ms']:.1f} | {row['p90_ms']:.1f} | {'yes' if row['stable'] else 'no'} |"
+                for row in found["rows"] if row["status"] == "ran" and row["sha256"] in current]
+        place = found["machine"]["gpu"] or found["machine"]["processor"]
+        told = (f"From {found['batch']} frames of {'x'.join(map(str, found['frame']))} pixels (HxW) in host memory to "
+                f"maps in host memory, on {place['name']}, {found['machine']['date'][:10]}.")
+    except (OSError, ValueError, KeyError, TypeError):
+        return "Not measured."
+    if not rows:
+        return "Not measured."
+    return "\n".join([told, "", "| what | p50 [ms] | p90 [ms] | stable |", "|---|---|---|---|", *rows])
 
 
 def _list(names: tuple[str, ...]) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +12,10 @@ from typing import Any
 import numpy as np
 
 from .. import metrics
-from ..contract import Graph
+from ..bundle import Artifact
+from ..contract import HEADS, Graph
 from ..errors import BadInput, DptError
-from ..files import existing_file, sha256
+from ..files import existing_file
 from .reference import Case, Reference
 from .result import AT_LEAST, LEVELS, ParityReport, Stage, limits_of, not_run, over_budget, share_of_budget
 
@@ -46,26 +47,55 @@ class Exhibit:
 
 
 def load_budget(path: Path | None) -> tuple[dict[str, Any], str]:
-    """The budget in `path`, or the project's own; and the name that reports give it."""
+    """The budget in `path`, or the project's own; and the name that reports give it.
+
+    A budget limits each head in fp32 and in fp16, which bf16 is held to as well: what it left out would
+    pass unseen, so that it is refused.
+    """
     path = existing_file(path, "a budget file (JSON)") if path else DEFAULT_BUDGET
     try:
         budget = json.loads(path.read_text(encoding="utf-8"))
-        for precision in ("fp32", "fp16"):
-            for head, limits in budget[precision].items():
-                if head not in ("depth", "normals", "alpha") or not all(
-                    isinstance(limit, int | float) for limit in limits.values()
-                ):
-                    raise ValueError(f"{precision}.{head}")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise BadInput(
-            f"{path}: expected a budget such as {DEFAULT_BUDGET.read_text(encoding='utf-8')!s} ({error})."
-        ) from error
+    except ValueError as error:
+        budget, why = None, f"it is no JSON ({error})"
+    else:
+        why = _budget_fault(budget)
+    if why:
+        raise BadInput(f"{path}: expected a budget with limits for {', '.join(HEADS)} in fp32 and in fp16 (bf16 is "
+                       f"held to fp16's), but {why}. Start from a copy of {DEFAULT_BUDGET}.")
     return budget, "default" if path == DEFAULT_BUDGET else path.name
+
+
+def _budget_fault(budget: Any) -> str | None:
+    """What is wrong with a budget, or None."""
+    names, place = ("fp32", "fp16"), "it"
+    if fault := _keys_fault(budget, names, place, every=True):
+        return fault
+    for precision in names:
+        if fault := _keys_fault(budget[precision], HEADS, precision, every=True):
+            return fault
+        for head, limits in budget[precision].items():
+            if fault := _keys_fault(limits, metrics.PARITY[head], f"{precision}.{head}", every=False):
+                return fault
+            for metric, limit in limits.items():
+                if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
+                    return f"{precision}.{head}.{metric} is {json.dumps(limit)} and no number"
+    return None
+
+
+def _keys_fault(value: Any, known: Sequence[str], place: str, every: bool) -> str | None:
+    """What is wrong with the keys of a JSON object: all of `known` when `every`, else at least one."""
+    if not isinstance(value, dict):
+        return f"{place} is no object of {', '.join(known)}"
+    if unknown := [key for key in value if key not in known]:
+        return f"{place} has {', '.join(unknown)}, and known are {', '.join(known)}"
+    missing = [key for key in known if key not in value]
+    return f"{place} lacks {', '.join(missing)}" if missing and (every or not value) else None
 
 
 def compare(
     name: str, run: Run, reference: Reference, graph: Graph, precision: str, budget: dict[str, Any],
-    artifact: Path | None = None, notes: tuple[str, ...] = (), show: Callable[[Exhibit], None] = lambda exhibit: None,
+    artifact: Artifact | None = None, notes: tuple[str, ...] = (),
+    show: Callable[[Exhibit], None] = lambda exhibit: None,
 ) -> Stage:
     """Run every case and judge the answers.
 
@@ -87,7 +117,10 @@ def compare(
             continue
         for i, case in enumerate(batch):
             faults = _faults(case, graph, answers, i, len(batch))
-            reasons += faults
+            for head, fault in faults:
+                reasons.append(fault)
+                if worst.get(head, (0.0,))[0] < math.inf:
+                    worst[head] = (math.inf, case.name)
             if faults:
                 _show_faults(name, case, graph, answers, i, show)
             if faults or (case.adversarial and precision != "fp32"):
@@ -107,8 +140,8 @@ def compare(
     expected_heads = _heads(reference.cases[0].maps[graph])
     reasons += [f"{head} was never measured" for head in expected_heads if head not in values and not reasons]
     return Stage(
-        name, "failed" if reasons else "passed", precision, artifact.name if artifact else None,
-        sha256(artifact) if artifact else None, values, names, tuple(reasons) or notes, quantiles,
+        name, "failed" if reasons else "passed", precision, artifact.file if artifact else None,
+        artifact.sha256 if artifact else None, values, names, tuple(reasons) or notes, quantiles,
     )
 
 
@@ -123,19 +156,22 @@ def _show_faults(
             show(Exhibit(name, case, graph, head, math.inf, picture))
 
 
-def _faults(case: Case, graph: Graph, answers: dict[str, np.ndarray], index: int, batch: int) -> list[str]:
-    """What is wrong with an answer before any number is compared."""
+def _faults(
+    case: Case, graph: Graph, answers: dict[str, np.ndarray], index: int, batch: int
+) -> list[tuple[str, str]]:
+    """Per head, what is wrong with an answer before any number is compared."""
     faults = []
     for name, reference in case.maps[graph].items():
         if name not in answers:
-            faults.append(f"{case.name}: no output {name}")
+            fault = f"no output {name}"
         elif answers[name].shape != (batch, *reference.shape):
-            faults.append(
-                f"{case.name}: {name} has shape {list(answers[name].shape)}, expected {[batch, *reference.shape]}"
-            )
+            fault = f"{name} has shape {list(answers[name].shape)}, expected {[batch, *reference.shape]}"
         elif not np.isfinite(answers[name][index]).all():
             share = 1 - np.isfinite(answers[name][index]).mean()
-            faults.append(f"{case.name}: {name} is NaN or Inf in {share:.1%} of its values")
+            fault = f"{name} is NaN or Inf in {share:.1%} of its values"
+        else:
+            continue
+        faults.append((name.removesuffix("_logits"), f"{case.name}: {fault}"))
     return faults
 
 
@@ -159,15 +195,13 @@ def _measure(
 ) -> Iterator[tuple[str, dict[str, float], np.ndarray]]:
     """Per head: its name, its metrics, and the errors of the pixels that count."""
     mask = foreground(want)
-    measures = {
-        "depth": lambda a, b: metrics.depth_parity(a, b, mask),
-        "normals": lambda a, b: metrics.normal_parity(a, b, mask),
-        "alpha": metrics.alpha_parity,
-    }
     for head, reference in want.items():
         error = error_map(head, have[head], reference)
-        counted = error[mask] if mask is not None and head != "alpha" else error
-        yield head, measures[head](have[head], reference), counted
+        if head == "alpha":
+            yield head, metrics.alpha_parity(have[head], reference), error
+        else:
+            counted = error if mask is None else error[mask]
+            yield head, (metrics.depth_summary if head == "depth" else metrics.normal_summary)(counted), counted
 
 
 def as_maps(graph: Graph, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -190,7 +224,6 @@ def _heads(maps: dict[str, np.ndarray]) -> list[str]:
 
 def _keep_worst(kept: dict[str, float], measured: dict[str, float]) -> None:
     for metric, value in measured.items():
-        smaller_is_worse = metric in AT_LEAST or metric.startswith("within")
-        pick = min if smaller_is_worse else max
+        pick = min if metric in AT_LEAST else max
         # max() and min() drop a NaN that comes second; a NaN must stay.
         kept[metric] = value if math.isnan(value) else pick(kept.get(metric, value), value)

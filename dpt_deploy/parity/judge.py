@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.util
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -12,22 +13,24 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Artifact, Bundle
+from ..bundle import PAGE, RECORD, Artifact, Bundle
 from ..errors import BackendError, BadBundle, DptError, MissingPackage
 from ..files import write_json, write_text
 from ..runtime import machine
 from ..runtime.runtime import load, open_session
 from ..runtime.session import Session
+from .card import write_card
 from .compare import Exhibit, ParityReport, Stage, compare, load_budget, not_run
 from .reference import FILE, Reference
 from .report import render
-from .result import held_to, order
+from .result import held_to, last_report, order
 
-RECORD, PAGE = "parity.json", "report.html"
+EARLIER = ("weights", "PyTorch")  # stages that need PyTorch, by how their names begin
 CPU_NOTE = (
     "graph, weights and names are checked; FP16 arithmetic is not: ONNX Runtime's CPU provider computes most "
     "operators in FP32"
 )
+NO_GPU = "no GPU is visible here"
 OPENVINO_NOTE = "a second opinion on accuracy; what passes FP16's range may come out finite here"
 
 RUNTIME = "Runtime, NumPy pre- and post-processing"
@@ -44,6 +47,7 @@ class Task:
     precision: str
     what: str
     """What runs, for people: a file's name, or a few words."""
+    artifact: Artifact | None
     work: Callable[[str, Reference, Budget, Show], Stage]
     """Called with the name."""
 
@@ -65,11 +69,12 @@ def judge(
     bundle: Bundle, budget_file: Path | None = None, known: Iterable[Stage] = (),
     progress: Callable[[str], None] = lambda name: None, command: str = "",
 ) -> ParityReport:
-    """Run every stage, write parity.json and report.html into the bundle, and return the report.
+    """Run every stage, write parity.json, report.html and the model card into the bundle, and return the report.
 
-    `known` are stages that were just judged elsewhere (those that need PyTorch). Stages of the last
-    report that cannot be judged here are carried over while the artefact and the reference that they
-    were judged by are unchanged; they are held to the budget of now.
+    `known` are stages that were just judged elsewhere (those that need PyTorch). Without them, those of the
+    last report are carried over, and so are its verdicts on engines where no GPU is visible: each while
+    its file and the reference that it was judged by are unchanged, marked as judged earlier, and held to
+    the budget of now.
     """
     gallery = Gallery()
     report = assess(bundle, budget_file, known, progress, gallery)
@@ -77,6 +82,7 @@ def judge(
     bundle.add(RECORD, "report")
     write_text(bundle.folder / PAGE, render(report, bundle, gallery.worst, command))
     bundle.add(PAGE, "report")
+    write_card(bundle)
     return report
 
 
@@ -86,14 +92,16 @@ def assess(
 ) -> ParityReport:
     """`judge` without a trace: nothing is written. `show` is given every map that was compared."""
     budget, budget_name = load_budget(budget_file)
-    reference, digest = _reference(bundle)
+    reference, digest = load_reference(bundle)
     stages = list(known)
     for task in tasks(bundle):
         progress(task.what)
-        stages.append(task.work(task.name, reference, budget, show))
+        stages.append(_judge(task, reference, budget, show))
     last = last_report(bundle)
     if last is not None:  # a report that failed is falsy
-        stages += [held_to(stage, last.budget, budget) for stage in _carried_over(bundle, last, stages, digest)]
+        carried = [held_to(stage, last.budget, budget) for stage in _carried_over(bundle, last, stages, digest)]
+        again = {stage.name for stage in carried}
+        stages = [stage for stage in stages if stage.name not in again] + carried
     stages.sort(key=order)
     return ParityReport(tuple(stages), budget, budget_name, tuple(case.name for case in reference.cases), digest)
 
@@ -103,45 +111,50 @@ def stage_names(bundle: Bundle) -> list[str]:
     stages = [not_run(task.name, task.precision, "") for task in tasks(bundle)]
     last, found = last_report(bundle), bundle.find("reference", file=FILE)
     if last is not None and found:
-        stages += _carried_over(bundle, last, stages, found[0].sha256)
+        names = {stage.name for stage in stages}
+        stages += [s for s in _carried_over(bundle, last, stages, found[0].sha256) if s.name not in names]
     return [stage.name for stage in sorted(stages, key=order)]
-
-
-def last_report(bundle: Bundle) -> ParityReport | None:
-    """The report that the bundle carries, or None."""
-    try:
-        return ParityReport.from_json(json.loads((bundle.folder / RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
 
 
 def tasks(bundle: Bundle) -> list[Task]:
     """Everything to judge, from the manifest alone; what cannot run here says so when it is its turn."""
     found = [
-        Task(f"ONNX Runtime {a.graph} {a.precision}", a.precision, a.file, partial(_judge_onnx, bundle, a))
+        Task(f"ONNX Runtime {a.graph} {a.precision}", a.precision, a.file, a, partial(_judge_onnx, bundle, a))
         for a in bundle.find("onnx")
     ]
-    found.append(Task(RUNTIME, "fp32", "runtime on the model graph", partial(_judge_runtime, bundle)))
+    found.append(Task(RUNTIME, "fp32", "runtime on the model graph", None, partial(_judge_runtime, bundle)))
     for a in bundle.find("onnx", graph="frame", precision="fp32"):
-        found.append(Task("C++ runtime frame fp32", "fp32", "C++ runtime", partial(_judge_cpp, bundle, a)))
+        found.append(Task("C++ runtime frame fp32", "fp32", "C++ runtime", a, partial(_judge_cpp, bundle, a)))
     if importlib.util.find_spec("openvino"):
         for a in bundle.find("onnx", graph="frame"):
             name = f"OpenVINO frame {a.precision}"
-            found.append(Task(name, a.precision, f"{a.file} on OpenVINO", partial(_judge_openvino, bundle, a)))
+            found.append(Task(name, a.precision, f"{a.file} on OpenVINO", a, partial(_judge_openvino, bundle, a)))
     engines = bundle.find("engine")
     names = [f"{a.details['builder']} {a.graph} {a.precision}" for a in engines]
     for a, name in zip(engines, names, strict=True):
         # Engines of several versions and devices may lie side by side.
         told = name if names.count(name) == 1 else f"{name} ({a.file})"
-        found.append(Task(told, a.precision, a.file, partial(_judge_engine, bundle, a)))
+        found.append(Task(told, a.precision, a.file, a, partial(_judge_engine, bundle, a)))
     return found
 
 
-def _reference(bundle: Bundle) -> tuple[Reference, str]:
+def load_reference(bundle: Bundle) -> tuple[Reference, str]:
+    """The reference that the bundle carries, and its SHA-256. Raises `BadBundle` without one."""
     found = bundle.find("reference", file=FILE)
     if not found:
         raise BadBundle(f"{bundle.folder} has no {FILE}, so nothing can be judged. Export the checkpoint again.")
     return Reference.load(bundle.path(found[0])), found[0].sha256
+
+
+def _judge(task: Task, reference: Reference, budget: Budget, show: Show) -> Stage:
+    """The task's stage: what is not installed, or cannot run here, is not run; any other refusal is a failure."""
+    file, digest = (task.artifact.file, task.artifact.sha256) if task.artifact else (None, None)
+    try:
+        return task.work(task.name, reference, budget, show)
+    except (MissingPackage, BackendError) as error:
+        return not_run(task.name, task.precision, str(error), file, digest)
+    except DptError as error:
+        return Stage(task.name, "failed", task.precision, file, digest, reasons=(str(error),))
 
 
 def _judge_onnx(
@@ -150,17 +163,18 @@ def _judge_onnx(
     gpu = machine.compute_capability() is not None
     if artifact.precision == "bf16" and not gpu:
         return _not_run(name, artifact, "ONNX Runtime's CPU provider has no BF16 convolution")
-    on_gpu = artifact.precision != "fp32" and gpu
-    try:
+    session = None
+    if artifact.precision != "fp32" and gpu:
+        with contextlib.suppress(BackendError, MissingPackage):
+            session = open_session(bundle, artifact, "onnxruntime-cuda")
+    on_gpu = session is not None
+    if session is None:
         try:
-            session = open_session(bundle, artifact, "onnxruntime-cuda" if on_gpu else "onnxruntime-cpu")
-        except (BackendError, MissingPackage):
-            if not on_gpu:
-                raise
-            on_gpu = False
             session = open_session(bundle, artifact, "onnxruntime-cpu")
-    except MissingPackage as error:
-        return _not_run(name, artifact, str(error))
+        except BackendError as error:
+            if artifact.precision == "bf16":
+                raise  # its CPU provider lacks BF16: the graph may be right
+            return Stage(name, "failed", artifact.precision, artifact.file, artifact.sha256, reasons=(str(error),))
     if artifact.precision == "fp16" and not on_gpu:
         # Adversarial inputs are there to overflow FP16, which this provider does not compute in.
         reference, notes = reference.images_alone(), (CPU_NOTE,)
@@ -171,10 +185,7 @@ def _judge_onnx(
 
 def _judge_runtime(bundle: Bundle, name: str, reference: Reference, budget: Budget, show: Show) -> Stage:
     """The Python runtime's own pre- and post-processing around the FP32 model graph."""
-    try:
-        runtime = load(bundle.folder, backend="onnxruntime-cpu", graph="model", precision="fp32")
-    except (MissingPackage, BackendError) as error:
-        return not_run(name, "fp32", str(error))
+    runtime = load(bundle.folder, backend="onnxruntime-cpu", graph="model", precision="fp32")
 
     def run(frames: np.ndarray) -> dict[str, np.ndarray]:
         predictions = runtime(frames)
@@ -182,8 +193,7 @@ def _judge_runtime(bundle: Bundle, name: str, reference: Reference, budget: Budg
         return {head: np.stack([getattr(prediction, head) for prediction in predictions]) for head in heads}
 
     with runtime:
-        path = bundle.folder / runtime.artifact.file
-        return compare(name, run, reference, "frame", "fp32", budget, path, show=show)
+        return compare(name, run, reference, "frame", "fp32", budget, runtime.artifact, show=show)
 
 
 def _judge_cpp(
@@ -191,22 +201,16 @@ def _judge_cpp(
 ) -> Stage:
     from ..runtime.cpp_session import CppSession
 
-    try:
-        session = CppSession(bundle, "onnxruntime-cpu", artifact.precision)
-    except (MissingPackage, BackendError) as error:
-        return _not_run(name, artifact, str(error))
+    session = CppSession(bundle, "onnxruntime-cpu", artifact.precision)
     return _compare(name, session, bundle, artifact, reference, budget, show)
 
 
 def _judge_openvino(
     bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
 ) -> Stage:
-    try:
-        from ..runtime.openvino import OpenVINOSession
+    from ..runtime.openvino import OpenVINOSession
 
-        session = OpenVINOSession(bundle, artifact)
-    except (MissingPackage, BackendError) as error:
-        return _not_run(name, artifact, str(error))
+    session = OpenVINOSession(bundle, artifact)
     notes = (OPENVINO_NOTE,) if artifact.precision == "fp16" else ()
     return _compare(name, session, bundle, artifact, reference, budget, show, notes)
 
@@ -215,15 +219,12 @@ def _judge_engine(
     bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
 ) -> Stage:
     if machine.compute_capability() is None:
-        return _not_run(name, artifact, "no GPU is visible here")
-    try:
-        session = open_session(bundle, artifact, artifact.details["builder"])
-    except DptError as error:
-        return _not_run(name, artifact, str(error))
-    profile = artifact.details.get("profile", {}).get(*session.inputs, {})
+        return _not_run(name, artifact, NO_GPU)
+    profile = artifact.details.get("profile", {}).get(*bundle.contract.inputs(artifact.graph), {})
     outside = [case for case in reference.cases if not _fits(case.input(artifact.graph).shape, profile)]
-    if len(outside) == len(reference.cases):
-        return _not_run(name, artifact, "no input has a size within the engine's profile")
+    if all(case in outside for case in reference.cases if not case.adversarial):
+        return _not_run(name, artifact, "no image has a size within the engine's profile")
+    session = open_session(bundle, artifact, artifact.details["builder"])
     notes = (f"not judged on {', '.join(c.name for c in outside)}: outside the engine's profile",) if outside else ()
     inside = Reference(tuple(case for case in reference.cases if not any(case is other for other in outside)))
     return _compare(name, session, bundle, artifact, inside, budget, show, notes, profile)
@@ -257,8 +258,7 @@ def _compare(
         return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
 
     with session:
-        path = bundle.path(artifact)
-        return compare(name, run, reference, artifact.graph, artifact.precision, budget, path, notes, show)
+        return compare(name, run, reference, artifact.graph, artifact.precision, budget, artifact, notes, show)
 
 
 def _not_run(name: str, artifact: Artifact, reason: str) -> Stage:
@@ -266,12 +266,17 @@ def _not_run(name: str, artifact: Artifact, reason: str) -> Stage:
 
 
 def _carried_over(bundle: Bundle, last: ParityReport, stages: list[Stage], reference: str) -> list[Stage]:
-    """Stages of the last report that are not judged now, whose artefact is still the one they judged."""
+    """Stages of the last report that cannot be judged now, whose artefact is still the one they judged.
+
+    An engine's is kept by name and hash: one that has got a twin since is called otherwise, and judged anew.
+    """
     current = {artifact.file: artifact.sha256 for artifact in bundle.artifacts}
     now = {stage.name for stage in stages}
+    without_gpu = {stage.name for stage in stages if stage.status == "not run" and stage.reasons == (NO_GPU,)}
     return [
-        stage for stage in last.stages
-        if stage.name not in now and stage.sha256 is not None and current.get(stage.artifact) == stage.sha256
+        dataclasses.replace(stage, earlier=True) for stage in last.stages
+        if stage.sha256 is not None and current.get(stage.artifact) == stage.sha256 and stage.status != "not run"
+        and (stage.name in without_gpu or (stage.name.startswith(EARLIER) and stage.name not in now))
         # Weights were compared with the checkpoint, everything else with the reference of its day.
         and (stage.name.startswith("weights") or last.reference in (None, reference))
     ]

@@ -83,7 +83,8 @@ def _stages(report: ParityReport) -> str:
 def _stage(stage: Stage, report: ParityReport, heads: list[str]) -> str:
     status = stage.status.replace(" ", "-")
     name = (f'<th scope="row">{text(stage.name)} <span class="{status}">{stage.status}</span>'
-            f'<small>{text(stage.artifact or "")}</small></th>')
+            f'<small>{text(stage.artifact or "")}</small>'
+            f'{"<small>judged earlier; file unchanged</small>" if stage.earlier else ""}</th>')
     if not any(head in stage.heads for head in heads):  # weights, and what did not run
         return (f'<tbody><tr>{name}<td colspan="{max(1, len(heads))}">{_reasons(stage)}</td></tr></tbody>')
     limits = limits_of(report.budget, stage.precision)

@@ -7,9 +7,9 @@ import math
 from ..bundle import Bundle
 from .compare import ParityReport, Stage
 
-COLUMNS = (
-    ("depth", "abs_rel", "AbsRel"), ("normals", "mean", "normals [deg]"), ("alpha", "max", "alpha max"),
-    ("alpha", "iou", "IoU"),
+COLUMNS = (  # head, metric, title; those of the tails stand in the model card alone
+    ("depth", "abs_rel", "AbsRel"), ("depth", "p99.9", "depth p99.9"), ("normals", "mean", "normals [deg]"),
+    ("normals", "p99", "normals p99 [deg]"), ("alpha", "max", "alpha max"), ("alpha", "iou", "IoU"),
 )
 
 
@@ -23,11 +23,12 @@ def print_outcome(bundle: Bundle, report: ParityReport, lines: list[str]) -> Non
     for artifact in bundle.artifacts:
         files.add_row(artifact.file, f"{artifact.bytes / 1e6:.1f}", _what(artifact))
     console.print(files)
-    stages = Table("stage", "status", *(title for _, _, title in COLUMNS), title="Parity with PyTorch FP32",
+    columns = [column for column in COLUMNS if not column[1].startswith("p99")]
+    stages = Table("stage", "status", *(title for _, _, title in columns), title="Parity with PyTorch FP32",
                    title_justify="left")
     for stage in report.stages:
         colour = {"passed": "green", "failed": "red", "not run": "yellow"}[stage.status]
-        stages.add_row(stage.name, f"[{colour}]{stage.status}[/]", *(_cell(stage, h, m) for h, m, _ in COLUMNS))
+        stages.add_row(stage.name, f"[{colour}]{status_of(stage)}[/]", *(cell(stage, h, m) for h, m, _ in columns))
     console.print(stages)
     for stage in (*report.failed, *report.not_run):
         console.print(f"{stage.name}: {stage.status}: {'; '.join(stage.reasons[:3])}", markup=False)
@@ -48,7 +49,13 @@ def _what(artifact) -> str:
             "report": "verdict"}[artifact.kind]
 
 
-def _cell(stage: Stage, head: str, metric: str) -> str:
+def status_of(stage: Stage) -> str:
+    """Whether a stage passed, and whether that is of this run."""
+    return f"{stage.status}, judged earlier" if stage.earlier else stage.status
+
+
+def cell(stage: Stage, head: str, metric: str) -> str:
+    """The number of a metric, "" where it was not measured."""
     value = stage.heads.get(head, {}).get(metric)
     if value is None:
         return ""

@@ -15,8 +15,10 @@ from .compare import Stage
 FLOAT_TYPES = (1, 10, 16)  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16
 
 
-def compare_weights(path: Path, expected: Mapping[str, np.ndarray], precision: str) -> Stage:
-    """Judge the initializers of the graph in `path`.
+def compare_weights(
+    path: Path, expected: Mapping[str, np.ndarray], precision: str, digest: str | None = None
+) -> Stage:
+    """Judge the initializers of the graph in `path`, whose SHA-256 is `digest` where it is known.
 
     `expected` holds the checkpoint's tensors, float32, by name (batch norms folded). Each must stand
     in the graph under its name, rounded once to the type it has there and not changed otherwise; what
@@ -68,4 +70,4 @@ def compare_weights(path: Path, expected: Mapping[str, np.ndarray], precision: s
     name = f"weights {path.stem.replace('.', ' ')}"
     status = "failed" if reasons else "passed"
     told = reasons or [f"all {len(used)} tensors of the checkpoint stand in the graph, rounded once and not changed"]
-    return Stage(name, status, precision, path.name, sha256(path), values, {}, tuple(told))
+    return Stage(name, status, precision, path.name, digest or sha256(path), values, {}, tuple(told))

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import json
 import os
 import shutil
 
+import numpy as np
 import pytest
 
 from dpt_deploy.bundle import Bundle
-from dpt_deploy.parity import Reference, judge
+from dpt_deploy.parity import Case, Reference, judge
 from dpt_deploy.parity.compare import not_run
 from tests.tiny import lively_model, own_bundle, tiny_bundle  # noqa: F401
 
@@ -43,6 +45,26 @@ def few(reference):
     lines = next(case for case in reference.cases if case.name == "1-pixel lines")
     scene = next(case for case in reference.cases if case.name == "scene 517x333")
     return Reference((scene, dataclasses.replace(lines, adversarial=False), noise))
+
+
+def random_case(name="scene", adversarial=False, seed=0, size=(24, 32)):
+    """A case of the frame graph whose maps are random numbers of the right kind."""
+    rng = np.random.default_rng(seed)
+    normals = rng.normal(size=(*size, 3)).astype(np.float32)
+    maps = {
+        "depth": rng.uniform(1, 4, size).astype(np.float32),
+        "normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True),
+        "alpha": rng.uniform(0, 1, size).astype(np.float32),
+    }
+    return Case(name, adversarial, rng.integers(0, 256, (*size, 3), np.uint8), np.zeros((3, 8, 8), np.float32),
+                {"model": {}, "frame": maps})
+
+
+def loose_budget(path, **heads):
+    """A budget file that allows everything, but for `heads`, whose limits are those given for all precisions."""
+    wide = {"depth": {"abs_rel": 1e9}, "normals": {"mean": 1e9}, "alpha": {"max": 1e9}} | heads
+    path.write_text(json.dumps({"fp32": wide, "fp16": wide}))
+    return path
 
 
 def describe(bundle, precision="fp32"):

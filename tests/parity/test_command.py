@@ -10,18 +10,19 @@ import pytest
 
 from dpt_deploy.bundle import Bundle
 from dpt_deploy.errors import BadInput
+from dpt_deploy.export.reference import parity_inputs
 from dpt_deploy.model import save_checkpoint
 from dpt_deploy.parity import Reference
 from dpt_deploy.parity.__main__ import ParityConfig, main
-from dpt_deploy.parity.images import adversarial
+from dpt_deploy.parity.images import adversarial, built_in
+from tests.parity.conftest import loose_budget
 from tests.tiny import lively_model, photo
 
 
 def test_the_exit_status_follows_the_verdict_and_json_is_alone(bundle, capsys, tmp_path):
     assert main(ParityConfig(bundle.folder, json=True)) == 0
     assert json.loads(capsys.readouterr().out)["passed"] is True
-    strict = tmp_path / "strict.json"
-    strict.write_text(json.dumps({"fp32": {"depth": {"abs_rel": 1e-12}}, "fp16": {}}))
+    strict = loose_budget(tmp_path / "strict.json", depth={"abs_rel": 1e-12})
     assert main(ParityConfig(bundle.folder, budget=strict, json=True)) == 1
     value = json.loads(capsys.readouterr().out)
     assert value["passed"] is False and "strict.json" in value["verdict"]
@@ -32,7 +33,8 @@ def test_images_need_the_checkpoint(bundle, tmp_path):
     with pytest.raises(BadInput, match="--reference CHECKPOINT"):
         main(ParityConfig(bundle.folder, images=tmp_path))
     with pytest.raises(BadInput, match="from 1"):
-        main(ParityConfig(bundle.folder, max_images=0))
+        parity_inputs(tmp_path, 0)
+    assert [name for name, _, _ in parity_inputs(None, 1)] == [name for name, _, _ in built_in()]
 
 
 def test_another_checkpoint_is_refused(bundle, tmp_path):

@@ -3,28 +3,20 @@
 from __future__ import annotations
 
 import json
+import math
+import re
 
 import numpy as np
 import pytest
 
 from dpt_deploy import metrics
 from dpt_deploy.errors import BadInput
-from dpt_deploy.parity import Case, ParityReport, Reference, compare, load_budget
+from dpt_deploy.parity import ParityReport, Reference, compare, load_budget
 from dpt_deploy.parity.compare import not_run
+from tests.parity.conftest import loose_budget
+from tests.parity.conftest import random_case as case
 
 BUDGET, _ = load_budget(None)
-
-
-def case(name="scene", adversarial=False, seed=0):
-    rng = np.random.default_rng(seed)
-    normals = rng.normal(size=(24, 32, 3)).astype(np.float32)
-    maps = {
-        "depth": rng.uniform(1, 4, (24, 32)).astype(np.float32),
-        "normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True),
-        "alpha": rng.uniform(0, 1, (24, 32)).astype(np.float32),
-    }
-    return Case(name, adversarial, rng.integers(0, 256, (24, 32, 3), np.uint8), np.zeros((3, 8, 8), np.float32),
-                {"model": {}, "frame": maps})
 
 
 REFERENCE = Reference((case("one"), case("two", seed=1), case("noise", True, seed=2)))
@@ -141,21 +133,77 @@ def test_not_run_is_never_passed_and_a_report_survives_json():
 
 
 def test_another_budget_is_named_in_the_verdict(tmp_path):
-    path = tmp_path / "loose.json"
-    path.write_text(json.dumps({"fp32": {"depth": {"abs_rel": 1}}, "fp16": {"depth": {"abs_rel": 1}}}))
-    budget, name = load_budget(path)
+    budget, name = load_budget(loose_budget(tmp_path / "loose.json"))
     run = run_with(lambda m: m | {"depth": m["depth"] * 1.1})
     stage = compare("candidate", run, REFERENCE, "frame", "fp32", budget)
     assert stage
     assert "loose.json" in ParityReport((stage,), budget, name, ()).verdict
 
 
-@pytest.mark.parametrize("text", ["", "[]", '{"fp32": {}}', '{"fp32": {"albedo": {"x": 1}}, "fp16": {}}'])
-def test_a_budget_that_is_none_is_refused(tmp_path, text):
-    path = tmp_path / "budget.json"
-    path.write_text(text)
-    with pytest.raises(BadInput, match="expected a budget"):
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        (lambda b: [], "it is no object of fp32, fp16"), (lambda b: b.pop("fp16"), "it lacks fp16"),
+        (lambda b: b.update(bf16=b["fp16"]), "it has bf16, and known are fp32, fp16"),
+        (lambda b: b["fp32"].pop("normals"), "fp32 lacks normals"),
+        (lambda b: b["fp16"].update(albedo={"x": 1}), "fp16 has albedo"),
+        (lambda b: b["fp16"]["depth"].update(absrel=1), "fp16.depth has absrel, and known are abs_rel, p99.9"),
+        (lambda b: b["fp16"]["alpha"].clear(), "fp16.alpha lacks mean, max, iou"),
+        (lambda b: b["fp16"]["alpha"].update(max="1"), 'fp16.alpha.max is "1"'),
+        (lambda b: b["fp16"]["alpha"].update(max=math.nan), "fp16.alpha.max is NaN"),
+    ],
+)
+def test_a_budget_that_lets_something_pass_unseen_is_refused(tmp_path, change, part):
+    path, budget = tmp_path / "budget.json", json.loads(json.dumps(BUDGET))
+    changed = change(budget)
+    path.write_text(json.dumps(changed if isinstance(changed, list) else budget))
+    with pytest.raises(BadInput, match=f"expected a budget.*bf16 is held to fp16's.*{re.escape(part)}"):
         load_budget(path)
+
+
+def test_a_budget_that_is_no_json_is_refused(tmp_path):
+    (tmp_path / "budget.json").write_text("{")
+    with pytest.raises(BadInput, match=r"expected a budget.*no JSON"):
+        load_budget(tmp_path / "budget.json")
+
+
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_an_image_whose_answer_is_not_valid_is_the_worst(precision):
+    """Adversarial or not: the search for a better precision looks at the worst images."""
+    def change(maps):
+        if np.array_equal(maps["depth"], REFERENCE.cases[2].maps["frame"]["depth"]):
+            maps["depth"][0, 0] = np.inf
+        return maps
+
+    assert judged(change, precision).worst["depth"] == "noise"
+    assert judged(lambda m: m | {"normals": m["normals"] * np.nan}).worst["normals"] == "one"
+
+
+def flipped(reference, count):
+    """`reference` with `count` of its pixels on the other side of 0.5, by at most 0.01."""
+    near = np.flatnonzero(np.abs(reference - 0.5) < 0.004)[:count]
+    assert len(near) == count
+    have = reference.copy()
+    have.flat[near] = 1 - reference.flat[near]
+    return have
+
+
+def test_pixels_that_may_fall_either_way_do_not_count_against_iou():
+    rng = np.random.default_rng(0)
+    reference = np.where(rng.uniform(size=(128, 128)) < 0.07, 0.9, 0.1).astype(np.float32)  # 1,200 pixels
+    reference[0, :4] = (0.501, 0.499, 0.5005, 0.503)
+    assert metrics.iou(flipped(reference, 4), reference) < 0.999
+    assert metrics.alpha_parity(flipped(reference, 4), reference)["iou"] == 1
+
+
+def test_pixels_far_from_the_threshold_that_flip_still_fail():
+    def change(maps):
+        far = np.flatnonzero(np.abs(maps["alpha"] - 0.5) > 0.02)[:2]
+        maps["alpha"].flat[far] = 1 - maps["alpha"].flat[far]
+        return maps
+
+    stage = judged(change, "fp16")
+    assert not stage and any(reason.startswith("alpha iou") for reason in stage.reasons)
 
 
 def test_identical_normals_are_at_zero_degrees():

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 
+from dpt_deploy.errors import BadBundle
 from dpt_deploy.parity import Stage
 from dpt_deploy.parity.judge import judge
+from tests.parity.conftest import loose_budget
 from tests.parity.test_judge import replant
 
 pytest_plugins = "pytester"
@@ -55,11 +57,32 @@ def test_carried_stages_and_a_budget_and_a_choice_by_name(run, bundle, tmp_path)
     judge(bundle, known=[Stage("weights frame fp32", "passed", "fp32", graph.file, graph.sha256),
                          Stage("PyTorch fp16", "failed", "fp16", graph.file, graph.sha256, {"depth": {"abs_rel": 0.5}},
                                {"depth": "x"}, ("depth abs_rel 0.5, budget 0.001, worst image x",))])
-    loose = tmp_path / "loose.json"
-    loose.write_text('{"fp32": {"depth": {"abs_rel": 1}}, "fp16": {"depth": {"abs_rel": 1}}}')
+    loose = loose_budget(tmp_path / "loose.json")
     options = ("--dpt-bundle", str(bundle.folder), "-k", "weights or PyTorch")
     run(*options).assert_outcomes(passed=3, failed=1, deselected=3 * 4)
     run(*options, "--dpt-budget", str(loose)).assert_outcomes(passed=4, deselected=3 * 4)
+
+
+def test_a_wrong_weight_of_a_head_fails_the_test_of_the_weights(run, bundle):
+    (graph,) = bundle.find("onnx")
+    reason = "heads.depth.conv3.weight differs by 1.00% of its largest weight"
+    judge(bundle, known=[Stage("weights frame fp32", "failed", "fp32", graph.file, graph.sha256, reasons=(reason,))])
+    result = run("--dpt-bundle", str(bundle.folder), "-k", "weights")
+    result.assert_outcomes(failed=1, deselected=3 * 4)
+    result.stdout.fnmatch_lines([reason])
+
+
+def test_a_bundle_that_cannot_be_judged_is_tried_once(run, bundle, monkeypatch):
+    tries = []
+
+    def refuse(bundle, budget):
+        tries.append(bundle)
+        raise BadBundle("no reference")
+
+    monkeypatch.setattr("dpt_deploy.parity.judge.assess", refuse)
+    result = run("--dpt-bundle", str(bundle.folder))
+    assert len(tries) == 1 and result.parseoutcomes()["failed"] > 1
+    result.stdout.fnmatch_lines(["no reference"])
 
 
 def test_a_folder_that_is_no_bundle_is_a_usage_error(run, tmp_path):

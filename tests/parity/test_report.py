@@ -10,33 +10,22 @@ import numpy as np
 import pytest
 
 from dpt_deploy.bundle import Bundle
-from dpt_deploy.parity import Case, ParityReport, Stage, compare, load_budget
+from dpt_deploy.parity import ParityReport, Stage, compare, load_budget
 from dpt_deploy.parity.compare import not_run
 from dpt_deploy.parity.judge import Gallery, _fits
 from dpt_deploy.parity.plots import number
 from dpt_deploy.parity.reference import Reference
 from dpt_deploy.parity.report import definitions, render
+from tests.parity.conftest import random_case
 
 BUDGET, _ = load_budget(None)
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
-def case(name, seed):
-    rng = np.random.default_rng(seed)
-    normals = rng.normal(size=(48, 64, 3)).astype(np.float32)
-    maps = {
-        "depth": rng.uniform(1, 4, (48, 64)).astype(np.float32),
-        "normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True),
-        "alpha": rng.uniform(0, 1, (48, 64)).astype(np.float32),
-    }
-    return Case(name, False, rng.integers(0, 256, (48, 64, 3), np.uint8), np.zeros((3, 8, 8), np.float32),
-                {"model": {}, "frame": maps})
-
-
 @pytest.fixture
 def page(tmp_path):
     """A failed report with all kinds of stages and an engine; its HTML."""
-    reference = Reference((case("one", 0), case("<two>", 1)))
+    reference = Reference((random_case("one", size=(48, 64)), random_case("<two>", seed=1, size=(48, 64))))
     answers = {c.frame.tobytes(): c.maps["frame"] for c in reference.cases}
     gallery = Gallery()
 

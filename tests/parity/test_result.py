@@ -69,6 +69,8 @@ def test_reasons_find_their_head():
     assert stage.reasons_of("depth") == [stage.reasons[0], *stage.reasons[3:]]
     assert stage.reasons_of("normals") == [stage.reasons[1], stage.reasons[4]]
     assert stage.reasons_of("alpha") == [stage.reasons[2], stage.reasons[4]]
+    weights = Stage("x", "failed", "fp16", reasons=("heads.depth.conv3.weight differs by 1 % of its largest weight",))
+    assert weights.reasons_of("weights") == list(weights.reasons)
 
 
 def test_a_fault_stays_a_fault_under_any_budget():
