@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from ..bundle import Artifact, Bundle
+from ..errors import BadInput
 from .engine import Builder, Profile, build_engine, choose_builder, default_profile, find_builder
 from .options import BuilderChoice, EngineOptions, parse_size
 
@@ -15,18 +16,23 @@ CERTIFICATE = 1  # version of the certificate: an engine with another one is bui
 
 def build_engines(
     bundle: Bundle, options: EngineOptions, say: Callable[[str], None] = print,
-    precisions: Iterable[str] | None = None,
+    precisions: Sequence[str] = (),
 ) -> list[Artifact]:
     """Build an engine for each half-precision graph of the bundle (or for `precisions`), and describe it there.
 
     Reuses an engine that was made from the same graph, builder and profile. An engine of an earlier
-    graph is removed. Each engine's certificate is in its details. Raises `BackendError` or `BuildError`.
+    graph is removed. Each engine's certificate is in its details. Raises `BadInput` for a precision that
+    the bundle has no graph of, `BackendError` or `BuildError`.
     """
+    there = list(dict.fromkeys(graph.precision for graph in bundle.find("onnx")))
+    if absent := [precision for precision in precisions or () if precision not in there]:
+        raise BadInput(f"--precision: {bundle.folder} has graphs in {', '.join(there)}, received {', '.join(absent)}. "
+                       f"Choose among those, or export the checkpoint with --precision {absent[0]}.")
     if (builder := choose_builder(options)) is None:
         return []
-    sources = [a for a in bundle.find("onnx") if (a.precision in precisions if precisions else a.precision != "fp32")]
-    if not sources:  # an export with --precision fp32 has nothing else
-        sources = bundle.find("onnx")
+    # An export with --precision fp32 has nothing in half.
+    wanted = precisions or [precision for precision in there if precision != "fp32"] or there
+    sources = [graph for graph in bundle.find("onnx") if graph.precision in wanted]
     current = {artifact.sha256 for artifact in bundle.find("onnx")}
     for stale in [engine for engine in bundle.find("engine") if engine.details.get("made_from") not in current]:
         bundle.remove(stale)

@@ -28,7 +28,7 @@ from .flops import Work
 
 HALF = {"fp16": "HALF", "bf16": "BF16"}
 FLOATS = ("HALF", "BF16", "FLOAT")
-LEAST_HALF = 0.5  # a network asked for in half that does less of its work there was not what was asked for
+LEAST_HALF = 0.5  # a network that does less of its work in half, and not by plan, was not what was asked for
 NAMES_SHOWN = 4
 
 
@@ -148,18 +148,12 @@ def _faults(certificate: Mapping[str, Any], in_fp32: Sequence[Work], plan: Seque
     faults = []
     if asked in HALF:
         share = certificate["flops"]["share"] or 0.0
-        if share < LEAST_HALF:
+        layers = dict.fromkeys(item.module or "resize" for item in in_fp32)  # what belongs to no module resizes
+        unasked = [layer for layer in layers if plan is None or not any(_within(layer, name) for name in plan)]
+        if share < LEAST_HALF and (unasked or not in_fp32):
             faults.append(f"{1 - share:.1%} of its matrix FLOPs are in FP32")
-        elif plan is not None:
-            unasked = [
-                item.module for item in in_fp32
-                if item.module and not any(_within(item.module, name) for name in plan)
-            ]
-            if unasked:
-                faults.append(f"the precision plan does not name these modules, and they compute in FP32: "
-                              f"{_listed(list(dict.fromkeys(unasked)))}")
-            if "resize" not in plan and any(item.module is None for item in in_fp32):
-                faults.append("the precision plan does not name resize, and it computes in FP32")
+        elif unasked and plan is not None:
+            faults.append(f"the precision plan does not name these, and they compute in FP32: {_listed(unasked)}")
     elif certificate["layers"]["half"]:
         faults.append(f"{certificate['layers']['half']} layers compute in half")
     if certificate["attention"]["status"] == "failed":

@@ -22,11 +22,11 @@ from ..contract import Contract, Graph
 from ..errors import BackendError, BuildError
 from ..files import replacing
 from ..runtime import machine
+from ..runtime.tensorrt import MODULES
 from .certificate import sentence
 from .options import BuilderChoice, EngineOptions, check_builder
 
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
-MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 INSTALL = {
     "tensorrt": "pip install 'dpt-deploy[tensorrt]' (its libraries come from NVIDIA's package index)",
     "tensorrt-rtx": "pip install 'dpt-deploy[tensorrt-rtx]'",

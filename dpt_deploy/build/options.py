@@ -9,7 +9,7 @@ from ..errors import BackendError, BadInput
 
 BuilderChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
 Weights = Literal["fixed", "refittable", "stripped"]
-REFIT_FAULT = ("11.3.",)  # TensorRT's own documentation: a refittable engine may lose the bias of a matrix product
+REFIT_FAULT = (11, 3)  # TensorRT's own documentation: a refittable engine may lose the bias of a matrix product
 
 
 @dataclass(frozen=True)
@@ -84,7 +84,7 @@ def check_builder(options: EngineOptions, builder: str, version: str, capability
         if options.hardware_compatible and capability is not None and _number(capability) < (8, 0):
             raise BackendError(f"--hardware-compatible: TensorRT builds such engines on Ampere and newer GPUs (compute "
                                f"capability 8.0), and this one has {capability}; leave the option out.")
-        if options.weights == "refittable" and version.startswith(REFIT_FAULT):
+        if options.weights == "refittable" and _number(version)[:2] == REFIT_FAULT:
             raise BackendError(f"--weights refittable: TensorRT {version} may lose biases in refittable engines, as "
                                "its own documentation says; install 11.4 or newer, or use --weights fixed or stripped.")
 

@@ -6,6 +6,7 @@ checked from the ONNX files before anything is attempted. The refit itself needs
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 from collections.abc import Callable
@@ -17,8 +18,8 @@ from ..bundle import Artifact, Bundle
 from ..errors import BackendError, BadBundle, BuildError
 from ..files import replacing
 from ..runtime import machine
-from ..runtime.tensorrt import misfit
-from .engine import MODULES, Builder, find_builder, run_child
+from ..runtime.tensorrt import MODULES, misfit
+from .engine import Builder, find_builder, run_child
 
 SHOWN = 3
 
@@ -97,7 +98,9 @@ def _refit(
 ) -> Artifact:
     details = engine.details
     builder = find_builder(details["builder"])
-    if why := misfit(source, engine, builder.version, machine.compute_capability()):
+    # Without its weights it runs nowhere, and what is to be known is whether it does once it has them.
+    filled = dataclasses.replace(engine, details={key: value for key, value in details.items() if key != "weights"})
+    if why := misfit(source, filled, builder.version, machine.compute_capability()):
         raise BackendError(f"--refit: {engine.file} {why}. Build it again: python -m dpt_deploy.build {source.folder} "
                            f"--weights {details['weights']}")
     stripped = details["weights"] == "stripped"
@@ -107,7 +110,7 @@ def _refit(
         say(f"reused   {file} (same engine and weights)")
         return reused
     answer = _fill(source.path(engine), bundle.path(graph), bundle.folder / file, builder, not stripped)
-    kept = {name: value for name, value in details.items() if not (stripped and name == "weights")}
+    kept = filled.details if stripped else details
     certificate = kept.get("certificate", {}) | answer
     artifact = bundle.add(
         file, "engine", graph=engine.graph, precision=engine.precision, key=key,

@@ -139,6 +139,16 @@ def test_fp32_that_the_plan_does_not_name_is_refused():
     assert judged(network(dtype="FLOAT"), plan=None)["status"] == "passed"  # nothing is known of the plan
 
 
+def test_a_plan_may_keep_most_of_the_work_in_fp32():
+    """As a search finds it, or a user asks for it: the rest is half, and there is nothing else to ask for."""
+    layers = [dataclasses.replace(layer, dtype="FLOAT") if layer.name in ("patch", "head") else layer
+              for layer in network()]
+    certificate = judged(layers, plan=["backbone.patch_embed", "heads.depth"])
+    assert certificate["status"] == "passed" and certificate["flops"]["share"] == 0.2
+    for plan in (["heads.depth"], None):
+        assert judged(layers, plan=plan)["reasons"] == ["80.0% of its matrix FLOPs are in FP32"]
+
+
 def test_attention_in_fp32_needs_the_plan_to_say_so():
     layers = network(attention="FLOAT", decomposable=True)
     assert judged(layers)["status"] == "failed"

@@ -7,7 +7,8 @@ import dataclasses
 import onnx
 import pytest
 
-from dpt_deploy.build import EngineOptions, build_engines, choose_builder
+from dpt_deploy.build import EngineOptions, build_engines, choose_builder, refit
+from dpt_deploy.build import __main__ as command
 from dpt_deploy.build import engine as engine_module
 from dpt_deploy.build.engine import Builder
 from dpt_deploy.build.options import check_builder
@@ -137,6 +138,44 @@ def test_a_refit_without_a_gpu_is_refused(own_bundle, tiny_bundle, monkeypatch):
     monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: None)
     with pytest.raises(BackendError, match="none is visible"):
         refit_engines(Bundle.open(tiny_bundle), source)
+
+
+def test_a_stripped_engine_gets_its_weights_back(own_bundle, monkeypatch):  # noqa: F811
+    """With a GPU and a builder that only pretend."""
+    bundle = Bundle.open(own_bundle)
+    (engine,) = bundle.find("engine", graph="frame")
+    bundle.remove(bundle.find("engine", graph="model")[0])
+    engine.details["weights"] = "stripped"
+    version = engine.details["builder_version"]
+    assert "--refit" in misfit(bundle, engine, version, "8.9")
+
+    def pretend(order, builder, failure):
+        with open(order["plan"], "wb") as file:
+            file.write(b"filled")
+        return {"plan_bytes": 6}
+
+    monkeypatch.setattr(refit, "run_child", pretend)
+    monkeypatch.setattr(refit, "find_builder", lambda name: Builder(name, version))
+    monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: "8.9")
+    (filled,) = refit_engines(bundle, bundle, lambda line: None)
+    assert bundle.path(filled).read_bytes() == b"filled" and "weights" not in filled.details
+    assert misfit(bundle, filled, version, "8.9") is None
+    engine.details["builder_version"] = "0.1"
+    with pytest.raises(BackendError, match=r"built by tensorrt-rtx 0\.1.*--weights stripped"):
+        refit_engines(bundle, bundle, lambda line: None)
+
+
+@pytest.mark.parametrize("builder", ["tensorrt-rtx", "none"])
+def test_a_precision_without_a_graph_is_refused(own_bundle, builder):  # noqa: F811
+    with pytest.raises(BadInput, match=r"--precision: .*graphs in fp32, fp16, received bf16\..*--precision bf16"):
+        build_engines(Bundle.open(own_bundle), EngineOptions(builder), pytest.fail, ("fp16", "bf16"))
+
+
+def test_a_bad_budget_is_refused_before_anything_is_built(own_bundle, tmp_path, monkeypatch):  # noqa: F811
+    monkeypatch.setattr(command, "build_engines", lambda *_, **__: pytest.fail("a build was attempted"))
+    (tmp_path / "budget.json").write_text("{}")
+    with pytest.raises(BadInput, match="expected a budget"):
+        command.main(command.BuildConfig(own_bundle, budget=tmp_path / "budget.json"))
 
 
 def altered(path, out, change):
