@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from ..build.options import REFIT_FAULT
+
 
 @dataclass(frozen=True)
 class KnownFault:
@@ -37,7 +39,8 @@ KNOWN_FAULTS = (
                f"{REPORTS}/4333, {REPORTS}/4328"),
     KnownFault((10, 16), (10, 16), "fused attention of a ViT silently wrong in FP16 and BF16; FP32 was right",
                f"{REPORTS}/4837", ("12.0",)),
-    KnownFault((11, 3), (11, 3), "a refittable engine may lose the bias of a matrix product; other engines are right",
+    KnownFault(REFIT_FAULT, REFIT_FAULT, "a refittable engine may lose the bias of a matrix product; other engines are "
+               "right",
                "https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/inference-library/refitting-engines.html",
                refit_only=True),
 )

@@ -22,6 +22,7 @@ from ..runtime import machine
 from . import Check
 from .known import known_faults
 
+SEE_GPU = "nvidia-smi"  # what it prints tells whether driver and GPU still answer
 NO_GPU = "no NVIDIA GPU is visible"
 LEAST_FREE = 4e9  # bytes; an export of a ViT-B with both engines takes 1.8 GB
 PROVIDERS = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider", "CUDAExecutionProvider",
@@ -30,16 +31,16 @@ PROVIDERS = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider", "CUD
 
 def check_machine(folder: Path) -> list[Check]:
     """Every check of the machine; `folder` is where free disk is counted."""
-    checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.machine()}, {sys.platform}"), *gpu()]
-    for look in (tensorrt, tensorrt_rtx, onnxruntime, openvino, opencv, torch):
+    checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.machine()}, {sys.platform}")]
+    for look in (driver, gpu, tensorrt, tensorrt_rtx, onnxruntime, openvino, opencv, torch):
         checks += _guarded(look)
     return [*checks, disk(folder)]
 
 
-def gpu() -> list[Check]:
-    """Driver, CUDA, and the first GPU with its compute capability and memory."""
-    driver = Path("/proc/driver/nvidia/version")
-    text = driver.read_text(encoding="utf-8") if driver.is_file() else ""
+def driver() -> list[Check]:
+    """NVIDIA's driver, and CUDA."""
+    file = Path("/proc/driver/nvidia/version")
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
     version = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", text)
     found = [Check("driver", "ok", f"NVIDIA {version[1]}") if version else
              Check("driver", "not checked", "no NVIDIA driver is loaded")]
@@ -51,15 +52,23 @@ def gpu() -> list[Check]:
     built = _cuda(cudart.getLocalRuntimeVersion()[1])
     supported = cudart.cudaDriverGetVersion()[1]
     driver_says = f"driver supports up to {_cuda(supported)}" if supported else "no driver to ask"
-    found.append(Check("CUDA", "ok" if supported else "not checked", f"runtime {built}; {driver_says}"))
+    return [*found, Check("CUDA", "ok" if supported else "not checked", f"runtime {built}; {driver_says}")]
+
+
+def gpu() -> list[Check]:
+    """The first GPU with its compute capability and memory."""
     capability = machine.compute_capability()
     if capability is None:
-        return [*found, Check("GPU", "not checked", NO_GPU)]
+        return [Check("GPU", "not checked", NO_GPU)]
+    from cuda.bindings import runtime as cudart
+
     properties = cudart.cudaGetDeviceProperties(0)[1]
-    free, total = cudart.cudaMemGetInfo()[1:3]
+    status, free, total = cudart.cudaMemGetInfo()
+    if status != cudart.cudaError_t.cudaSuccess:
+        raise RuntimeError(f"cudaMemGetInfo answers {status.name}")
     name = properties.name.decode() if isinstance(properties.name, bytes) else properties.name
-    return [*found, Check("GPU", "ok", f"{name}, compute capability {capability}, {free / 1e9:.1f} of "
-                          f"{total / 1e9:.1f} GB free")]
+    return [Check("GPU", "ok", f"{name}, compute capability {capability}, {free / 1e9:.1f} of "
+                  f"{total / 1e9:.1f} GB free")]
 
 
 def tensorrt() -> list[Check]:
@@ -157,9 +166,9 @@ def _guarded(look: Callable[[], list[Check]]) -> list[Check]:
     try:
         return look()
     except Exception as error:
-        first = (str(error).strip().splitlines() or [""])[0]
-        return [Check(look.__name__, "failed", f"installed, and does not work: {type(error).__name__}: {first}",
-                      f"pip install --force-reinstall {PACKAGES[look.__name__]}")]
+        first, name = (str(error).strip().splitlines() or [""])[0], look.__name__
+        remedy = f"pip install --force-reinstall {PACKAGES[name]}" if name in PACKAGES else SEE_GPU
+        return [Check(name, "failed", f"there, and does not work: {type(error).__name__}: {first}", remedy)]
 
 
 PACKAGES = {"tensorrt": "'dpt-deploy[tensorrt]'", "tensorrt_rtx": "'dpt-deploy[tensorrt-rtx]'", "openvino": "openvino",

@@ -89,6 +89,17 @@ def test_a_broken_library_does_not_stop_the_doctor(monkeypatch):
     assert check.status == "failed" and "cannot open" in check.finding and "tensorrt-rtx" in check.remedy
 
 
+def test_a_gpu_that_does_not_answer_does_not_stop_the_doctor(tmp_path, monkeypatch):
+    cudart = pytest.importorskip("cuda.bindings.runtime")
+    monkeypatch.setattr(doctor.machine, "compute_capability", lambda: "9.0")
+    monkeypatch.setattr(cudart, "cudaGetDeviceProperties", lambda index: (0, type("Properties", (), {"name": "X"})))
+    monkeypatch.setattr(cudart, "cudaMemGetInfo", lambda: (cudart.cudaError_t.cudaErrorECCUncorrectable, None, None))
+    monkeypatch.setattr(doctor, "tensorrt", list)
+    check = by_subject(doctor.check_machine(tmp_path))["gpu"]
+    assert check.status == "failed" and "cudaErrorECCUncorrectable" in check.finding
+    assert check.remedy == "nvidia-smi"
+
+
 @pytest.mark.parametrize(
     ("version", "capability", "faults"),
     [
