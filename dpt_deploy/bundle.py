@@ -20,7 +20,6 @@ from .files import sha256, write_json, write_text
 MANIFEST = "manifest.json"
 RECORD, PAGE, CARD = "parity.json", "report.html", "MODEL_CARD.md"  # the verdict on the files beside them
 HAND = "<!-- Below this line is yours: it is kept when the card is written again. -->"
-SAME = ("checkpoint", "contract", "model")  # entries of the header that all files of a bundle are made from
 FORMAT = 1
 
 Kind = Literal["onnx", "data", "engine", "cache", "reference", "report"]
@@ -43,6 +42,12 @@ class Artifact:
     """Hash of everything this file was made from; equal keys make a second run reuse the file."""
     details: dict[str, Any] = field(default_factory=dict)
     """Precision plan and opset of a graph; builder, version, profile and GPU of an engine."""
+
+
+def _origin(header: dict[str, Any]) -> str:
+    """What all files of a bundle are made from; the checkpoint's name is none of it."""
+    checkpoint = header.get("checkpoint", {}).get("sha256")
+    return json.dumps([checkpoint, header.get("contract"), header.get("model")], sort_keys=True)
 
 
 def by_hand(card: str) -> str:
@@ -83,7 +88,7 @@ class Bundle:
             with contextlib.suppress(BadBundle):
                 earlier = cls.open(folder)
                 bundle.artifacts, bundle.previous = earlier.artifacts, earlier.header
-                if any(header.get(key) != earlier.header.get(key) for key in SAME):
+                if _origin(header) != _origin(earlier.header):
                     bundle._forget([artifact for artifact in bundle.artifacts if artifact.kind != "cache"])
         return bundle
 

@@ -115,7 +115,7 @@ def test_a_bundle_never_holds_files_of_another_checkpoint(judged, changed):
 
 
 def test_the_same_checkpoint_keeps_its_files(judged):
-    again = Bundle.create(judged.folder, HEADER | {"command": "again"})
+    again = Bundle.create(judged.folder, HEADER | {"command": "again", "checkpoint": {"file": "b.pth", "sha256": "a"}})
     again.save()
     assert again.artifacts == judged.artifacts and (judged.folder / RECORD).exists()
 
