@@ -68,7 +68,8 @@ def stages(source: FolderSource, cache, contract: Contract, count: int) -> dict[
     small = [to_network(sample, contract) for sample in raw]
     augment, n = Augment(color=0.3, blur=0.1, noise=0.1, jpeg=0.1), len(raw)
     rng = np.random.default_rng(0)
-    files, cached = (MapDataset(s, range(count), contract, augment) for s in (source, cache))
+    files, cached = (MapDataset(s, range(count), contract) for s in (source, cache))
+    files_augmented, cached_augmented = (MapDataset(s, range(count), contract, augment) for s in (source, cache))
     return {
         "originals: PNG, image": milliseconds(lambda i: cv2.imread(file(i, "rgb_{}.png")), count),
         "originals: PNG, alpha": milliseconds(lambda i: cv2.imread(file(i, "alpha_{}.png"), 0), count),
@@ -81,11 +82,13 @@ def stages(source: FolderSource, cache, contract: Contract, count: int) -> dict[
         "augment: image": milliseconds(lambda i: augment.image(small[i % n].rgb, rng), count),
         "originals to tensors": milliseconds(lambda i: files[0, i], count),
         "cache to tensors": milliseconds(lambda i: cached[0, i], count),
+        "originals to tensors, augmented": milliseconds(lambda i: files_augmented[0, i], count),
+        "cache to tensors, augmented": milliseconds(lambda i: cached_augmented[0, i], count),
     }
 
 
 def samples_per_second(source, contract: Contract, count: int, workers: int) -> float:
-    """Throughput of the loader, once its processes run."""
+    """Throughput of the loader, without augmentation, once its processes run."""
     loader = create_loader(MapDataset(source, range(count), contract), ValBatches(count, 4, 0, 1), workers)
     for _ in loader:
         pass
@@ -111,8 +114,9 @@ def measure(config: DataloaderConfig, folder: Path) -> dict[str, float]:
     for name, which in (("originals", source), ("cache", cache)):
         result[f"{name}, {config.workers} workers [samples/s]"] = samples_per_second(
             which, contract, count, config.workers)
-    reading = result["originals: whole sample [ms]"] + result["resize to the network [ms]"]
-    result["cache over originals, one process"] = reading / result["cache: whole sample, at size [ms]"]
+    for suffix in ("", ", augmented"):
+        result[f"cache over originals, one process{suffix}"] = (
+            result[f"originals to tensors{suffix} [ms]"] / result[f"cache to tensors{suffix} [ms]"])
     rates = [result[f"{name}, {config.workers} workers [samples/s]"] for name in ("cache", "originals")]
     result["cache over originals, with workers"] = rates[0] / rates[1]
     return result

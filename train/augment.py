@@ -58,11 +58,10 @@ def mirrored(sample: Sample) -> Sample:
     """Left and right exchanged: normals' x changes sign, the principal point moves."""
     intrinsics = sample.intrinsics.copy()
     intrinsics[0, 2] = sample.alpha.shape[1] - intrinsics[0, 2]
-    return replace(
-        sample, rgb=np.ascontiguousarray(sample.rgb[:, ::-1]), depth=sample.depth[:, ::-1],
-        normals=sample.normals[:, ::-1] * np.float32((-1, 1, 1)), alpha=sample.alpha[:, ::-1], intrinsics=intrinsics,
-        inside=None if sample.inside is None else sample.inside[:, ::-1],
-    )
+    rgb, depth, normals, alpha = (cv2.flip(x, 1) for x in (sample.rgb, sample.depth, sample.normals, sample.alpha))
+    normals[..., 0] *= -1
+    inside = None if sample.inside is None else np.ascontiguousarray(sample.inside[:, ::-1])
+    return replace(sample, rgb=rgb, depth=depth, normals=normals, alpha=alpha, intrinsics=intrinsics, inside=inside)
 
 
 def zoomed(sample: Sample, scale: float, right: float = 0.0, down: float = 0.0) -> Sample:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -34,21 +35,30 @@ class Sample:
 
 
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
-    """The window of `sample` at (top, left).
+    """The window of `sample` at (top, left), which overlaps it.
 
     Beyond the image, its edge pixels repeat, `inside` is False, and there are no depth and normals.
     """
     h, w = sample.alpha.shape
-    rows, columns = np.arange(top, top + height), np.arange(left, left + width)
-    window = np.ix_(rows.clip(0, h - 1), columns.clip(0, w - 1))
-    within = ((rows >= 0) & (rows < h))[:, None] & ((columns >= 0) & (columns < w))[None, :]
-    inside = within if sample.inside is None else within & sample.inside[window]
+    rows, columns = slice(max(top, 0), min(top + height, h)), slice(max(left, 0), min(left + width, w))
+    # Above, below, left and right of the image; 0 where the window lies within.
+    margins = rows.start - top, top + height - rows.stop, columns.start - left, left + width - columns.stop
+    inside = sample.inside
+    if inside is None and any(margins):
+        inside = np.ones((h, w), bool)
+
+    def window(values: np.ndarray, border: int = cv2.BORDER_CONSTANT) -> np.ndarray:
+        values = values[rows, columns]
+        if not any(margins):
+            return values
+        return cv2.copyMakeBorder(np.ascontiguousarray(values), *margins, border, value=0)
+
     intrinsics = sample.intrinsics.copy()
     intrinsics[:2, 2] -= (left, top)
     return replace(
-        sample, rgb=sample.rgb[window], depth=sample.depth[window] * within,
-        normals=sample.normals[window] * within[..., None], alpha=sample.alpha[window], intrinsics=intrinsics,
-        inside=None if inside.all() else inside,
+        sample, rgb=window(sample.rgb, cv2.BORDER_REPLICATE), depth=window(sample.depth),
+        normals=window(sample.normals), alpha=window(sample.alpha, cv2.BORDER_REPLICATE), intrinsics=intrinsics,
+        inside=None if inside is None else window(inside.view(np.uint8)).view(bool),
     )
 
 
@@ -62,24 +72,35 @@ def to_network(sample: Sample, contract: Contract) -> Sample:
         return sample
     box = contract.content_box(sample.alpha.shape)
     h, w = sample.alpha.shape
-    inside = np.ones((h, w), bool) if sample.inside is None else sample.inside
-    has_depth = (sample.depth > 0) & inside
-    facing = sample.normals * inside[..., None]
-    maps = np.concatenate((
-        sample.rgb, (sample.depth * has_depth)[..., None], has_depth[..., None], facing,
-        (np.abs(facing).sum(axis=2) > 0)[..., None], sample.alpha[..., None], inside[..., None],
-    ), axis=2, dtype=np.float32)  # (H, W, 10)
-    stacked = torch.from_numpy(maps).permute(2, 0, 1)[None]
-    small = F.interpolate(stacked, (box.height, box.width), mode="bilinear", antialias=True, align_corners=False)
-    rgb, depth, valid, normals, facing_share, alpha, within = np.split(
-        small[0].permute(1, 2, 0).contiguous().numpy(), (3, 4, 5, 8, 9, 10), axis=2
-    )
-    length = np.linalg.norm(normals, axis=2, keepdims=True)
-    normals = np.where((facing_share > 0.5) & (length > 1e-3), normals / np.maximum(length, 1e-12), 0)
-    depth = np.where(valid > 0.5, depth / np.maximum(valid, 1e-12), 0)
-    resized = replace(
-        sample, rgb=np.clip(np.rint(rgb), 0, 255).astype(np.uint8), depth=depth[..., 0].astype(np.float32),
-        normals=normals.astype(np.float32), alpha=alpha[..., 0], inside=within[..., 0] > 0.999,
+    depth, normals = sample.depth, sample.normals
+    if sample.inside is not None:
+        depth, normals = depth * sample.inside, normals * sample.inside[..., None]
+    x, y, z = normals.transpose(2, 0, 1)
+    planes = [*sample.rgb.transpose(2, 0, 1), sample.alpha, depth, depth > 0, x, y, z, (x != 0) | (y != 0) | (z != 0)]
+    if sample.inside is not None:
+        planes.append(sample.inside)
+    small = resized(planes, box.height, box.width)
+    rgb, alpha, depth, valid, normals, facing = small[:3], small[3], small[4], small[5], small[6:9], small[9]
+    length = np.sqrt((normals**2).sum(axis=0))
+    normals *= ((facing > 0.5) & (length > 1e-3)) / np.maximum(length, np.float32(1e-12))
+    depth *= (valid > 0.5) / np.maximum(valid, np.float32(1e-12))
+    resized_sample = replace(
+        sample, rgb=np.ascontiguousarray(np.rint(rgb).astype(np.uint8).transpose(1, 2, 0)), depth=depth,
+        normals=normals.transpose(1, 2, 0), alpha=alpha, inside=None if sample.inside is None else small[10] > 0.999,
         intrinsics=np.diag((box.width / w, box.height / h, 1.0)) @ sample.intrinsics,
     )
-    return crop(resized, -box.top, -box.left, *contract.input_size)
+    if (box.height, box.width) == contract.input_size:
+        return resized_sample
+    return crop(resized_sample, -box.top, -box.left, *contract.input_size)
+
+
+def resized(planes: list[np.ndarray], height: int, width: int) -> np.ndarray:
+    """C maps (H, W) of any dtype -> float32 (C, height, width) by the contract's triangle filter."""
+    h, w = planes[0].shape
+    maps = np.empty((len(planes), h, w), np.float32)
+    for target, plane in zip(maps, planes, strict=True):
+        target[:] = plane
+    if height >= h and width >= w:  # where nothing shrinks the filter is plain bilinear
+        return np.stack([cv2.resize(plane, (width, height), interpolation=cv2.INTER_LINEAR) for plane in maps])
+    stacked = torch.from_numpy(maps)[None]
+    return F.interpolate(stacked, (height, width), mode="bilinear", antialias=True, align_corners=False)[0].numpy()
