@@ -1,0 +1,188 @@
+"""python benchmarks/training.py: speed and memory of AMP training, with and without torch.compile.
+
+Times the trainer's own step (forward, losses, backward, clipping, AdamW) on images that lie on the device already, so
+that reading files counts nowhere: benchmarks/dataloader.py measures that. The ceiling is a large matrix product in the
+same precision, on the same device, measured beside it. A GPU is needed; --device cpu is a tiny smoke test.
+"""
+
+# ruff: noqa: E402 - this file is run by its path, and finds its neighbours through the line below
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+
+import torch
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+
+from benchmarks import machine
+from dpt_deploy import cli
+from dpt_deploy.files import write_json
+from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
+from train.config import TrainConfig
+from train.distributed import World
+from train.memory import example_batch, is_out_of_memory, release
+from train.optim import parameter_groups
+from train.step import Stepper
+
+RESULTS = Path(__file__).parent / "results"
+PROG = "python benchmarks/training.py"
+GUIDE_BATCH, GUIDE_GB = 6, 8.0  # "Minimum: 8GB GPU memory for batch_size=6"
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """Images per second, share of the measured matrix rate and peak memory of training."""
+
+    device: Literal["cuda", "cpu"] = "cuda"
+    """cpu runs one small model for a few steps: a test that this works, and no measurement."""
+    amp: Literal["fp16", "bf16"] = "fp16"
+    """Precision; FP16 has loss scaling."""
+    batches: tuple[int, ...] = (GUIDE_BATCH, 32)
+    """Batch sizes."""
+    steps: int = 30
+    """Timed steps of each."""
+    warm_up: int = 8
+    """Steps before those, not counted; the first ones compile."""
+    out: Path = RESULTS
+    """Folder for the JSON."""
+    name: str = "training"
+    """Name of the file in it."""
+
+
+def main(config: TrainingConfig) -> int:
+    """Exit status 0 when every row ran, 1 when one did not, 2 without a GPU."""
+    path = config.out / f"{config.name}.json"
+    result: dict[str, Any] = {"command": cli.command_line(PROG), "machine": machine.record(), "amp": config.amp,
+                              "device": config.device, "rows": []}
+    if config.device == "cuda" and not torch.cuda.is_available():
+        result["not run"] = "no GPU is visible to PyTorch here"
+        write_json(path, result)
+        print(f"not run: {result['not run']}. Run this command on a machine with an NVIDIA GPU, or look whether it "
+              f"works at all with --device cpu. Written: {path}", file=sys.stderr)
+        return 2
+    result["matrix_tflops"] = matrix_rate(config) / 1e12
+    for compiled in (False, True) if config.device == "cuda" else (False,):
+        for batch in config.batches:
+            result["rows"].append(measure(config, batch, compiled, 1e12 * result["matrix_tflops"]))
+    result["guide"] = guide_claim(result["rows"], config.device)
+    write_json(path, result)
+    show(result)
+    print(f"written: {path}")
+    return 0 if all(row["status"] == "ran" for row in result["rows"]) else 1
+
+
+def new_model(config: TrainingConfig) -> MultiTaskDPT:
+    """The guide's model with random weights: speed and memory do not depend on them."""
+    torch.manual_seed(0)
+    if config.device == "cpu":
+        return create_multitask_dpt_model("test_vit", 8, backbone_kwargs={"img_size": 64})
+    return create_multitask_dpt_model("vit_base_patch16_384", 256).to(config.device)
+
+
+def measure(config: TrainingConfig, batch: int, compiled: bool, ceiling: float) -> dict[str, Any]:
+    """One row: `batch` images per step, with or without torch.compile; `ceiling` in FLOP per second."""
+    row: dict[str, Any] = {"batch": batch, "compiled": compiled}
+    release()
+    try:
+        model = new_model(config)
+        stepper, images = new_stepper(config, model, compiled), example_batch(
+            batch, model.contract(), torch.device(config.device))
+        operations = step_flops(model, images["pixels"])
+        reset_peak(config)
+        seconds = per_call(lambda: stepper([images]), config)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        return row | {"status": "not run", "reason": "out of memory"}
+    peak = torch.cuda.max_memory_reserved() / 2**30 if config.device == "cuda" else None
+    return row | {
+        "status": "ran", "ms_per_step": 1e3 * seconds, "images_per_s": batch / seconds,
+        "gflop_per_image": operations / batch / 1e9, "share_of_matrix_rate": operations / seconds / ceiling,
+        "peak_gib": peak,
+    }
+
+
+def new_stepper(config: TrainingConfig, model: MultiTaskDPT, compiled: bool) -> Stepper:
+    """The trainer's step with its defaults."""
+    defaults = TrainConfig(data_root=Path())
+    device = torch.device(config.device)
+    torch.backends.cudnn.benchmark = device.type == "cuda"
+    groups = parameter_groups(model, defaults.lr, defaults.weight_decay, 0.1)
+    optimizer = torch.optim.AdamW(groups, fused=True if device.type == "cuda" else None)
+    scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
+    amp = {"fp16": torch.float16, "bf16": torch.bfloat16}[config.amp]
+    return Stepper(torch.compile(model) if compiled else model, optimizer, scaler, defaults.losses, amp,
+                   World(0, 1, device), defaults.clip_norm)
+
+
+def step_flops(model: MultiTaskDPT, pixels: torch.Tensor) -> float:
+    """FLOPs that a step needs: three times those of the forward pass, whatever the implementation recomputes."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        model(pixels[:1])
+    return 3.0 * len(pixels) * counter.get_total_flops()
+
+
+def matrix_rate(config: TrainingConfig) -> float:
+    """FLOP per second of a large square matrix product in the run's precision."""
+    n = 8192 if config.device == "cuda" else 256
+    dtype = torch.float16 if config.amp == "fp16" else torch.bfloat16
+    a = torch.randn(n, n, device=config.device).to(dtype)
+    out = torch.empty_like(a)
+    return 2.0 * n**3 / per_call(lambda: torch.mm(a, a, out=out), config)
+
+
+def per_call(call: Callable[[], object], config: TrainingConfig) -> float:
+    """Mean time of `config.steps` calls that follow one another, after the warm-up [s]."""
+    for _ in range(config.warm_up):
+        call()
+    wait(config)
+    begin = time.perf_counter()
+    for _ in range(config.steps):
+        call()
+    wait(config)
+    return (time.perf_counter() - begin) / config.steps
+
+
+def wait(config: TrainingConfig) -> None:
+    if config.device == "cuda":
+        torch.cuda.synchronize()
+
+
+def reset_peak(config: TrainingConfig) -> None:
+    if config.device == "cuda":
+        release()
+        torch.cuda.reset_peak_memory_stats()
+
+
+def guide_claim(rows: list[dict[str, Any]], device: str) -> dict[str, Any]:
+    """Whether batch 6 takes at most the 8 GB of the training guide; None where it was not measured."""
+    row = next((row for row in rows if row["batch"] == GUIDE_BATCH and not row["compiled"]), None)
+    peak = row.get("peak_gib") if row and device == "cuda" else None
+    return {"batch": GUIDE_BATCH, "claimed_gb": GUIDE_GB, "peak_gib": peak,
+            "holds": None if peak is None else peak * 2**30 <= GUIDE_GB * 1e9}
+
+
+def show(result: dict[str, Any]) -> None:
+    """The table in the terminal."""
+    table = Table(title=f"training in {result['amp']} on {result['device']}; matrix product "
+                        f"{result['matrix_tflops']:.3g} TFLOP/s", title_justify="left")
+    for column in ("batch", "compiled", "images/s", "ms/step", "of the matrix rate", "peak GiB"):
+        table.add_column(column, justify="right")
+    for row in result["rows"]:
+        cells = [row["reason"], "", "", ""] if row["status"] != "ran" else [
+            f"{row['images_per_s']:.1f}", f"{row['ms_per_step']:.1f}", f"{row['share_of_matrix_rate']:.0%}",
+            "not measured" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"]
+        table.add_row(str(row["batch"]), "yes" if row["compiled"] else "no", *cells)
+    Console(highlight=False).print(table)
+
+
+if __name__ == "__main__":
+    cli.run(TrainingConfig, main, PROG)
