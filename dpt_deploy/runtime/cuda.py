@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from ..errors import BackendError, ContractError, missing_package
+from . import dlpack
 
-_DLPACK_CUDA, _DLPACK_MANAGED = 2, 13  # DLDeviceType of CUDA memory and of CUDA managed memory
 LEGACY_STREAM = 1
 """CUDA's default stream, as the CUDA runtime, DLPack and `__cuda_array_interface__` number it."""
 
@@ -113,8 +113,8 @@ class PinnedBuffer:
 class DeviceArray:
     """A C-contiguous array in GPU memory, which lives as long as this object.
 
-    torch.as_tensor(array, device="cuda") and cupy.asarray(array) use the memory in place, through
-    `__cuda_array_interface__`. `numpy()` copies it to the host.
+    torch.from_dlpack(array) and cupy.from_dlpack(array) use the memory in place; so do libraries that
+    read `__cuda_array_interface__`. `numpy()` copies it to the host.
     """
 
     def __init__(self, pointer: int, shape: tuple[int, ...], dtype: Any, owner: Any, stream: int | None) -> None:
@@ -142,6 +142,18 @@ class DeviceArray:
         return {"version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False),
                 "strides": None, "stream": stream}
 
+    def __dlpack_device__(self) -> tuple[int, int]:
+        """CUDA memory, and the GPU it lies on."""
+        return dlpack.CUDA, int(call("cudaPointerGetAttributes", self.pointer).device)
+
+    def __dlpack__(self, *, stream: int | None = None, copy: bool | None = None, **_: Any) -> Any:
+        """A capsule of this memory; the consumer's `stream` is made to wait for what writes it."""
+        if copy:
+            raise BufferError("this memory is shared as it is: copy it afterwards.")
+        if self.stream is not None and stream != -1:
+            make_wait(stream or LEGACY_STREAM, self.stream)
+        return dlpack.make_capsule(self.pointer, self.shape, self.dtype, self.__dlpack_device__(), self)
+
     def numpy(self) -> np.ndarray:
         """A copy in host memory, after the work that writes it."""
         host = np.empty(self.shape, self.dtype)
@@ -168,13 +180,13 @@ def device_view(array: Any, name: str, stream: int, ready: bool) -> DeviceView |
     producer as far as its protocol tells. Raises `ContractError` unless the array is C-contiguous.
     """
     if hasattr(array, "__dlpack_device__"):
-        if int(array.__dlpack_device__()[0]) not in (_DLPACK_CUDA, _DLPACK_MANAGED):
+        if int(array.__dlpack_device__()[0]) not in (dlpack.CUDA, dlpack.CUDA_MANAGED):
             return None
         try:
             capsule = array.__dlpack__(stream=-1 if ready else stream or LEGACY_STREAM)
         except (BufferError, RuntimeError, TypeError) as error:
             raise ContractError(f"{name}: a {type(array).__name__} that cannot be shared ({error}).") from error
-        pointer, shape, strides = dlpack_memory(capsule)
+        pointer, shape, strides = dlpack.memory(capsule)
         _check_contiguous(name, shape, strides)
         return DeviceView(pointer, capsule)
     interface = getattr(array, "__cuda_array_interface__", None)
@@ -189,27 +201,6 @@ def device_view(array: Any, name: str, stream: int, ready: bool) -> DeviceView |
     if producer is not None and not ready:
         make_wait(stream, producer)
     return DeviceView(int(interface["data"][0]), array)
-
-
-class _DLTensor(ctypes.Structure):
-    """The struct that an unversioned DLPack capsule points to, as dlpack.h lays it out."""
-
-    _fields_ = (
-        ("data", ctypes.c_void_p), ("device_type", ctypes.c_int32), ("device_id", ctypes.c_int32),
-        ("ndim", ctypes.c_int32), ("code", ctypes.c_uint8), ("bits", ctypes.c_uint8), ("lanes", ctypes.c_uint16),
-        ("shape", ctypes.POINTER(ctypes.c_int64)), ("strides", ctypes.POINTER(ctypes.c_int64)),
-        ("byte_offset", ctypes.c_uint64),
-    )
-
-
-def dlpack_memory(capsule: Any) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
-    """Address, shape and strides [elements] (None: C-contiguous) in a DLPack capsule, which keeps owning the memory."""
-    get = ctypes.pythonapi.PyCapsule_GetPointer
-    get.restype, get.argtypes = ctypes.c_void_p, (ctypes.py_object, ctypes.c_char_p)
-    tensor = _DLTensor.from_address(get(capsule, b"dltensor"))
-    shape = tuple(tensor.shape[: tensor.ndim])
-    strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None
-    return (tensor.data or 0) + tensor.byte_offset, shape, strides
 
 
 def _check_contiguous(name: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:

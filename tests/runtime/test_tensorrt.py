@@ -15,7 +15,7 @@ import torch
 
 from dpt_deploy.bundle import Artifact, Bundle
 from dpt_deploy.errors import BackendError, BadBundle, ContractError, MissingPackage
-from dpt_deploy.runtime import cuda, load, machine, open_session
+from dpt_deploy.runtime import cuda, dlpack, load, machine, open_session
 from dpt_deploy.runtime.tensorrt import Profile, misfit
 from tests.tiny import photo
 
@@ -137,7 +137,7 @@ def test_memory_of_a_dlpack_capsule_is_found() -> None:
     """The layout of DLPack's struct is the same for host and device memory."""
     base = torch.arange(2 * 3 * 4, dtype=torch.float32).reshape(2, 3, 4)
     for tensor in (base, base[1:], base.transpose(0, 1), base[:, ::2]):
-        pointer, shape, strides = cuda.dlpack_memory(tensor.__dlpack__())
+        pointer, shape, strides = dlpack.memory(tensor.__dlpack__())
         assert (pointer, shape) == (tensor.data_ptr(), tuple(tensor.shape))
         assert strides is None or strides == tensor.stride()
 
