@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import warnings
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from torch import nn
 
 from ..contract import Contract, Graph
 from ..errors import BuildError
+from ..files import replacing
 
 OPSETS = (23, 20)
 EXTERNAL_DATA_BYTES = 1_900_000_000  # protobuf ends at 2 GiB
@@ -51,14 +53,21 @@ def export_graph(
     for key, value in (metadata | {"contract": json.dumps(contract.to_json()), "graph": graph}).items():
         model.metadata_props.add(key=key, value=value)
     _strip_debug(model)
-    save(model, path)
-    check(path, graph, contract)
+    save(model, path, graph, contract)
 
 
-def save(model: onnx.ModelProto, path: Path) -> None:
-    """Write a graph; with external data when it nears protobuf's limit."""
+def save(model: onnx.ModelProto, path: Path, graph: Graph, contract: Contract) -> None:
+    """Write a graph that passes `check`, atomically; with external data when it nears protobuf's limit."""
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_DATA_BYTES
-    onnx.save(model, path, save_as_external_data=external, location=f"{path.name}.data")
+    data = path.with_name(f"{path.name}.data")
+    with replacing(path) as temporary:
+        onnx.save(model, temporary, save_as_external_data=external, location=data.name)
+        check(temporary, graph, contract)
+        # A crash between the two is seen: the manifest has the hash of each.
+        if external:
+            os.replace(temporary.with_name(data.name), data)
+        else:
+            data.unlink(missing_ok=True)
 
 
 def check(path: Path, graph: Graph, contract: Contract) -> None:
@@ -68,18 +77,11 @@ def check(path: Path, graph: Graph, contract: Contract) -> None:
     except onnx.checker.ValidationError as error:
         raise BuildError(f"{path.name} does not pass onnx.checker: {error}") from error
     model = onnx.load(path, load_external_data=False)
-    have = [value.name for value in (*model.graph.input, *model.graph.output)]
-    want = [*contract.inputs(graph), *contract.outputs(graph)]
-    if have != want:
+    have = {value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
+            for value in (*model.graph.input, *model.graph.output)}
+    want = {spec.name: spec.dtype for spec in (contract.inputs(graph) | contract.outputs(graph)).values()}
+    if list(have.items()) != list(want.items()):
         raise BuildError(f"{path.name}: expected inputs and outputs {want}, received {have}.")
-
-
-def count_nodes(path: Path) -> dict[str, int]:
-    """How many nodes of each operator a graph file has."""
-    counts: dict[str, int] = {}
-    for node in onnx.load(path, load_external_data=False).graph.node:
-        counts[node.op_type] = counts.get(node.op_type, 0) + 1
-    return counts
 
 
 def weight_name(name: str) -> str:
@@ -147,11 +149,19 @@ def _raw(tensor: torch.Tensor) -> bytes:
 
 
 def _name_axes(model: onnx.ModelProto, contract: Contract, graph: Graph) -> None:
-    """Give every axis of inputs and outputs the contract's name or size."""
+    """Give every axis of inputs and outputs the contract's name or size.
+
+    Raises `BuildError` for an axis that has another size, or a size where the contract leaves it open.
+    """
     specs = contract.inputs(graph) | contract.outputs(graph)
     for value in (*model.graph.input, *model.graph.output):
         dims = value.type.tensor_type.shape.dim
-        for dim, axis in zip(dims, specs[value.name].shape, strict=True):
+        shape = [dim.dim_value or None for dim in dims]
+        want = specs[value.name].shape
+        if len(shape) != len(want) or any(size not in (None, axis) for size, axis in zip(shape, want, strict=True)):
+            raise BuildError(f"the exporter gave {value.name} the shape {shape}, expected {list(want)}: the graph "
+                             "would not take what the contract promises.")
+        for dim, axis in zip(dims, want, strict=True):
             dim.Clear()
             if isinstance(axis, str):
                 dim.dim_param = axis

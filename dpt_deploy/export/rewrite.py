@@ -8,8 +8,9 @@ None is applied by default: each stays off until a run side by side on its targe
 
 from __future__ import annotations
 
-import sys
+import argparse
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
 import numpy as np
 import onnx
@@ -130,7 +131,13 @@ def _sort(graph: onnx.GraphProto) -> None:
 
 
 if __name__ == "__main__":
-    source, target, *wanted = sys.argv[1:]
-    loaded = onnx.load(source)
-    print(" ".join(f"{name}: {count}" for name, count in rewrite(loaded, wanted).items()))
-    onnx.save(loaded, target)
+    parser = argparse.ArgumentParser("python -m dpt_deploy.export.rewrite", description=__doc__.partition("\n")[0])
+    parser.add_argument("source", type=Path, help="graph to read, an ONNX file")
+    parser.add_argument("target", type=Path, help="graph to write")
+    parser.add_argument("rewrites", nargs="+", choices=list(REWRITES), help="what to apply, in this order")
+    asked = parser.parse_args()
+    if not asked.source.is_file():
+        parser.error(f"expected an ONNX file, but there is no file {asked.source}")
+    loaded = onnx.load(asked.source)
+    print(" ".join(f"{name}: {count}" for name, count in rewrite(loaded, asked.rewrites).items()))
+    onnx.save(loaded, asked.target)

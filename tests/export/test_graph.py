@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+from collections import Counter
 
 import numpy as np
 import onnx
@@ -13,14 +15,20 @@ import torch.nn.functional as F
 from onnx import TensorProto
 
 from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadInput
-from dpt_deploy.export.graph import count_nodes, export_graph
+from dpt_deploy.errors import BadInput, BuildError
+from dpt_deploy.export import graph
+from dpt_deploy.export.graph import export_graph
 from dpt_deploy.export.precision import PrecisionPlan, fold_batch_norm, typed, typed_frame
 from dpt_deploy.export.reference import postprocess, preprocess
 from dpt_deploy.model import create_multitask_dpt_model
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.weights import compare_weights
 from tests.tiny import lively_model
+
+
+def count_nodes(path):
+    """How many nodes of each operator a graph file has."""
+    return Counter(node.op_type for node in onnx.load(path, load_external_data=False).graph.node)
 
 
 def session(path):
@@ -181,6 +189,57 @@ def test_the_contract_stands_in_the_metadata_and_no_path_of_the_machine_does(fra
     assert Contract.from_json(json.loads(metadata["contract"])).resize == "letterbox"
     assert metadata["graph"] == "frame"
     assert b"site-packages" not in model.SerializeToString()
+
+
+def test_external_data_is_replaced_with_its_graph_and_goes_with_it(model, tmp_path, monkeypatch):
+    path, image = tmp_path / "model.onnx", np.zeros((1, 3, *model.input_size), np.float32)
+    want = []
+    for threshold, files in ((1000, {"model.onnx", "model.onnx.data"}), (1000, {"model.onnx", "model.onnx.data"}),
+                             (1_900_000_000, {"model.onnx"})):
+        monkeypatch.setattr(graph, "EXTERNAL_DATA_BYTES", threshold)
+        export_graph(typed(model, PrecisionPlan("fp32", ())), "model", model.contract(), path, 23, {})
+        assert {file.name for file in tmp_path.iterdir()} == files
+        want.append(session(path).run(["depth"], {"image": image})[0])
+    assert all(np.array_equal(one, want[0]) for one in want)
+
+
+def test_a_graph_that_is_refused_leaves_the_earlier_one(model, tmp_path, monkeypatch):
+    path = tmp_path / "model.onnx"
+    path.write_bytes(b"earlier")
+
+    def refuse(*_):
+        raise BuildError("not right")
+
+    monkeypatch.setattr(graph, "check", refuse)
+    with pytest.raises(BuildError, match="not right"):
+        export_graph(typed(model, PrecisionPlan("fp32", ())), "model", model.contract(), path, 23, {})
+    assert path.read_bytes() == b"earlier" and [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_graph_of_other_types_or_sizes_than_the_contracts_is_refused(model, tmp_path):
+    half = tmp_path / "half.onnx"
+    with pytest.raises(BuildError, match=r"expected inputs.*float32.*received.*float16"):
+        export_graph(model_in_half(model), "model", model.contract(), half, 23, {})
+    other = dataclasses.replace(model.contract(), input_size=(192, 160))
+    with pytest.raises(BuildError, match=r"the exporter gave depth the shape \[None, 1, 160, 160\], expected"):
+        export_graph(ForAnySize(model), "model", other, tmp_path / "size.onnx", 23, {})
+    assert not list(tmp_path.iterdir())
+
+
+def model_in_half(model):
+    """The FP16 model without the casts of its outputs."""
+    return typed(model, PrecisionPlan("fp16", ())).model
+
+
+class ForAnySize(torch.nn.Module):
+    """A model that cuts its input to 160x160, whatever is promised."""
+
+    def __init__(self, model):
+        super().__init__()
+        self.model = model
+
+    def forward(self, image):
+        return self.model(image[:, :, :160, :160])
 
 
 @pytest.mark.parametrize("backbone", ["vit_small_patch16_dinov3", "vit_small_patch14_reg4_dinov2"])

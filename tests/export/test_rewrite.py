@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +39,13 @@ def test_a_rewritten_graph_is_within_the_fp32_budgets(tiny_bundle: Path, name: s
 
     stage = compare(name, run, reference, "model", "fp32", budget)
     assert stage, stage.reasons
+
+
+def test_the_command_says_what_it_wants(tmp_path: Path) -> None:
+    for words in ([], ["absent.onnx", "out.onnx", "join-first-convolutions"], ["a.onnx", "b.onnx", "faster"]):
+        command = [sys.executable, "-m", "dpt_deploy.export.rewrite", *words]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 2 and "usage" in done.stderr and "Traceback" not in done.stderr
 
 
 def test_an_unknown_rewrite_lists_the_known() -> None:
