@@ -162,7 +162,7 @@ def _judge_onnx(
 ) -> Stage:
     gpu = machine.compute_capability() is not None
     if artifact.precision == "bf16" and not gpu:
-        return _not_run(name, artifact, "ONNX Runtime's CPU provider has no BF16 convolution")
+        raise BackendError("ONNX Runtime's CPU provider has no BF16 convolution")
     session = None
     if artifact.precision != "fp32" and gpu:
         with contextlib.suppress(BackendError, MissingPackage):
@@ -219,11 +219,12 @@ def _judge_engine(
     bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
 ) -> Stage:
     if machine.compute_capability() is None:
-        return _not_run(name, artifact, NO_GPU)
+        bundle.path(artifact)  # a damaged file has failed wherever it is found
+        raise BackendError(NO_GPU)
     profile = artifact.details.get("profile", {}).get(*bundle.contract.inputs(artifact.graph), {})
     outside = [case for case in reference.cases if not _fits(case.input(artifact.graph).shape, profile)]
     if all(case in outside for case in reference.cases if not case.adversarial):
-        return _not_run(name, artifact, "no image has a size within the engine's profile")
+        raise BackendError("no image has a size within the engine's profile")
     session = open_session(bundle, artifact, artifact.details["builder"])
     notes = (f"not judged on {', '.join(c.name for c in outside)}: outside the engine's profile",) if outside else ()
     inside = Reference(tuple(case for case in reference.cases if not any(case is other for other in outside)))
@@ -259,10 +260,6 @@ def _compare(
 
     with session:
         return compare(name, run, reference, artifact.graph, artifact.precision, budget, artifact, notes, show)
-
-
-def _not_run(name: str, artifact: Artifact, reason: str) -> Stage:
-    return not_run(name, artifact.precision, reason, artifact.file, artifact.sha256)
 
 
 def _carried_over(bundle: Bundle, last: ParityReport, stages: list[Stage], reference: str) -> list[Stage]:

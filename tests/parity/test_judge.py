@@ -112,6 +112,9 @@ def test_a_gpus_verdict_on_an_engine_is_kept_where_no_gpu_is(bundle, engine, mon
     write_json(bundle.folder / RECORD, dataclasses.replace(report, stages=(*rest, there)).to_json())
     assert stage_names(bundle) == [stage.name for stage in judge(bundle).stages]
     assert engine_stage(judge(bundle)) == earlier(there)
+    (bundle.folder / engine.file).write_bytes(b"plam")
+    assert engine_stage(assess(bundle)).status == "failed"
+    (bundle.folder / engine.file).write_bytes(b"plan")
     (bundle.folder / "twin.engine").write_bytes(b"twin")
     bundle.add("twin.engine", "engine", graph="frame", precision="fp16", details=engine.details)
     assert {s.status for s in judge(bundle).stages if s.name.startswith("tensorrt")} == {"not run"}
