@@ -7,6 +7,7 @@ import dataclasses
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 from dpt_deploy.contract import HEADS, ResizeRule
@@ -198,10 +199,7 @@ def from_command_line() -> TrainConfig:
 
 def read_yaml(path: Path | str) -> dict[str, Any]:
     """The fields in a YAML file, converted to `TrainConfig`'s types. Raises `BadInput` for what does not fit."""
-    try:
-        import yaml
-    except ImportError as error:
-        raise missing_package("PyYAML", "train", "read --config") from error
+    yaml = _yaml()
     path = existing_file(path, "a YAML file of training options")
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
@@ -237,6 +235,13 @@ def _converted(path: Path, name: str, kind: str, value: Any) -> Any:
 
 def to_yaml(config: TrainConfig) -> str:
     """The config as a file that --config reads back."""
-    import yaml
+    values = {key: value for key, value in config.to_json().items() if key != "config"}
+    return _yaml().safe_dump(values, sort_keys=False)
 
-    return yaml.safe_dump({key: value for key, value in config.to_json().items() if key != "config"}, sort_keys=False)
+
+def _yaml() -> ModuleType:
+    try:
+        import yaml
+    except ImportError as error:
+        raise missing_package("PyYAML", "train", "read and write a run's config") from error
+    return yaml

@@ -7,11 +7,13 @@ import io
 import platform
 import subprocess
 from importlib import metadata
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from dpt_deploy.errors import missing_package
 from dpt_deploy.files import replacing, write_text
 
 from .scores import METRICS
@@ -80,6 +82,14 @@ def write_curves(path: Path, history: list[dict[str, float]], constants: dict[st
         axes.legend(fontsize=8)
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=110, format="png")
+
+
+def not_written(tensorboard: bool) -> list[str]:
+    """What a run cannot write for want of a package: a sentence each."""
+    wanted = {"matplotlib": "draw curves.png"}
+    if tensorboard:
+        wanted["tensorboard"] = "write TensorBoard event files"
+    return [str(missing_package(name, "train", why)) for name, why in wanted.items() if find_spec(name) is None]
 
 
 class TensorBoard:

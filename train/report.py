@@ -31,6 +31,8 @@ class Report:
         if self.main:
             write_json(self.out / "run.json", {"config": self.config.to_json(), **record, **logs.environment()})
             write_text(self.out / "config.yaml", to_yaml(self.config))
+            for line in logs.not_written(self.config.tensorboard):
+                self.say(line)
             self.board = logs.TensorBoard(self.out, self.config.tensorboard, epoch + 1)
 
     def epoch(self, progress: Progress, table: Table, picture: np.ndarray | None, better: bool) -> None:

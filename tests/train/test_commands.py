@@ -16,11 +16,12 @@ import pytest
 import torch
 
 from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadInput
+from dpt_deploy.errors import BadInput, MissingPackage
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
-from train import check
+from train import check, demo, exr
 from train.cache import CacheSource
 from train.check import compare_conventions, require_assumed
+from train.config import TrainConfig, read_yaml, to_yaml
 from train.dataset import MapDataset
 from train.evaluate import EvaluateConfig, evaluate
 from train.geometry import AXES, all_axes, composed, with_axes
@@ -303,6 +304,36 @@ def test_a_missing_package_is_named_with_what_to_install(command, root):
     assert result.returncode == 2, result.stderr
     assert "torch" in result.stderr and "pip install 'dpt-deploy[train]'" in result.stderr
     assert "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(("package", "use"), [
+    ("OpenEXR", lambda folder: exr.read_depth(folder / "depth.exr")),
+    ("yaml", lambda folder: read_yaml(folder / "run.yaml")),
+    ("yaml", lambda folder: to_yaml(TrainConfig(data_root=folder))),
+])
+def test_a_package_that_only_some_steps_need_is_named(tmp_path, monkeypatch, package, use):
+    monkeypatch.setitem(sys.modules, package, None)
+    with pytest.raises(MissingPackage, match=r"(OpenEXR|PyYAML) is needed .*pip install 'dpt-deploy\[train\]'"):
+        use(tmp_path)
+
+
+def test_a_run_goes_without_curves_and_event_files_and_says_so(config, monkeypatch, capsys):
+    for package in ("matplotlib", "tensorboard", "matplotlib.figure", "torch.utils.tensorboard"):
+        monkeypatch.setitem(sys.modules, package, None)
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    run = config(limit_train_batches=1, tensorboard=True)
+    Trainer(run).run()
+    text = capsys.readouterr().out
+    assert "matplotlib is needed to draw curves.png" in text and "tensorboard is needed to write" in text
+    assert not (run.out / "curves.png").exists() and (run.out / "metrics.csv").exists()
+
+
+def test_the_demonstration_runs_to_its_end(tmp_path, capsys):
+    demo.main(demo.DemoConfig(tmp_path, samples=60, epochs=2, size=32))
+    text = capsys.readouterr().out
+    assert "150 people it has not seen" in text and "constant" in text
+    for name in ("curves.png", "best_model.pth", "training_samples/epoch_02.png"):
+        assert (tmp_path / "run" / name).stat().st_size > 0
 
 
 def test_workers_read_the_same_samples(data, cache):

@@ -92,9 +92,12 @@ def test_best_model_is_the_epoch_of_the_lowest_validation_loss(config):
     assert_same_bits(run.out / "best_model.pth", run.out / f"checkpoint_epoch_{int(best):02d}.pth")
 
 
-@pytest.mark.parametrize(("amp", "killed_at"), [("fp32", 2), ("fp32", 5), ("bf16", 7)])
-def test_a_run_goes_on_bit_for_bit_after_a_kill(config, tmp_path, amp, killed_at):
-    common = {"epochs": 2, "ema": 0.9, "amp": amp, "backbone_kwargs": ("img_size=64", "drop_path_rate=0.3")}
+@pytest.mark.parametrize(("amp", "killed_at", "accumulate"), [
+    ("fp32", 2, 1), ("fp32", 5, 1), ("bf16", 7, 1), ("fp16", 5, 1), ("fp32", 3, 2),
+])
+def test_a_run_goes_on_bit_for_bit_after_a_kill(config, tmp_path, amp, killed_at, accumulate):
+    common = {"epochs": 2, "ema": 0.9, "amp": amp, "backbone_kwargs": ("img_size=64", "drop_path_rate=0.3"),
+              "accumulate": accumulate}
     whole = config(out=tmp_path / "whole", **common)
     Trainer(whole).run()
     broken = config(out=tmp_path / "broken", save_minutes=1e-9, **common)  # saves after every step
@@ -120,6 +123,35 @@ def test_a_run_goes_on_from_an_older_save_after_a_kill(config, tmp_path):
         trainer.run()
     Trainer(config(out=tmp_path / "broken", resume="auto", **common)).run()
     assert_same_bits(tmp_path / "broken" / "final_model.pth", tmp_path / "whole" / "final_model.pth")
+
+
+def test_the_loss_scale_is_that_of_the_save(config):
+    common = {"amp": "fp16", "epochs": 2, "limit_train_batches": 2}
+    trainer = Trainer(config(**common))
+    handle = trainer.model.heads["depth"].conv3.weight.register_hook(lambda grad: grad * float("inf"))
+    stop_at(trainer, 2)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.run()
+    handle.remove()
+    again = Trainer(config(resume="auto", **common))
+    assert again.scaler.get_scale() == 65536 / 4, "two overflows"
+    assert again.scaler.state_dict() == trainer.scaler.state_dict()
+
+
+def test_tensorboard_holds_every_epoch_once_after_resuming(config, tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    common = {"epochs": 3, "limit_train_batches": 2, "tensorboard": True}
+    trainer = Trainer(config(**common))
+    stop_at(trainer, 3)
+    with pytest.raises(RuntimeError, match="killed"):
+        trainer.run()
+    last = trainer.last.read_bytes()
+    for _ in range(2):  # the second time from a state older than what the event files hold
+        trainer.last.write_bytes(last)
+        Trainer(config(resume="auto", **common)).run()
+    events = EventAccumulator(str(trainer.config.out / "tensorboard")).Reload()
+    assert [event.step for event in events.Scalars("val/loss")] == [1, 2, 3]
 
 
 def test_resuming_another_config_or_other_data_is_refused(config, tmp_path):
@@ -431,17 +463,72 @@ def test_two_processes_equal_one_with_the_doubled_batch(config, tmp_path):
 
 
 @pytest.mark.slow
-def test_the_command_stops_on_sigint_and_continues(config, tmp_path):
+def test_a_bad_loss_on_one_process_skips_the_step_on_all(config, tmp_path):
+    script, path = tmp_path / "run.py", tmp_path / "run.yaml"
+    values = config(batch_size=2).to_json() | {"out": str(tmp_path / "two")}
+    path.write_text(yaml.safe_dump({k: v for k, v in values.items() if k != "config"}))
+    script.write_text(ONE_BAD_LOSS.format(path=path))
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", str(script)]
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False,
+                            env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(root)})
+    assert result.returncode == 0, result.stderr[-3000:]
+    lines = [json.loads(line) for line in result.stdout.splitlines() if line.startswith("{")]
+    assert [line["skipped"] for line in lines] == [1, 1]
+    assert lines[0]["weights"] == lines[1]["weights"]
+    (said,) = [line for line in result.stdout.splitlines() if "skipped: the loss" in line]
+    bad = next(line["bad"] for line in lines if line["bad"])
+    assert all(name in said for name in bad), "the main process names the other's samples"
+
+
+ONE_BAD_LOSS = """
+import hashlib, json
+import torch
+from train.config import TrainConfig, read_yaml
+from train.trainer import Trainer
+
+trainer = Trainer(TrainConfig(**read_yaml("{path}")))
+original, bad, calls = trainer.stepper.per_image, [], []
+
+def per_image(batch):
+    calls.append(batch)
+    losses = original(batch)
+    if trainer.world.rank == 1 and len(calls) == 2:
+        bad.extend(batch["name"])
+        losses = {{name: value * float("nan") for name, value in losses.items()}}
+    return losses
+
+trainer.stepper.per_image = per_image
+trainer.run()
+digest = hashlib.sha256(b"".join(p.detach().numpy().tobytes() for p in trainer.model.parameters())).hexdigest()
+line = json.dumps({{"skipped": trainer.progress.skipped, "weights": digest, "bad": bad}})
+print(line + "\\n", end="", flush=True)
+"""
+
+
+@pytest.mark.slow
+def test_the_command_stops_on_a_signal_and_continues(config, tmp_path):
     path = tmp_path / "run.yaml"
     run = config(epochs=200, batch_size=2, workers=1)
     path.write_text(yaml.safe_dump({k: v for k, v in run.to_json().items() if k != "config"}))
-    command = [sys.executable, "-m", "train", "--config", str(path)]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    deadline = time.monotonic() + 120
-    while not (run.out / "last.pth").exists() and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does: workers get it too
-    _, errors = process.communicate(timeout=60)
-    assert process.returncode == 130
-    assert "--resume auto" in errors
-    assert "Traceback" not in errors
+    command, rows = [sys.executable, "-m", "train", "--config", str(path)], 0
+    # A terminal sends SIGINT to the workers too; a cluster sends SIGTERM to the process alone.
+    for number, send, more in ((signal.SIGINT, os.killpg, []), (signal.SIGTERM, os.kill, ["--resume", "auto"])):
+        process = subprocess.Popen(command + more, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   start_new_session=True)
+        deadline = time.monotonic() + 120
+        while rows == epochs_of(run.out) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        rows = epochs_of(run.out)
+        send(process.pid, number)
+        said, errors = process.communicate(timeout=60)
+        assert process.returncode == 130
+        assert "--resume auto" in errors
+        assert "Traceback" not in errors
+        assert ("continuing" in said) == bool(more)
+    assert [row["epoch"] for row in table(run.out)][:rows] == [str(i + 1) for i in range(rows)]
+
+
+def epochs_of(run: Path) -> int:
+    """Epochs that a run has finished."""
+    return len(table(run)) if (run / "metrics.csv").exists() else 0
