@@ -14,21 +14,25 @@ from .sample import Sample, crop
 
 
 @dataclass(frozen=True)
-class Augment:
+class AugmentOptions:
     """How much of each; zero (or a zoom of 1) is off."""
 
     mirror: float = 0.5
     """Probability of a left-right mirror."""
     zoom: float = 1.2
-    """Largest zoom; its inverse is the smallest."""
+    """Largest zoom, and its inverse the smallest; 1 is none."""
     color: float = 0.3
-    """Strength of changes of brightness, contrast, saturation and tint."""
+    """Strength of changes of brightness, contrast, saturation and tint; 0 is none."""
     blur: float = 0.1
     """Probability of a blur."""
     noise: float = 0.1
     """Probability of noise."""
     jpeg: float = 0.1
     """Probability of JPEG artefacts."""
+
+
+class Augment(AugmentOptions):
+    """Makes the changes."""
 
     def geometry(self, sample: Sample, rng: np.random.Generator) -> Sample:
         """Mirror and zoom, at random."""

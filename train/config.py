@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import ast
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar, get_args
 
 from dpt_deploy.contract import HEADS, ResizeRule
 from dpt_deploy.errors import BadInput, missing_package
 from dpt_deploy.files import existing_file
 
-from .augment import Augment
-from .geometry import AXES
-from .losses import Losses
+from .augment import Augment, AugmentOptions
+from .geometry import AXES, parse_axes
+from .losses import Losses, LossOptions
+
+Part = TypeVar("Part", Augment, Losses)
+
+Precision = Literal["auto", "fp16", "bf16", "fp32"]
+POSITIVE = ("epochs", "batch_size", "lr", "accumulate", "depth_scale", "layer_decay", "save_minutes", "samples")
+NOT_NEGATIVE = ("backbone_lr_scale", "weight_decay", "clip_norm", "early_stopping", "seed", "features", "input_size",
+                "w_depth", "w_normal", "w_alpha", "w_gradient", "canonical_focal", "limit_train_batches",
+                "limit_val_batches", "max_broken", "keep")
 
 
-@dataclass(frozen=True)
-class TrainConfig:
-    """Train a Dense Prediction Transformer for depth, normals and alpha on SynthHuman-format data."""
+@dataclass(frozen=True, kw_only=True)
+class MainOptions:
+    """What stands first in --help."""
 
     data_root: Path
     """Folder of samples: one chunk (SynthHuman_0000), the chunks' parent, a flat folder, or a prepared cache."""
@@ -36,6 +45,12 @@ class TrainConfig:
     """Images per step, process and accumulation."""
     lr: float = 8e-4
     """Peak learning rate of decoder and heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig(LossOptions, AugmentOptions, MainOptions):
+    """Train a Dense Prediction Transformer for depth, normals and alpha on SynthHuman-format data."""
+
     backbone_lr_scale: float | None = None
     """The backbone's rate over `lr`; by default 0.1 when it starts from trained weights, else 1."""
     layer_decay: float = 1.0
@@ -74,16 +89,6 @@ class TrainConfig:
     resize: ResizeRule = "stretch"
     """How images reach the input size."""
 
-    tasks: tuple[str, ...] = HEADS
-    """Heads to train."""
-    w_depth: float = 1.0
-    """Weight of the depth loss."""
-    w_normal: float = 1.0
-    """Weight of the normals loss."""
-    w_alpha: float = 1.0
-    """Weight of the alpha loss."""
-    w_gradient: float = 0.0
-    """Weight of the multi-scale gradient loss on depth; 0 is off, 0.5 is usual."""
     canonical_focal: float = 0.0
     """Train depth * this / focal length [pixels], for data of many cameras; 0 trains depth in metres."""
 
@@ -92,19 +97,7 @@ class TrainConfig:
     val_fraction: float = 0.05
     """Share of samples held out for validation."""
     augment: bool = True
-    """Change training images at random, by the strengths below."""
-    mirror: float = 0.5
-    """Probability of a left-right mirror."""
-    zoom: float = 1.2
-    """Largest zoom; 1 is none."""
-    color: float = 0.3
-    """Strength of colour changes; 0 is none."""
-    blur: float = 0.1
-    """Probability of a blur."""
-    noise: float = 0.1
-    """Probability of noise."""
-    jpeg: float = 0.1
-    """Probability of JPEG artefacts."""
+    """Change training images at random, by mirror, zoom, color, blur, noise and jpeg."""
     limit_train_batches: int = 0
     """Stop every epoch after so many batches, for trials; 0 is all."""
     limit_val_batches: int = 0
@@ -114,7 +107,7 @@ class TrainConfig:
     check_data: bool = True
     """Compare normals with depth before training, and stop when their convention is another."""
 
-    amp: Literal["auto", "fp16", "bf16", "fp32"] = "auto"
+    amp: Precision = "auto"
     """Precision of the network: auto is fp16 with loss scaling on a GPU and fp32 on a CPU."""
     device: str = "auto"
     """auto, cpu, cuda or cuda:0."""
@@ -139,10 +132,18 @@ class TrainConfig:
     """Write TensorBoard event files where the package is installed."""
 
     def __post_init__(self) -> None:
-        positive = ("epochs", "batch_size", "lr", "accumulate", "depth_scale", "layer_decay", "save_minutes", "samples")
-        for name in positive:
-            if not getattr(self, name) > 0:
+        for name in POSITIVE:
+            if not 0 < getattr(self, name) < math.inf:
                 raise BadInput(f"{name}: expected a number above 0, received {getattr(self, name)}.")
+        for name in NOT_NEGATIVE:
+            if not 0 <= (getattr(self, name) or 0) < math.inf:
+                raise BadInput(f"{name}: expected 0 or a number above it, received {getattr(self, name)}.")
+        if self.workers < -1:
+            raise BadInput(f"workers: expected -1 (one per core) or a number of processes, received {self.workers}.")
+        for name, choices in {"amp": Precision, "resize": ResizeRule}.items():
+            if getattr(self, name) not in get_args(choices):
+                raise BadInput(f"{name}: expected {', '.join(get_args(choices))}, received {getattr(self, name)!r}.")
+        parse_axes(self.normal_axes)
         ranges = {"ema": (0, 1), "warmup": (0, 1), "val_fraction": (0, 0.9), "mirror": (0, 1), "blur": (0, 1),
                   "noise": (0, 1), "jpeg": (0, 1), "color": (0, 1), "zoom": (1, 4)}
         for name, (low, high) in ranges.items():
@@ -177,13 +178,16 @@ class TrainConfig:
     @property
     def augmentation(self) -> Augment | None:
         """The augmentation that this asks for."""
-        fields = (field.name for field in dataclasses.fields(Augment))
-        return Augment(**{name: getattr(self, name) for name in fields}) if self.augment else None
+        return self._part(Augment) if self.augment else None
 
     @property
     def losses(self) -> Losses:
         """The losses that this asks for."""
-        return Losses(self.w_depth, self.w_normal, self.w_alpha, self.w_gradient, self.tasks)
+        return self._part(Losses)
+
+    def _part(self, kind: type[Part]) -> Part:
+        """The dataclass `kind` with this config's values of its fields."""
+        return kind(**{field.name: getattr(self, field.name) for field in dataclasses.fields(kind)})
 
 
 def from_command_line() -> TrainConfig:

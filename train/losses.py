@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
+from dpt_deploy.contract import HEADS
+
 
 def image_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
     """Mean of `values` (N, 1, H, W) over `mask` (bool, same shape), per image: (N,); 0 where it is empty."""
@@ -54,14 +56,23 @@ def alpha_loss(logits: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) ->
 
 
 @dataclass(frozen=True)
-class Losses:
-    """The weighted sum of the heads' losses."""
+class LossOptions:
+    """Which heads are trained, and the weights of their losses."""
 
     w_depth: float = 1.0
+    """Weight of the depth loss."""
     w_normal: float = 1.0
+    """Weight of the normals loss."""
     w_alpha: float = 1.0
+    """Weight of the alpha loss."""
     w_gradient: float = 0.0
-    tasks: tuple[str, ...] = ("depth", "normals", "alpha")
+    """Weight of the multi-scale gradient loss on depth; 0 is off, 0.5 is usual."""
+    tasks: tuple[str, ...] = HEADS
+    """Heads to train."""
+
+
+class Losses(LossOptions):
+    """The weighted sum of the heads' losses."""
 
     def per_image(self, outputs: dict[str, torch.Tensor], batch: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Loss of each head and their weighted sum, "loss", each float32 (N,).

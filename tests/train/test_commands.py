@@ -267,6 +267,12 @@ def test_bad_yaml_is_one_sentence(tmp_path, text, said):
 
 @pytest.mark.parametrize(("changes", "said"), [
     ({"epochs": 0}, "epochs"), ({"lr": -1.0}, "lr"), ({"ema": 1.0}, "ema"), ({"tasks": ("colour",)}, "tasks"),
+    ({"clip_norm": -1.0}, "clip_norm"), ({"seed": -1}, "seed"), ({"keep": -1}, "keep"), ({"w_alpha": -1.0}, "w_alpha"),
+    ({"weight_decay": -0.1}, "weight_decay"), ({"limit_val_batches": -1}, "limit_val"),
+    ({"max_broken": -1}, "max_broken"),
+    ({"canonical_focal": -1.0}, "canonical_focal"), ({"lr": float("nan")}, "lr"), ({"workers": -2}, "workers"),
+    ({"amp": "int8"}, "auto, fp16, bf16, fp32, received 'int8'"), ({"resize": "crop"}, "stretch, letterbox"),
+    ({"normal_axes": "xyz"}, "axes"),
     ({"val_fraction": 2.0}, "val_fraction"), ({"zoom": 0.5}, "zoom"), ({"batch_size": 0}, "batch_size"),
 ])
 def test_impossible_options_are_refused(config, changes, said):
