@@ -151,8 +151,8 @@ def _speed(bundle: Bundle) -> str:
         rows = [f"| {row['name']} | {row['p50_ms']:.1f} | {row['p90_ms']:.1f} | {'yes' if row['stable'] else 'no'} |"
                 for row in found["rows"] if row["status"] == "ran" and row["sha256"] in current]
         place = found["machine"]["gpu"] or found["machine"]["processor"]
-        told = (f"From {found['batch']} frames of {'x'.join(map(str, found['frame']))} pixels (HxW) in host memory to "
-                f"maps in host memory, on {place['name']}, {found['machine']['date'][:10]}.")
+        told = (f"From frames of {'x'.join(map(str, found['frame']))} pixels (HxW) in host memory, {found['batch']} in "
+                f"a call, to maps in host memory, on {place['name']}, {found['machine']['date'][:10]}.")
     except (OSError, ValueError, KeyError, TypeError):
         return "Not measured."
     if not rows:
