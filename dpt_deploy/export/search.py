@@ -67,26 +67,28 @@ def search_plan(
     model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, stage: Stage, budget: dict[str, Any],
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[PrecisionPlan, Stage, list[Trial]]:
-    """Enlarge `plan`, of which `stage` is the verdict, until every image is within budget.
+    """Enlarge `plan`, which is out of budget as `stage` says, until every image is within budget.
 
     `model` in eval mode, float32; `reference` as the bundle carries it. Returns the last plan, its
     verdict, which fails where nothing helps, and all trials.
     """
     start, trials, seen = plan, [], set()
-    while not stage and set(stage.worst.values()) - seen:
-        seen |= set(stage.worst.values())
+    while not stage and (new := set(stage.worst.values()) - seen):
+        seen |= new
         search = Search(model, reference, plan, budget, say, seen)
+        if not trials:
+            trials.append(search.trial("as asked", plan, stage))
         found = search.run()
         trials += search.trials
-        if found is None or found == plan:
+        if found is None:
             break
         plan = found
         stage = judge_half(model, plan, reference, budget, stage.name)
     if not stage:
         say(f"search   found nothing that is within budget on every image: {stage.reasons[0]}")
-    alternatives = Search(model, reference, start, budget, say, seen)
-    alternatives.alternatives()
-    return plan, stage, trials + alternatives.trials
+    last = Search(model, reference, start, budget, say, seen)
+    last.alternatives()
+    return plan, stage, trials + last.trials
 
 
 class Search:
@@ -106,10 +108,8 @@ class Search:
         self.trials: list[Trial] = []
 
     def run(self) -> PrecisionPlan | None:
-        """The plan found, or None where even FP32 everywhere but in attention does not help."""
+        """A larger plan, or None where even FP32 everywhere but in attention does not help."""
         start, precision = self.start.fp32, self.start.precision
-        if self._try("as asked", self.start):
-            return self.start
         beyond = [unit for unit in overflowing(self.model, self.ranges, torch.finfo(DTYPES[precision]).max)
                   if unit not in start]
         if beyond:
@@ -129,12 +129,16 @@ class Search:
             [f"backbone.blocks.{i}.attn" for i in range(len(self.model.backbone.blocks))]
         ))
 
+    def trial(self, name: str, plan: PrecisionPlan, stage: Stage) -> Trial:
+        """`plan` with its verdict and its shares in half."""
+        return Trial(name, plan, stage, *half_shares(self.model, plan, self.ranges))
+
     def _plus(self, fp32: list[str]) -> PrecisionPlan:
         return dataclasses.replace(self.start, fp32=(*self.start.fp32, *fp32))
 
     def _try(self, name: str, plan: PrecisionPlan) -> bool:
         stage = judge_half(self.model, plan, self.reference, self.budget, name)
-        self.trials.append(Trial(name, plan, stage, *half_shares(self.model, plan, self.ranges)))
+        self.trials.append(self.trial(name, plan, stage))
         verdict = "within budget" if stage else stage.reasons[0]
         self.say(f"search   {len(self.trials)}: {name}: {verdict}")
         return bool(stage)

@@ -17,7 +17,7 @@ from dpt_deploy.export.search import (
     search_plan,
 )
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
-from dpt_deploy.parity import Reference, load_budget
+from dpt_deploy.parity import load_budget
 from dpt_deploy.parity.images import built_in
 from tests.tiny import lively_model
 
@@ -120,7 +120,7 @@ def test_rounding_out_of_budget_is_bisected(inputs):
     search = Search(model, reference, PrecisionPlan(), budget)
     plan = search.run()
     assert plan is not None and judge_half(model, plan, reference, budget, "found")
-    assert len(plan.fp32) < 2 + len(search.trials[2].plan.fp32) / 2  # far fewer than all
+    assert len(plan.fp32) < 2 + len(search.trials[0].plan.fp32) / 2  # far fewer than all
 
 
 def test_a_budget_that_nothing_meets_is_told(inputs):
@@ -160,19 +160,6 @@ def measure_meta(model):
         module.register_forward_hook(hook(name))
     model(torch.empty(1, 3, 384, 384, device="meta"))
     return sizes
-
-
-def test_plain_half_within_budget_is_left_alone(inputs):
-    model = lively_model()
-    search = Search(model, answers(model, inputs), PrecisionPlan(), BUDGET)
-    assert search.run() == PrecisionPlan()
-    assert len(search.trials) == 1
-
-
-def test_reference_is_a_subset(inputs):
-    search = Search(lively_model(), answers(lively_model(), inputs), PrecisionPlan(), BUDGET)
-    assert isinstance(search.reference, Reference) and len(search.reference.cases) == 2
-    assert typed(lively_model(), PrecisionPlan()) is not None
 
 
 def test_convolutions_summed_in_fp32_err_as_pytorch_half_does():
