@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import functools
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,11 +12,13 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BackendError, ContractError, missing_package
+from ..errors import BackendError, ContractError, MissingPackage, missing_package
 from . import dlpack
 
 LEGACY_STREAM = 1
 """CUDA's default stream, as the CUDA runtime, DLPack and `__cuda_array_interface__` number it."""
+DEFAULT_STREAMS = (0, LEGACY_STREAM, 2)
+"""CUDA's default streams: 0 is one of the others, 2 each thread's own. They wait for each other, and never end."""
 
 
 def cudart() -> Any:
@@ -35,6 +38,13 @@ def call(function: str, *arguments: Any) -> Any:
         words = runtime.cudaGetErrorString(status)[1]
         raise BackendError(f"CUDA: {function} failed ({int(status)}): {words.decode()}.")
     return values[0] if len(values) == 1 else None
+
+
+def current_device() -> int:
+    """This thread's current GPU; 0 where cuda-python or a GPU is missing, which what comes next will say."""
+    with contextlib.suppress(BackendError, MissingPackage):
+        return int(call("cudaGetDevice"))
+    return 0
 
 
 @contextlib.contextmanager
@@ -110,6 +120,53 @@ class PinnedBuffer:
             self.free()
 
 
+class StreamMemory:
+    """GPU memory from the device's pool, taken and given back in the order of a stream: the host never waits.
+
+    A stream that is not one of CUDA's own must live as long as this object.
+    """
+
+    def __init__(self, nbytes: int, stream: int) -> None:
+        self.stream = LEGACY_STREAM if stream in DEFAULT_STREAMS else stream
+        self.readers: set[int | None] = set()
+        """Other streams that may use the memory; None for one that is not known."""
+        self.device = call("cudaGetDevice")
+        _keep_pool(self.device)
+        self.pointer = int(call("cudaMallocAsync", nbytes, self.stream))
+
+    def free(self) -> None:
+        """Give the memory back, after the work on the stream and of the readers."""
+        if not self.pointer:
+            return
+        pointer, self.pointer = self.pointer, 0
+        with on_device(self.device):
+            others = {LEGACY_STREAM if reader in DEFAULT_STREAMS else reader for reader in self.readers} - {self.stream}
+            if others == {LEGACY_STREAM}:
+                make_wait(self.stream, LEGACY_STREAM)
+            elif others:  # someone else's stream may have ended by now: it cannot be asked
+                call("cudaDeviceSynchronize")
+            call("cudaFreeAsync", pointer, self.stream)
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # as above
+            self.free()
+
+
+@functools.cache
+def _keep_pool(device: int) -> None:
+    """Let the device's pool keep what is given back: by default it returns it at every synchronisation."""
+    from cuda.bindings import driver
+
+    pool = call("cudaDeviceGetDefaultMemPool", device)
+    call("cudaMemPoolSetAttribute", pool, cudart().cudaMemPoolAttr.cudaMemPoolAttrReleaseThreshold,
+         driver.cuuint64_t(2**64 - 1))
+
+
+def trim_pool(device: int) -> None:
+    """Return to the device what its pool keeps and nothing uses."""
+    call("cudaMemPoolTrimTo", call("cudaDeviceGetDefaultMemPool", device), 0)
+
+
 class DeviceArray:
     """A C-contiguous array in GPU memory, which lives as long as this object.
 
@@ -127,9 +184,13 @@ class DeviceArray:
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: Any, stream: int | None) -> DeviceArray:
-        """New memory, which work on `stream` will fill."""
-        buffer = DeviceBuffer()
-        return cls(buffer.reserve(math.prod(shape) * np.dtype(dtype).itemsize), shape, dtype, buffer, stream)
+        """New memory, which work on `stream` will fill; with None, work that waits for CUDA's default stream."""
+        memory = StreamMemory(math.prod(shape) * np.dtype(dtype).itemsize, stream or LEGACY_STREAM)
+        return cls(memory.pointer, shape, dtype, memory, stream)
+
+    def _shared_with(self, stream: int | None) -> None:
+        if isinstance(self._owner, StreamMemory):
+            self._owner.readers.add(stream)
 
     @property
     def nbytes(self) -> int:
@@ -139,6 +200,7 @@ class DeviceArray:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         stream = None if self.stream is None else self.stream or LEGACY_STREAM
+        self._shared_with(None)
         return {"version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False),
                 "strides": None, "stream": stream}
 
@@ -152,6 +214,7 @@ class DeviceArray:
             raise BufferError("this memory is shared as it is: copy it afterwards.")
         if self.stream is not None and stream != -1:
             make_wait(stream or LEGACY_STREAM, self.stream)
+        self._shared_with(None if stream == -1 else stream or LEGACY_STREAM)
         return dlpack.make_capsule(self.pointer, self.shape, self.dtype, self.__dlpack_device__(), self)
 
     def numpy(self) -> np.ndarray:
@@ -173,15 +236,18 @@ class DeviceView:
     """Keeps the memory alive."""
 
 
-def device_view(array: Any, name: str, stream: int, ready: bool) -> DeviceView | None:
+def device_view(array: Any, name: str, stream: int, ready: bool, device: int | None = None) -> DeviceView | None:
     """The memory of `array` if it lies on a GPU, None if it lies in host memory.
 
     `ready` says that the array is ready on `stream`; if not, `stream` is made to wait for the array's
-    producer as far as its protocol tells. Raises `ContractError` unless the array is C-contiguous.
+    producer as far as its protocol tells. Raises `ContractError` unless the array is C-contiguous, and,
+    where `device` is given, on that GPU.
     """
     if hasattr(array, "__dlpack_device__"):
-        if int(array.__dlpack_device__()[0]) not in (dlpack.CUDA, dlpack.CUDA_MANAGED):
+        kind, found = (int(part) for part in array.__dlpack_device__())
+        if kind not in (dlpack.CUDA, dlpack.CUDA_MANAGED):
             return None
+        _check_device(name, found, device)
         try:
             capsule = array.__dlpack__(stream=-1 if ready else stream or LEGACY_STREAM)
         except (BufferError, RuntimeError, TypeError) as error:
@@ -192,6 +258,8 @@ def device_view(array: Any, name: str, stream: int, ready: bool) -> DeviceView |
     interface = getattr(array, "__cuda_array_interface__", None)
     if interface is None:
         return None
+    if device is not None:
+        _check_device(name, int(call("cudaPointerGetAttributes", interface["data"][0]).device), device)
     strides = interface.get("strides")
     if strides is not None:
         itemsize = np.dtype(interface["typestr"]).itemsize
@@ -201,6 +269,12 @@ def device_view(array: Any, name: str, stream: int, ready: bool) -> DeviceView |
     if producer is not None and not ready:
         make_wait(stream, producer)
     return DeviceView(int(interface["data"][0]), array)
+
+
+def _check_device(name: str, found: int, expected: int | None) -> None:
+    if expected is not None and found != expected:
+        raise ContractError(f"{name}: expected an array on GPU {expected}, where the session was loaded, received one "
+                            f"on GPU {found}. Copy it there, or load the bundle with that GPU as the current one.")
 
 
 def _check_contiguous(name: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:

@@ -1,8 +1,8 @@
 """One engine's execution context with its stream and memory: what a call needs, kept from call to call.
 
-Per input shape, a lane keeps device buffers, pinned host buffers and, with TensorRT, a captured CUDA graph of upload,
-network and download. After the first call of a shape nothing more is allocated on the device or pinned for it. The
-number of shapes kept is bounded; the least recently used one goes.
+Per input shape and set of maps asked for, a lane keeps device buffers, pinned host buffers and, with TensorRT, a
+captured CUDA graph of upload, network and download. After the first such call nothing more is allocated on the device
+or pinned for it. The number kept is bounded; the least recently used one goes.
 """
 
 from __future__ import annotations
@@ -10,24 +10,28 @@ from __future__ import annotations
 import collections
 import contextlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Container, Mapping
 from typing import Any
 
 import numpy as np
 
 from ..errors import BackendError
 from . import cuda
-from .session import host_array
 
 SHAPES_KEPT = 4
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+Key = tuple[Shapes, tuple[str, ...]]
+"""Shapes of the inputs, and the outputs that the host wants."""
 
 
 class Slot:
-    """Memory for one input shape: by tensor name, on the device and pinned on the host."""
+    """Memory for one key: of every tensor on the device; of inputs and wanted outputs pinned on the host."""
 
-    def __init__(self, specs: Mapping[str, tuple[tuple[int, ...], np.dtype]]) -> None:
+    def __init__(
+        self, shapes: Shapes, specs: Mapping[str, tuple[tuple[int, ...], np.dtype]], on_host: Container[str]
+    ) -> None:
+        self.shapes = shapes
         self.device: dict[str, cuda.DeviceBuffer] = {}
         self.pinned: dict[str, cuda.PinnedBuffer] = {}
         self.host: dict[str, np.ndarray] = {}
@@ -37,8 +41,9 @@ class Slot:
             nbytes = math.prod(shape) * dtype.itemsize
             self.device[name] = cuda.DeviceBuffer()
             self.device[name].reserve(nbytes)
-            self.pinned[name] = cuda.PinnedBuffer(nbytes)
-            self.host[name] = self.pinned[name].array(shape, dtype)
+            if name in on_host:
+                self.pinned[name] = cuda.PinnedBuffer(nbytes)
+                self.host[name] = self.pinned[name].array(shape, dtype)
 
     def drop_graph(self) -> None:
         """Forget the captured graph; the next call captures anew."""
@@ -67,33 +72,26 @@ class Lane:
         """
         self.context = context
         self.capture = capture
+        self.why_not = ""
+        """Why there is no CUDA graph, in CUDA's or the builder's words, where capture was tried and failed."""
         self._expect = expect
         self._inputs = {name: np.dtype(dtype) for name, dtype in inputs.items()}
         self._outputs = {name: np.dtype(dtype) for name, dtype in outputs.items()}
-        self._slots: collections.OrderedDict[Shapes, Slot] = collections.OrderedDict()
+        self._slots: collections.OrderedDict[Key, Slot] = collections.OrderedDict()
+        self._bound: Slot | None = None  # whose shapes and addresses the context has
         self._scratch = cuda.DeviceBuffer()
         self._device_outputs = {name: cuda.DeviceBuffer() for name in outputs}
         self.stream: int | None = int(cuda.call("cudaStreamCreateWithFlags", cuda.cudart().cudaStreamNonBlocking))
         self._done = cuda.call("cudaEventCreateWithFlags", cuda.cudart().cudaEventDisableTiming)
 
-    def on_host(self, inputs: Mapping[str, Any], wanted: list[str]) -> dict[str, np.ndarray]:
+    def on_host(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> dict[str, np.ndarray]:
         """Host arrays in, new NumPy arrays out, complete on return."""
-        arrays = {name: host_array(value, name) for name, value in inputs.items()}
-        shapes: Shapes = tuple((name, array.shape) for name, array in arrays.items())
         # Work on a caller's stream may still use the context and its scratch memory.
         cuda.call("cudaStreamWaitEvent", self.stream, self._done, 0)
-        slot = self._slots.get(shapes)
-        fresh = slot is None
-        if fresh:
-            slot = self._new_slot(shapes)
-        self._slots.move_to_end(shapes)
-        for name, array in arrays.items():
-            np.copyto(slot.host[name], array)
+        slot = self._slot(inputs, wanted)
         if slot.graph is not None:
             cuda.call("cudaGraphLaunch", slot.graph, self.stream)
         else:
-            if not fresh:
-                self._set_shapes(shapes)
             self._bind(slot)
             self._enqueue(slot)
         cuda.call("cudaEventRecord", self._done, self.stream)
@@ -103,24 +101,23 @@ class Lane:
             self._capture(slot)  # the context has run this shape just now, which capture asks for
         return results
 
+    def steps(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> dict[str, Callable[[], None]]:
+        """What `on_host` puts on the lane's stream, step by step, to be timed apart: h2d, engine, d2h."""
+        slot = self._slot(inputs, wanted)
+        self._bind(slot)
+        return {"h2d": lambda: self._upload(slot), "engine": self._compute, "d2h": lambda: self._download(slot)}
+
     def on_device(
-        self, views: Mapping[str, Any], inputs: Mapping[str, Any], wanted: list[str], stream: int | None
+        self, views: Mapping[str, cuda.DeviceView], shapes: Shapes, wanted: list[str], stream: int | None
     ) -> dict[str, cuda.DeviceArray]:
         """Device memory in, used where it is; new device arrays out, ready on `stream`, or complete without one."""
-        lane = self.stream if stream is None else stream
+        default = stream is None or stream in cuda.DEFAULT_STREAMS
+        lane = self.stream if default else stream  # TensorRT would synchronise the device around a default stream
         cuda.call("cudaStreamWaitEvent", lane, self._done, 0)
-        shapes: Shapes = tuple((name, tuple(value.shape)) for name, value in inputs.items())
+        self._bound = None
         self._set_shapes(shapes)
-        held = []
-        for name, shape in shapes:
-            if views[name]:
-                pointer = views[name].pointer
-            else:
-                host = host_array(inputs[name], name)
-                held.append(cuda.DeviceArray.empty(shape, self._inputs[name], lane))
-                pointer = held[-1].pointer
-                self._copy(pointer, host.ctypes.data, host.nbytes, "HostToDevice", lane)
-            self._expect(self.context.set_tensor_address(name, pointer), f"refuses memory for {name}")
+        for name, view in views.items():
+            self._expect(self.context.set_tensor_address(name, view.pointer), f"refuses memory for {name}")
         results = {}
         for name, (shape, dtype) in self._output_specs().items():
             if name in wanted:
@@ -130,10 +127,14 @@ class Lane:
                 pointer = self._reserve(self._device_outputs[name], math.prod(shape) * dtype.itemsize)
             self._expect(self.context.set_tensor_address(name, pointer), f"refuses memory for {name}")
         self._reserve_scratch()
+        if default:
+            cuda.make_wait(lane, stream or cuda.LEGACY_STREAM)  # for the caller's inputs, and the memory of the outputs
         self._expect(self.context.execute_async_v3(lane), f"could not run {dict(shapes)}")
         cuda.call("cudaEventRecord", self._done, lane)
-        if stream is None or held:
+        if stream is None:
             cuda.call("cudaStreamSynchronize", lane)
+        elif default:
+            cuda.make_wait(stream, lane)
         return {name: results[name] for name in wanted}
 
     def close(self) -> None:
@@ -145,20 +146,29 @@ class Lane:
         for slot in self._slots.values():
             slot.free()
         self._slots.clear()
-        self.context = None
+        self._bound = self.context = None
         for buffer in (self._scratch, *self._device_outputs.values()):
             buffer.free()
         cuda.call("cudaEventDestroy", self._done)
         cuda.call("cudaStreamDestroy", self.stream)
         self.stream = self._done = None
 
-    def _new_slot(self, shapes: Shapes) -> Slot:
-        self._set_shapes(shapes)
-        while len(self._slots) >= SHAPES_KEPT:
-            cuda.call("cudaStreamSynchronize", self.stream)
-            self._slots.popitem(last=False)[1].free()
-        specs = {name: (shape, self._inputs[name]) for name, shape in shapes} | self._output_specs()
-        slot = self._slots[shapes] = Slot(specs)
+    def _slot(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> Slot:
+        """The memory for this call, with the inputs in it; the one used longest ago makes room for a new one."""
+        shapes: Shapes = tuple((name, inputs[name].shape) for name in self._inputs)
+        key = (shapes, tuple(name for name in self._outputs if name in wanted))
+        if key not in self._slots:
+            self._bound = None
+            self._set_shapes(shapes)
+            while len(self._slots) >= SHAPES_KEPT:
+                cuda.call("cudaStreamSynchronize", self.stream)
+                self._slots.popitem(last=False)[1].free()
+            specs = {name: (shape, self._inputs[name]) for name, shape in shapes} | self._output_specs()
+            self._slots[key] = Slot(shapes, specs, (*self._inputs, *key[1]))
+        self._slots.move_to_end(key)
+        slot = self._slots[key]
+        for name in self._inputs:
+            np.copyto(slot.host[name], inputs[name])
         return slot
 
     def _set_shapes(self, shapes: Shapes) -> None:
@@ -175,18 +185,23 @@ class Lane:
         return specs
 
     def _bind(self, slot: Slot) -> None:
+        if self._bound is slot:
+            return
+        self._bound = None
+        self._set_shapes(slot.shapes)
         for name, buffer in slot.device.items():
             self._expect(self.context.set_tensor_address(name, buffer.pointer), f"refuses memory for {name}")
         self._reserve_scratch()
+        self._bound = slot
 
     def _reserve_scratch(self) -> None:
-        """Scratch memory for the shapes set last. Captured graphs hold its address: they go when it moves."""
-        before = self._scratch.pointer
-        pointer = self._reserve(self._scratch, self.context.update_device_memory_size_for_shapes())
-        if pointer != before:
+        """Scratch memory for the shapes set last. Captured graphs hold its address: they go before it moves."""
+        nbytes = self.context.update_device_memory_size_for_shapes()
+        if nbytes > self._scratch.nbytes:
+            cuda.call("cudaEventSynchronize", self._done)
             for slot in self._slots.values():
                 slot.drop_graph()
-        self.context.set_device_memory(pointer, self._scratch.nbytes)
+        self.context.set_device_memory(self._scratch.reserve(nbytes), self._scratch.nbytes)
 
     def _reserve(self, buffer: cuda.DeviceBuffer, nbytes: int) -> int:
         if nbytes > buffer.nbytes:  # it is about to be freed
@@ -195,17 +210,25 @@ class Lane:
 
     def _enqueue(self, slot: Slot) -> None:
         """Upload, network, download, on the lane's stream."""
-        for name in self._inputs:
-            array = slot.host[name]
-            self._copy(slot.device[name].pointer, slot.pinned[name].pointer, array.nbytes, "HostToDevice")
-        self._expect(self.context.execute_async_v3(self.stream), "could not run")
-        for name in self._outputs:
-            array = slot.host[name]
-            self._copy(slot.pinned[name].pointer, slot.device[name].pointer, array.nbytes, "DeviceToHost")
+        self._upload(slot)
+        self._compute()
+        self._download(slot)
 
-    def _copy(self, to: int, source: int, nbytes: int, kind: str, stream: int | None = None) -> None:
+    def _upload(self, slot: Slot) -> None:
+        for name in self._inputs:
+            self._copy(slot.device[name].pointer, slot.pinned[name].pointer, slot.host[name].nbytes, "HostToDevice")
+
+    def _compute(self) -> None:
+        self._expect(self.context.execute_async_v3(self.stream), "could not run")
+
+    def _download(self, slot: Slot) -> None:
+        for name in self._outputs:
+            if name in slot.host:
+                self._copy(slot.pinned[name].pointer, slot.device[name].pointer, slot.host[name].nbytes, "DeviceToHost")
+
+    def _copy(self, to: int, source: int, nbytes: int, kind: str) -> None:
         kind = getattr(cuda.cudart().cudaMemcpyKind, f"cudaMemcpy{kind}")
-        cuda.call("cudaMemcpyAsync", to, source, nbytes, kind, self.stream if stream is None else stream)
+        cuda.call("cudaMemcpyAsync", to, source, nbytes, kind, self.stream)
 
     def _capture(self, slot: Slot) -> None:
         """Keep what `_enqueue` does as one CUDA graph; where that is not possible, go on without any."""
@@ -218,8 +241,8 @@ class Lane:
             finally:
                 graph = cuda.call("cudaStreamEndCapture", self.stream)
             slot.graph = cuda.call("cudaGraphInstantiate", graph, 0)
-        except BackendError:
-            self.capture = False
+        except BackendError as error:
+            self.capture, self.why_not = False, str(error)
         finally:
             if graph is not None:
                 with contextlib.suppress(BackendError):

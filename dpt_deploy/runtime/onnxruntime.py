@@ -13,7 +13,7 @@ import numpy as np
 from ..bundle import Artifact, Bundle
 from ..errors import BackendError, ContractError, MissingPackage
 from . import cuda
-from .session import Session, host_array, no_stream
+from .session import Session, first_line, host_array, no_stream
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -43,12 +43,14 @@ class OnnxRuntimeSession(Session):
         options.log_severity_level = 4  # what goes wrong is raised below
         if threads is not None:
             options.intra_op_num_threads = threads
-        providers = [PROVIDERS["cuda"], PROVIDERS["cpu"]] if device == "cuda" else [PROVIDERS["cpu"]]
+        self._gpu = cuda.current_device() if device == "cuda" else 0
+        providers = [cuda_provider(self._gpu)] if device == "cuda" else []
+        providers.append(PROVIDERS["cpu"])
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # its exceptions share no base class but this one
             raise BackendError(
-                f"{self.backend} cannot load {path}: {_first_line(error)}. Choose another precision or backend."
+                f"{self.backend} cannot load {path}: {first_line(error)}. Choose another precision or backend."
             ) from error
         if PROVIDERS[device] not in session.get_providers():
             raise BackendError(
@@ -79,11 +81,12 @@ class OnnxRuntimeSession(Session):
         if all(isinstance(value, np.ndarray) for value in inputs.values()):
             return {}
         lane = cuda.LEGACY_STREAM if stream is None else stream
-        views = {name: cuda.device_view(value, name, lane, stream is not None) for name, value in inputs.items()}
-        if not all(views.values()):
+        (name, value), = inputs.items()  # every graph has one input
+        view = cuda.device_view(value, name, lane, stream is not None, self._gpu)
+        if view is None:
             return {}
         cuda.call("cudaStreamSynchronize", lane)
-        return views
+        return {name: view}
 
     def _run_bound(
         self, views: Mapping[str, cuda.DeviceView], inputs: Mapping[str, Any], outputs: list[str]
@@ -91,10 +94,10 @@ class OnnxRuntimeSession(Session):
         binding = self._session.io_binding()
         with self._blaming(inputs):
             for name, view in views.items():
-                spec = self.inputs[name]
-                binding.bind_input(name, self.device, 0, np.dtype(spec.dtype), tuple(inputs[name].shape), view.pointer)
+                shape, dtype = tuple(inputs[name].shape), np.dtype(self.inputs[name].dtype)
+                binding.bind_input(name, self.device, self._gpu, dtype, shape, view.pointer)
             for name in outputs:
-                binding.bind_output(name, self.device, 0)
+                binding.bind_output(name, self.device, self._gpu)
             self._session.run_with_iobinding(binding)
             binding.synchronize_outputs()
         return {
@@ -109,11 +112,16 @@ class OnnxRuntimeSession(Session):
             yield
         except Exception as error:  # its exceptions share no base class but this one
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
-            raise BackendError(f"{self.backend} could not run {shapes}: {_first_line(error)}.") from error
+            raise BackendError(f"{self.backend} could not run {shapes}: {first_line(error)}.") from error
 
     def close(self) -> None:
         super().close()
         self._session = None
+
+
+def cuda_provider(gpu: int) -> tuple[str, dict[str, str]]:
+    """The CUDA provider on a GPU, for a new session: FP32 is computed in FP32, where its default is TF32."""
+    return PROVIDERS["cuda"], {"device_id": str(gpu), "use_tf32": "0"}
 
 
 def _onnxruntime(device: Device) -> Any:
@@ -129,11 +137,11 @@ def _onnxruntime(device: Device) -> Any:
             "pip uninstall onnxruntime; pip install 'dpt-deploy[gpu]'"
         )
     if device == "cuda":
-        # Finds the CUDA libraries that pip installed; what it cannot find, it prints.
-        with contextlib.redirect_stdout(io.StringIO()):
-            onnxruntime.preload_dlls()
+        preload(onnxruntime)
     return onnxruntime
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+def preload(onnxruntime: Any) -> None:
+    """Load the CUDA libraries that pip installed; what ONNX Runtime cannot find, it would print."""
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()

@@ -79,8 +79,8 @@ class Session(abc.ABC):
         self.close()
 
 
-def host_array(array: Any, name: str) -> np.ndarray:
-    """`array` as a contiguous NumPy array, without a copy where its memory allows.
+def host_array(array: Any, name: str, contiguous: bool = True) -> np.ndarray:
+    """`array` as a NumPy array, C-contiguous unless any strides will do, without a copy where its memory allows.
 
     Raises `ContractError` for an array that lives on a device: a backend on the CPU cannot read it.
     """
@@ -92,7 +92,12 @@ def host_array(array: Any, name: str) -> np.ndarray:
                 f"{name}: expected an array in host memory (NumPy or DLPack), received a {type(array).__name__} that "
                 f"cannot be read on the CPU ({error}). Move it to the CPU, or load a backend on the GPU."
             ) from error
-    return np.ascontiguousarray(array)
+    return np.ascontiguousarray(array) if contiguous else array
+
+
+def first_line(error: Exception) -> str:
+    """What another library's error says first, without a full stop; its type's name where it says nothing."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def no_stream(stream: int | None, backend: str) -> None:

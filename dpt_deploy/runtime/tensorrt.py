@@ -10,7 +10,7 @@ import logging
 import math
 import queue
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +21,7 @@ from ..errors import BackendError, BadInput, ContractError, missing_package
 from ..files import replacing
 from . import cuda, machine
 from .lane import Lane
-from .session import Session
+from .session import Session, first_line, host_array
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 WORDS_KEPT = 50
@@ -118,12 +118,14 @@ class TensorRTSession(Session):
         self._runtime = self._engine = self._cache = None
         self._cache_file, self._cache_bytes = bundle.folder / f"{artifact.file}.cache", b""
         self._all: list[Lane] = []
-        self._free: queue.SimpleQueue[Lane | None] = queue.SimpleQueue()
+        # Last in, first out: who calls from one thread always gets the lane that has his shapes.
+        self._free: queue.LifoQueue[Lane | None] = queue.LifoQueue()
         trt = self._module()
         cuda.cudart()
         if why := misfit(bundle, artifact, trt.__version__, machine.compute_capability()):
             self._refuse(why)
         self._logger = _logger(trt)
+        self._captures_itself = hasattr(trt, "IRuntimeCache")
         self._host_code = bool(artifact.details.get("version_compatible"))
         try:
             self._load(trt, bundle.path(artifact).read_bytes())
@@ -142,7 +144,7 @@ class TensorRTSession(Session):
         except ImportError as error:
             raise missing_package(name, self.backend, f"run {self.file}") from error
         except Exception as error:  # a library that is missing or broken surfaces in many ways
-            raise BackendError(f"{self.backend}: the package {name} cannot be imported ({_first_line(error)}). "
+            raise BackendError(f"{self.backend}: the package {name} cannot be imported ({first_line(error)}). "
                                f"Run: pip install --force-reinstall 'dpt-deploy[{self.backend}]'") from error
 
     def _refuse(self, why: str) -> None:
@@ -173,7 +175,7 @@ class TensorRTSession(Session):
             context = self._context(trt)
             if context is None:
                 self._refuse(f"gives no execution context: {self._logger.said()}")
-            self._all.append(Lane(context, inputs, outputs, self._expect, capture=self._cache is None))
+            self._all.append(Lane(context, inputs, outputs, self._expect, capture=not self._captures_itself))
             self._free.put(self._all[-1])
 
     def _context(self, trt: Any) -> Any:
@@ -183,7 +185,7 @@ class TensorRTSession(Session):
         engine, and its own CUDA graphs begin when the final kernels are there: ours would keep early ones.
         """
         user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not hasattr(trt, "IRuntimeCache"):
+        if not self._captures_itself:
             return self._engine.create_execution_context(user_managed)
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(user_managed)
@@ -200,19 +202,39 @@ class TensorRTSession(Session):
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}
         self.profile.check(shapes, f"Resize or split it, build an engine with another profile ({self._rebuild} "
                            "--help), or use backend onnxruntime-cuda.")
+        with self._lane() as lane:
+            where = lane.stream if stream is None else stream
+            (name, value), = inputs.items()  # every graph has one input
+            if view := cuda.device_view(value, name, where, stream is not None, self._device):
+                return lane.on_device({name: view}, tuple(shapes.items()), outputs, stream)
+            return lane.on_host({name: host_array(value, name, contiguous=False)}, outputs)
+
+    @contextlib.contextmanager
+    def steps(self, inputs: Mapping[str, np.ndarray]) -> Iterator[tuple[int, dict[str, Callable[[], None]]]]:
+        """A stream, and what a call with host inputs puts on it: h2d, engine, d2h. For timing each by itself."""
+        with self._lane() as lane:
+            yield lane.stream, lane.steps(inputs, list(self.outputs))
+
+    @contextlib.contextmanager
+    def _lane(self) -> Iterator[Lane]:
+        """A lane that nobody else uses meanwhile, with the session's GPU as the current one."""
         lane = self._free.get()
         try:
             if self.closed or lane is None:
                 raise BackendError(f"this {self.backend} session is closed. Load the bundle again.")
+            self._logger.words.clear()  # what a failed capture left behind is not of this call
             with cuda.on_device(self._device):
-                where = lane.stream if stream is None else stream
-                views = {name: cuda.device_view(value, name, where, stream is not None)
-                         for name, value in inputs.items()}
-                if not any(views.values()):
-                    return lane.on_host(inputs, outputs)
-                return lane.on_device(views, inputs, outputs, stream)
+                yield lane
         finally:
             self._free.put(lane)
+
+    @property
+    def note(self) -> str:
+        """Whether calls with host arrays run as CUDA graphs; known after the first call of a shape."""
+        if self._captures_itself:
+            return "with CUDA graphs of its own"
+        why = next((lane.why_not for lane in self._all if lane.why_not), "")
+        return f"without CUDA graphs: {why.rstrip('.')}" if why else "with CUDA graphs"
 
     def _expect(self, succeeded: bool, what: str) -> None:
         if not succeeded:
@@ -227,21 +249,29 @@ class TensorRTSession(Session):
             for _ in self._all:
                 self._free.get()  # whoever holds a lane finishes first
             self._free.put(None)  # wakes whoever waits for one
-            self._keep_cache()
-            for lane in self._all:
-                lane.close()
-            # One after the other: a context lives in its engine, and that in its runtime.
-            self._all.clear()
-            self._cache = None
-            self._engine = None
-            self._runtime = None
+            with contextlib.ExitStack() as last_first:  # each one runs, whatever another raises
+                last_first.callback(self._forget)
+                if self._all:
+                    last_first.enter_context(cuda.on_device(self._device))
+                    last_first.callback(cuda.trim_pool, self._device)
+                for lane in self._all:
+                    last_first.callback(lane.close)
+                last_first.callback(self._keep_cache)
+
+    def _forget(self) -> None:
+        # One after the other: a context lives in its engine, and that in its runtime.
+        self._all.clear()
+        self._cache = None
+        self._engine = None
+        self._runtime = None
 
     def _keep_cache(self) -> None:
         """Write TensorRT-RTX's compiled kernels beside the engine, where that is possible and something is new."""
         if self._cache is None:
             return
-        with contextlib.suppress(BadInput, RuntimeError):  # a bundle may be read-only
-            content = bytes(self._cache.serialize())
+        with contextlib.suppress(BadInput, RuntimeError, OSError):  # a bundle may be read-only
+            memory = self._cache.serialize()
+            content = b"" if memory is None else bytes(memory)
             if content and content != self._cache_bytes:
                 with replacing(self._cache_file) as temporary:
                     temporary.write_bytes(content)
@@ -249,7 +279,7 @@ class TensorRTSession(Session):
 
 @functools.cache
 def _logger(trt: Any) -> Any:
-    """The one logger that this builder's objects share; it keeps the builder's last warnings and errors."""
+    """The one logger that this builder's objects share; it keeps the builder's last errors."""
 
     class Words(trt.ILogger):
         def __init__(self) -> None:
@@ -269,7 +299,3 @@ def _logger(trt: Any) -> Any:
             return said.replace("\n", " ")
 
     return Words()
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import collections
 import ctypes
+import queue
+import threading
 import types
 from collections.abc import Callable
 from typing import Any
@@ -15,9 +17,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpt_deploy.errors import BackendError
+from dpt_deploy.contract import Contract
+from dpt_deploy.errors import BackendError, ContractError
 from dpt_deploy.runtime import cuda
 from dpt_deploy.runtime.lane import SHAPES_KEPT, Lane
+from dpt_deploy.runtime.session import Session
+from dpt_deploy.runtime.tensorrt import Profile, TensorRTSession
 
 
 class StandIn:
@@ -29,12 +34,18 @@ class StandIn:
         self.capturing: list[Callable[[], None]] | None = None
         self.alive: set[Any] = set()
         self.can_capture = True
+        self.full = False
+        self.recorded: dict[int, int] = {}
+        self.order: list[tuple[Any, ...]] = []
+        """What waited for what, and what memory came and went in the order of a stream."""
         self._next = 1000
 
     def cudart(self) -> Any:
         kinds = types.SimpleNamespace(cudaMemcpyHostToDevice=1, cudaMemcpyDeviceToHost=2)
         modes = types.SimpleNamespace(cudaStreamCaptureModeThreadLocal=1)
+        pools = types.SimpleNamespace(cudaMemPoolAttrReleaseThreshold=4)
         return types.SimpleNamespace(cudaMemcpyKind=kinds, cudaStreamCaptureMode=modes, cudaStreamNonBlocking=1,
+                                     cudaMemPoolAttr=pools,
                                      cudaEventDisableTiming=2, cudaHostAllocDefault=0)
 
     def call(self, function: str, *arguments: Any) -> Any:
@@ -55,6 +66,8 @@ class StandIn:
 
     def cudaMalloc(self, nbytes: int) -> int:
         assert self.capturing is None, "allocated within a capture"
+        if self.full:
+            raise BackendError("CUDA: cudaMalloc failed (2): out of memory.")
         block = ctypes.create_string_buffer(max(1, nbytes))
         self.memory[ctypes.addressof(block)] = block
         return ctypes.addressof(block)
@@ -66,6 +79,27 @@ class StandIn:
         del self.memory[pointer]
 
     cudaFreeHost = cudaFree
+
+    def cudaMallocAsync(self, nbytes: int, stream: int) -> int:
+        self.order.append(("allocate", stream))
+        return self.cudaMalloc(nbytes)
+
+    def cudaFreeAsync(self, pointer: int, stream: int) -> None:
+        self.order.append(("free", stream))
+        self.cudaFree(pointer)
+
+    def cudaGetDevice(self) -> int:
+        return 0
+
+    def cudaEventRecord(self, event: int, stream: int) -> None:
+        self.recorded[event] = stream
+
+    def cudaStreamWaitEvent(self, stream: int, event: int, flags: int) -> None:
+        if event in self.recorded:
+            self.order.append((stream, "waits for", self.recorded[event]))
+
+    def cudaDeviceSynchronize(self) -> None:
+        self.order.append(("all wait",))
 
     def cudaMemcpyAsync(self, to: int, source: int, nbytes: int, kind: int, stream: int) -> None:
         self.enqueue(lambda: ctypes.memmove(to, source, nbytes) and None)
@@ -109,8 +143,10 @@ class Context:
 
     def __init__(self, device: StandIn) -> None:
         self.device, self.addresses, self.scratch = device, {}, (0, 0)
+        self.streams: list[int] = []
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
+        self.device.counts["set_input_shape"] += 1
         self.shape = shape
         return True
 
@@ -129,12 +165,16 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         shape, addresses, (scratch, nbytes) = self.shape, dict(self.addresses), self.scratch
+        self.streams.append(stream)
 
         def work() -> None:
             assert scratch in self.device.memory and nbytes >= np.prod(shape) * 4, "scratch memory is gone or too small"
             frame = _array(addresses["frame"], shape, np.uint8)
             _array(scratch, shape, np.float32)[...] = frame
-            _array(addresses["depth"], shape[:3], np.float32)[...] = _array(scratch, shape, np.float32).sum(axis=-1)
+            depth = _array(scratch, shape, np.float32).sum(axis=-1)
+            for name, sign in (("depth", 1), ("alpha", -1)):
+                if name in addresses:
+                    _array(addresses[name], shape[:3], np.float32)[...] = sign * depth
 
         self.device.enqueue(work)
         return True
@@ -153,12 +193,12 @@ def device(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return stand_in
 
 
-def lane(device: StandIn, capture: bool = True) -> Lane:
+def lane(device: StandIn, capture: bool = True, outputs: tuple[str, ...] = ("depth",)) -> Lane:
     def expect(succeeded: bool, what: str) -> None:
         if not succeeded:
             raise BackendError(what)
 
-    return Lane(Context(device), {"frame": "uint8"}, {"depth": "float32"}, expect, capture)
+    return Lane(Context(device), {"frame": "uint8"}, dict.fromkeys(outputs, "float32"), expect, capture)
 
 
 def frame(h: int = 6, w: int = 8, seed: int = 0) -> np.ndarray:
@@ -247,15 +287,156 @@ def test_a_runtime_that_captures_by_itself_is_left_to_it(device: StandIn) -> Non
     one.close()
 
 
+def test_without_a_graph_a_shape_is_bound_once(device: StandIn) -> None:
+    """TensorRT-RTX captures anew what was bound anew."""
+    one = lane(device, capture=False)
+    check(one, frame())
+    before = device.counts["set_input_shape"]
+    check(one, frame(seed=1))
+    assert device.counts["set_input_shape"] == before
+    check(one, frame(4, 4))
+    check(one, frame(seed=2))
+    one.close()
+
+
+def test_where_scratch_memory_cannot_grow_no_graph_stays_on_the_old_one(device: StandIn) -> None:
+    one = lane(device)
+    check(one, frame(4, 4))
+    slot = one._slot({"frame": frame(40, 40)}, ["depth"])
+    device.full = True
+    with pytest.raises(BackendError, match="out of memory"):
+        one._bind(slot)
+    device.full = False
+    launched = device.counts["cudaGraphLaunch"]
+    check(one, frame(4, 4, 1))
+    assert device.counts["cudaGraphLaunch"] == launched
+    check(one, frame(40, 40))
+    one.close()
+    assert not device.memory
+
+
+def test_only_the_maps_asked_for_come_to_the_host(device: StandIn) -> None:
+    one = lane(device, outputs=("depth", "alpha"))
+    image = frame()
+    for _ in range(2):
+        have = one.on_host({"frame": image}, ["alpha"])
+        np.testing.assert_array_equal(have["alpha"], -image.sum(axis=-1, dtype="f4"))
+        assert list(have) == ["alpha"] and device.counts["cudaHostAlloc"] == 2, "the frame and one map"
+    check(one, image)
+    one.close()
+    assert not device.memory
+
+
+def test_any_strides_are_taken(device: StandIn) -> None:
+    one = lane(device)
+    check(one, frame(12, 16)[:, ::2, ::-1])
+    one.close()
+
+
+def test_the_steps_of_a_call_are_told_apart(device: StandIn) -> None:
+    one, image = lane(device), frame()
+    steps = one.steps({"frame": image}, ["depth"])
+    for name, copies in (("h2d", 1), ("engine", 1), ("d2h", 2)):
+        steps[name]()
+        assert device.counts["cudaMemcpyAsync"] == copies, name
+    (slot,) = one._slots.values()
+    np.testing.assert_array_equal(slot.host["depth"], image.sum(axis=-1, dtype="f4"))
+    one.close()
+
+
+@pytest.mark.parametrize("stream", [None, 0, 1])
+def test_a_default_stream_is_waited_for_and_not_computed_on(device: StandIn, stream: int | None) -> None:
+    """TensorRT would synchronise the whole device around it."""
+    one, image = lane(device), frame()
+    own, view = one.stream, cuda.DeviceView(image.ctypes.data, image)
+    result = one.on_device({"frame": view}, (("frame", image.shape),), ["depth"], stream)["depth"]
+    assert one.context.streams == [own]
+    back = [] if stream is None else [(stream, "waits for", own)]
+    assert device.order == [("allocate", 1), (own, "waits for", stream or 1), *back]
+    assert device.counts["cudaStreamSynchronize"] == (stream is None)
+    one.close()
+    del result
+    assert device.order[-1] == ("free", 1), "the lane's stream is gone by now"
+    assert not device.memory
+
+
+@pytest.mark.parametrize(("reader", "before"), [(7, []), (0, [(7, "waits for", 1)]), (9, [("all wait",)])])
+def test_memory_goes_when_its_readers_are_done(device: StandIn, reader: int, before: list[Any]) -> None:
+    array = cuda.DeviceArray.empty((2, 3), "float32", 7)
+    array._shared_with(reader or cuda.LEGACY_STREAM)
+    device.order.clear()
+    del array
+    assert device.order == [*before, ("free", 7)] and not device.memory
+
+
 def test_device_arrays_are_used_in_place(device: StandIn) -> None:
     one = lane(device)
     image = frame()
     view = cuda.DeviceView(image.ctypes.data, image)
     copies = device.counts["cudaMemcpyAsync"]
-    result = one.on_device({"frame": view}, {"frame": image}, ["depth"], stream=7)["depth"]
+    result = one.on_device({"frame": view}, (("frame", image.shape),), ["depth"], stream=7)["depth"]
+    assert one.context.streams == [7] and device.order == [("allocate", 7)], "nothing but the caller's stream"
     assert device.counts["cudaMemcpyAsync"] == copies and result.stream == 7
     np.testing.assert_array_equal(_array(result.pointer, result.shape, result.dtype), image.sum(axis=-1, dtype="f4"))
     check(one, frame(4, 4))  # and the host's way works after it
     del result
     one.close()
     assert not device.memory
+
+
+def session_on(device: StandIn) -> TensorRTSession:
+    """A TensorRT session with two lanes, and without an engine."""
+    session = object.__new__(TensorRTSession)
+    Session.__init__(session, Contract((32, 32), heads=("depth",)), "frame")
+    session.backend, session.file, session.profile, session._rebuild = "tensorrt", "a.engine", Profile("a", {}), ""
+    session._closing, session._device, session._cache = threading.Lock(), 0, None
+    session._captures_itself, session._logger = False, types.SimpleNamespace(words=[], said=lambda: "")
+    session._free, session._all = queue.LifoQueue(), [lane(device) for _ in range(2)]
+    for one in session._all:
+        session._free.put(one)
+    return session
+
+
+def test_one_thread_uses_one_lane(device: StandIn) -> None:
+    """Each lane allocates and captures for itself: taking turns would do both twice."""
+    session = session_on(device)
+    for seed in range(4):
+        image = frame(seed=seed)
+        have = session.run({"frame": image})["depth"]
+        np.testing.assert_array_equal(have, image.sum(axis=-1, dtype="f4"))
+    assert sorted(len(one._slots) for one in session._all) == [0, 1]
+    assert device.counts["cudaStreamBeginCapture"] == 1 and session.note == "with CUDA graphs"
+    session.close()
+    assert not device.memory and not device.alive
+
+
+def test_without_graphs_the_session_says_why(device: StandIn) -> None:
+    device.can_capture = False
+    with session_on(device) as session:
+        session.run({"frame": frame()})
+        assert session.note == "without CUDA graphs: CUDA: cudaStreamEndCapture failed"
+
+
+def test_closing_gives_the_lanes_back_whatever_the_cache_does(device: StandIn) -> None:
+    session = session_on(device)
+    session.run({"frame": frame()})
+
+    class Broken:
+        def serialize(self) -> bytes:
+            raise ValueError("no")
+
+    session._cache = Broken()
+    with pytest.raises(ValueError, match="no"):
+        session.close()
+    assert not device.memory and not device.alive
+
+
+def test_an_array_on_another_gpu_is_refused(device: StandIn) -> None:
+    class Elsewhere:
+        shape, dtype = (1, 6, 8, 3), np.dtype("uint8")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 1
+
+    with session_on(device) as session, pytest.raises(ContractError, match=r"GPU 0, where the session.*on GPU 1"):
+        session.run({"frame": Elsewhere()})
