@@ -8,7 +8,6 @@ import time
 from pathlib import Path
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 
@@ -19,8 +18,9 @@ from dpt_deploy.parity.judge import last_report
 from dpt_deploy.predict import panel, write_png
 from dpt_deploy.predict.__main__ import write_results
 from dpt_deploy.runtime import Prediction, Runtime
-from train.scores import Scores
-from train.synthetic import Scene, generate, kind_of
+from train.evaluate import EvaluateConfig, evaluate
+from train.logs import metrics_table
+from train.synthetic import Scene, SyntheticConfig, generate, kind_of, write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "demo" / "model" / "best_model.pth"
@@ -43,16 +43,16 @@ def main() -> int:
     with load(BUNDLE) as runtime:
         console.print("\n[bold]2. Predict[/]")
         console.print(runtime.reason, markup=False)
-        scenes = [generate(SEED, number, SIZE, SIZE) for number in range(COUNT)]
+        scenes = [generate(SEED, number, SIZE, SIZE) for number in SHOWN]
         predictions = runtime([scene.rgb for scene in scenes])
         photograph, seen = predict_photograph(runtime)
     rows = []
-    for i in SHOWN:
-        rows.append(panel(scenes[i].rgb, predictions[i], f"held out, {kind_of(i)}"))
-        rows.append(panel(scenes[i].rgb, truth(scenes[i]), "truth"))
+    for number, scene, prediction in zip(SHOWN, scenes, predictions, strict=True):
+        rows.append(panel(scene.rgb, prediction, f"held out, {kind_of(number)}"))
+        rows.append(panel(scene.rgb, truth(scene), "truth"))
     rows.append(panel(photograph, seen, "a photograph: out of its domain"))
     write_png(OUT / "panel.png", stack(rows))
-    print_scores(scenes, predictions)
+    print_scores()
     print_made(runtime.bundle, time.monotonic() - begin)
     return status
 
@@ -89,45 +89,14 @@ def stack(rows: list[np.ndarray]) -> np.ndarray:
     return np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows])
 
 
-def print_scores(scenes: list[Scene], predictions: list[Prediction]) -> None:
+def print_scores() -> None:
     """Task metrics of the exported bundle on held-out images, beside what the best constants score."""
-    depth = np.concatenate([scene.depth[np.isfinite(scene.depth)] for scene in scenes])
-    normal = np.concatenate([scene.normals[scene.alpha > 0.5] for scene in scenes]).mean(axis=0)
-    alpha = np.concatenate([scene.alpha.ravel() for scene in scenes]).mean()
-    shape = (SIZE, SIZE)
-    constant = Prediction(
-        np.full(shape, np.median(depth)), np.broadcast_to(normal / np.linalg.norm(normal), (*shape, 3)),
-        np.full(shape, alpha),
-    )
-    ours, constants = score(scenes, predictions), score(scenes, [constant] * len(scenes))
-    # IoU counts alpha above 0.5: the constant that says foreground everywhere scores best.
-    constants["alpha_iou"] = score(scenes, [Prediction(alpha=np.ones(shape))] * len(scenes))["alpha_iou"]
-    title = f"The bundle on {COUNT} held-out generated images ({SIZE} px, seed {SEED})"
-    table = Table("", "this bundle", "constant prediction", title=title, title_justify="left")
-    for key, name in (("depth_abs_rel", "depth AbsRel"), ("normals_mean", "normals mean [deg]"),
-                      ("alpha_iou", "alpha IoU"), ("alpha_mae", "alpha MAE")):
-        table.add_row(name, f"{ours[key]:.3f}", f"{constants[key]:.3f}")
-    console.print(table)
-    write_json(OUT / "metrics.json", {"bundle": ours, "constant": constants})
-
-
-def score(scenes: list[Scene], predictions: list[Prediction]) -> dict[str, float]:
-    """Metrics of `train.scores` over all images."""
-    scores = Scores()
-    for i, (scene, prediction) in enumerate(zip(scenes, predictions, strict=True)):
-        depth = np.where(np.isfinite(scene.depth), scene.depth, 0.0)
-        batch = {
-            "inside": torch.ones(1, 1, *depth.shape, dtype=torch.bool), "kind": [kind_of(i)],
-            "depth": batched(depth), "normals": batched(scene.normals), "alpha": batched(scene.alpha),
-        }
-        scores.add({head: batched(value) for head, value in prediction.maps.items()}, batch)
-    return scores.table()["all"]
-
-
-def batched(value: np.ndarray) -> torch.Tensor:
-    """(H, W) or (H, W, C) -> float32 (1, C, H, W)."""
-    value = np.ascontiguousarray(value, np.float32)
-    return torch.from_numpy(value.reshape(*value.shape[:2], -1)).permute(2, 0, 1)[None]
+    data = OUT / "cache"
+    write_dataset(SyntheticConfig(data, COUNT, SIZE, SEED, workers=1, prepared=True))
+    result = evaluate(EvaluateConfig(BUNDLE, data, workers=0))
+    console.print(f"The bundle on {COUNT} held-out generated images ({SIZE} px, seed {SEED}):")
+    console.print(metrics_table(result["metrics"], result["constant"]), markup=False)
+    write_json(OUT / "metrics.json", result)
 
 
 def print_made(bundle: Bundle, seconds: float) -> None:
