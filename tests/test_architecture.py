@@ -33,14 +33,12 @@ ALLOWED = {
     "bundle": _BUNDLE,
     "runtime": _RUNTIME,
     "parity": _PARITY,
-    "card": _BUILD,
-    "build": _BUILD | {"card"},
-    "doctor": _BUILD | {"build", "card"},
-    "export": _BUILD | {"build", "card", "model"},
+    "build": _BUILD,
+    "doctor": _BUILD | {"build"},
+    "export": _BUILD | {"build", "model"},
     "model": _BASE | {"contract"},
     "cli": {"errors"},
     "predict": _PARITY,
-    "serve": _PARITY,
     "pytest_plugin": _BUILD,
     "__init__": {"errors", "contract"},  # and anything inside its functions: names are loaded when asked for
     "train": _BASE | {"cli", "contract", "metrics", "model"},
@@ -48,7 +46,7 @@ ALLOWED = {
 }
 # Parts that a machine without torch runs. Backends load their own library in a file of their own.
 WITHOUT_TORCH = {"__init__", "errors", "files", "contract", "metrics", "picture", "bundle", "cli", "runtime",
-                 "parity", "build", "card", "doctor", "predict", "serve", "pytest_plugin"}
+                 "parity", "build", "doctor", "predict", "pytest_plugin"}
 TORCH_FILES = {"dpt_deploy/runtime/torch.py"}
 TORCH = {"torch", "torchvision", "timm"}
 # Parts of the base install: NumPy and OpenCV are all they may need in order to be imported.

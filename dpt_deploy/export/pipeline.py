@@ -18,17 +18,16 @@ import tyro
 from .. import __version__
 from ..build import EngineOptions, build_engines, choose_builder, parse_size
 from ..bundle import Bundle
-from ..card import write_card
 from ..contract import HEADS, Contract, ResizeRule
 from ..errors import BadInput
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
 from ..parity import ParityReport, Stage, load_budget
 from ..parity.judge import judge
 from ..parity.reference import FILE, Reference
-from ..parity.weights import compare_weights
 from .graph import export_graph
-from .precision import Precision, PrecisionPlan, check_plan, fold_batch_norm, typed, typed_frame
+from .precision import Precision, PrecisionPlan, check_plan, typed, typed_frame
 from .reference import make_reference, parity_inputs
+from .rejudge import judge_weights
 from .search import judge_half, search_plan
 
 
@@ -91,7 +90,6 @@ def export(
     stages = _judge_with_torch(bundle, model, plan, half)
     build_engines(bundle, config.engines, say)
     report = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), command)
-    write_card(bundle)
     return bundle, report
 
 
@@ -191,8 +189,6 @@ def _export_graphs(
                 file, "onnx", graph=graph, precision=this.precision, key=key,
                 details={"opset": opset, "plan": this.to_json()},
             )
-            if (data := path.with_name(f"{file}.data")).exists():
-                bundle.add(data.name, "data")
             say(f"exported {file} ({path.stat().st_size / 1e6:.0f} MB)")
     for artifact in bundle.find("onnx"):
         if artifact.file not in wanted and artifact.key != _key(
@@ -220,7 +216,8 @@ def _choose_plan(
     if (record := bundle.previous.get("precision", {})).get("key") == key:
         bundle.header["precision"] = record
         say(f"reused   {name} (same plan, images and budget)")
-        return PrecisionPlan.from_json(record["plan"]), Stage.from_json(record["stage"])
+        earlier = dataclasses.replace(Stage.from_json(record["stage"]), earlier=True)
+        return PrecisionPlan.from_json(record["plan"]), earlier
     say(f"judging  {name}")
     stage, trials = judge_half(model, plan, reference, budget, name), []
     if not stage and config.search and not config.fp32:
@@ -236,9 +233,7 @@ def _choose_plan(
 
 def _judge_with_torch(bundle: Bundle, model: MultiTaskDPT, plan: PrecisionPlan, half: Stage | None) -> list[Stage]:
     """The stages that need PyTorch: half arithmetic, and every weight of every graph."""
-    folded = fold_batch_norm(model).state_dict()
-    expected = {name: value.numpy() for name, value in folded.items() if value.is_floating_point()}
-    stages = [compare_weights(bundle.path(a), expected, a.precision) for a in bundle.find("onnx")]
+    stages = judge_weights(bundle, model)
     if half is not None:  # stands for the graph that is made from the same plan
         (graph,) = bundle.find("onnx", graph="model", precision=plan.precision)
         stages.append(dataclasses.replace(half, artifact=graph.file, sha256=graph.sha256))
