@@ -10,11 +10,15 @@ from typing import Any
 
 import numpy as np
 
+from benchmarks import gpu
 from benchmarks.peer import SquarePipeline
 from dpt_deploy.bundle import Artifact, Bundle
 from dpt_deploy.errors import DptError
 from dpt_deploy.runtime import machine, open_session
 from dpt_deploy.runtime.image import postprocess, preprocess
+from dpt_deploy.runtime.onnxruntime import Device
+
+ON_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
@@ -39,6 +43,10 @@ class Opened:
     parts: Callable[[], dict[str, float] | None] = lambda: None
     """Seconds of the steps of the last call, where they can be told apart."""
     close: Callable[[], None] = lambda: None
+    apart: Callable[[np.ndarray], dict[str, list[float]]] = lambda frames: {}
+    """p50, p90, p99 [ms] of the steps of a call that are timed each by itself, on a GPU."""
+    note: Callable[[], str] = lambda: ""
+    """How it computes, as far as that is known after a call."""
 
 
 class NotHere(Exception):
@@ -46,7 +54,16 @@ class NotHere(Exception):
 
 
 def contenders(bundle: Bundle) -> Iterator[Contender]:
-    """Every row, whether it can run here or not: `open` raises what keeps it from running."""
+    """Every row, whether it can run here or not: `open` raises what keeps it from running. No two have one name."""
+    taken: set[str] = set()
+    for one in _contenders(bundle):
+        if one.name in taken and one.artifact:  # two engines of one graph, such as one refittable and one not
+            one.name += f", {one.artifact.file}"
+        taken.add(one.name)
+        yield one
+
+
+def _contenders(bundle: Bundle) -> Iterator[Contender]:
     for graph in ("frame", "model"):
         for artifact in bundle.find("onnx", graph=graph):
             yield _ours(bundle, artifact, "onnxruntime-cpu")
@@ -79,8 +96,10 @@ def _ours(bundle: Bundle, artifact: Artifact, backend: str, computes: str | None
         _needs_gpu(backend)
         session = open_session(bundle, artifact, backend, computes=computes)
         (key,) = session.inputs
+        on_gpu = backend in ON_GPU
         if artifact.graph == "frame":
-            return Opened(lambda frames: session.run({key: frames}), close=session.close)
+            return Opened(lambda frames: session.run({key: frames}), close=session.close, note=lambda: session.note,
+                          apart=(lambda frames: gpu.engine_parts(session, {key: frames})) if on_gpu else lambda _: {})
         contract, parts = bundle.contract, {}
 
         def run(frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -94,20 +113,23 @@ def _ours(bundle: Bundle, artifact: Artifact, backend: str, computes: str | None
             parts.update(pre=prepared - started, engine=computed - prepared, post=time.perf_counter() - computed)
             return maps
 
-        return Opened(run, lambda: dict(parts), session.close)
+        def apart(frames: np.ndarray) -> dict[str, list[float]]:
+            return gpu.engine_parts(session, {key: preprocess(frames, contract)}) if on_gpu else {}
+
+        return Opened(run, lambda: dict(parts), session.close, apart, lambda: session.note)
 
     return Contender(name, arithmetic, opened, artifact)
 
 
 def _needs_gpu(backend: str) -> None:
-    if backend in ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda") and machine.compute_capability() is None:
+    if backend in ON_GPU and machine.compute_capability() is None:
         raise NotHere("no GPU is visible here")
 
 
-def _peer(bundle: Bundle, device: str) -> Opened:
+def _peer(bundle: Bundle, device: Device) -> Opened:
     if device == "cuda":
         _needs_gpu("onnxruntime-cuda")
-    pipeline = SquarePipeline(bundle, {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}[device])
+    pipeline = SquarePipeline(bundle, device)
     return Opened(pipeline, lambda: pipeline.parts)
 
 
@@ -128,10 +150,13 @@ def _torch(bundle: Bundle, precision: str, device: str, compiled: bool) -> Opene
     if compiled:
         module = torch.compile(module, mode="reduce-overhead")
 
+    if device == "cuda":
+        on_gpu = gpu.TorchOnGpu(module)
+        return Opened(on_gpu, on_gpu.parts, note=lambda: "with CUDA graphs" if compiled else "without CUDA graphs")
+
     def run(frames: np.ndarray) -> dict[str, np.ndarray]:
         with torch.inference_mode():
-            maps = module(torch.from_numpy(frames).to(device))
-            return {name: value.cpu().numpy() for name, value in maps.items()}
+            return {name: value.numpy() for name, value in module(torch.from_numpy(frames)).items()}
 
     return Opened(run)
 

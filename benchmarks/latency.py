@@ -2,7 +2,8 @@
 
 All contenders run in one process, in interleaved rounds, on the same frame and the same weights. Every row carries the
 parity of the very artefact that was timed, and the ceiling is a large matrix product timed in the same rounds.
-Transfers to and from the GPU are counted in every row; CUDA graphs are named where they are used.
+Transfers to and from the GPU are counted in every row; on a GPU its steps are told apart besides: host to device,
+engine and device to host. A row's note says whether CUDA graphs ran.
 """
 
 # ruff: noqa: E402 - this file is run by its path, and finds its neighbours through the line below
@@ -10,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import gc
+import math
 import platform
 import subprocess
 import sys
@@ -30,11 +32,12 @@ from benchmarks.measure import DRIFT, Samples, doubts, drift, interleave, ratios
 from benchmarks.show import plot, table
 from dpt_deploy import cli
 from dpt_deploy.bundle import Bundle
-from dpt_deploy.errors import BuildError, DptError
+from dpt_deploy.errors import BuildError
 from dpt_deploy.files import write_json
 from dpt_deploy.parity import Reference, compare, load_budget
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.reference import FILE
+from dpt_deploy.runtime.session import first_line
 
 RESULTS = Path(__file__).parent / "results"
 PROG = "python benchmarks/latency.py"
@@ -54,6 +57,8 @@ class LatencyConfig:
     """Timed calls of each contender."""
     warm_up: int = 3
     """Rounds before those, not counted."""
+    seconds: float | None = None
+    """Load nothing and begin no round after this time [s]; no limit when not given."""
     only: tuple[str, ...] = ()
     """Contenders whose name contains one of these; all when not given."""
     parity: bool = True
@@ -83,6 +88,7 @@ def main(config: LatencyConfig) -> int:
 def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
     """All rows, as plain JSON values."""
     before = machine.record()
+    until = time.perf_counter() + (config.seconds or math.inf)
     frames = np.stack([scene(*config.frame, seed) for seed in range(config.batch)])
     wanted = [row for row in contenders(bundle) if not config.only or any(part in row.name for part in config.only)]
     rows = {row.name: {"name": row.name, "precision": row.precision, "peer": row.peer} for row in wanted}
@@ -92,29 +98,46 @@ def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = 
         row["artifact"] = contender.artifact.file if contender.artifact else None
         row["sha256"] = contender.artifact.sha256 if contender.artifact else None
         try:
+            if time.perf_counter() > until:
+                raise NotHere(f"the {config.seconds:.0f} s for this run were used up")
             opened[contender.name] = _open(contender, frames, row)
             say(f"loaded   {contender.name}")
-        except (NotHere, DptError, RuntimeError, ImportError, MemoryError) as error:
-            row |= {"status": "not run", "reason": (str(error).strip().splitlines() or [type(error).__name__])[0]}
+        except Exception as error:  # ONNX Runtime's share no other base class
+            row |= {"status": "not run", "reason": first_line(error)}
     calls = {name: _call(one, frames) for name, one in opened.items()}
     products = {f"ceiling {name}": product for name, product in machine.matrix_products().items()}
     calls |= {name: product for name, (product, _) in products.items()}
     say(f"timing   {len(opened)} contenders, {config.rounds} rounds")
-    samples = interleave(calls, config.rounds, config.warm_up)
+    states = []
+
+    def watch(done: int) -> None:
+        if done == config.warm_up:
+            states.append(machine.gpu_state())  # while its clocks are those of the work
+
+    samples = interleave(calls, config.rounds, config.warm_up, watch, until)
+    states.append(machine.gpu_state())
     ceilings = {name.removeprefix("ceiling "): count / float(np.median(samples[name].seconds))
                 for name, (_, count) in products.items()}
     operations = flops(bundle)
     peer = next((row.name for row in wanted if row.peer and row.name in samples), None)
+    compiled = next((row.name for row in wanted if row.name.startswith("torch.compile") and row.name in samples), None)
     for contender in wanted:
         row = rows[contender.name]
         if contender.name not in opened:
             continue
         row |= {"status": "ran"} | samples[contender.name].summary()
+        row["note"] = opened[contender.name].note()
+        try:
+            row["parts_ms"] |= {name: times[0] for name, times in opened[contender.name].apart(frames).items()}
+        except Exception as error:  # the row stands without
+            row["not_told_apart"] = first_line(error)
         row["frames_per_s"] = config.batch * 1e3 / row["p50_ms"]
         row["doubts"] = doubts(samples[contender.name])
         row["stable"] = not row["doubts"]
         if peer:
             row["times_faster_than_peer"] = ratios(samples[contender.name], samples[peer])
+        if compiled:
+            row["times_faster_than_compiled"] = ratios(samples[contender.name], samples[compiled])
         if operations and contender.precision in ceilings:
             share = row["share_of_ceiling"] = operations * row["frames_per_s"] / ceilings[contender.precision]
             if share > 1:
@@ -129,9 +152,9 @@ def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = 
         "command": cli.command_line(PROG), "bundle": bundle.name, "model": bundle.header["model"],
         "input_size": list(bundle.contract.input_size), "frame": list(config.frame), "batch": config.batch,
         "rounds": config.rounds, "warm_up": config.warm_up, "counts": "frame in host memory to maps in host memory; "
-        "transfers counted; CUDA graphs only where a row says so",
-        "machine": before, "load_after": after["load"], "gpu_after": after["gpu"],
-        "flops_per_frame": operations, "ceiling_flops_per_s": ceilings, "doubts": _run_doubts(before, after, samples),
+        "transfers counted; CUDA graphs only where a row's note says so",
+        "machine": before, "load_after": after["load"], "gpu_under_load": states, "gpu_after": after["gpu"],
+        "flops_per_frame": operations, "ceiling_flops_per_s": ceilings, "doubts": _run_doubts(before, states, samples),
         "peer": peer, "rows": list(rows.values()),
     }
 
@@ -139,12 +162,14 @@ def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = 
 def _open(contender: Contender, frames: np.ndarray, row: dict[str, Any]) -> Any:
     """Load, and call once; both are timed, and so is the memory that stays."""
     gc.collect()
-    resident, started = machine.resident_mb(), time.perf_counter()
+    resident, free, started = machine.resident_mb(), machine.device_free_mb(), time.perf_counter()
     one = contender.open()
     loaded = time.perf_counter()
     one.run(frames)
     row["load_s"], row["first_call_s"] = loaded - started, time.perf_counter() - loaded
     row["host_memory_mb"] = machine.resident_mb() - resident
+    if free:
+        row["device_memory_mb"] = free - machine.device_free_mb()
     return one
 
 
@@ -175,16 +200,17 @@ def _judge(
         }
 
 
-def _run_doubts(before: dict[str, Any], after: dict[str, Any], samples: dict[str, Samples]) -> list[str]:
+def _run_doubts(
+    before: dict[str, Any], states: list[dict[str, str] | None], samples: dict[str, Samples]
+) -> list[str]:
     """Why nothing of this run can be called stable."""
-    found = []
+    found = machine.gpu_doubts(states)
     for name, one in samples.items():
         if name.startswith("ceiling") and drift(one) > DRIFT:
             found.append(f"the {name} moved by {drift(one):.0%} between the halves of the run")
-    if before["gpu"] and after["gpu"]:
-        if before["gpu"].get("other_processes", "0") != "0":
-            found.append("other processes were on the GPU")
-    elif before["load"][0] > 0.5 * before["processor"]["cores"]:
+    if before["gpu"] and before["gpu"].get("other_processes", "0") != "0":
+        found.append("other processes were on the GPU")
+    if before["load"][0] > 0.5 * before["processor"]["cores"]:
         found.append(f"the machine was busy with other work: load {before['load'][0]:.1f} before the run began")
     return found
 

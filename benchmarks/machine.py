@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import importlib.metadata
 import os
@@ -14,6 +15,11 @@ from typing import Any
 
 import numpy as np
 
+from dpt_deploy.errors import DptError
+from dpt_deploy.runtime import cuda
+
+IDLE = 0x1  # of nvidia-smi's clocks_event_reasons: nothing to do; every other one holds the clocks down
+CLOCKS = 0.05  # a result whose GPU clock moved by more than this is not called stable
 PACKAGES = ("dpt-deploy", "numpy", "opencv-python", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",
             "tensorrt_rtx", "cuda-python", "cuda-bindings")
 UNITS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_int8", "asimd",
@@ -49,6 +55,37 @@ def gpu_state() -> dict[str, str] | None:
     state = dict(zip(GPU_FIELDS, (value.strip() for value in done.stdout.strip().split(",")), strict=False))
     others = [pid for pid in apps.stdout.split() if pid != str(os.getpid())]
     return state | {"other_processes": str(len(others))}
+
+
+def gpu_doubts(states: list[dict[str, str] | None]) -> list[str]:
+    """Why the GPU of a run was not the same all along, from its states under load; empty when it was."""
+    found, known = [], [state for state in states if state]
+    for state in known:
+        reasons = _number(state.get("clocks_event_reasons.active"), 16)
+        if reasons and int(reasons) & ~IDLE:
+            found.append(f"something held the GPU's clocks down: clocks_event_reasons.active is {int(reasons):#x}")
+            break
+    clocks = [clock for state in known if (clock := _number(state.get("clocks.sm")))]
+    if clocks and max(clocks) > (1 + CLOCKS) * min(clocks):
+        found.append(f"the GPU's clock went from {min(clocks):.0f} to {max(clocks):.0f} MHz during the run")
+    return found
+
+
+def _number(text: str | None, base: int = 10) -> float | None:
+    try:
+        return float(int(text, 16) if base == 16 else float(text))
+    except (TypeError, ValueError):  # [N/A], or a field that this driver does not have
+        return None
+
+
+def device_free_mb() -> float:
+    """Free memory of the current GPU [MB]; 0 without one."""
+    with contextlib.suppress(DptError):
+        runtime = cuda.cudart()
+        status, free, _ = runtime.cudaMemGetInfo()
+        if status == runtime.cudaError_t.cudaSuccess:
+            return free / 1e6
+    return 0.0
 
 
 def resident_mb() -> float:

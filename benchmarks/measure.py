@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -37,17 +38,27 @@ Call = Callable[[], dict[str, float] | None]
 
 
 def interleave(
-    calls: dict[str, Call], rounds: int, warm_up: int, say: Callable[[int], None] = lambda done: None
+    calls: dict[str, Call], rounds: int, warm_up: int, say: Callable[[int], None] = lambda done: None,
+    until: float = math.inf,
 ) -> dict[str, Samples]:
-    """Call A B C A B C ..., so that whatever the machine does besides hits all alike. `warm_up` rounds are not kept."""
+    """Call A B C A B C ..., so that whatever the machine does besides hits all alike. `warm_up` rounds are not kept.
+
+    No round begins after `until` on the clock of `time.perf_counter`, but for one that is kept.
+    """
     samples = {name: Samples() for name in calls}
+    kept = 0
     for i in range(warm_up + rounds):
+        late = time.perf_counter() > until
+        if late and kept:
+            break
+        keep = late or i >= warm_up
+        kept += keep
         for name, call in calls.items():
             time.sleep(PAUSE)
             start = time.perf_counter()
             parts = call()
             seconds = time.perf_counter() - start
-            if i < warm_up:
+            if not keep:
                 continue
             samples[name].seconds.append(seconds)
             for part, value in (parts or {}).items():

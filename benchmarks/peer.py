@@ -14,19 +14,25 @@ import cv2
 import numpy as np
 
 from dpt_deploy.bundle import Bundle
+from dpt_deploy.runtime import cuda
+from dpt_deploy.runtime.onnxruntime import PROVIDERS, Device, cuda_provider, preload
 
 
 class SquarePipeline:
     """Frame in, full-size maps out, with the seconds of its three steps in `parts`."""
 
-    def __init__(self, bundle: Bundle, provider: str = "CPUExecutionProvider", precision: str = "fp32") -> None:
+    def __init__(self, bundle: Bundle, device: Device = "cpu", precision: str = "fp32") -> None:
         import onnxruntime
 
+        provider: Any = PROVIDERS[device]
+        if device == "cuda":
+            preload(onnxruntime)
+            provider = cuda_provider(cuda.current_device())
         self.contract = bundle.contract
         (artifact,) = bundle.find("onnx", graph="model", precision=precision)
         self.session = onnxruntime.InferenceSession(str(bundle.path(artifact)), providers=[provider])
-        if provider not in self.session.get_providers():
-            raise RuntimeError(f"{provider} is not active")
+        if PROVIDERS[device] not in self.session.get_providers():
+            raise RuntimeError(f"{PROVIDERS[device]} is not active")
         self.parts: dict[str, float] = {}
 
     def __call__(self, frames: np.ndarray) -> dict[str, np.ndarray]:

@@ -10,21 +10,24 @@ from rich.table import Table
 
 from dpt_deploy.files import replacing
 
+GPU_COLUMNS = ("up ms", "engine", "down")
+
 
 def table(result: dict[str, Any]) -> None:
     """Print the rows of `latency.measure`, what was not run below them, and why nothing may be stable."""
     console = Console(highlight=False)
     console.width = max(console.width, 150)
     h, w = result["frame"]
+    on_gpu = any("d2h" in row.get("parts_ms", {}) for row in result["rows"])
     shown = Table(title=f"{result['bundle']}: {w} x {h}, batch {result['batch']}, {result['rounds']} rounds",
                   title_justify="left")
     for column in ("contender", "p50 ms", "p90", "p99", "frames/s", "x peer", "ceiling", "pre+post", "load s",
-                   "first s", "host MB", "AbsRel", "parity", "stable"):
+                   "first s", "host MB", "AbsRel", "parity", "stable", *GPU_COLUMNS[:3 * on_gpu]):
         left = column in ("contender", "parity", "stable")
         shown.add_column(column, justify="left" if left else "right", no_wrap=column == "contender")
     for row in result["rows"]:
         if row["status"] == "ran":
-            shown.add_row(*_cells(row, result["doubts"]))
+            shown.add_row(*_cells(row, result["doubts"])[: len(shown.columns)])
     console.print(shown)
     for row in result["rows"]:
         if row["status"] != "ran":
@@ -46,6 +49,7 @@ def _cells(row: dict[str, Any], doubts: list[str]) -> list[str]:
         f"{row['load_s']:.1f}", f"{row['first_call_s']:.2f}", f"{row['host_memory_mb']:.0f}",
         f"{abs_rel:.1e}" if abs_rel is not None else "", f"{parity['status']} ({parity['budget']})" if parity else "",
         "yes" if row["stable"] and not doubts else "no",
+        *(f"{parts[name]:.2f}" if name in parts else "" for name in ("h2d", "engine", "d2h")),
     ]
 
 

@@ -125,7 +125,7 @@ class TensorRTSession(Session):
         if why := misfit(bundle, artifact, trt.__version__, machine.compute_capability()):
             self._refuse(why)
         self._logger = _logger(trt)
-        self._captures_itself = hasattr(trt, "IRuntimeCache")
+        self.captures_itself = hasattr(trt, "IRuntimeCache")
         self._host_code = bool(artifact.details.get("version_compatible"))
         try:
             self._load(trt, bundle.path(artifact).read_bytes())
@@ -175,7 +175,7 @@ class TensorRTSession(Session):
             context = self._context(trt)
             if context is None:
                 self._refuse(f"gives no execution context: {self._logger.said()}")
-            self._all.append(Lane(context, inputs, outputs, self._expect, capture=not self._captures_itself))
+            self._all.append(Lane(context, inputs, outputs, self._expect, capture=not self.captures_itself))
             self._free.put(self._all[-1])
 
     def _context(self, trt: Any) -> Any:
@@ -185,7 +185,7 @@ class TensorRTSession(Session):
         engine, and its own CUDA graphs begin when the final kernels are there: ours would keep early ones.
         """
         user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        if not self._captures_itself:
+        if not self.captures_itself:
             return self._engine.create_execution_context(user_managed)
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(user_managed)
@@ -231,7 +231,7 @@ class TensorRTSession(Session):
     @property
     def note(self) -> str:
         """Whether calls with host arrays run as CUDA graphs; known after the first call of a shape."""
-        if self._captures_itself:
+        if self.captures_itself:
             return "with CUDA graphs of its own"
         why = next((lane.why_not for lane in self._all if lane.why_not), "")
         return f"without CUDA graphs: {why.rstrip('.')}" if why else "with CUDA graphs"

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
 from benchmarks import gpu_validation, latency, scaling, throughput
-from benchmarks.contenders import flops, network
+from benchmarks.contenders import contenders, flops, network
 from benchmarks.measure import Samples, doubts, drift, interleave, ratios
 from benchmarks.peer import SquarePipeline
 from dpt_deploy.bundle import Bundle
@@ -65,6 +66,35 @@ def test_rounds_are_interleaved_and_warm_up_is_not_counted() -> None:
     samples = interleave({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, rounds=3, warm_up=1)
     assert order == ["a", "b"] * 4
     assert len(samples["a"].seconds) == len(samples["b"].seconds) == 3
+
+
+def test_rounds_end_in_time_with_one_that_counts() -> None:
+    samples = interleave({"a": lambda: None}, rounds=50, warm_up=10, until=0.0)
+    assert len(samples["a"].seconds) == 1
+
+
+def test_two_engines_of_one_graph_are_two_rows(own_bundle: Path) -> None:
+    bundle = Bundle.open(own_bundle)
+    engine = bundle.find("engine", graph="frame")[0]
+    (own_bundle / "other.engine").write_bytes((own_bundle / engine.file).read_bytes())
+    bundle.add("other.engine", "engine", graph="frame", precision=engine.precision, details=engine.details)
+    rows = list(contenders(bundle))
+    assert len({row.name for row in rows}) == len(rows)
+    assert len([row for row in rows if row.artifact and "other.engine" in row.name + row.artifact.file]) == 1
+
+
+def test_whatever_a_contender_raises_is_its_reason(
+    tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """ONNX Runtime's exceptions have no base class but Exception."""
+
+    def fail(*_: object) -> None:
+        raise Fail("[ONNXRuntimeError] : 1 : FAIL : no kernel\nsecond line")
+
+    monkeypatch.setattr(SquarePipeline, "__call__", fail)
+    config = latency.LatencyConfig(tiny_bundle, frame=(90, 120), quick=True, out=tmp_path, only=("DAViD",))
+    result = latency.measure(Bundle.open(tiny_bundle), config, say=lambda line: None)
+    assert result["rows"][0]["reason"].endswith("no kernel") and result["rows"][0]["status"] == "not run"
 
 
 def test_percentiles_ratios_and_doubts() -> None:

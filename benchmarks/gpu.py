@@ -1,0 +1,135 @@
+"""Steps on a GPU, each timed by itself with CUDA events: host to device, engine, device to host."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+
+from dpt_deploy.errors import BackendError
+from dpt_deploy.runtime import cuda
+from dpt_deploy.runtime.session import Session
+
+WARM_UP = 5  # rounds before those that count: clocks rise, TensorRT-RTX specialises its kernels
+LAUNCHES = 20  # between two events, so that the time to start one does not count
+
+Launch = Callable[[], Any]
+
+
+def engine_parts(session: Session, inputs: Mapping[str, np.ndarray], rounds: int = 20) -> dict[str, list[float]]:
+    """p50, p90 and p99 [ms] of h2d, engine and d2h, each repeated by itself on fixed buffers.
+
+    A TensorRT engine is captured as a CUDA graph, and launched back to back between two events. ONNX Runtime
+    waits at the end of every call: there, engine alone is given, by the host's clock, on arrays on the GPU.
+    """
+    found = {}
+    if not hasattr(session, "steps"):
+        return {"engine": _waiting(session, inputs, rounds)}
+    session.run(inputs)  # what a first call compiles or captures is not timed
+    with session.steps(inputs) as (stream, steps):
+        for name, step in steps.items():
+            graph = name == "engine" and not session.captures_itself
+            with _captured(stream, step) if graph else contextlib.nullcontext(step) as launch:
+                found[name] = events(stream, launch, rounds)
+    return found
+
+
+def events(stream: int, launch: Launch, rounds: int, launches: int = LAUNCHES) -> list[float]:
+    """p50, p90 and p99 [ms] of one launch, from `launches` of them between two events of the stream."""
+    start, end = cuda.call("cudaEventCreate"), cuda.call("cudaEventCreate")
+    times = []
+    try:
+        for i in range(WARM_UP + rounds):
+            cuda.call("cudaEventRecord", start, stream)
+            for _ in range(launches):
+                launch()
+            cuda.call("cudaEventRecord", end, stream)
+            cuda.call("cudaEventSynchronize", end)
+            if i >= WARM_UP:
+                times.append(cuda.call("cudaEventElapsedTime", start, end) / launches)
+    finally:
+        cuda.call("cudaEventDestroy", start)
+        cuda.call("cudaEventDestroy", end)
+    return percentiles(times)
+
+
+def percentiles(times: list[float]) -> list[float]:
+    """p50, p90 and p99."""
+    return [float(x) for x in np.percentile(times, (50, 90, 99))]
+
+
+@contextlib.contextmanager
+def _captured(stream: int, step: Launch) -> Iterator[Launch]:
+    """`step` as a CUDA graph; as it is, where it cannot be captured."""
+    graph = ready = None
+    with contextlib.suppress(BackendError):
+        mode = cuda.cudart().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
+        cuda.call("cudaStreamBeginCapture", stream, mode)
+        try:
+            step()
+        finally:
+            graph = cuda.call("cudaStreamEndCapture", stream)
+        ready = cuda.call("cudaGraphInstantiate", graph, 0)
+    try:
+        yield step if ready is None else lambda: cuda.call("cudaGraphLaunch", ready, stream)
+    finally:
+        if ready is not None:
+            cuda.call("cudaGraphExecDestroy", ready)
+        if graph is not None:
+            cuda.call("cudaGraphDestroy", graph)
+
+
+def _waiting(session: Session, inputs: Mapping[str, np.ndarray], rounds: int) -> list[float]:
+    """p50, p90 and p99 [ms] of calls that return when they are done, on arrays that lie on the GPU."""
+    (name, array), = inputs.items()
+    array = np.ascontiguousarray(array)
+    on_gpu = cuda.DeviceArray.empty(array.shape, array.dtype, cuda.LEGACY_STREAM)
+    kind = cuda.cudart().cudaMemcpyKind.cudaMemcpyHostToDevice
+    cuda.call("cudaMemcpyAsync", on_gpu.pointer, array.ctypes.data, array.nbytes, kind, cuda.LEGACY_STREAM)
+    times = []
+    for i in range(WARM_UP + rounds):
+        started = time.perf_counter()
+        session.run({name: on_gpu}, stream=cuda.LEGACY_STREAM)
+        if i >= WARM_UP:
+            times.append((time.perf_counter() - started) * 1e3)
+    return percentiles(times)
+
+
+class TorchOnGpu:
+    """A PyTorch module on the GPU from host arrays to host arrays, by way of pinned memory that is kept."""
+
+    def __init__(self, module: Any) -> None:
+        import torch
+
+        self.torch, self.module = torch, module
+        self.pinned: dict[str, Any] = {}
+        self.events = [torch.cuda.Event(enable_timing=True) for _ in range(4)]
+
+    def __call__(self, frames: np.ndarray) -> dict[str, np.ndarray]:
+        """Maps by name, complete on return."""
+        with self.torch.inference_mode():
+            source = self._memory("frame", frames.shape, self.torch.uint8)
+            np.copyto(source.numpy(), frames)
+            self.events[0].record()
+            on_gpu = source.to("cuda", non_blocking=True)
+            self.events[1].record()
+            maps = self.module(on_gpu)
+            self.events[2].record()
+            host = {name: self._memory(name, value.shape, value.dtype).copy_(value, non_blocking=True)
+                    for name, value in maps.items()}
+            self.events[3].record()
+            self.events[3].synchronize()
+            return {name: value.numpy().copy() for name, value in host.items()}
+
+    def parts(self) -> dict[str, float]:
+        """Seconds of the last call's steps, by CUDA events."""
+        between = zip(("h2d", "engine", "d2h"), self.events, self.events[1:], strict=False)
+        return {name: start.elapsed_time(end) / 1e3 for name, start, end in between}
+
+    def _memory(self, name: str, shape: Any, dtype: Any) -> Any:
+        if name not in self.pinned or self.pinned[name].shape != tuple(shape):
+            self.pinned[name] = self.torch.empty(tuple(shape), dtype=dtype, pin_memory=True)
+        return self.pinned[name]

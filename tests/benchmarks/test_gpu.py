@@ -1,0 +1,87 @@
+"""What the GPU benchmarks count and claim, on a stand-in for the CUDA runtime: no time is looked at here."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks import gpu, machine
+from benchmarks.gpu_validation import GOALS, _frame, _within, judge_goals
+from tests.runtime.stand_in import StandIn, device, session_on
+
+__all__ = ["device"]
+
+
+def test_the_engine_alone_is_one_graph_launched_back_to_back(device: StandIn) -> None:
+    inputs = {"frame": np.zeros((1, 6, 8, 3), np.uint8)}
+    with session_on(device) as session:
+        session.run(inputs)
+        before = device.counts.copy()
+        parts = gpu.engine_parts(session, inputs, rounds=2)
+        made = device.counts - before
+        assert parts == {name: [2.0, 2.0, 2.0] for name in ("h2d", "engine", "d2h")}, "40 ms for 20 launches"
+        launches = (gpu.WARM_UP + 2) * gpu.LAUNCHES
+        assert made["cudaGraphLaunch"] == launches + 1 and made["cudaMemcpyAsync"] == 2 * launches
+        assert made["cudaGraphExecDestroy"] == made["cudaStreamBeginCapture"] == 1
+        assert made["cudaMalloc"] == made["cudaHostAlloc"] == 0, "the buffers are those of a call"
+        have = session.run(inputs)["depth"]
+        assert not have.any()
+    assert not device.memory and not device.alive
+
+
+def test_an_engine_that_cannot_be_captured_is_launched_as_it_is(device: StandIn) -> None:
+    device.can_capture = False
+    with session_on(device) as session:
+        assert set(gpu.engine_parts(session, {"frame": np.zeros((1, 6, 8, 3), np.uint8)}, rounds=1)) == {
+            "h2d", "engine", "d2h"}
+        assert not device.counts["cudaGraphLaunch"]
+
+
+def steps(engine_ms: float, share: float, ratio: float) -> dict[str, Any]:
+    def row(artifact: str | None, median: float) -> dict[str, Any]:
+        return {"artifact": artifact, "precision": "fp16", "times_faster_than_compiled": {"median": median}}
+
+    return {
+        "engine time": {"times": {"batch 1": {"parts_ms": {"engine": [engine_ms, 9.0, 9.0]}},
+                                  "batch 16": {"share_of_fp16_matrix_rate": share}}},
+        "latency": {"batches": {"batch 1": {"rows": [
+            row("a.engine", ratio), row("b.engine", 0.5), row(None, 9.0), {"artifact": "c", "precision": "fp16"}]}}},
+    }
+
+
+@pytest.mark.parametrize(
+    ("values", "met"),
+    [((1.4, 0.7, 1.31), [True] * 3), ((1.6, 0.5, 1.2), [False] * 3), ((1.5, 0.6, 1.3), [True] * 3)],
+)
+def test_goals_are_held_against_what_was_measured(values: tuple[float, ...], met: list[bool]) -> None:
+    judged = judge_goals(steps(*values))
+    assert [one["value"] for one in judged] == list(values) and [one["met"] for one in judged] == met
+
+
+def test_what_was_not_measured_is_not_met_either() -> None:
+    for nothing in ({}, {"engine time": {"status": "not run"}, "latency": {"status": "not run"}}):
+        assert [(one["value"], one["met"]) for one in judge_goals(nothing)] == [(None, None)] * len(GOALS)
+
+
+@pytest.mark.parametrize("batch", [1, 8, 9, 16])
+def test_a_batch_of_frames_fits_the_default_engine(batch: int) -> None:
+    h, w = _frame(batch)
+    assert batch * h * w <= 2160 * 3840
+
+
+def test_a_command_ends_in_time_with_what_it_started() -> None:
+    nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
+    status, lines = _within([sys.executable, "-c", nested], 1.0)
+    assert status < 0 and lines == ["stopped after 1 s"]
+    assert _within([sys.executable, "-c", "print('a'); raise SystemExit(3)"], 60.0) == (3, ["a"])
+
+
+def test_a_gpu_that_was_held_back_is_no_stable_one() -> None:
+    calm = {"clocks.sm": "1980", "clocks_event_reasons.active": "0x0000000000000001"}
+    assert not machine.gpu_doubts([None, None]) and not machine.gpu_doubts([calm, calm | {"clocks.sm": "1965"}])
+    assert not machine.gpu_doubts([{"clocks.sm": "[N/A]", "clocks_event_reasons.active": "[N/A]"}])
+    assert "0x4" in machine.gpu_doubts([calm, calm | {"clocks_event_reasons.active": "0x0000000000000004"}])[0]
+    assert "1410 to 1980 MHz" in machine.gpu_doubts([calm, calm | {"clocks.sm": "1410"}])[0]
