@@ -101,8 +101,11 @@ class Runtime:
             size = self.session.largest_batch(shape[:2]) or BATCH
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
-                # One image needs no copy to become a batch.
-                batch = frames[chosen[0]][None] if len(chosen) == 1 else np.stack([frames[i] for i in chosen])
+                # Neither one image nor an array of several needs a copy to become a batch.
+                if isinstance(frames, np.ndarray):
+                    batch = frames[start : start + size]
+                else:
+                    batch = frames[chosen[0]][None] if len(chosen) == 1 else np.stack([frames[i] for i in chosen])
                 maps = self._run(batch)
                 for position, i in enumerate(chosen):
                     predictions[i] = Prediction(**{name: value[position] for name, value in maps.items()})

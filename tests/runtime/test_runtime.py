@@ -106,6 +106,21 @@ def test_a_batch_equals_its_images(runtime: Runtime) -> None:
         assert_within(prediction, runtime(frame))
 
 
+def test_an_array_of_frames_reaches_the_backend_without_a_copy(
+    runtime: Runtime, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    frames, seen = np.stack([photo(64, 80, seed) for seed in range(9)]), []
+
+    def run(inputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        seen.append(inputs["frame"])
+        return {"depth": inputs["frame"][..., 0]}
+
+    monkeypatch.setattr(runtime.session, "run", run)
+    predictions = runtime(frames)
+    assert [len(batch) for batch in seen] == [8, 1] and all(np.shares_memory(batch, frames) for batch in seen)
+    np.testing.assert_array_equal(np.stack([one.depth for one in predictions]), frames[..., 0])
+
+
 def test_a_list_keeps_its_order_whatever_the_sizes(runtime: Runtime, tmp_path: Path) -> None:
     images = [photo(64, 80, 1), photo(90, 70, 2), photo(64, 80, 3)]
     path = tmp_path / "image.png"

@@ -13,9 +13,11 @@ import numpy as np
 import pytest
 import torch
 
+from dpt_deploy.build import EngineOptions, build_engines
 from dpt_deploy.bundle import Artifact, Bundle
 from dpt_deploy.errors import BackendError, BadBundle, ContractError, MissingPackage
 from dpt_deploy.runtime import cuda, dlpack, load, machine, open_session
+from dpt_deploy.runtime.session import Session
 from dpt_deploy.runtime.tensorrt import Profile, misfit
 from tests.tiny import photo
 
@@ -179,32 +181,50 @@ def test_cuda_speaks_for_itself() -> None:
         cuda.DeviceBuffer().reserve(16)
 
 
-@pytest.mark.gpu
-def test_an_engine_agrees_with_the_cpu_on_host_and_device_arrays(tiny_bundle: Path) -> None:
-    bundle = Bundle.open(tiny_bundle)
+def session_of(bundle: Bundle, builder: str) -> Session:
+    """The builder's engine of the frame graph, built where the bundle has none; skips where it cannot run."""
     try:
-        session = open_session(bundle, engine(bundle), "tensorrt-rtx")
-    except BackendError as error:
-        pytest.skip(f"TensorRT-RTX does not run on this GPU: {error}")
+        if not bundle.find("engine", graph="frame", builder=builder):
+            build_engines(bundle, EngineOptions(builder=builder), say=lambda line: None)
+        return open_session(bundle, bundle.find("engine", graph="frame", builder=builder)[0], builder)
+    except (BackendError, MissingPackage) as error:
+        pytest.skip(f"{builder} does not run here: {error}")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("builder", ["tensorrt", "tensorrt-rtx"])
+def test_an_engine_agrees_with_the_cpu_on_host_and_device_arrays(own_bundle: Path, builder: str) -> None:
     frames = np.stack([photo(480, 640, seed) for seed in (1, 2)])
-    with load(tiny_bundle, "onnxruntime-cpu") as runtime:
-        want = runtime.session.run({"frame": frames})
-    with session:
-        for batch in (frames, frames[:1, :333, :517], frames):  # buffers grow, shrink and grow again
-            have = session.run({"frame": batch})
-            if batch is frames:
-                for name, value in have.items():
-                    np.testing.assert_allclose(value, want[name], atol=0.05, rtol=0.05)
-        stream = torch.cuda.Stream()
-        with torch.cuda.stream(stream):
-            on_gpu = session.run(
-                {"frame": torch.from_numpy(frames).cuda(non_blocking=True)}, ["alpha"], stream.cuda_stream
-            )
-            alpha = torch.as_tensor(on_gpu["alpha"], device="cuda").clone()
-        stream.synchronize()
-        np.testing.assert_array_equal(alpha.cpu().numpy(), have["alpha"])
-        np.testing.assert_array_equal(on_gpu["alpha"].numpy(), have["alpha"])
+    batches = (frames, np.ascontiguousarray(frames[:1, :333, :517]), frames[::-1])
+    with load(own_bundle, "onnxruntime-cpu") as runtime:
+        wants = [runtime.session.run({"frame": batch}) for batch in batches]
+
+    def agree(have: dict, want: dict) -> None:
+        for name, value in have.items():
+            np.testing.assert_allclose(value, want[name], atol=0.05, rtol=0.05, err_msg=name)
+
+    with session_of(Bundle.open(own_bundle), builder) as session:
+        for _ in range(4):  # plain, then captured, then as a graph
+            agree(session.run({"frame": frames}), wants[0])
+        for _ in range(3):  # shapes, contents and maps take turns; buffers grow, shrink and grow again
+            for batch, want in zip(batches, wants, strict=True):
+                agree(session.run({"frame": batch}), want)
+                agree(session.run({"frame": batch}, ["alpha"]), want)
+        have = session.run({"frame": frames})
+        for stream in (torch.cuda.Stream(), torch.cuda.default_stream()):
+            with torch.cuda.stream(stream):
+                for _ in range(3):
+                    on_gpu = session.run(
+                        {"frame": torch.from_numpy(frames).cuda(non_blocking=True)}, ["alpha"], stream.cuda_stream
+                    )
+                    alpha = torch.from_dlpack(on_gpu["alpha"]).clone()
+            stream.synchronize()
+            np.testing.assert_array_equal(alpha.cpu().numpy(), have["alpha"])
+            np.testing.assert_array_equal(on_gpu["alpha"].numpy(), have["alpha"])
+        complete = session.run({"frame": torch.from_numpy(frames).cuda()}, ["alpha"])["alpha"]
+        np.testing.assert_array_equal(complete.numpy(), have["alpha"])
         with pytest.raises(ContractError, match="takes shapes"):
             session.run({"frame": np.zeros((1, 8, 8, 3), np.uint8)})
+    np.testing.assert_array_equal(complete.numpy(), have["alpha"], "device arrays outlive their session")
     with pytest.raises(BackendError, match="closed"):
         session.run({"frame": frames})
