@@ -109,7 +109,8 @@ def _build(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any
                 "build_engines(Bundle.open(sys.argv[1]), EngineOptions(builder=sys.argv[2], "
                 "batch=(int(sys.argv[3]), int(sys.argv[4]))))")
         status, lines = _within([sys.executable, "-c", code, str(folder), builder, *batches], max(30.0, left * 0.25))
-        found[builder] = {"status": "not run" if status else "ran", "exit": status, "said": lines[-3:]}
+        found[builder] = {"status": "not run" if status else "ran", "exit": status,
+                          "said": lines[-1:] if status else lines}
     if all(one["status"] != "ran" for one in found.values()):
         said = "; ".join(f"{builder}: {(one['said'] or ['without a word'])[-1]}" for builder, one in found.items())
         raise BackendError(f"no engine was built. {said}")
@@ -223,18 +224,19 @@ def _leaks(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any
 
 
 def judge_goals(steps: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each goal with its bound, the value measured (None: not measured), and whether it is met."""
+    """Each goal with its bound, the value measured (None: not measured), of what, and whether it is met."""
     times = steps.get("engine time", {}).get("times", {})
     first, sixteen = times.get("batch 1", {}), times.get("batch 16", {})
     rows = steps.get("latency", {}).get("batches", {}).get("batch 1", {}).get("rows", [])
-    faster = [row["times_faster_than_compiled"]["median"] for row in rows
+    faster = [(row["times_faster_than_compiled"]["median"], row["name"]) for row in rows
               if row["artifact"] and row["precision"] == "fp16" and "times_faster_than_compiled" in row]
-    values = (first.get("parts_ms", {}).get("engine", [None])[0], sixteen.get("share_of_fp16_matrix_rate"),
-              max(faster, default=None))
+    file = steps.get("engine time", {}).get("artifact")
+    found = ((first.get("parts_ms", {}).get("engine", [None])[0], file),
+             (sixteen.get("share_of_fp16_matrix_rate"), file), max(faster, default=(None, None)))
     judged = []
-    for (goal, bound), value in zip(GOALS.items(), values, strict=True):
+    for (goal, bound), (value, of) in zip(GOALS.items(), found, strict=True):
         met = None if value is None else value <= bound if goal.endswith("at most") else value >= bound
-        judged.append({"goal": goal, "bound": bound, "value": value, "met": met})
+        judged.append({"goal": goal, "bound": bound, "value": value, "of": of, "met": met})
     return judged
 
 
@@ -253,7 +255,7 @@ def _summary(result: dict[str, Any]) -> None:
         console.print(f"{batch}: {steps}, host to host {times['host_to_host_ms'][0]:.2f} ms")
     for one in result["goals"]:
         outcome = {None: "not measured", True: "met", False: "not met"}[one["met"]]
-        value = "" if one["value"] is None else f": {one['value']:.2f}"
+        value = "" if one["value"] is None else f": {one['value']:.2f} of {one['of']}"
         console.print(f"goal: {one['goal']} {one['bound']}{value}, {outcome}", markup=False)
 
 

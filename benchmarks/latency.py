@@ -104,7 +104,8 @@ def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = 
             say(f"loaded   {contender.name}")
         except Exception as error:  # ONNX Runtime's share no other base class
             row |= {"status": "not run", "reason": first_line(error)}
-    calls = {name: _call(one, frames) for name, one in opened.items()}
+    failed: dict[str, str] = {}
+    calls = {name: _call(one, frames, name, failed) for name, one in opened.items()}
     products = {f"ceiling {name}": product for name, product in machine.matrix_products().items()}
     calls |= {name: product for name, (product, _) in products.items()}
     say(f"timing   {len(opened)} contenders, {config.rounds} rounds")
@@ -116,11 +117,14 @@ def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = 
 
     samples = interleave(calls, config.rounds, config.warm_up, watch, until)
     states.append(machine.gpu_state())
+    for name, why in failed.items():
+        rows[name] |= {"status": "not run", "reason": why}
+        opened.pop(name).close()
     ceilings = {name.removeprefix("ceiling "): count / float(np.median(samples[name].seconds))
                 for name, (_, count) in products.items()}
     operations = flops(bundle)
-    peer = next((row.name for row in wanted if row.peer and row.name in samples), None)
-    compiled = next((row.name for row in wanted if row.name.startswith("torch.compile") and row.name in samples), None)
+    peer = next((row.name for row in wanted if row.peer and row.name in opened), None)
+    compiled = next((row.name for row in wanted if row.name.startswith("torch.compile") and row.name in opened), None)
     for contender in wanted:
         row = rows[contender.name]
         if contender.name not in opened:
@@ -173,10 +177,16 @@ def _open(contender: Contender, frames: np.ndarray, row: dict[str, Any]) -> Any:
     return one
 
 
-def _call(one: Any, frames: np.ndarray) -> Callable[[], dict[str, float] | None]:
+def _call(one: Any, frames: np.ndarray, name: str, failed: dict[str, str]) -> Callable[[], dict[str, float] | None]:
     def call() -> dict[str, float] | None:
-        one.run(frames)
-        return one.parts()
+        if name in failed:
+            return None
+        try:
+            one.run(frames)
+            return one.parts()
+        except Exception as error:  # the others go on
+            failed[name] = f"failed among the timed calls: {first_line(error)}"
+            return None
 
     return call
 

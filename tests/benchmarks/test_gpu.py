@@ -42,10 +42,11 @@ def test_an_engine_that_cannot_be_captured_is_launched_as_it_is(device: StandIn)
 
 def steps(engine_ms: float, share: float, ratio: float) -> dict[str, Any]:
     def row(artifact: str | None, median: float) -> dict[str, Any]:
-        return {"artifact": artifact, "precision": "fp16", "times_faster_than_compiled": {"median": median}}
+        return {"name": f"row of {artifact}", "artifact": artifact, "precision": "fp16",
+                "times_faster_than_compiled": {"median": median}}
 
     return {
-        "engine time": {"times": {"batch 1": {"parts_ms": {"engine": [engine_ms, 9.0, 9.0]}},
+        "engine time": {"artifact": "a.engine", "times": {"batch 1": {"parts_ms": {"engine": [engine_ms, 9.0, 9.0]}},
                                   "batch 16": {"share_of_fp16_matrix_rate": share}}},
         "latency": {"batches": {"batch 1": {"rows": [
             row("a.engine", ratio), row("b.engine", 0.5), row(None, 9.0), {"artifact": "c", "precision": "fp16"}]}}},
@@ -59,6 +60,7 @@ def steps(engine_ms: float, share: float, ratio: float) -> dict[str, Any]:
 def test_goals_are_held_against_what_was_measured(values: tuple[float, ...], met: list[bool]) -> None:
     judged = judge_goals(steps(*values))
     assert [one["value"] for one in judged] == list(values) and [one["met"] for one in judged] == met
+    assert [one["of"] for one in judged] == ["a.engine", "a.engine", "row of a.engine"]
 
 
 def test_what_was_not_measured_is_not_met_either() -> None:
