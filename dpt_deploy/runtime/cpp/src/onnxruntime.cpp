@@ -192,9 +192,9 @@ private:
         Owned<OrtCUDAProviderOptionsV2> cuda(ort_->ReleaseCUDAProviderOptions);
         ort_.check(ort_->CreateCUDAProviderOptions(cuda.out()));
         const std::string number = text(*device_);
-        const char *const keys[] = {"device_id"};
-        const char *const values[] = {number.c_str()};
-        ort_.check(ort_->UpdateCUDAProviderOptions(cuda, keys, values, 1));
+        const char *const keys[] = {"device_id", "use_tf32"};
+        const char *const values[] = {number.c_str(), "0"}; // FP32 is FP32; the provider's own default is TF32
+        ort_.check(ort_->UpdateCUDAProviderOptions(cuda, keys, values, 2));
         if (const auto said = ort_.words(ort_->SessionOptionsAppendExecutionProvider_CUDA_V2(options, cuda))) {
             fail(DPT_BACKEND_ERROR, "onnxruntime-cuda: expected ", kCuda, " to be active, but ONNX Runtime ",
                  ort_.version(), " cannot start it: ", *said,
