@@ -123,8 +123,14 @@ class CppSession(Session):
         options.onnxruntime_library = os.fsencode(wheel) if wheel else None
         self.check(self.library.dpt_load(os.fsencode(bundle.folder), options, self.handle))
         self.backend = self.library.dpt_backend_name(self.handle).decode()
-        self.reason = self.library.dpt_reason(self.handle).decode()
-        """Which backend and file were taken, and why each one preferred to it was not."""
+        self._reason = self.reason
+
+    @property
+    def reason(self) -> str:
+        """Which backend and file were taken, why each one preferred to it was not, and how CUDA graphs stand."""
+        if self.handle:
+            self._reason = self.library.dpt_reason(self.handle).decode()
+        return self._reason
 
     def check(self, status: int) -> None:
         """Raise the error that a status stands for, with the library's message."""

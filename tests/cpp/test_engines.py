@@ -1,6 +1,7 @@
 """Engines: every check before TensorRT itself, with a stand-in module and a stand-in for NVIDIA's driver.
 
-What a module compiled against NVIDIA's headers does on a GPU is not tested here; docs/cpp.md says what was.
+The TensorRT module itself runs on a stand-in for TensorRT and CUDA, which checks their rules for CUDA graphs. What a
+module compiled against NVIDIA's headers does on a GPU is not tested here; docs/cpp.md says what was.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pytest
 
 from dpt_deploy.bundle import Bundle
 from tests.cpp.conftest import ROOT
+from tests.cpp.conftest import run as run_program
 from tests.cpp.toy import PLAN, add_engine, toy_maps
 
 PROGRAM = """
@@ -36,7 +38,9 @@ try:
                 session.handle, Frames(frames.ctypes.data, n, h, w), Maps(depth=depth.ctypes.data), order["stream"]))
             maps = {"depth": depth}
         else:
-            maps = session.infer(frames)
+            if order["format"] == "bgr":
+                frames = frames[:, ::-1, :, ::-1].copy()[:, ::-1]  # bottom-up
+            maps = session.infer(frames, order["format"])
         print(json.dumps({"reason": session.reason, "batch": session.largest_batch((64, 32)),
                           "sums": {head: float(array.sum(dtype=np.float64)) for head, array in maps.items()}}))
 except DptError as error:
@@ -49,8 +53,8 @@ def run(native: Path, toy: Bundle, monkeypatch: pytest.MonkeyPatch):
     """Loads the bundle and infers, in a process that sees one GPU of compute capability 9.0 and the stand-in module."""
 
     def load(capability: str | None = "9.0", shape=(2, 16, 24, 3), stream: int = 0, folder: str = "fake",
-             environment: dict[str, str] | None = None, **options) -> dict:
-        order = {"bundle": str(toy.folder), "options": options, "shape": shape, "stream": stream}
+             pixels: str = "rgb", environment: dict[str, str] | None = None, **options) -> dict:
+        order = {"bundle": str(toy.folder), "options": options, "shape": shape, "stream": stream, "format": pixels}
         variables = os.environ | {"DPT_BACKEND_FOLDER": str(native / folder), "PYTHONPATH": str(ROOT)}
         if capability:
             variables |= {"LD_LIBRARY_PATH": str(native / "fake_cuda"), "FAKE_CAPABILITY": capability}
@@ -75,6 +79,17 @@ def test_an_engine_that_fits_is_taken_first(toy, run):
     assert result["sums"] == pytest.approx(expected((2, 16, 24, 3)), rel=1e-6)
     assert result["batch"] == 4  # 8192 pixels in a batch, and at most 4 frames
     assert run(precision="fp16", backend="tensorrt")["reason"] == f"tensorrt runs {file}, as asked for."
+
+
+def test_other_formats_and_strides_reach_the_module(toy, run):
+    add_engine(toy)
+    assert run(pixels="bgr")["sums"] == pytest.approx(expected((2, 16, 24, 3)), rel=1e-6)
+
+
+def test_the_reason_tells_how_cuda_graphs_stand(toy, run):
+    file = add_engine(toy)
+    note = "No CUDA graph: capturing one failed: operation not permitted."
+    assert run(environment={"FAKE_NOTE": note})["reason"] == f"tensorrt runs {file}. {note}"
 
 
 def test_device_pointers_and_the_stream_reach_the_module(toy, run):
@@ -157,3 +172,9 @@ def test_strange_profiles_are_survived(toy, run, details):
     add_engine(toy, **details)
     result = run()
     assert "sums" in result or result["error"] in ("ContractError", "BadBundle")
+
+
+@pytest.mark.parametrize("builder", ["", "_rtx"])
+def test_cuda_graphs_and_the_runtime_cache(native, tmp_path, builder):
+    run_program(native / f"graphs{builder}", native / f"libstandin{builder}.so", tmp_path)
+    assert not list(tmp_path.glob(".*"))  # no temporary file stays

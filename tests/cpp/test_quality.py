@@ -24,14 +24,16 @@ def test_threads_on_a_real_graph(native, tiny_folder):
     assert "8 threads, 0 with a wrong result" in run(native / "threads", tiny_folder).stdout
 
 
-def test_address_and_undefined_behaviour(build, toy_folder):
-    folder = build("address", "c_header", "wrapper", "threads", "cycles", "internals")
+def test_address_and_undefined_behaviour(build, toy_folder, tmp_path):
+    folder = build("address", "c_header", "wrapper", "threads", "cycles", "internals", "graphs", "graphs_rtx")
     environment = os.environ | ADDRESS
     run(folder / "c_header", env=environment)
     run(folder / "internals", env=environment)
     for program in ("wrapper", "threads"):
         run(folder / program, toy_folder, env=environment)
     run(folder / "cycles", toy_folder, 10, env=environment)
+    for builder in ("", "_rtx"):
+        run(folder / f"graphs{builder}", folder / f"libstandin{builder}.so", tmp_path, env=environment)
 
 
 @pytest.mark.parametrize(("sanitizer", "code", "name"), [

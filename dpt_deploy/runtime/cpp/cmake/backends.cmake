@@ -21,8 +21,8 @@ function(dpt_add_backend name root)
   endif()
   message(STATUS "Backend ${name}: ${${upper}_INCLUDE_DIR}, CUDA ${CUDA_INCLUDE_DIR}")
   set(module dpt_backend_${name})
-  add_library(${module} MODULE src/library.cpp src/tensorrt/builder.cpp src/tensorrt/cuda.cpp src/tensorrt/engine.cpp
-                               src/tensorrt/module.cpp)
+  add_library(${module} MODULE src/frames.cpp src/library.cpp src/tensorrt/builder.cpp src/tensorrt/cache.cpp
+                               src/tensorrt/cuda.cpp src/tensorrt/engine.cpp src/tensorrt/module.cpp)
   target_include_directories(${module} PRIVATE include src)
   target_include_directories(${module} SYSTEM PRIVATE ${${upper}_INCLUDE_DIR} ${CUDA_INCLUDE_DIR})
   target_compile_definitions(${module} PRIVATE DPT_BUILDING_RUNTIME)

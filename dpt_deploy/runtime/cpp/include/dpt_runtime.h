@@ -181,8 +181,8 @@ DPT_API const char *dpt_contract_json(const dpt_runtime *runtime);
 /* One of "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu". It lives as long as the process. */
 DPT_API const char *dpt_backend_name(const dpt_runtime *runtime);
 
-/* Which backend and file were taken, and why each one preferred to it was not; a sentence for a log. It lives as long
- * as the handle. */
+/* Which backend and file were taken, and why each one preferred to it was not; with an engine also whether CUDA graphs
+ * are in use and, where they are not, why, as of this call. For a log. It lives as long as the handle. */
 DPT_API const char *dpt_reason(const dpt_runtime *runtime);
 
 /* Why the last call of this thread failed, as an instruction: what was expected, what was received, what to do. ""

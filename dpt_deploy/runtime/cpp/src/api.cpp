@@ -1,6 +1,8 @@
 // The C ABI: every function of dpt_runtime.h. No exception leaves this file.
 #include <memory>
+#include <mutex>
 #include <new>
+#include <set>
 #include <string>
 
 #include "bundle.h"
@@ -13,6 +15,9 @@ struct dpt_runtime {
     dpt_impl::Contract heads;
     std::unique_ptr<dpt_impl::Session> session;
     const char *backend;
+    // What dpt_reason() returned: each text once, at an address that stays.
+    mutable std::mutex telling = {};
+    mutable std::set<std::string> told = {};
 };
 
 namespace {
@@ -138,9 +143,7 @@ int32_t dpt_largest_batch(const dpt_runtime *runtime, int32_t height, int32_t wi
 }
 
 uint32_t dpt_heads(const dpt_runtime *runtime) {
-    if (runtime == nullptr) return 0;
-    return (runtime->heads.has("depth") ? DPT_HAS_DEPTH : 0U) | (runtime->heads.has("normals") ? DPT_HAS_NORMALS : 0U) |
-           (runtime->heads.has("alpha") ? DPT_HAS_ALPHA : 0U);
+    return runtime != nullptr ? runtime->heads.head_bits() : 0;
 }
 
 const char *dpt_contract_json(const dpt_runtime *runtime) {
@@ -149,7 +152,17 @@ const char *dpt_contract_json(const dpt_runtime *runtime) {
 
 const char *dpt_backend_name(const dpt_runtime *runtime) { return runtime != nullptr ? runtime->backend : nullptr; }
 
-const char *dpt_reason(const dpt_runtime *runtime) { return runtime != nullptr ? runtime->reason.c_str() : nullptr; }
+const char *dpt_reason(const dpt_runtime *runtime) {
+    if (runtime == nullptr) return nullptr;
+    try {
+        const std::string note = runtime->session->note();
+        if (note.empty()) return runtime->reason.c_str();
+        const std::lock_guard<std::mutex> lock(runtime->telling);
+        return runtime->told.insert(runtime->reason + " " + note).first->c_str();
+    } catch (...) {
+        return runtime->reason.c_str(); // no memory for the rest
+    }
+}
 
 const char *dpt_last_error(void) { return last_error.c_str(); }
 

@@ -9,7 +9,7 @@
 
 #include "dpt_runtime.h"
 
-#define DPT_BACKEND_ABI 1U
+#define DPT_BACKEND_ABI 2U
 #define DPT_BACKEND_WORDS 2048 // [bytes] of a message, with the NUL at its end
 
 extern "C" {
@@ -18,6 +18,7 @@ struct dpt_engine_order {
     const void *plan; // the engine's file, in memory
     std::uint64_t bytes;
     const char *file;    // its name, for messages
+    const char *cache;   // path of a file in which the builder may keep what it compiles for this machine
     std::uint32_t heads; // DPT_HAS_* bits of the contract
     std::int32_t device;
     std::int32_t no_cuda_graph;
@@ -30,10 +31,14 @@ struct dpt_backend_api {
     // The version of the builder's library that is installed here, such as "11.4.0.23", into `version` (64 bytes).
     std::int32_t (*version)(char *version, char *words);
     std::int32_t (*open)(const dpt_engine_order *order, void **session, char *words);
-    // `frames` is packed RGB; shapes are within the engine's profile. Calls on one session come one at a time.
+    // Frames of any format in host memory; shapes are within the engine's profile. Calls on one session come one at a
+    // time.
     std::int32_t (*run)(void *session, const dpt_frames *frames, const dpt_maps *maps, char *words);
+    // The same in device memory, which is packed RGB.
     std::int32_t (*run_device)(void *session, const dpt_frames *frames, const dpt_maps *maps, void *stream,
                                char *words);
+    // How CUDA graphs stand, as a sentence, into `words`.
+    void (*note)(void *session, char *words);
     void (*close)(void *session);
 };
 

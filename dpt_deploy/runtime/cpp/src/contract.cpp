@@ -29,6 +29,11 @@ std::array<T, N> numbers(const Json &value, const char *field) {
 
 bool Contract::has(const std::string &head) const { return std::find(heads.begin(), heads.end(), head) != heads.end(); }
 
+std::uint32_t Contract::head_bits() const {
+    return (has("depth") ? DPT_HAS_DEPTH : 0U) | (has("normals") ? DPT_HAS_NORMALS : 0U) |
+           (has("alpha") ? DPT_HAS_ALPHA : 0U);
+}
+
 Contract parse_contract(const Json &value) {
     Contract contract;
     try {

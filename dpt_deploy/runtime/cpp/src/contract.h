@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "dpt_runtime.h"
 #include "json.h"
 
 namespace dpt_impl {
@@ -21,6 +22,7 @@ struct Contract {
                heads == other.heads;
     }
     bool has(const std::string &head) const;
+    std::uint32_t head_bits() const; // DPT_HAS_*
 };
 
 // Throws Error(DPT_BAD_BUNDLE) for a missing or malformed field.

@@ -34,11 +34,6 @@ bool not_older(const std::string &version, const std::string &than) {
     return !than.empty() && numbers(version) >= numbers(than);
 }
 
-std::uint32_t head_bits(const Contract &contract) {
-    return (contract.has("depth") ? DPT_HAS_DEPTH : 0U) | (contract.has("normals") ? DPT_HAS_NORMALS : 0U) |
-           (contract.has("alpha") ? DPT_HAS_ALPHA : 0U);
-}
-
 class EngineSession : public Session {
 public:
     EngineSession(const Bundle &bundle, const Artifact &artifact, const std::string &backend,
@@ -57,8 +52,10 @@ public:
         check(api_->version(version, words.text), words);
         check_fit(bundle, artifact, version, device);
         const std::vector<char> plan = bundle.read(artifact);
-        const dpt_engine_order order = {plan.data(), plan.size(), file_.c_str(), head_bits(bundle.contract()), device,
-                                        no_cuda_graph ? 1 : 0, details_.version_compatible ? 1 : 0};
+        const std::string cache = bundle.folder() + "/" + file_ + ".cache";
+        const dpt_engine_order order = {plan.data(), plan.size(), file_.c_str(), cache.c_str(),
+                                        bundle.contract().head_bits(), device, no_cuda_graph ? 1 : 0,
+                                        details_.version_compatible ? 1 : 0};
         const std::int32_t status = api_->open(&order, &session_, words.text);
         if (status == DPT_CONTRACT_ERROR) fail(DPT_CONTRACT_ERROR, words.text, " Build it again: ", rebuild_);
         if (status != DPT_OK) refuse(device, words.text);
@@ -72,11 +69,9 @@ public:
 
     void run(const dpt_frames &frames, const dpt_maps &maps) override {
         check_profile(frames);
-        const PackedFrames packed(frames);
-        const dpt_frames tight = {packed.data(), frames.batch, frames.height, frames.width, DPT_RGB, 0, 0};
         Words words;
         const std::lock_guard<std::mutex> lock(mutex_);
-        check(api_->run(session_, &tight, &maps, words.text), words);
+        check(api_->run(session_, &frames, &maps, words.text), words);
     }
 
     void run_device(const dpt_frames &frames, const dpt_maps &maps, void *stream) override {
@@ -84,6 +79,13 @@ public:
         Words words;
         const std::lock_guard<std::mutex> lock(mutex_);
         check(api_->run_device(session_, &frames, &maps, stream, words.text), words);
+    }
+
+    std::string note() const override {
+        Words words;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        api_->note(session_, words.text);
+        return words.text;
     }
 
     std::optional<std::int32_t> largest_batch(std::int32_t height, std::int32_t width) const override {
@@ -165,7 +167,7 @@ private:
     EngineDetails details_;
     Library library_;
     const dpt_backend_api *api_ = nullptr;
-    std::mutex mutex_;
+    mutable std::mutex mutex_;
     void *session_ = nullptr;
 };
 

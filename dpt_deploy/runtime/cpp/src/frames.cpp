@@ -85,10 +85,11 @@ bool is_packed_rgb(const dpt_frames &frames) {
            (frames.batch == 1 || frame_stride(frames) == row * frames.height);
 }
 
-PackedFrames::PackedFrames(const dpt_frames &frames) : data_(frames.data) {
-    if (is_packed_rgb(frames)) return;
-    copy_.reset(new std::uint8_t[count_pixels(frames) * 3]); // uninitialised: every byte is written below
-    data_ = copy_.get();
+void pack_rgb(const dpt_frames &frames, std::uint8_t *to) {
+    if (is_packed_rgb(frames)) {
+        std::memcpy(to, frames.data, count_pixels(frames) * 3);
+        return;
+    }
     auto *convert = copy_row;
     switch (frames.format) {
     case DPT_BGR: convert = convert_row<3, 2, 1, 0>; break;
@@ -97,12 +98,18 @@ PackedFrames::PackedFrames(const dpt_frames &frames) : data_(frames.data) {
     case DPT_GRAY: convert = convert_row<1, 0, 0, 0>; break;
     default: break;
     }
-    std::uint8_t *to = copy_.get();
     for (std::int32_t n = 0; n < frames.batch; ++n) {
         for (std::int32_t y = 0; y < frames.height; ++y, to += 3 * static_cast<std::ptrdiff_t>(frames.width)) {
             convert(frames.data + n * frame_stride(frames) + y * row_stride(frames), to, frames.width);
         }
     }
+}
+
+PackedFrames::PackedFrames(const dpt_frames &frames) : data_(frames.data) {
+    if (is_packed_rgb(frames)) return;
+    copy_.reset(new std::uint8_t[count_pixels(frames) * 3]); // uninitialised: every byte is written
+    pack_rgb(frames, copy_.get());
+    data_ = copy_.get();
 }
 
 } // namespace dpt_impl

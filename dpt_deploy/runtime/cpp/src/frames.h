@@ -18,6 +18,9 @@ std::size_t count_pixels(const dpt_frames &frames);
 // Whether the memory is RGB without padding already.
 bool is_packed_rgb(const dpt_frames &frames);
 
+// Writes the frames to `to` as packed RGB: 3 * count_pixels(frames) bytes.
+void pack_rgb(const dpt_frames &frames, std::uint8_t *to);
+
 // The frames as packed RGB: the caller's memory where it is that already, a converted copy otherwise.
 class PackedFrames {
 public:

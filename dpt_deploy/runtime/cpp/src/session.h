@@ -3,6 +3,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <string>
 
 #include "dpt_runtime.h"
 
@@ -18,6 +19,10 @@ public:
 
     // Device memory to device memory, on a CUDA stream of the caller; `frames` is packed RGB.
     virtual void run_device(const dpt_frames &frames, const dpt_maps &maps, void *stream) = 0;
+
+    // How CUDA graphs stand with it, as a sentence; "" for a backend without. It may change from call to call, and takes
+    // a few values only.
+    virtual std::string note() const { return ""; }
 
     // The largest batch of frames of this size; nothing where memory alone sets the limit.
     virtual std::optional<std::int32_t> largest_batch(std::int32_t height, std::int32_t width) const {

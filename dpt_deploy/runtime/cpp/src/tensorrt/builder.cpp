@@ -29,7 +29,9 @@ void Logger::log(Severity severity, nvinfer1::AsciiChar const *message) noexcept
         std::string words = message;
         std::replace(words.begin(), words.end(), '\n', ' ');
         const bool known = std::find(words_.begin(), words_.end(), words) != words_.end();
-        if (!known && words_.size() < kWordsKept) words_.push_back(std::move(words));
+        if (known) return;
+        words_.push_back(std::move(words));
+        if (words_.size() > kWordsKept) words_.pop_front();
     } catch (...) { // no memory for words: the status tells
     }
 }

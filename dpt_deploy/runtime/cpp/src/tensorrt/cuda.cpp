@@ -18,6 +18,7 @@ Cuda::Cuda() {
     };
 #define DPT_FIND(function) find(function, #function)
     DPT_FIND(cudaGetErrorString);
+    DPT_FIND(cudaGetLastError);
     DPT_FIND(cudaGetDevice);
     DPT_FIND(cudaSetDevice);
     DPT_FIND(cudaMalloc);

@@ -26,6 +26,7 @@ public:
 
 #define DPT_CUDA(function) decltype(&::function) function
     DPT_CUDA(cudaGetErrorString);
+    DPT_CUDA(cudaGetLastError);
     DPT_CUDA(cudaGetDevice);
     DPT_CUDA(cudaSetDevice);
     cudaError_t (*cudaMalloc)(void **, std::size_t); // C++ has overloads of these two

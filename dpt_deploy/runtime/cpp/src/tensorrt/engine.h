@@ -2,6 +2,9 @@
 #pragma once
 
 #include <array>
+#include <cstddef>
+#include <cstdint>
+#include <deque>
 #include <memory>
 #include <mutex>
 #include <string>
@@ -23,7 +26,7 @@ public:
 
 private:
     std::mutex mutex_;
-    std::vector<std::string> words_;
+    std::deque<std::string> words_; // the last ones
 };
 
 // The builder's library, opened at run time.
@@ -48,10 +51,14 @@ public:
     Engine(const Engine &) = delete;
     Engine &operator=(const Engine &) = delete;
 
+    // Frames of any format in host memory.
     void run(const dpt_frames &frames, const dpt_maps &maps);
     void run_device(const dpt_frames &frames, const dpt_maps &maps, cudaStream_t stream);
+    // How CUDA graphs stand, as a sentence.
+    const std::string &note() const { return note_; }
 
 private:
+    using Context = std::unique_ptr<nvinfer1::IExecutionContext>;
     // One output of the frame graph, at the place of its DPT_HAS_* bit.
     struct Head {
         const char *name;
@@ -59,36 +66,47 @@ private:
         bool there;
         Buffer device{false}, host{true};
     };
-    // A shape and choice of maps, with the CUDA graph that replays it.
+    // A shape of host frames and choice of maps, with the CUDA graph that replays it.
     struct Recorded {
         std::array<std::int64_t, 4> key{}; // batch, height, width, maps wanted
+        Context context;                   // of its own, because a graph is good only as long as its context stays as it is
         cudaGraphExec_t graph = nullptr;
-        bool refused = false; // capturing failed once
+        bool ready = false; // the context has run this shape with the memory that is there now: it can be captured
     };
     using Pointers = std::array<float *, 3>;
 
-    void create_context(bool whole_graph);
+    void create_context(bool with_graphs);
     void check_tensors();
-    void prepare(const dpt_frames &frames, const void *input, const Pointers &outputs);
-    void enqueue_all(const dpt_frames &frames, const Pointers &wanted, cudaStream_t stream);
-    bool replay(const dpt_frames &frames, const Pointers &wanted);
-    void forget_recorded() noexcept;
+    Recorded *find_recorded(const dpt_frames &frames, const Pointers &wanted);
+    void reserve_host(const dpt_frames &frames, const Pointers &wanted);
+    void prepare(nvinfer1::IExecutionContext &context, const dpt_frames &frames, const void *input,
+                 const Pointers &outputs);
+    void enqueue(nvinfer1::IExecutionContext &context, const dpt_frames &frames, const Pointers &wanted);
+    void launch(const dpt_frames &frames, const Pointers &wanted);
+    void capture(Recorded &recorded, const dpt_frames &frames, const Pointers &wanted);
+    void go_without_graphs(const std::string &why);
+    void forget_graph(Recorded &recorded) noexcept;
     void *reserve(Buffer &buffer, std::size_t bytes);
+    void keep_cache() noexcept;
     void release() noexcept;
     [[noreturn]] void fail_with_words(const std::string &what);
 
-    std::string file_;
+    std::string file_, cache_file_, note_;
     int device_;
     bool graphs_;
     Logger logger_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
-    std::unique_ptr<nvinfer1::IExecutionContext> context_;
+#if defined(TRT_MAJOR_RTX)
+    std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
+    std::vector<char> cache_read_; // what the file held
+#endif
+    Context context_; // of device memory, and of host memory where there are no graphs
     cudaStream_t stream_ = nullptr;
     cudaEvent_t done_ = nullptr;
     std::array<Head, 3> heads_;
     Buffer input_{false}, staging_{true}, scratch_{false};
-    Recorded recorded_;
+    std::deque<Recorded> recorded_; // the most recently used first
 };
 
 } // namespace dpt_impl

@@ -44,11 +44,15 @@ std::int32_t run_device(void *session, const dpt_frames *frames, const dpt_maps 
     });
 }
 
+void note(void *session, char *words) {
+    std::snprintf(words, DPT_BACKEND_WORDS, "%s", static_cast<Engine *>(session)->note().c_str());
+}
+
 void close(void *session) { delete static_cast<Engine *>(session); }
 
 } // namespace
 
 extern "C" const dpt_backend_api *dpt_backend_table(void) {
-    static const dpt_backend_api table = {DPT_BACKEND_ABI, version, open, run, run_device, close};
+    static const dpt_backend_api table = {DPT_BACKEND_ABI, version, open, run, run_device, note, close};
     return &table;
 }
