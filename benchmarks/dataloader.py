@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from benchmarks import machine
 from dpt_deploy import cli
 from dpt_deploy.contract import Contract
 from dpt_deploy.files import write_json
@@ -128,7 +129,8 @@ def main(config: DataloaderConfig) -> None:
     for name, value in result.items():
         print(f"{name:45}{value:10.2f}")
     if config.json:
-        write_json(config.json, {"input_size": config.input_size, "samples": config.samples, **result})
+        write_json(config.json, {"machine": machine.record(), "input_size": config.input_size,
+                                 "samples": config.samples, **result})
 
 
 if __name__ == "__main__":

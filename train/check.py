@@ -20,9 +20,10 @@ from dpt_deploy.errors import BadInput
 with cli.needing("train"):
     import tyro
 
+    from .broken import Broken
     from .geometry import AXES, all_axes, composed, normals_from_depth, with_axes
     from .sample import Sample
-    from .sources import FolderSource, Source, note_incomplete, open_source
+    from .sources import FolderSource, Source, open_source
     from .statistics import measure, readable, spread
 
 
@@ -109,7 +110,7 @@ def require_assumed(convention: Convention, source: Source) -> None:
 
 def main(config: CheckConfig) -> None:
     source = open_source(config.data, config.normal_axes)
-    note_incomplete(source, config.max_broken, print)
+    Broken(source, config.max_broken, print)
     samples = list(readable(source, spread(range(len(source)), config.samples)))
     kinds = Counter(source.kinds)
     print(f"{len(source)} samples: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))

@@ -22,13 +22,14 @@ with cli.needing("train"):
     from dpt_deploy.contract import Contract
     from dpt_deploy.model import load_model, read_checkpoint
 
+    from .broken import Broken
     from .dataset import MapDataset, ValBatches, create_loader
     from .distributed import join
     from .geometry import AXES
     from .logs import metrics_table
     from .network import maps_of, to_device
     from .scores import Scores
-    from .sources import note_incomplete, open_source, split
+    from .sources import open_source, split
     from .statistics import ConstantScores, measure, readable, spread
 
 Predictor = Callable[[dict[str, Any]], dict[str, torch.Tensor]]
@@ -109,7 +110,7 @@ def _factor(batch: dict[str, Any], canonical: float | None) -> torch.Tensor | No
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """The tables: {"model", "samples", "metrics": {"all": {metric: value}, kind: ...}, "constant": ...}."""
     source = open_source(config.data_root, config.normal_axes)
-    note_incomplete(source, config.max_broken, print)
+    broken = Broken(source, config.max_broken, tqdm.write)
     predict, contract, training, name = open_model(config)
     train, val = split(source.names, source.kinds, training.get("config", {}).get("val_fraction", 0.05))
     positions = {"all": list(range(len(source.names))), "val": val, "train": train}[config.split]
@@ -120,18 +121,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     dataset = MapDataset(source, positions, contract)
     batches = ValBatches(len(dataset), config.batch_size, 0, 1)
     statistics = measure(readable(source, spread(positions, 64)))
-    scores, constants, broken = Scores(), ConstantScores(statistics, contract.heads), []
+    scores, constants = Scores(), ConstantScores(statistics, contract.heads)
     for batch in tqdm(create_loader(dataset, batches, config.workers), "evaluate", len(batches)):
-        for _, reason in batch["broken"]:
-            broken.append(reason)
-            tqdm.write(f"broken sample skipped: {reason}")
-        if len(source.incomplete) + len(broken) > config.max_broken:
-            raise BadInput(f"data: more than --max-broken {config.max_broken} broken samples. Repair the data, or "
-                           "allow more.")
+        for entry in batch["broken"]:
+            broken.add(*entry)
         if "image" in batch:
             scores.add(predict(batch), batch)
             constants.add(batch)
-    return {"model": name, "samples": len(positions) - len(broken), "metrics": scores.table(),
+    return {"model": name, "samples": len(positions) - len(broken.reasons), "metrics": scores.table(),
             "constant": constants.table()}
 
 

@@ -17,11 +17,12 @@ from dpt_deploy.errors import BadInput
 with cli.needing("train"):
     from tqdm import tqdm
 
+    from .broken import Broken
     from .cache import CacheSource, is_cache, write_cache
     from .geometry import AXES
     from .parallel import parallel
     from .sample import Sample, to_network
-    from .sources import Source, note_incomplete, open_source
+    from .sources import Source, open_source
 
 
 @dataclass(frozen=True)
@@ -58,21 +59,17 @@ def prepare(config: PrepareConfig) -> int:
     source = open_source(config.data_root, config.normal_axes)
     if config.out.resolve() == config.data_root.resolve() or is_cache(config.data_root):
         raise BadInput(f"data root {config.data_root}: expected SynthHuman files to read, received a cache or --out.")
-    note_incomplete(source, config.max_broken, tqdm.write)
+    broken = Broken(source, config.max_broken, tqdm.write)
     contract = Contract(input_size=(config.input_size, config.input_size), resize=config.resize)
 
     def samples() -> Iterator[Sample]:
-        broken = list(source.incomplete)
         read = partial(_read, source=source, contract=contract)
-        for result in tqdm(parallel(read, range(len(source.names)), config.workers), "prepare", len(source.names)):
+        results = parallel(read, range(len(source.names)), config.workers)
+        for name, result in zip(source.names, tqdm(results, "prepare", len(source.names)), strict=True):
             if isinstance(result, Sample):
                 yield result
-                continue
-            broken.append(result)
-            tqdm.write(f"broken sample left out: {result}")
-            if len(broken) > config.max_broken:
-                raise BadInput(f"data: more than --max-broken {config.max_broken} broken samples. Repair the data, or "
-                               "allow more.")
+            else:
+                broken.add(name, result)
 
     return write_cache(config.out, samples(), len(source.names), contract, fingerprint(source, config))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -114,18 +114,6 @@ def find_samples(root: Path, normal_axes: str = AXES) -> FolderSource:
             "python -m train.synthetic --out data/synthetic"
         )
     return FolderSource(root, folders, names, [kind_of_index(int(name)) for name in names], incomplete, normal_axes)
-
-
-def note_incomplete(source: Source, max_broken: int, say: Callable[[str], None]) -> None:
-    """Name the first five samples that were left out; more than `max_broken` raise `BadInput`."""
-    incomplete = source.incomplete
-    for line in incomplete[:5]:
-        say(f"incomplete sample left out: {line}")
-    if len(incomplete) > 5:
-        say(f"incomplete samples left out: {len(incomplete) - 5} more")
-    if len(incomplete) > max_broken:
-        raise BadInput(f"data: {len(incomplete)} incomplete samples, more than --max-broken {max_broken}; the first "
-                       f"one: {incomplete[0]}. Repair the data, or allow more.")
 
 
 def read_files(folder: Path, name: str, normal_axes: str = AXES) -> Sample:

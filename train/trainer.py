@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,6 +20,7 @@ from dpt_deploy.files import cannot_write, existing_file
 from dpt_deploy.model import MultiTaskDPT, save_checkpoint
 
 from . import memory, state
+from .broken import Broken
 from .check import compare_conventions, require_assumed
 from .config import TrainConfig
 from .dataset import MapDataset, TrainBatches, create_loader
@@ -28,7 +30,7 @@ from .network import create_model, to_device
 from .optim import Ema, parameter_groups, rate_factor, set_rate
 from .parallel import usable_cores
 from .report import Report
-from .sources import note_incomplete, open_source, split
+from .sources import open_source, split
 from .statistics import measure, readable, spread
 from .step import Outcome, Stepper
 from .validation import Validation
@@ -50,7 +52,6 @@ class Trainer:
         self._build_model()
         self.progress = state.Progress()
         self.stop = StopRequest(self.report.say)
-        self.broken: dict[str, str] = {}
         dataset = MapDataset(
             self.source, self.train_positions, self.contract, config.augmentation, config.seed, replace_broken=True
         )
@@ -89,7 +90,8 @@ class Trainer:
     def _open_data(self) -> None:
         config = self.config
         self.source = open_source(config.data_root, config.normal_axes)
-        note_incomplete(self.source, config.max_broken, self.report.say)
+        say = self.report.say
+        self.broken = Broken(self.source, config.max_broken, say, functools.partial(say, any_rank=True))
         self.data = self.source.fingerprint()
         self.train_positions, self.val_positions = split(self.source.names, self.source.kinds, config.val_fraction)
         self.statistics = measure(readable(self.source, spread(self.train_positions, 64)))
@@ -265,23 +267,11 @@ class Trainer:
 
     def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
         batch = next(batches)
-        self.note_broken(batch["broken"])
+        for entry in batch["broken"]:
+            self.broken.add(*entry)
         if "image" not in batch:
             raise BadInput(f"data: no sample near {batch['broken'][0][0]} can be read: {batch['broken'][0][1]}")
         return to_device(batch, self.world.device, self.contract, self.config.channels_last)
-
-    def note_broken(self, entries: list[tuple[str, str]]) -> None:
-        """Name broken samples once each; raise `BadInput` when there are more than `max_broken`."""
-        for name, reason in entries:
-            if name not in self.broken:
-                self.broken[name] = reason
-                self.report.say(f"broken sample skipped: {reason}", any_rank=True)
-        count = len(self.broken) + len(self.source.incomplete)
-        if entries and count > self.config.max_broken:
-            raise BadInput(
-                f"data: {count} broken samples, more than --max-broken {self.config.max_broken}; the last "
-                f"one: {list(self.broken.values())[-1]} Repair the data, or allow more."
-            )
 
     def _count_skipped(self, outcome: Outcome) -> None:
         """Say which samples; raise `DptError` after ten in a row."""

@@ -53,7 +53,8 @@ class Validation:
                           mininterval=0.5 if sys.stderr.isatty() else 30):
             if trainer.stop.asked:
                 break
-            trainer.note_broken(batch["broken"])
+            for entry in batch["broken"]:
+                trainer.broken.add(*entry)
             if "image" not in batch:
                 continue
             batch = to_device(batch, trainer.world.device, trainer.contract, trainer.config.channels_last)
