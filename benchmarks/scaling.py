@@ -1,4 +1,4 @@
-"""python benchmarks/scaling.py: cost against frame size, batch and model size, and memory against frame size.
+"""python benchmarks/scaling.py: cost against frame size, batch, model size and heads, and memory against frame size.
 
 Every point runs in a process of its own, because the largest resident memory of a process never falls. The models have
 random weights; neither time nor memory depends on them.
@@ -23,8 +23,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.latency import RESULTS, default_bundle
+from benchmarks.latency import RESULTS
 from dpt_deploy import cli
+from dpt_deploy.bundle import MANIFEST, Bundle
+from dpt_deploy.contract import HEADS
 from dpt_deploy.files import replacing, write_json
 from dpt_deploy.runtime import Backend, load
 
@@ -35,18 +37,20 @@ MODELS = {"tiny": "vit_tiny_patch16_384", "small": "vit_small_patch16_384", "bas
 
 @dataclass(frozen=True)
 class ScalingConfig:
-    """Cost against frame size, batch and model size."""
+    """Cost against frame size, batch, model size and heads."""
 
     bundle: Annotated[Path | None, tyro.conf.Positional] = None
-    """Bundle for frame sizes and batches; when not given, one of ViT-B at 384 with random weights is made."""
+    """Bundle for frame sizes and batches; when not given, ViT-B at 384."""
     backends: tuple[Backend, ...] = ("openvino", "onnxruntime-cpu")
     """What runs them."""
     frames: tuple[str, ...] = ("480x640", "720x1280", "1080x1920", "2160x3840")
     """Frame sizes, HEIGHTxWIDTH [pixels]."""
     batches: tuple[int, ...] = (1, 2, 4)
     """Batch sizes, at 720x1280."""
-    models: tuple[str, ...] = ()
-    """Sizes to export and time besides: tiny, small, base, large."""
+    models: tuple[str, ...] = tuple(MODELS)
+    """Sizes of the ViT, each with the factory's default of 256 features."""
+    heads: tuple[str, ...] = ("depth,normals,alpha", "depth,alpha", "depth")
+    """Subsets of ViT-B's heads."""
     calls: int = 3
     """Timed calls of each point, after one that is not counted."""
     out: Path = RESULTS
@@ -63,12 +67,13 @@ def main(config: ScalingConfig) -> int:
         print(json.dumps(_point(**json.loads(config.point))))
         return 0
     before = machine.record()
-    bundle = str(config.bundle or default_bundle())
-    usual = {"frame": "720x1280", "batch": 1, "model": "given", "bundle": bundle}
-    wanted = [usual | {"axis": "frame", "frame": frame} for frame in config.frames]
-    wanted += [usual | {"axis": "batch", "batch": n} for n in config.batches]
-    wanted += [usual | {"axis": "model", "model": name, "bundle": str(default_bundle(MODELS[name], f"bench-{name}"))}
-               for name in config.models]
+    usual = {"frame": "720x1280", "batch": 1, "model": "given" if config.bundle else "base", "heads": ",".join(HEADS)}
+    given = usual | {"bundle": str(config.bundle or random_bundle("base"))}
+    wanted = [given | {"axis": "frame", "frame": frame} for frame in config.frames]
+    wanted += [given | {"axis": "batch", "batch": n} for n in config.batches]
+    wanted += [usual | {"axis": "model", "model": name, "bundle": str(random_bundle(name))} for name in config.models]
+    wanted += [usual | {"axis": "heads", "model": "base", "heads": heads, "bundle": str(random_bundle("base", heads))}
+               for heads in config.heads]
     rows = []
     for point in wanted:
         for backend in config.backends:
@@ -81,6 +86,26 @@ def main(config: ScalingConfig) -> int:
     _show(rows)
     _plot(rows, path.with_suffix(".png"))
     return 0 if all("p50_ms" in row for row in rows) else 1
+
+
+def random_bundle(size: str, heads: str = ",".join(HEADS)) -> Path:
+    """A bundle that holds only the FP32 frame graph, of a model with random weights; made once, judged by nothing."""
+    from dpt_deploy.export.graph import export_graph
+    from dpt_deploy.model import create_multitask_dpt_model
+    from dpt_deploy.model.frame import FrameModel
+
+    folder = Path("engines") / f"scaling-{size}-{heads.replace(',', '-')}"
+    if (folder / MANIFEST).exists():
+        return folder
+    print(f"exporting {folder.name}", flush=True)
+    model = create_multitask_dpt_model(MODELS[size], heads=tuple(heads.split(","))).eval()
+    contract, file = model.contract(), "frame.fp32.onnx"
+    header = {"name": folder.name, "contract": contract.to_json(), "model": model.config.to_json(), "checkpoint": {}}
+    bundle = Bundle.create(folder, header)
+    folder.mkdir(parents=True, exist_ok=True)
+    export_graph(FrameModel(model, contract), "frame", contract, folder / file, 23, {})
+    bundle.add(file, "onnx", graph="frame", precision="fp32")
+    return folder
 
 
 def _apart(point: dict[str, Any], backend: str, calls: int) -> dict[str, Any]:
@@ -110,11 +135,11 @@ def _point(bundle: str, frame: str, batch: int, backend: Backend, calls: int) ->
 
 
 def _show(rows: list[dict[str, Any]]) -> None:
-    shown = Table("axis", "model", "frame", "batch", "backend", "ms per frame", "peak MB")
+    shown = Table("axis", "model", "heads", "frame", "batch", "backend", "ms per frame", "peak MB")
     for row in rows:
         ran = "p50_ms" in row
         cells = (f"{row['ms_per_frame']:.0f}", f"{row['peak_mb']:.0f}") if ran else ("not run", row["reason"])
-        shown.add_row(row["axis"], row["model"], row["frame"], str(row["batch"]), row["backend"], *cells)
+        shown.add_row(row["axis"], row["model"], row["heads"], row["frame"], str(row["batch"]), row["backend"], *cells)
     Console().print(shown)
 
 
@@ -126,10 +151,12 @@ def _plot(rows: list[dict[str, Any]], path: Path) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
-    figure, axes = pyplot.subplots(1, 3, figsize=(13, 4), layout="constrained")
+    figure, axes = pyplot.subplots(2, 3, figsize=(13, 7), layout="constrained")
     panels = (("frame", "ms_per_frame", "ms per frame against frame size"), ("batch", "ms_per_frame", "against batch"),
-              ("frame", "peak_mb", "peak memory [MB] against frame size"))
-    for one, (axis, value, title) in zip(axes, panels, strict=True):
+              ("model", "ms_per_frame", "against model size"), ("heads", "ms_per_frame", "against heads"),
+              ("frame", "peak_mb", "peak memory [MB] against frame size"),
+              ("model", "peak_mb", "peak memory [MB] against model size"))
+    for one, (axis, value, title) in zip(axes.flat, panels, strict=True):
         for backend in dict.fromkeys(row["backend"] for row in rows):
             ran = [row for row in rows if row["axis"] == axis and row["backend"] == backend and "p50_ms" in row]
             one.plot([str(row[axis]) for row in ran], [row[value] for row in ran], "o-", label=backend)

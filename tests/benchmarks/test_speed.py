@@ -123,7 +123,7 @@ def test_throughput_of_batches_and_streams(tiny_bundle: Path, tmp_path: Path) ->
 
 
 def test_scaling_runs_each_point_apart(tiny_bundle: Path, tmp_path: Path) -> None:
-    config = scaling.ScalingConfig(tiny_bundle, ("onnxruntime-cpu",), ("64x80",), (2,), calls=1, out=tmp_path)
+    config = scaling.ScalingConfig(tiny_bundle, ("onnxruntime-cpu",), ("64x80",), (2,), (), (), 1, tmp_path)
     assert scaling.main(config) == 0
     rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
     assert [row["axis"] for row in rows] == ["frame", "batch"] and all(row["peak_mb"] > 0 for row in rows)
