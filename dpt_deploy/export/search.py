@@ -178,12 +178,13 @@ def judge_half(
 
 
 def _sum_in_fp32(model: nn.Module) -> None:
-    """Let FP16 convolutions multiply and add in FP32 between FP16 inputs and outputs, as tensor cores do; in place.
+    """Let matrix layers in FP16 multiply and add in FP32 between FP16 inputs and outputs, as tensor cores do; in place.
 
-    PyTorch's own for the CPU round in the same places and take more than ten times as long.
+    PyTorch's own kernels for the CPU round in the same places and take more than ten times as long.
     """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d) and module.weight.dtype is torch.float16:
+    for name, module in model.named_modules():
+        # timm's attention may read the weights of qkv without calling it; what it reads is normalised.
+        if isinstance(module, MATRIX_LAYERS) and module.weight.dtype is torch.float16 and not name.endswith(".qkv"):
             module.float()  # the values stay those of FP16
             module.register_forward_pre_hook(cast_to(torch.float32))  # after the one that rounds the input
             module.register_forward_hook(lambda _module, _args, output: output.half())
@@ -241,11 +242,12 @@ def matrix_flops(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def overflowing(model: MultiTaskDPT, ranges: Ranges, limit: float) -> list[str]:
-    """The units whose inputs, outputs or sums pass `limit` in FP32: none of them can be in half."""
+    """The units whose weights, inputs, outputs or sums pass `limit` in FP32: none of them can be in half."""
     found: dict[str, None] = {}
     for name, module in model.named_modules():
         reads, gives = (largest.get(name, 0.0) > limit for largest in (ranges.inputs, ranges.outputs))
-        if not reads and not gives:
+        holds = any(float(weights.detach().abs().max()) > limit for weights in module.parameters(recurse=False))
+        if not (reads or gives or holds):
             continue
         if name.startswith("backbone."):
             found |= dict.fromkeys(_backbone_units(name))

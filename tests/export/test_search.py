@@ -111,6 +111,16 @@ def test_every_unit_found_by_its_range_is_needed(inputs):
         assert not judge_half(model, PrecisionPlan("fp16", (*PrecisionPlan.fp32, *fewer)), reference, BUDGET, unit)
 
 
+def test_a_weight_beyond_the_range_is_found_by_its_size(inputs):
+    """Its products stay small where what it meets is small, and half of it is Inf all the same."""
+    model = lively_model()
+    with torch.no_grad():
+        model.decoder.fusion[1].out.weight[0, 0] = 2.0 * LIMIT
+        model.decoder.fusion[2].out.weight[0] = model.decoder.fusion[2].out.bias[0] = 0.0  # the channel that it meets
+    ranges = Search(model, answers(model, inputs), PrecisionPlan(), BUDGET).ranges
+    assert "decoder.fusion.1.out" in overflowing(model, ranges, LIMIT)
+
+
 def test_rounding_out_of_budget_is_bisected(inputs):
     """Nothing overflows, and one layer's rounding is too much: a budget that only FP32 in the depth head meets."""
     model = lively_model()
@@ -162,8 +172,8 @@ def measure_meta(model):
     return sizes
 
 
-def test_convolutions_summed_in_fp32_err_as_pytorch_half_does():
-    """The judge's quick convolutions are no more exact, and no less, than PyTorch's own in half."""
+def test_sums_in_fp32_err_as_pytorch_half_does():
+    """The judge's matrix layers are no more exact, and no less, than PyTorch's own in half."""
     torch.manual_seed(0)
     model = lively_model()
     image = torch.randn(1, 3, *model.input_size)
