@@ -172,10 +172,9 @@ class TensorRTSession(Session):
         specs = ({name: spec.dtype for name, spec in group.items()} for group in (self.inputs, self.outputs))
         inputs, outputs = specs
         for _ in range(LANES):
-            context = self._context(trt)
-            if context is None:
-                self._refuse(f"gives no execution context: {self._logger.said()}")
-            self._all.append(Lane(context, inputs, outputs, self._expect, capture=not self.captures_itself))
+            self._all.append(Lane(
+                lambda: self._context(trt), inputs, outputs, self._expect, capture=not self.captures_itself
+            ))
             self._free.put(self._all[-1])
 
     def _context(self, trt: Any) -> Any:
@@ -186,7 +185,7 @@ class TensorRTSession(Session):
         """
         user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.captures_itself:
-            return self._engine.create_execution_context(user_managed)
+            return self._made(self._engine.create_execution_context(user_managed))
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(user_managed)
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
@@ -196,7 +195,12 @@ class TensorRTSession(Session):
                 self._cache_bytes = self._cache_file.read_bytes()
                 self._cache.deserialize(self._cache_bytes)  # refuses what another GPU or version wrote
         config.set_runtime_cache(self._cache)
-        return self._engine.create_execution_context(config)
+        return self._made(self._engine.create_execution_context(config))
+
+    def _made(self, context: Any) -> Any:
+        if context is None:
+            self._refuse(f"gives no execution context: {self._logger.said()}")
+        return context
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
         shapes = {name: tuple(value.shape) for name, value in inputs.items()}

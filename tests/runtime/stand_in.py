@@ -149,10 +149,12 @@ class Context:
     def __init__(self, device: StandIn) -> None:
         self.device, self.addresses, self.scratch = device, {}, (0, 0)
         self.streams: list[int] = []
+        self.changes = 0
 
     def set_input_shape(self, name: str, shape: tuple[int, ...]) -> bool:
         self.device.counts["set_input_shape"] += 1
         self.shape = shape
+        self.changes += 1
         return True
 
     def get_tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -170,9 +172,11 @@ class Context:
 
     def execute_async_v3(self, stream: int) -> bool:
         shape, addresses, (scratch, nbytes) = self.shape, dict(self.addresses), self.scratch
+        changes = self.changes
         self.streams.append(stream)
 
         def work() -> None:
+            assert changes == self.changes, "a graph was launched after its context had changed"
             assert scratch in self.device.memory and nbytes >= np.prod(shape) * 4, "scratch memory is gone or too small"
             frame = array_at(addresses["frame"], shape, np.uint8)
             array_at(scratch, shape, np.float32)[...] = frame
@@ -203,7 +207,7 @@ def lane(device: StandIn, capture: bool = True, outputs: tuple[str, ...] = ("dep
         if not succeeded:
             raise BackendError(what)
 
-    return Lane(Context(device), {"frame": "uint8"}, dict.fromkeys(outputs, "float32"), expect, capture)
+    return Lane(lambda: Context(device), {"frame": "uint8"}, dict.fromkeys(outputs, "float32"), expect, capture)
 
 
 def session_on(device: StandIn) -> TensorRTSession:
