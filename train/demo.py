@@ -27,7 +27,7 @@ class DemoConfig:
     """Folder for all of it; what an earlier demonstration left there is replaced."""
     samples: int = 1200
     """Training images to generate."""
-    epochs: int = 4
+    epochs: int = 8
     """Validations; between two of them, two fifths of the images are seen."""
     size: int = 64
     """Height and width [pixels]."""
