@@ -98,7 +98,10 @@ def resident_mb() -> float:
 
 
 def peak_mb() -> float:
-    """Largest resident memory of this process so far [MB]."""
+    """The largest resident memory of this process so far [MB]; of its own program, not of what started it."""
+    status = Path("/proc/self/status")
+    if status.exists():  # getrusage's would begin with the parent's at the fork
+        return int(re.search(r"VmHWM:\s+(\d+) kB", status.read_text())[1]) / 1e3
     import resource
 
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
