@@ -48,8 +48,13 @@ class Trainer:
         self.report = Report(config, self.world.is_main)
         self.last = config.out / "last.pth"
         self._claim_output()
-        self._open_data()
-        self._build_model()
+        try:
+            self._open_data()
+            self._build_model()
+        except DptError:
+            with contextlib.suppress(OSError):  # a folder that holds something stays
+                config.out.rmdir()
+            raise
         self.progress = state.Progress()
         self.stop = StopRequest(self.report.say)
         dataset = MapDataset(

@@ -297,6 +297,7 @@ def test_errors_of_the_command_are_one_sentence_and_status_2(tmp_path, root):
                  root=root)
     assert result.returncode == 2
     assert result.stderr.startswith("error: data root") and result.stderr.count("\n") == 1
+    assert not (tmp_path / "run").exists()
     result = run("train", "--data-root", str(tmp_path), "--config", str(tmp_path / "no.yaml"), root=root)
     assert result.returncode == 2 and "no.yaml" in result.stderr
 
