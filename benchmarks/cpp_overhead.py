@@ -10,12 +10,9 @@ tensors around the caller's buffers. Without --bundle the model is a random ViT-
 from __future__ import annotations
 
 import ctypes
-import datetime
 import os
-import platform
 import re
 import subprocess
-import sys
 import tempfile
 import time
 from dataclasses import dataclass
@@ -24,13 +21,16 @@ from typing import Any
 
 import numpy as np
 
-from dpt_deploy import __version__, cli
+from benchmarks import machine
+from benchmarks.models import graph_bundle
+from dpt_deploy import cli
 from dpt_deploy.bundle import Bundle
 from dpt_deploy.errors import BuildError, MissingPackage
 from dpt_deploy.files import write_json
 from dpt_deploy.runtime.cpp_session import FORMATS, CppSession, find_library, find_onnxruntime
 
 HERE = Path(__file__).resolve().parent
+PROG = "python -m benchmarks.cpp_overhead"
 
 
 @dataclass(frozen=True)
@@ -71,24 +71,6 @@ def compile_timer(folder: Path) -> Path:
     return timer
 
 
-def random_bundle(folder: Path, backbone: str) -> Bundle:
-    """The FP32 frame graph of a random model."""
-    with cli.needing("export"):
-        import torch
-
-        from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
-
-    torch.manual_seed(0)
-    folder.mkdir(parents=True)
-    save_checkpoint(folder / "random.pth", create_multitask_dpt_model(backbone))
-    command = [sys.executable, "-m", "dpt_deploy.export", str(folder / "random.pth"), "--out", str(folder / "bundle"),
-               "--precision", "fp32", "--builder", "none"]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if not (folder / "bundle" / "manifest.json").is_file():
-        raise BuildError(f"{' '.join(command)}\n{done.stdout}{done.stderr}")
-    return Bundle.open(folder / "bundle")
-
-
 def percentiles(values: list[float]) -> dict[str, float]:
     return {f"p{q}": round(float(np.percentile(values, q)), 4) for q in (50, 90, 99)}
 
@@ -117,15 +99,8 @@ def measure(config: OverheadConfig, session: CppSession, timer: ctypes.CDLL, nam
 
 def describe(config: OverheadConfig, session: CppSession, version: str) -> dict[str, Any]:
     """What the numbers were made with."""
-    processor = re.search(r"model name\s*: (.*)", Path("/proc/cpuinfo").read_text())
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=HERE, capture_output=True, text=True, check=False)
     return {
-        "command": f"python -m benchmarks.cpp_overhead {' '.join(sys.argv[1:])}".strip(),
-        "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "commit": commit.stdout.strip() or "unknown",
-        "processor": f"{processor[1] if processor else platform.machine()}, {os.cpu_count()} cores",
-        "load_average": [round(value, 2) for value in os.getloadavg()],
-        "versions": {"dpt-deploy": __version__, "onnxruntime": version},
+        "command": cli.command_line(PROG), "machine": machine.record(), "libonnxruntime": version,
         "backend": session.backend, "model": config.bundle.name if config.bundle else f"random {config.backbone}",
         "precision": "fp32", "size": list(config.size), "batch": 1, "threads": config.threads or "default",
         "warm_up": config.warm_up, "runs": config.runs,
@@ -144,7 +119,7 @@ def main(config: OverheadConfig) -> None:
         os.environ |= {"REAL_ONNXRUNTIME": str(real), "DPT_ONNXRUNTIME_LIBRARY": str(timer)}
         clock = ctypes.CDLL(str(timer))
         clock.timed_run_seconds.restype = ctypes.c_double
-        bundle = Bundle.open(config.bundle) if config.bundle else random_bundle(folder / "random", config.backbone)
+        bundle = Bundle.open(config.bundle or graph_bundle(folder / "random", config.backbone))
         with CppSession(bundle, "onnxruntime-cpu", precision="fp32", threads=config.threads) as session:
             result = describe(config, session, real.name.removeprefix("libonnxruntime.so."))
             result["formats"] = {name: measure(config, session, clock, name) for name in config.formats}
@@ -156,4 +131,4 @@ def main(config: OverheadConfig) -> None:
 
 
 if __name__ == "__main__":
-    cli.run(OverheadConfig, main, "python -m benchmarks.cpp_overhead")
+    cli.run(OverheadConfig, main, PROG)

@@ -3,7 +3,7 @@
 Builds or loads engines, judges parity on the device, times the engines by themselves and against all peers, holds the
 figures against their goals, and checks memory over many calls. Each step has a share of the time; what fails or finds
 none left is `not run` with the reason, and the others go on. Writes one JSON, after every step, and a summary. Without
-a GPU it says so, writes the JSON, and exits with 3.
+a GPU it says so, writes nothing, so that an earlier result stays, and exits with 3.
 """
 
 # ruff: noqa: E402 - this file is run by its path, and finds its neighbours through the line below
@@ -28,7 +28,8 @@ from rich.table import Table
 
 from benchmarks import gpu, latency, machine
 from benchmarks.contenders import ON_GPU, flops
-from benchmarks.latency import RESULTS, LatencyConfig, default_bundle
+from benchmarks.latency import RESULTS, LatencyConfig
+from benchmarks.models import default_bundle
 from dpt_deploy import cli
 from dpt_deploy.bundle import Bundle
 from dpt_deploy.errors import BackendError, DptError
@@ -73,9 +74,8 @@ def main(config: ValidationConfig) -> int:
                               "goals": judge_goals({}), "steps": {}}
     if device.compute_capability() is None:
         why = "no GPU is visible here: the NVIDIA driver or cuda-python is missing, or there is no device"
-        result["steps"] = {name: {"status": "not run", "reason": why} for name in STEPS}
-        write_json(path, result)
-        print(f"not run: {why}. Run this command on a machine with an NVIDIA GPU. Written: {path}", file=sys.stderr)
+        print(f"not run: {why}. Run this command on a machine with an NVIDIA GPU. Nothing was written.",
+              file=sys.stderr)
         return NO_GPU
     started = time.perf_counter()
     folder = config.bundle or default_bundle()
@@ -155,7 +155,8 @@ def _frame(batch: int) -> tuple[int, int]:
 def _engine_time(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any]:
     """The engine, uploads and downloads, each by itself; and the engine's share of the matrix rate around it."""
     found: dict[str, Any] = {}
-    operations, products = flops(Bundle.open(folder)), machine.matrix_products()
+    operations = flops(Bundle.open(folder))
+    product = next((one for one in machine.matrix_products() if one.precision == "fp16"), None)
     with load(folder) as runtime:
         if runtime.backend not in ON_GPU:
             raise BackendError(f"nothing of the bundle runs on the GPU. {runtime.reason}")
@@ -163,9 +164,9 @@ def _engine_time(folder: Path, config: ValidationConfig, left: float) -> dict[st
             frames = np.stack([scene(*_frame(batch), seed) for seed in range(batch)])
             inputs = {"frame": frames}
             try:
-                rates = _rates(products.get("fp16"))
+                rates = _rates(product)
                 parts = gpu.engine_parts(runtime.session, inputs, config.rounds)
-                rates += _rates(products.get("fp16"))
+                rates += _rates(product)
                 whole = []
                 for _ in range(config.rounds):
                     started = time.perf_counter()
@@ -186,16 +187,15 @@ def _engine_time(folder: Path, config: ValidationConfig, left: float) -> dict[st
         return {"backend": runtime.backend, "artifact": runtime.artifact.file, "note": note, "times": found}
 
 
-def _rates(product: tuple[Callable[[], None], float] | None) -> list[float]:
+def _rates(product: machine.MatrixProduct | None) -> list[float]:
     """FLOPs per second of 20 large matrix products."""
     if product is None:
         return []
-    call, count = product
     rates = []
     for _ in range(25):
         started = time.perf_counter()
-        call()
-        rates.append(count / (time.perf_counter() - started))
+        product.call()
+        rates.append(product.flops / (time.perf_counter() - started))
     return rates[5:]
 
 

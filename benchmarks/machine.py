@@ -10,6 +10,7 @@ import platform
 import re
 import subprocess
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -107,33 +108,51 @@ def peak_mb() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3
 
 
-def matrix_products() -> dict[str, tuple[Callable[[], None], float]]:
-    """Per precision, a large matrix product in PyTorch, and its FLOPs: the machine's own ceiling.
+@dataclass(frozen=True)
+class MatrixProduct:
+    """A large matrix product that can be timed."""
 
-    On a GPU fp32 (without TF32) and fp16; on a processor fp32, and bf16 where it has the units.
+    precision: str
+    library: str
+    call: Callable[[], None]
+    """One product, done on return."""
+    flops: float
+
+
+def matrix_products() -> list[MatrixProduct]:
+    """Large matrix products by precision and library; the fastest of a precision is the machine's own ceiling.
+
+    On a GPU fp32 (without TF32) and fp16; on a processor fp32, and bf16 where it has the units. A
+    processor's come from several libraries, because none has the best kernel on every one.
     """
+    a = np.random.default_rng(0).standard_normal((3072, 3072)).astype(np.float32)
+    into = np.empty_like(a)
+
+    def numpy_product() -> None:
+        np.matmul(a, a, out=into)
+
+    by_numpy = MatrixProduct("fp32", "NumPy", numpy_product, 2.0 * len(a) ** 3)
     try:
         import torch
     except ImportError:
-        a = np.random.default_rng(0).standard_normal((2048, 2048)).astype(np.float32)
-        return {"fp32": (lambda: np.matmul(a, a), 2.0 * 2048**3)}
-    on_gpu = torch.cuda.is_available()
-    n = 8192 if on_gpu else 2048
-    types = {"fp32": torch.float32, "fp16": torch.float16} if on_gpu else {"fp32": torch.float32}
-    if not on_gpu and {"avx512_bf16", "amx_bf16"} & set(_processor()["units"]):
-        types["bf16"] = torch.bfloat16
-    found = {}
-    for name, dtype in types.items():
-        a = torch.randn(n, n, device="cuda" if on_gpu else "cpu").to(dtype)
-        out = torch.empty_like(a)
+        return [by_numpy]
 
-        def product(a: Any = a, out: Any = out) -> None:
-            torch.mm(a, a, out=out)
-            if on_gpu:
+    def by_torch(precision: str, n: int, device: str) -> MatrixProduct:
+        factor = torch.randn(n, n, device=device).to({"fp32": torch.float32, "fp16": torch.float16,
+                                                      "bf16": torch.bfloat16}[precision])
+        out = torch.empty_like(factor)
+
+        def product() -> None:
+            torch.mm(factor, factor, out=out)
+            if device == "cuda":
                 torch.cuda.synchronize()
 
-        found[name] = (product, 2.0 * n**3)
-    return found
+        return MatrixProduct(precision, "PyTorch", product, 2.0 * n**3)
+
+    if torch.cuda.is_available():
+        return [by_torch(precision, 8192, "cuda") for precision in ("fp32", "fp16")]
+    bf16 = {"avx512_bf16", "amx_bf16"} & set(_processor()["units"])
+    return [by_numpy, *(by_torch(precision, 3072, "cpu") for precision in ("fp32", "bf16")[: 1 + bool(bf16)])]
 
 
 def _processor() -> dict[str, Any]:

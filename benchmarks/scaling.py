@@ -24,8 +24,8 @@ from rich.table import Table
 
 from benchmarks import machine
 from benchmarks.latency import RESULTS
+from benchmarks.models import graph_bundle
 from dpt_deploy import cli
-from dpt_deploy.bundle import MANIFEST, Bundle
 from dpt_deploy.contract import HEADS
 from dpt_deploy.files import replacing, write_json
 from dpt_deploy.runtime import Backend, load
@@ -68,11 +68,11 @@ def main(config: ScalingConfig) -> int:
         return 0
     before = machine.record()
     usual = {"frame": "720x1280", "batch": 1, "model": "given" if config.bundle else "base", "heads": ",".join(HEADS)}
-    given = usual | {"bundle": str(config.bundle or random_bundle("base"))}
+    given = usual | {"bundle": str(config.bundle or _random("base"))}
     wanted = [given | {"axis": "frame", "frame": frame} for frame in config.frames]
     wanted += [given | {"axis": "batch", "batch": n} for n in config.batches]
-    wanted += [usual | {"axis": "model", "model": name, "bundle": str(random_bundle(name))} for name in config.models]
-    wanted += [usual | {"axis": "heads", "model": "base", "heads": heads, "bundle": str(random_bundle("base", heads))}
+    wanted += [usual | {"axis": "model", "model": name, "bundle": str(_random(name))} for name in config.models]
+    wanted += [usual | {"axis": "heads", "model": "base", "heads": heads, "bundle": str(_random("base", heads))}
                for heads in config.heads]
     rows = []
     for point in wanted:
@@ -88,24 +88,9 @@ def main(config: ScalingConfig) -> int:
     return 0 if all("p50_ms" in row for row in rows) else 1
 
 
-def random_bundle(size: str, heads: str = ",".join(HEADS)) -> Path:
-    """A bundle that holds only the FP32 frame graph, of a model with random weights; made once, judged by nothing."""
-    from dpt_deploy.export.graph import export_graph
-    from dpt_deploy.model import create_multitask_dpt_model
-    from dpt_deploy.model.frame import FrameModel
-
-    folder = Path("engines") / f"scaling-{size}-{heads.replace(',', '-')}"
-    if (folder / MANIFEST).exists():
-        return folder
-    print(f"exporting {folder.name}", flush=True)
-    model = create_multitask_dpt_model(MODELS[size], heads=tuple(heads.split(","))).eval()
-    contract, file = model.contract(), "frame.fp32.onnx"
-    header = {"name": folder.name, "contract": contract.to_json(), "model": model.config.to_json(), "checkpoint": {}}
-    bundle = Bundle.create(folder, header)
-    folder.mkdir(parents=True, exist_ok=True)
-    export_graph(FrameModel(model, contract), "frame", contract, folder / file, 23, {})
-    bundle.add(file, "onnx", graph="frame", precision="fp32")
-    return folder
+def _random(size: str, heads: str = ",".join(HEADS)) -> Path:
+    return graph_bundle(Path("engines") / f"scaling-{size}-{heads.replace(',', '-')}", MODELS[size],
+                        tuple(heads.split(",")))
 
 
 def _apart(point: dict[str, Any], backend: str, calls: int) -> dict[str, Any]:

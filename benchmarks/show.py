@@ -43,7 +43,7 @@ def _cells(row: dict[str, Any], doubts: list[str]) -> list[str]:
     return [
         row["name"], f"{row['p50_ms']:.1f}", f"{row['p90_ms']:.1f}", f"{row['p99_ms']:.1f}",
         f"{row['frames_per_s']:.2f}",
-        f"{row['times_faster_than_peer']['median']:.2f}" if "times_faster_than_peer" in row else "",
+        times(row["times_faster_than_peer"]) if "times_faster_than_peer" in row else "",
         f"{row['share_of_ceiling']:.0%}" if "share_of_ceiling" in row else "",
         "" if around is None else f"{around:.1%}",
         f"{row['load_s']:.1f}", f"{row['first_call_s']:.2f}", f"{row['host_memory_mb']:.0f}",
@@ -51,6 +51,12 @@ def _cells(row: dict[str, Any], doubts: list[str]) -> list[str]:
         "yes" if row["stable"] and not doubts else "no",
         *(f"{parts[name]:.2f}" if name in parts else "" for name in ("h2d", "engine", "d2h")),
     ]
+
+
+def times(ratio: dict[str, Any]) -> str:
+    """A ratio of `measure.ratios` as text, with the 95 % confidence interval of its median where there is one."""
+    low, high = ratio["interval"] or (None, None)
+    return f"{ratio['median']:.2f}" + ("" if low is None else f" ({low:.2f} to {high:.2f})")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:

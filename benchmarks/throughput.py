@@ -23,8 +23,9 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import machine
-from benchmarks.latency import RESULTS, default_bundle
+from benchmarks.latency import RESULTS
 from benchmarks.measure import Samples, doubts
+from benchmarks.models import default_bundle
 from dpt_deploy import cli
 from dpt_deploy.files import write_json
 from dpt_deploy.parity.images import scene

@@ -24,6 +24,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine
 from dpt_deploy import cli
+from dpt_deploy.errors import BackendError
 from dpt_deploy.files import write_json
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
 from train.config import TrainConfig
@@ -59,15 +60,12 @@ class TrainingConfig:
 
 def main(config: TrainingConfig) -> int:
     """Exit status 0 when every row ran, 1 when one did not, 2 without a GPU."""
+    if config.device == "cuda" and not torch.cuda.is_available():
+        raise BackendError("not run: no GPU is visible to PyTorch here. Run this command on a machine with an NVIDIA "
+                           "GPU, or look whether it works at all with --device cpu.")
     path = config.out / f"{config.name}.json"
     result: dict[str, Any] = {"command": cli.command_line(PROG), "machine": machine.record(), "amp": config.amp,
                               "device": config.device, "rows": []}
-    if config.device == "cuda" and not torch.cuda.is_available():
-        result["not run"] = "no GPU is visible to PyTorch here"
-        write_json(path, result)
-        print(f"not run: {result['not run']}. Run this command on a machine with an NVIDIA GPU, or look whether it "
-              f"works at all with --device cpu. Written: {path}", file=sys.stderr)
-        return 2
     result["matrix_tflops"] = matrix_rate(config) / 1e12
     for compiled in (False, True) if config.device == "cuda" else (False,):
         for batch in config.batches:

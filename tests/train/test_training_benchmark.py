@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from benchmarks import training
+from dpt_deploy.errors import BackendError
 
 
 def test_it_runs_on_a_processor(tmp_path: Path):
@@ -22,12 +23,12 @@ def test_it_runs_on_a_processor(tmp_path: Path):
     assert result["guide"]["holds"] is None, "a processor says nothing about GPU memory"
 
 
-def test_without_a_gpu_it_says_so(tmp_path: Path, capsys):
+def test_without_a_gpu_it_says_so_and_writes_nothing(tmp_path: Path):
     if torch.cuda.is_available():
         pytest.skip("a GPU is visible here")
-    assert training.main(training.TrainingConfig(out=tmp_path)) == 2
-    assert "not run: no GPU is visible" in capsys.readouterr().err
-    assert json.loads((tmp_path / "training.json").read_text())["rows"] == []
+    with pytest.raises(BackendError, match="no GPU is visible"):
+        training.main(training.TrainingConfig(out=tmp_path))
+    assert not any(tmp_path.iterdir()), "an earlier result must stay"
 
 
 @pytest.mark.parametrize(("peak", "holds"), [(7.4, True), (7.5, False)])

@@ -1,0 +1,53 @@
+"""Bundles of models with random weights: neither time nor memory depends on the weights."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from dpt_deploy.bundle import MANIFEST, Bundle
+from dpt_deploy.contract import HEADS
+from dpt_deploy.errors import BuildError
+
+
+def default_bundle() -> Path:
+    """ViT-B at 384, exported and judged by the command of users; made once, in engines/bench-vitb."""
+    folder = Path("engines") / "bench-vitb"
+    if (folder / "parity.json").exists():
+        return folder
+    import torch
+
+    from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+
+    checkpoint = folder.with_suffix(".pth")
+    torch.manual_seed(0)
+    save_checkpoint(checkpoint, create_multitask_dpt_model("vit_base_patch16_384"))
+    command = [sys.executable, "-m", "dpt_deploy.export", str(checkpoint), "--out", str(folder)]
+    if platform.machine() != "x86_64":
+        command += ["--builder", "none"]
+    print(f"exporting {folder}", flush=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not (folder / "parity.json").exists():
+        raise BuildError(f"the model to time could not be exported: {done.stderr.strip().splitlines()[-1:]}.")
+    return folder
+
+
+def graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEADS) -> Path:
+    """A bundle that holds only the FP32 frame graph, judged by nothing; made once, in `folder`."""
+    from dpt_deploy.export.graph import export_graph
+    from dpt_deploy.model import create_multitask_dpt_model
+    from dpt_deploy.model.frame import FrameModel
+
+    if (folder / MANIFEST).exists():
+        return folder
+    print(f"exporting {folder.name}", flush=True)
+    model = create_multitask_dpt_model(backbone, heads=heads).eval()
+    contract, file = model.contract(), "frame.fp32.onnx"
+    header = {"name": folder.name, "contract": contract.to_json(), "model": model.config.to_json(), "checkpoint": {}}
+    bundle = Bundle.create(folder, header)
+    folder.mkdir(parents=True, exist_ok=True)
+    export_graph(FrameModel(model, contract), "frame", contract, folder / file, 23, {})
+    bundle.add(file, "onnx", graph="frame", precision="fp32")
+    return folder
