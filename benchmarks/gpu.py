@@ -1,4 +1,4 @@
-"""Steps on a GPU, each timed by itself with CUDA events: host to device, engine, device to host."""
+"""Steps on a GPU, each timed by itself: host to device, engine, device to host."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ def engine_parts(session: Session, inputs: Mapping[str, np.ndarray], rounds: int
     """p50, p90 and p99 [ms] of h2d, engine and d2h, each repeated by itself on fixed buffers.
 
     A TensorRT engine is captured as a CUDA graph, and launched back to back between two events. ONNX Runtime
-    waits at the end of every call: there, engine alone is given, by the host's clock, on arrays on the GPU.
+    waits at the end of every call: its steps are told apart by the host's clock, from and to pageable memory.
     """
     found = {}
     if not hasattr(session, "steps"):
-        return {"engine": _waiting(session, inputs, rounds)}
+        return _waiting(session, inputs, rounds)
     session.run(inputs)  # what a first call compiles or captures is not timed
     with session.steps(inputs) as (stream, steps):
         for name, step in steps.items():
@@ -64,38 +64,38 @@ def percentiles(times: list[float]) -> list[float]:
 @contextlib.contextmanager
 def _captured(stream: int, step: Launch) -> Iterator[Launch]:
     """`step` as a CUDA graph; as it is, where it cannot be captured."""
-    graph = ready = None
-    with contextlib.suppress(BackendError):
-        mode = cuda.cudart().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        cuda.call("cudaStreamBeginCapture", stream, mode)
-        try:
-            step()
-        finally:
-            graph = cuda.call("cudaStreamEndCapture", stream)
-        ready = cuda.call("cudaGraphInstantiate", graph, 0)
     try:
-        yield step if ready is None else lambda: cuda.call("cudaGraphLaunch", ready, stream)
+        graph = cuda.capture(stream, step)
+    except BackendError:
+        yield step
+        return
+    try:
+        yield lambda: cuda.call("cudaGraphLaunch", graph, stream)
     finally:
-        if ready is not None:
-            cuda.call("cudaGraphExecDestroy", ready)
-        if graph is not None:
-            cuda.call("cudaGraphDestroy", graph)
+        cuda.call("cudaGraphExecDestroy", graph)
 
 
-def _waiting(session: Session, inputs: Mapping[str, np.ndarray], rounds: int) -> list[float]:
-    """p50, p90 and p99 [ms] of calls that return when they are done, on arrays that lie on the GPU."""
+def _waiting(session: Session, inputs: Mapping[str, np.ndarray], rounds: int) -> dict[str, list[float]]:
+    """p50, p90 and p99 [ms] of upload, a call on arrays on the GPU that returns when it is done, and download."""
     (name, array), = inputs.items()
     array = np.ascontiguousarray(array)
     on_gpu = cuda.DeviceArray.empty(array.shape, array.dtype, cuda.LEGACY_STREAM)
     kind = cuda.cudart().cudaMemcpyKind.cudaMemcpyHostToDevice
-    cuda.call("cudaMemcpyAsync", on_gpu.pointer, array.ctypes.data, array.nbytes, kind, cuda.LEGACY_STREAM)
-    times = []
+    times: dict[str, list[float]] = {"h2d": [], "engine": [], "d2h": []}
     for i in range(WARM_UP + rounds):
-        started = time.perf_counter()
-        session.run({name: on_gpu}, stream=cuda.LEGACY_STREAM)
+        clock = [time.perf_counter()]
+        cuda.call("cudaMemcpyAsync", on_gpu.pointer, array.ctypes.data, array.nbytes, kind, cuda.LEGACY_STREAM)
+        cuda.call("cudaStreamSynchronize", cuda.LEGACY_STREAM)
+        clock.append(time.perf_counter())
+        maps = session.run({name: on_gpu}, stream=cuda.LEGACY_STREAM)
+        clock.append(time.perf_counter())
+        for value in maps.values():
+            value.numpy()
+        clock.append(time.perf_counter())
         if i >= WARM_UP:
-            times.append((time.perf_counter() - started) * 1e3)
-    return percentiles(times)
+            for part, seconds in zip(times.values(), np.diff(clock), strict=True):
+                part.append(1e3 * seconds)
+    return {part: percentiles(values) for part, values in times.items()}
 
 
 class TorchOnGpu:

@@ -16,7 +16,7 @@ GPU_COLUMNS = ("up ms", "engine", "down")
 def table(result: dict[str, Any]) -> None:
     """Print the rows of `latency.measure`, what was not run below them, and why nothing may be stable."""
     console = Console(highlight=False)
-    console.width = max(console.width, 150)
+    console.width = max(console.width, 165)
     h, w = result["frame"]
     on_gpu = any("d2h" in row.get("parts_ms", {}) for row in result["rows"])
     shown = Table(title=f"{result['bundle']}: {w} x {h}, batch {result['batch']}, {result['rounds']} rounds",
@@ -24,7 +24,7 @@ def table(result: dict[str, Any]) -> None:
     for column in ("contender", "p50 ms", "p90", "p99", "frames/s", "x peer", "ceiling", "pre+post", "load s",
                    "first s", "host MB", "AbsRel", "parity", "stable", *GPU_COLUMNS[:3 * on_gpu]):
         left = column in ("contender", "parity", "stable")
-        shown.add_column(column, justify="left" if left else "right", no_wrap=column == "contender")
+        shown.add_column(column, justify="left" if left else "right", no_wrap=column in ("contender", "x peer"))
     for row in result["rows"]:
         if row["status"] == "ran":
             shown.add_row(*_cells(row, result["doubts"])[: len(shown.columns)])

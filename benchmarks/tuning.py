@@ -65,7 +65,7 @@ def main(config: TuningConfig) -> int:
         networks = dict(_variants(path, Path(folder), config.only))
         reference = networks["ONNX Runtime"](image)
         samples = interleave({name: lambda run=run: _call(run, image) for name, run in networks.items()},
-                             config.rounds, 1)
+                             config.rounds, 1, lambda done: print(f"round {done} of {config.rounds + 1}", flush=True))
         rows = []
         for name, run in networks.items():
             base = "OpenVINO" if name.startswith("OpenVINO") else "ONNX Runtime"

@@ -6,7 +6,7 @@ import contextlib
 import ctypes
 import functools
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,6 +69,22 @@ def make_wait(stream: int, other: int) -> None:
         call("cudaStreamWaitEvent", stream, event, 0)
     finally:
         call("cudaEventDestroy", event)  # released once it has passed
+
+
+def capture(stream: int, enqueue: Callable[[], Any]) -> Any:
+    """What `enqueue` puts on `stream` as an instantiated CUDA graph; nothing of it runs.
+
+    For cudaGraphLaunch, and cudaGraphExecDestroy in the end. Raises `BackendError` where it cannot be captured.
+    """
+    call("cudaStreamBeginCapture", stream, cudart().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+    try:
+        enqueue()
+    finally:
+        graph = call("cudaStreamEndCapture", stream)
+    try:
+        return call("cudaGraphInstantiate", graph, 0)
+    finally:
+        call("cudaGraphDestroy", graph)
 
 
 class DeviceBuffer:

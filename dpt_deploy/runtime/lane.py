@@ -9,7 +9,6 @@ pinned for it. The number kept is bounded; the least recently used one goes.
 from __future__ import annotations
 
 import collections
-import contextlib
 import functools
 import math
 from collections.abc import Callable, Container, Mapping
@@ -240,18 +239,7 @@ class Lane:
 
     def _capture(self, slot: Slot) -> None:
         """Keep what `_enqueue` does as one CUDA graph; where that is not possible, go on without any."""
-        mode = cuda.cudart().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal
-        graph = None
         try:
-            cuda.call("cudaStreamBeginCapture", self.stream, mode)
-            try:
-                self._enqueue(slot)
-            finally:
-                graph = cuda.call("cudaStreamEndCapture", self.stream)
-            slot.graph = cuda.call("cudaGraphInstantiate", graph, 0)
+            slot.graph = cuda.capture(self.stream, functools.partial(self._enqueue, slot))
         except BackendError as error:
             self.capture, self.why_not = False, str(error)
-        finally:
-            if graph is not None:
-                with contextlib.suppress(BackendError):
-                    cuda.call("cudaGraphDestroy", graph)

@@ -10,6 +10,7 @@ import pytest
 
 from benchmarks import gpu, machine
 from benchmarks.gpu_validation import GOALS, _frame, _within, judge_goals
+from dpt_deploy.runtime import cuda
 from tests.runtime.stand_in import StandIn, device, session_on
 
 __all__ = ["device"]
@@ -38,6 +39,20 @@ def test_an_engine_that_cannot_be_captured_is_launched_as_it_is(device: StandIn)
         assert set(gpu.engine_parts(session, {"frame": np.zeros((1, 6, 8, 3), np.uint8)}, rounds=1)) == {
             "h2d", "engine", "d2h"}
         assert not device.counts["cudaGraphLaunch"]
+
+
+def test_a_backend_that_waits_has_its_steps_told_apart_too(device: StandIn) -> None:
+    seen = []
+
+    class Waiting:
+        def run(self, inputs: dict[str, Any], stream: int) -> dict[str, cuda.DeviceArray]:
+            frame = inputs["frame"]
+            seen.append((type(frame), frame.numpy().sum(), stream))
+            return {"depth": frame}
+
+    parts = gpu.engine_parts(Waiting(), {"frame": np.ones((1, 6, 8, 3), np.uint8)}, rounds=2)
+    assert set(parts) == {"h2d", "engine", "d2h"} and all(0 < p50 <= p99 for p50, _, p99 in parts.values())
+    assert seen == [(cuda.DeviceArray, 144, cuda.LEGACY_STREAM)] * (gpu.WARM_UP + 2), "the frame is on the device"
 
 
 def steps(engine_ms: float, share: float, ratio: float) -> dict[str, Any]:

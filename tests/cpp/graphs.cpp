@@ -1,5 +1,6 @@
 // graphs LIBRARY FOLDER: the TensorRT module on the stand-in in LIBRARY. When it captures, replays and forgets CUDA
 // graphs, that the maps are right each time, and with TensorRT-RTX that compiled kernels are kept in FOLDER.
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -61,14 +62,14 @@ struct Session {
         EXPECT(wrong == 0);
     }
 
-    void run_device(int height, int width) {
+    void run_device(int height, int width, std::uintptr_t stream = 0) {
         const std::size_t count = static_cast<std::size_t>(height * width);
         void *pixels = nullptr, *depth = nullptr;
         cudaMalloc(&pixels, 3 * count), cudaMalloc(&depth, 4 * count);
         std::memset(pixels, 9, 3 * count);
         const dpt_frames frames = {static_cast<unsigned char *>(pixels), 1, height, width, DPT_RGB, 0, 0};
         const dpt_maps maps = {static_cast<float *>(depth), nullptr, nullptr};
-        EXPECT(api.run_device(handle, &frames, &maps, nullptr, words) == DPT_OK);
+        EXPECT(api.run_device(handle, &frames, &maps, reinterpret_cast<void *>(stream), words) == DPT_OK);
         EXPECT(*static_cast<float *>(depth) == 10);
         cudaFree(pixels), cudaFree(depth);
     }
@@ -92,6 +93,23 @@ void broken_engines() {
     const std::string words = session.words;
     EXPECT(session.status == DPT_BACKEND_ERROR && words.find("line 79") != std::string::npos);
     EXPECT(words.find("line 30;") != std::string::npos && words.find("line 29;") == std::string::npos);
+}
+
+void callers_streams() {
+    Session session;
+    for (const std::uintptr_t standard : {0U, 1U, 2U}) { // TensorRT would have the host wait around these
+        session.run_device(8, 8, standard);
+        told.order.clear();
+        session.run_device(8, 8, standard);
+        const std::string name = std::to_string(standard);
+        EXPECT(told.order == "7 waits for " + name + "; 7 waits for 7; runs on 7; " + name + " waits for 7; ");
+    }
+    told.order.clear();
+    session.run_device(8, 8, 9);
+    EXPECT(told.order == "9 waits for 7; runs on 9; ");
+    told.order.clear();
+    session.run(8, 8); // the buffers are shared with the caller's stream
+    EXPECT(told.order.rfind("7 waits for 9; runs on 7; ", 0) == 0);
 }
 
 #if defined(STANDIN_RTX)
@@ -189,6 +207,7 @@ int main(int count, char **arguments) {
     setenv("DPT_TENSORRT_RTX_LIBRARY", arguments[1], 1);
     setenv("DPT_CUDART_LIBRARY", arguments[1], 1);
     broken_engines();
+    callers_streams();
 #if defined(STANDIN_RTX)
     own_graphs(arguments[2]);
 #else

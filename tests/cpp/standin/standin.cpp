@@ -4,6 +4,7 @@
 #include "standin.h"
 
 #include <algorithm>
+#include <cstdint>
 #include <cstdlib>
 #include <cstring>
 #include <functional>
@@ -29,6 +30,11 @@ Standin told;
 std::map<const char *, std::size_t> memory; // begin, bytes
 CUgraph_st *capturing = nullptr;
 ILogger *logger = nullptr;
+
+std::map<cudaEvent_t, cudaStream_t> recorded;
+std::uintptr_t events = 0x100;
+
+std::string number(cudaStream_t stream) { return std::to_string(reinterpret_cast<std::uintptr_t>(stream)); }
 
 void broken(const char *rule) { told.broken += std::string(rule) + "; "; }
 
@@ -125,7 +131,8 @@ struct Context : IExecutionContext {
         now->scratch = memory;
         now->scratch_bytes = bytes;
     }
-    bool enqueueV3(cudaStream_t) override {
+    bool enqueueV3(cudaStream_t stream) override {
+        told.order += "runs on " + number(stream) + "; ";
         ++told.enqueued;
         if (capturing != nullptr && (ran != now->shape || ran_with != now->scratch)) broken("a first enqueue captured");
         ran = now->shape;
@@ -227,7 +234,11 @@ cudaError_t cudaStreamSynchronize(cudaStream_t) {
     not_captured("cudaStreamSynchronize in a capture");
     return cudaSuccess;
 }
-cudaError_t cudaStreamWaitEvent(cudaStream_t, cudaEvent_t, unsigned) { return cudaSuccess; }
+cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
+    const auto found = recorded.find(event);
+    if (found != recorded.end()) told.order += number(stream) + " waits for " + number(found->second) + "; ";
+    return cudaSuccess;
+}
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
     capturing = new CUgraph_st;
     return cudaSuccess;
@@ -239,10 +250,16 @@ cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) {
     return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
-    return *event = reinterpret_cast<cudaEvent_t>(0x8), cudaSuccess;
+    return *event = reinterpret_cast<cudaEvent_t>(++events), cudaSuccess;
 }
-cudaError_t cudaEventDestroy(cudaEvent_t) { return cudaSuccess; }
-cudaError_t cudaEventRecord(cudaEvent_t, cudaStream_t) { return cudaSuccess; }
+cudaError_t cudaEventDestroy(cudaEvent_t event) {
+    recorded.erase(event);
+    return cudaSuccess;
+}
+cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
+    recorded[event] = stream;
+    return cudaSuccess;
+}
 cudaError_t cudaEventSynchronize(cudaEvent_t) {
     not_captured("cudaEventSynchronize in a capture");
     return cudaSuccess;

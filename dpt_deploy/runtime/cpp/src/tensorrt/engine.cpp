@@ -41,6 +41,7 @@ Engine::Engine(const dpt_engine_order &order)
         create_context(graphs_);
         cuda.check(cuda.cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
         cuda.check(cuda.cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
+        cuda.check(cuda.cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
     } catch (...) {
         release();
         throw;
@@ -70,8 +71,9 @@ void Engine::release() noexcept {
     for (Head &head : heads_) head.device.free(), head.host.free();
     input_.free(), staging_.free(), scratch_.free();
     if (done_ != nullptr) static_cast<void>(cuda.cudaEventDestroy(done_));
+    if (ready_ != nullptr) static_cast<void>(cuda.cudaEventDestroy(ready_));
     if (stream_ != nullptr) static_cast<void>(cuda.cudaStreamDestroy(stream_));
-    done_ = nullptr;
+    done_ = ready_ = nullptr;
     stream_ = nullptr;
 }
 
@@ -163,10 +165,18 @@ void Engine::run(const dpt_frames &frames, const dpt_maps &maps) {
 void Engine::run_device(const dpt_frames &frames, const dpt_maps &maps, cudaStream_t stream) {
     const Cuda &cuda = Cuda::get();
     const OnDevice current(device_);
-    cuda.check(cuda.cudaStreamWaitEvent(stream, done_, 0), "cudaStreamWaitEvent");
+    // Around CUDA's default streams TensorRT would have the host wait: the work goes to our own, with waits both ways.
+    const bool standard = stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
+    const cudaStream_t lane = standard ? stream_ : stream;
+    if (standard) {
+        cuda.check(cuda.cudaEventRecord(ready_, stream), "cudaEventRecord");
+        cuda.check(cuda.cudaStreamWaitEvent(lane, ready_, 0), "cudaStreamWaitEvent");
+    }
+    cuda.check(cuda.cudaStreamWaitEvent(lane, done_, 0), "cudaStreamWaitEvent");
     prepare(*context_, frames, frames.data, {maps.depth, maps.normals, maps.alpha});
-    if (!context_->enqueueV3(stream)) fail_with_words("could not run");
-    cuda.check(cuda.cudaEventRecord(done_, stream), "cudaEventRecord");
+    if (!context_->enqueueV3(lane)) fail_with_words("could not run");
+    cuda.check(cuda.cudaEventRecord(done_, lane), "cudaEventRecord");
+    if (standard) cuda.check(cuda.cudaStreamWaitEvent(stream, done_, 0), "cudaStreamWaitEvent");
 }
 
 // Everything that a call in host memory needs but scratch memory.

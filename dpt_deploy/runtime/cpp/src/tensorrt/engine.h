@@ -103,7 +103,8 @@ private:
 #endif
     Context context_; // of device memory, and of host memory where there are no graphs
     cudaStream_t stream_ = nullptr;
-    cudaEvent_t done_ = nullptr;
+    cudaEvent_t done_ = nullptr;  // the last call's work
+    cudaEvent_t ready_ = nullptr; // the pixels, on a default stream of the caller's
     std::array<Head, 3> heads_;
     Buffer input_{false}, staging_{true}, scratch_{false};
     std::deque<Recorded> recorded_; // the most recently used first
