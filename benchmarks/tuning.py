@@ -32,6 +32,7 @@ from benchmarks.show import times
 from dpt_deploy import cli
 from dpt_deploy.bundle import Bundle
 from dpt_deploy.files import write_json
+from dpt_deploy.runtime.openvino import long_products_as_convolutions
 
 PROG = "python benchmarks/tuning.py"
 REWRITES = ("project-before-resize", "join-first-convolutions")
@@ -165,29 +166,9 @@ def _openvino(core: Any, path: Path, more: dict[str, Any], dense: bool = False) 
     options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"} | more
     model = core.read_model(path)
     if dense:
-        _as_convolutions(model)
+        long_products_as_convolutions(model)
     request = core.compile_model(model, "CPU", options).create_infer_request()
     return lambda image: list(request.infer([image], share_inputs=True).values())
-
-
-def _as_convolutions(model: Any, at_least: int = 3072) -> None:
-    """Have OpenVINO compute linear layers that sum over `at_least` values with its convolution kernel, in place.
-
-    It gives a linear layer to its product kernel unless an activation follows that only the convolution kernel can
-    take along. A PReLU of slope one follows here: the identity, for infinities and NaN too.
-    """
-    from openvino import opset13
-
-    for add in [node for node in model.get_ordered_ops() if node.get_type_name() == "Add"]:
-        inputs = {value.get_node().get_type_name(): value.get_node() for value in add.input_values()}
-        if set(inputs) != {"MatMul", "Constant"}:
-            continue
-        weight = inputs["MatMul"].input_value(1)
-        if weight.get_node().get_type_name() == "Constant" and weight.get_shape()[0] >= at_least:
-            readers = list(add.output(0).get_target_inputs())
-            same = opset13.prelu(add.output(0), opset13.constant(np.ones(1, np.float32)))
-            for reader in readers:
-                reader.replace_source_output(same.output(0))
 
 
 if __name__ == "__main__":

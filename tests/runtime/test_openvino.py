@@ -54,6 +54,45 @@ def test_fp16_weights_in_fp32_arithmetic_are_within_the_fp16_budgets(tiny_bundle
     assert stage, stage.reasons
 
 
+def test_long_products_take_another_kernel_and_give_the_same(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle, counts = Bundle.open(tiny_bundle), []
+    artifact = bundle.find("onnx", graph="frame", precision="fp32")[0]
+
+    def counted(graph: object) -> int:
+        counts.append(rewrite(graph, 64))
+        return counts[-1]
+
+    rewrite = backend.long_products_as_convolutions
+    monkeypatch.setattr(backend, "long_products_as_convolutions", counted)
+    frames = photo(90, 120)[None]
+    with OpenVINOSession(bundle, artifact) as rewritten, OpenVINOSession(bundle, artifact, rewrite=False) as plain:
+        assert len(counts) == 1 and counts[0] > 0
+        want, have = (session.run({"frame": frames}) for session in (plain, rewritten))
+    for name in want:
+        np.testing.assert_allclose(have[name], want[name], atol=2e-5, err_msg=name)
+
+
+def test_infinities_and_nan_pass_through_the_other_kernel() -> None:
+    """An overflow must not be hidden by what only picks a kernel."""
+    import openvino
+    from openvino import opset13 as ops
+
+    weight = np.random.default_rng(0).standard_normal((4096, 96)).astype(np.float32)
+    x = ops.parameter([1, 40, 4096], np.float32)
+    y = ops.add(ops.matmul(x, ops.constant(weight), False, False), ops.constant(np.ones((1, 1, 96), np.float32)))
+    graph = openvino.Model([y], [x], "linear")
+    assert backend.long_products_as_convolutions(graph) == 1
+    values = np.random.default_rng(1).standard_normal((1, 40, 4096)).astype(np.float32)
+    values[0, 3, 5], values[0, 7, 5], values[0, 9, 5] = np.nan, np.inf, -np.inf
+    have = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([values])[0]
+    with np.errstate(invalid="ignore"):
+        want = values @ weight + 1
+    np.testing.assert_allclose(have, want, atol=1e-3)
+    assert np.isnan(have[0, 3]).all() and np.isinf(have[0, 7]).all() and np.isinf(have[0, 9]).all()
+
+
 def test_reduced_precision_leaves_the_resize_alone(tiny_bundle: Path) -> None:
     """In BF16 throughout, pixel positions collapse and rows of the resize are NaN; a wide frame shows it."""
     bundle = Bundle.open(tiny_bundle)
