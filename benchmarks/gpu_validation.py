@@ -3,7 +3,7 @@
 Builds or loads engines, judges parity on the device, times the engines by themselves and against all peers, holds the
 figures against their goals, and checks memory over many calls. Each step has a share of the time; what fails or finds
 none left is `not run` with the reason, and the others go on. Writes one JSON, after every step, and a summary. Without
-a GPU it says so, writes nothing, so that an earlier result stays, and exits with 3.
+a GPU it says so, writes nothing, so that an earlier result stays, and exits with 2.
 """
 
 # ruff: noqa: E402 - this file is run by its path, and finds its neighbours through the line below
@@ -41,7 +41,6 @@ from dpt_deploy.runtime import machine as device
 from dpt_deploy.runtime.session import first_line
 
 PROG = "python benchmarks/gpu_validation.py"
-NO_GPU = 3
 GOALS = {  # ViT-B at 384 in FP16 on an H200-class device
     "engine time at batch 1 [ms], at most": 1.5,
     "share of the measured FP16 matrix rate at batch 16, at least": 0.6,
@@ -68,15 +67,13 @@ class ValidationConfig:
 
 
 def main(config: ValidationConfig) -> int:
-    """Exit status 0 when every step ran and parity passed, 1 otherwise, 3 without a GPU."""
+    """Exit status 0 when every step ran and parity passed, 1 otherwise. Raises `BackendError` without a GPU."""
+    if device.compute_capability() is None:
+        raise BackendError("no GPU is visible here: the NVIDIA driver or cuda-python is missing, or there is no "
+                           "device. Run this command on a machine with an NVIDIA GPU.")
     path = config.out / f"{config.name}.json"
     result: dict[str, Any] = {"command": cli.command_line(PROG), "machine": machine.record(),
                               "goals": judge_goals({}), "steps": {}}
-    if device.compute_capability() is None:
-        why = "no GPU is visible here: the NVIDIA driver or cuda-python is missing, or there is no device"
-        print(f"not run: {why}. Run this command on a machine with an NVIDIA GPU. Nothing was written.",
-              file=sys.stderr)
-        return NO_GPU
     started = time.perf_counter()
     folder = config.bundle or default_bundle()
     for name, step in STEPS.items():

@@ -104,8 +104,8 @@ def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = 
             row |= {"status": "not run", "reason": first_line(error)}
     failed: dict[str, str] = {}
     calls = {name: _call(one, frames, name, failed) for name, one in opened.items()}
-    products = {f"ceiling {one.precision}, {one.library}": one for one in machine.matrix_products()}
-    calls |= {name: one.call for name, one in products.items()}
+    products = {f"product {one.precision}, {one.library}": one for one in machine.matrix_products(config.quick)}
+    calls |= {name: lambda one=one: _product(one) for name, one in products.items()}
     say(f"timing   {len(opened)} contenders, {config.rounds} rounds")
     states = []
 
@@ -119,9 +119,10 @@ def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = 
         rows[name] |= {"status": "not run", "reason": why}
         opened.pop(name).close()
     rates = {name: one.flops / float(np.median(samples[name].seconds)) for name, one in products.items()}
-    ceilings: dict[str, float] = {}
-    for name, one in products.items():
-        ceilings[one.precision] = max(rates[name], ceilings.get(one.precision, 0.0))
+    fastest: dict[str, str] = {}  # by precision, the product that serves as ceiling
+    for name in sorted(rates, key=lambda name: rates[name]):
+        fastest[products[name].precision] = name
+    ceilings = {precision: rates[name] for precision, name in fastest.items()}
     operations = flops(bundle)
     peer = next((row.name for row in wanted if row.peer and row.name in opened), None)
     compiled = next((row.name for row in wanted if row.name.startswith("torch.compile") and row.name in opened), None)
@@ -143,7 +144,10 @@ def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = 
         if compiled:
             row["times_faster_than_compiled"] = ratios(samples[contender.name], samples[compiled])
         if operations and contender.precision in ceilings:
-            row["share_of_ceiling"] = operations * row["frames_per_s"] / ceilings[contender.precision]
+            share = row["share_of_ceiling"] = operations * row["frames_per_s"] / ceilings[contender.precision]
+            if share > 1:
+                row["doubts"].append(f"it reached {share:.0%} of the ceiling: no product here was as fast as it")
+                row["stable"] = False
     if config.parity:
         _judge(bundle, wanted, opened, rows, say)
     for one in opened.values():
@@ -156,7 +160,7 @@ def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = 
         "transfers counted; CUDA graphs only where a row's note says so",
         "machine": before, "load_after": after["load"], "gpu_under_load": states, "gpu_after": after["gpu"],
         "flops_per_frame": operations, "ceiling_flops_per_s": ceilings, "matrix_products_flops_per_s": rates,
-        "doubts": _run_doubts(before, states, samples),
+        "doubts": _run_doubts(before, states, {name: samples[name] for name in fastest.values()}),
         "peer": peer, "rows": list(rows.values()),
     }
 
@@ -189,6 +193,10 @@ def _call(one: Any, frames: np.ndarray, name: str, failed: dict[str, str]) -> Ca
     return call
 
 
+def _product(one: machine.MatrixProduct) -> None:
+    one.call()
+
+
 def _judge(
     bundle: Bundle, wanted: list[Contender], opened: dict[str, Any], rows: dict[str, Any], say: Callable[[str], None]
 ) -> None:
@@ -209,13 +217,13 @@ def _judge(
 
 
 def _run_doubts(
-    before: dict[str, Any], states: list[dict[str, str] | None], samples: dict[str, Samples]
+    before: dict[str, Any], states: list[dict[str, str] | None], ceilings: dict[str, Samples]
 ) -> list[str]:
     """Why nothing of this run can be called stable."""
     found = machine.gpu_doubts(states)
-    for name, one in samples.items():
-        if name.startswith("ceiling") and drift(one) > DRIFT:
-            found.append(f"the {name} moved by {drift(one):.0%} between the halves of the run")
+    for name, one in ceilings.items():
+        if drift(one) > DRIFT:
+            found.append(f"the ceiling, {name}, moved by {drift(one):.0%} between the halves of the run")
     if before["gpu"] and before["gpu"].get("other_processes", "0") != "0":
         found.append("other processes were on the GPU")
     if before["load"][0] > 0.5 * before["processor"]["cores"]:

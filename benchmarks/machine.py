@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import datetime
 import importlib.metadata
+import importlib.util
 import os
 import platform
 import re
@@ -114,45 +115,75 @@ class MatrixProduct:
 
     precision: str
     library: str
-    call: Callable[[], None]
+    call: Callable[[], object]
     """One product, done on return."""
     flops: float
 
 
-def matrix_products() -> list[MatrixProduct]:
+def matrix_products(quick: bool = False) -> list[MatrixProduct]:
     """Large matrix products by precision and library; the fastest of a precision is the machine's own ceiling.
 
     On a GPU fp32 (without TF32) and fp16; on a processor fp32, and bf16 where it has the units. A
-    processor's come from several libraries, because none has the best kernel on every one.
+    processor's come from every library that is here, because none has the best kernel on every one.
+    `quick` makes them small, for smoke tests.
     """
-    a = np.random.default_rng(0).standard_normal((3072, 3072)).astype(np.float32)
-    into = np.empty_like(a)
-
-    def numpy_product() -> None:
-        np.matmul(a, a, out=into)
-
-    by_numpy = MatrixProduct("fp32", "NumPy", numpy_product, 2.0 * len(a) ** 3)
-    try:
+    n, on_gpu = (256, 256) if quick else (3072, 8192)
+    types = ("fp32", "bf16") if {"avx512_bf16", "amx_bf16"} & set(_processor()["units"]) else ("fp32",)
+    by_torch = importlib.util.find_spec("torch") is not None
+    if by_torch:
         import torch
-    except ImportError:
-        return [by_numpy]
 
-    def by_torch(precision: str, n: int, device: str) -> MatrixProduct:
-        factor = torch.randn(n, n, device=device).to({"fp32": torch.float32, "fp16": torch.float16,
-                                                      "bf16": torch.bfloat16}[precision])
-        out = torch.empty_like(factor)
+        if torch.cuda.is_available():
+            return [_torch_product(precision, on_gpu, "cuda") for precision in ("fp32", "fp16")]
+    found = [_numpy_product(n)]
+    if by_torch:
+        found += [_torch_product(precision, n, "cpu") for precision in types]
+    if importlib.util.find_spec("openvino") is not None:
+        found += [_openvino_product(precision, n) for precision in types]
+    return found
 
-        def product() -> None:
-            torch.mm(factor, factor, out=out)
-            if device == "cuda":
-                torch.cuda.synchronize()
 
-        return MatrixProduct(precision, "PyTorch", product, 2.0 * n**3)
+def _numpy_product(n: int) -> MatrixProduct:
+    a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
+    out = np.empty_like(a)
 
-    if torch.cuda.is_available():
-        return [by_torch(precision, 8192, "cuda") for precision in ("fp32", "fp16")]
-    bf16 = {"avx512_bf16", "amx_bf16"} & set(_processor()["units"])
-    return [by_numpy, *(by_torch(precision, 3072, "cpu") for precision in ("fp32", "bf16")[: 1 + bool(bf16)])]
+    def product() -> None:
+        np.matmul(a, a, out=out)
+
+    return MatrixProduct("fp32", "NumPy", product, 2.0 * n**3)
+
+
+def _torch_product(precision: str, n: int, device: str) -> MatrixProduct:
+    import torch
+
+    dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    a = torch.randn(n, n, device=device).to(dtype)
+    out = torch.empty_like(a)
+
+    def product() -> None:
+        torch.mm(a, a, out=out)
+        if device == "cuda":
+            torch.cuda.synchronize()
+
+    return MatrixProduct(precision, "PyTorch", product, 2.0 * n**3)
+
+
+def _openvino_product(precision: str, n: int) -> MatrixProduct:
+    import openvino
+    from openvino import opset13
+
+    a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
+    x = opset13.parameter([n, n], np.float32)
+    graph = openvino.Model([opset13.matmul(x, opset13.constant(a), False, False)], [x], "product")
+    hint = {"fp32": "f32", "bf16": "bf16"}[precision]
+    request = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": hint}).create_infer_request()
+    tensor = openvino.Tensor(a, shared_memory=True)
+
+    def product() -> None:
+        request.set_input_tensor(tensor)  # and so keeps the memory alive
+        request.infer()
+
+    return MatrixProduct(precision, "OpenVINO", product, 2.0 * n**3)
 
 
 def _processor() -> dict[str, Any]:

@@ -70,9 +70,10 @@ def interleave(
 def ratios(samples: Samples, to: Samples) -> dict[str, Any]:
     """How many times faster `samples` is than `to`, round by round: median, p10, p90, and what the median is sure of.
 
-    `interval` holds the true median with 95 % confidence, whatever the distribution: it lies between
-    two order statistics, found by the binomial distribution of how many rounds fall below it. None
-    with fewer than six rounds, where even the smallest and the largest promise less.
+    `interval` holds the true median with 95 % confidence for independent rounds, whatever their
+    distribution: it lies between two order statistics, found by the binomial distribution of how many
+    rounds fall below it. None with fewer than six rounds, where even the smallest and the largest
+    promise less.
     """
     each = np.sort(np.array(to.seconds) / np.array(samples.seconds))
     p10, p50, p90 = np.percentile(each, (10, 50, 90))

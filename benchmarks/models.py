@@ -7,6 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from dpt_deploy import cli
 from dpt_deploy.bundle import MANIFEST, Bundle
 from dpt_deploy.contract import HEADS
 from dpt_deploy.errors import BuildError
@@ -17,9 +18,10 @@ def default_bundle() -> Path:
     folder = Path("engines") / "bench-vitb"
     if (folder / "parity.json").exists():
         return folder
-    import torch
+    with cli.needing("export"):
+        import torch
 
-    from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+        from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
 
     checkpoint = folder.with_suffix(".pth")
     torch.manual_seed(0)
@@ -36,13 +38,17 @@ def default_bundle() -> Path:
 
 def graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEADS) -> Path:
     """A bundle that holds only the FP32 frame graph, judged by nothing; made once, in `folder`."""
-    from dpt_deploy.export.graph import export_graph
-    from dpt_deploy.model import create_multitask_dpt_model
-    from dpt_deploy.model.frame import FrameModel
-
     if (folder / MANIFEST).exists():
         return folder
+    with cli.needing("export"):
+        import torch
+
+        from dpt_deploy.export.graph import export_graph
+        from dpt_deploy.model import create_multitask_dpt_model
+        from dpt_deploy.model.frame import FrameModel
+
     print(f"exporting {folder.name}", flush=True)
+    torch.manual_seed(0)
     model = create_multitask_dpt_model(backbone, heads=heads).eval()
     contract, file = model.contract(), "frame.fp32.onnx"
     header = {"name": folder.name, "contract": contract.to_json(), "model": model.config.to_json(), "checkpoint": {}}

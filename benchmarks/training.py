@@ -61,7 +61,7 @@ class TrainingConfig:
 def main(config: TrainingConfig) -> int:
     """Exit status 0 when every row ran, 1 when one did not, 2 without a GPU."""
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise BackendError("not run: no GPU is visible to PyTorch here. Run this command on a machine with an NVIDIA "
+        raise BackendError("no GPU is visible to PyTorch here. Run this command on a machine with an NVIDIA "
                            "GPU, or look whether it works at all with --device cpu.")
     path = config.out / f"{config.name}.json"
     result: dict[str, Any] = {"command": cli.command_line(PROG), "machine": machine.record(), "amp": config.amp,

@@ -77,14 +77,20 @@ def capture(stream: int, enqueue: Callable[[], Any]) -> Any:
     For cudaGraphLaunch, and cudaGraphExecDestroy in the end. Raises `BackendError` where it cannot be captured.
     """
     call("cudaStreamBeginCapture", stream, cudart().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
+    graph = None
     try:
-        enqueue()
-    finally:
+        try:
+            enqueue()
+        except BaseException:
+            with contextlib.suppress(BackendError):  # the first error is the one to tell
+                graph = call("cudaStreamEndCapture", stream)
+            raise
         graph = call("cudaStreamEndCapture", stream)
-    try:
         return call("cudaGraphInstantiate", graph, 0)
     finally:
-        call("cudaGraphDestroy", graph)
+        if graph is not None:
+            with contextlib.suppress(BackendError):
+                call("cudaGraphDestroy", graph)
 
 
 class DeviceBuffer:

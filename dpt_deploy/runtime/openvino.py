@@ -21,7 +21,7 @@ from .session import Session, host_array, no_stream
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}  # OpenVINO's names for the units beyond FP32
-LONG = 3072  # a sum over so many values is faster in OpenVINO's convolution kernel (docs/speed.md)
+MIN_IN_FEATURES = 3072  # linear layers from here on are faster in OpenVINO's convolution kernel (docs/speed.md)
 _cores: list[Any] = []  # one per process: OpenVINO loads its plugins once for it
 
 
@@ -36,11 +36,11 @@ class OpenVINOSession(Session):
 
     def __init__(
         self, bundle: Bundle, artifact: Artifact, computes: str | None = None, threads: int | None = None,
-        rewrite: bool = True,
+        prefer_convolutions: bool = True,
     ) -> None:
         """`computes`: the arithmetic, fp32, bf16 or fp16; the graph's own precision when None. `threads`: CPU threads.
 
-        `rewrite`: in FP32, compute what `long_products_as_convolutions` finds with the faster kernel.
+        `prefer_convolutions`: in FP32, apply `prefer_convolution_kernel` to the graph.
 
         Raises `MissingPackage` without OpenVINO; `BackendError` when the processor has no units for
         that arithmetic or the graph does not load; `BadBundle` and `ContractError` when the file is
@@ -62,8 +62,8 @@ class OpenVINOSession(Session):
         try:
             graph = core.read_model(path)
             self._check(graph, bundle, artifact)
-            if rewrite and self.computes == "fp32":
-                long_products_as_convolutions(graph)
+            if prefer_convolutions and self.computes == "fp32":
+                prefer_convolution_kernel(graph)
             self._parts = _compile(core, graph, self.computes, options, artifact.graph == "frame")
         except RuntimeError as error:
             raise BackendError(f"openvino cannot load {path}: {_last_line(error)}. Choose another precision or backend."
@@ -165,10 +165,10 @@ def _compile(core: Any, graph: Any, computes: str, options: dict[str, Any], fram
     ]
 
 
-def long_products_as_convolutions(graph: Any, at_least: int = LONG) -> int:
-    """Have OpenVINO compute linear layers that sum over `at_least` values with its convolution kernel, in place.
+def prefer_convolution_kernel(graph: Any, min_in_features: int = MIN_IN_FEATURES) -> int:
+    """Have OpenVINO compute linear layers of `min_in_features` inputs and more with its convolution kernel, in place.
 
-    It gives a linear layer to its product kernel unless an activation follows, which only the
+    It gives a linear layer to its matrix-product kernel unless an activation follows, which only the
     convolution kernel takes along. A PReLU of slope one follows here: the identity, for infinities and
     NaN too. Returns how many layers it found.
     """
@@ -180,12 +180,13 @@ def long_products_as_convolutions(graph: Any, at_least: int = LONG) -> int:
         if set(terms) != {"MatMul", "Constant"}:
             continue
         product = terms["MatMul"]
-        summed = product.get_input_partial_shape(0)[-1]
-        if product.input_value(1).get_node().get_type_name() != "Constant" or summed.is_dynamic:
+        in_features = product.get_input_partial_shape(0)[-1]
+        if product.input_value(1).get_node().get_type_name() != "Constant" or product.get_attributes()["transpose_a"]:
             continue
-        if summed.get_length() >= at_least:
+        if in_features.is_static and in_features.get_length() >= min_in_features:
             readers = list(add.output(0).get_target_inputs())
-            same = opset13.prelu(add.output(0), opset13.constant(np.ones(1, np.float32)))
+            slope = opset13.constant(np.ones(1, np.float32), add.get_output_element_type(0))
+            same = opset13.prelu(add.output(0), slope)
             for reader in readers:
                 reader.replace_source_output(same.output(0))
             found += 1

@@ -96,6 +96,16 @@ def test_where_capture_fails_calls_go_on_without(device: StandIn) -> None:
     one.close()
 
 
+def test_a_capture_that_breaks_off_leaves_nothing_behind(device: StandIn) -> None:
+    def fail() -> None:
+        raise BackendError("a.engine could not run")
+
+    for device.can_capture in (True, False):  # False: CUDA invalidated the capture as well
+        with pytest.raises(BackendError, match="could not run"):
+            cuda.capture(1, fail)
+        assert not device.alive and device.capturing is None
+
+
 def test_a_runtime_that_captures_by_itself_is_left_to_it(device: StandIn) -> None:
     one = lane(device, capture=False)
     for seed in range(3):

@@ -54,28 +54,29 @@ def test_fp16_weights_in_fp32_arithmetic_are_within_the_fp16_budgets(tiny_bundle
     assert stage, stage.reasons
 
 
-def test_long_products_take_another_kernel_and_give_the_same(
-    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("precision", ["fp32", "fp16"])
+def test_the_convolution_kernel_gives_the_same_maps(
+    tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch, precision: str
 ) -> None:
     bundle, counts = Bundle.open(tiny_bundle), []
-    artifact = bundle.find("onnx", graph="frame", precision="fp32")[0]
 
-    def counted(graph: object) -> int:
-        counts.append(rewrite(graph, 64))
-        return counts[-1]
+    def counted(graph: object) -> None:
+        counts.append(prefer(graph, min_in_features=64))
 
-    rewrite = backend.long_products_as_convolutions
-    monkeypatch.setattr(backend, "long_products_as_convolutions", counted)
-    frames = photo(90, 120)[None]
-    with OpenVINOSession(bundle, artifact) as rewritten, OpenVINOSession(bundle, artifact, rewrite=False) as plain:
-        assert len(counts) == 1 and counts[0] > 0
-        want, have = (session.run({"frame": frames}) for session in (plain, rewritten))
-    for name in want:
-        np.testing.assert_allclose(have[name], want[name], atol=2e-5, err_msg=name)
+    prefer = backend.prefer_convolution_kernel
+    monkeypatch.setattr(backend, "prefer_convolution_kernel", counted)
+    frames, maps = photo(90, 120)[None], []
+    for preferred in (False, True):
+        with OpenVINOSession(bundle, artifact(bundle, precision=precision), "fp32",
+                             prefer_convolutions=preferred) as session:
+            maps.append(session.run({"frame": frames}))
+    assert len(counts) == 1 and counts[0] > 0
+    for name, want in maps[0].items():
+        np.testing.assert_allclose(maps[1][name], want, atol=2e-5, err_msg=name)
 
 
-def test_infinities_and_nan_pass_through_the_other_kernel() -> None:
-    """An overflow must not be hidden by what only picks a kernel."""
+def test_the_convolution_kernel_takes_the_identity_along() -> None:
+    """As a step of its own it would cost time; and an overflow must not be hidden by what only picks a kernel."""
     import openvino
     from openvino import opset13 as ops
 
@@ -83,10 +84,13 @@ def test_infinities_and_nan_pass_through_the_other_kernel() -> None:
     x = ops.parameter([1, 40, 4096], np.float32)
     y = ops.add(ops.matmul(x, ops.constant(weight), False, False), ops.constant(np.ones((1, 1, 96), np.float32)))
     graph = openvino.Model([y], [x], "linear")
-    assert backend.long_products_as_convolutions(graph) == 1
+    assert backend.prefer_convolution_kernel(graph) == 1
+    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    layers = [node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ordered_ops()]
+    assert "FullyConnected" in layers and not {"PRelu", "Relu", "Eltwise", "Subgraph"} & set(layers), layers
     values = np.random.default_rng(1).standard_normal((1, 40, 4096)).astype(np.float32)
     values[0, 3, 5], values[0, 7, 5], values[0, 9, 5] = np.nan, np.inf, -np.inf
-    have = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})([values])[0]
+    have = compiled([values])[0]
     with np.errstate(invalid="ignore"):
         want = values @ weight + 1
     np.testing.assert_allclose(have, want, atol=1e-3)
