@@ -25,6 +25,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks import gpu, latency, machine
 from benchmarks.contenders import ON_GPU, flops
@@ -241,7 +242,7 @@ def _summary(result: dict[str, Any]) -> None:
     shown = Table("step", "status", "seconds", "what", title="GPU validation", title_justify="left")
     for name, step in result["steps"].items():
         what = step.get("reason") or step.get("verdict") or ", ".join(step.get("engines", [])) or ""
-        shown.add_row(name, step["status"], f"{step.get('seconds', 0):.0f}", what)
+        shown.add_row(name, step["status"], f"{step.get('seconds', 0):.0f}", Text(what))
     console = Console()
     console.print(shown)
     for batch, times in result["steps"].get("engine time", {}).get("times", {}).items():

@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks import machine
 from benchmarks.latency import RESULTS
@@ -123,7 +124,7 @@ def _show(rows: list[dict[str, Any]]) -> None:
     shown = Table("axis", "model", "heads", "frame", "batch", "backend", "ms per frame", "peak MB")
     for row in rows:
         ran = "p50_ms" in row
-        cells = (f"{row['ms_per_frame']:.0f}", f"{row['peak_mb']:.0f}") if ran else ("not run", row["reason"])
+        cells = (f"{row['ms_per_frame']:.0f}", f"{row['peak_mb']:.0f}") if ran else ("not run", Text(row["reason"]))
         shown.add_row(row["axis"], row["model"], row["heads"], row["frame"], str(row["batch"]), row["backend"], *cells)
     Console().print(shown)
 

@@ -21,6 +21,7 @@ import numpy as np
 import tyro
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from benchmarks import machine
 from benchmarks.latency import RESULTS
@@ -64,7 +65,7 @@ def main(config: ThroughputConfig) -> int:
         result = measure(runtime, config)
     path = config.out / f"{config.name}.json"
     write_json(path, result)
-    shown = Table("what", "frames/s", "spread", "stable", title=result["runtime"], title_justify="left")
+    shown = Table("what", "frames/s", "spread", "stable", title=Text(result["runtime"]), title_justify="left")
     for row in result["rows"]:
         stable = "no" if row["doubts"] else "yes"
         shown.add_row(row["name"], f"{row['frames_per_s']:.2f}", f"{row['spread']:.0%}", stable)

@@ -1,7 +1,6 @@
 """Per-head errors in the units of the task, for parity and for training alike (NumPy, float64).
 
-Maps are (H, W) or (H, W, 3); a mask is boolean (H, W). Pixels outside the mask do not count. An
-empty mask gives NaN, which every budget refuses.
+Maps are (H, W) or (H, W, 3). No pixel at all gives NaN, which every budget refuses.
 """
 
 from __future__ import annotations
@@ -14,9 +13,6 @@ PARITY = {
     "alpha": ("mean", "max", "iou"),
 }
 EITHER_WAY = 1e-2  # the largest difference of coverage within the FP16 budget
-
-def _masked(values: np.ndarray, mask: np.ndarray | None) -> np.ndarray:
-    return values.reshape(-1) if mask is None else values[mask]
 
 
 def relative_depth_error(depth: np.ndarray, reference: np.ndarray) -> np.ndarray:
@@ -47,11 +43,6 @@ def iou(alpha: np.ndarray, reference: np.ndarray, threshold: float = 0.5) -> flo
     return 1.0 if union == 0 else float(np.logical_and(a, b).sum() / union)
 
 
-def depth_parity(depth: np.ndarray, reference: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
-    """`depth_summary` of two maps."""
-    return depth_summary(_masked(relative_depth_error(depth, reference), mask))
-
-
 def depth_summary(error: np.ndarray) -> dict[str, float]:
     """AbsRel, 99.9th percentile and maximum of relative errors, and the share of pixels within 1 %."""
     if error.size == 0:
@@ -62,11 +53,6 @@ def depth_summary(error: np.ndarray) -> dict[str, float]:
         "max": float(error.max()),
         "within_1_percent": float((error < 0.01).mean()),
     }
-
-
-def normal_parity(normals: np.ndarray, reference: np.ndarray, mask: np.ndarray | None = None) -> dict[str, float]:
-    """`normal_summary` of two maps."""
-    return normal_summary(_masked(angle(normals, reference), mask))
 
 
 def normal_summary(error: np.ndarray) -> dict[str, float]:

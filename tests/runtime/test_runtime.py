@@ -40,8 +40,8 @@ def budget(precision: str) -> dict:
 
 def assert_within(have: Prediction, want: Prediction, precision: str = "fp32") -> None:
     measured = {
-        "depth": metrics.depth_parity(have.depth, want.depth),
-        "normals": metrics.normal_parity(have.normals, want.normals),
+        "depth": metrics.depth_summary(metrics.relative_depth_error(have.depth, want.depth)),
+        "normals": metrics.normal_summary(metrics.angle(have.normals, want.normals)),
         "alpha": metrics.alpha_parity(have.alpha, want.alpha),
     }
     for head, limits in budget(precision).items():
