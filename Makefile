@@ -47,10 +47,10 @@ demo-train: setup  ## Generate data, train a small model on it, draw samples and
 	$(RUN) -m train.demo
 
 test: setup lint  ## Lint, then the tests: what CI runs.
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile -m "not slow and not gpu" $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 -m "not slow and not gpu" $(PYTEST_ARGS)
 
 test-all: setup lint  ## Lint, then all the tests, slow and GPU ones too.
-	$(RUN) -m pytest -n $(JOBS) --dist loadfile $(PYTEST_ARGS)
+	$(RUN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(PYTEST_ARGS)
 
 cpp:  ## Build the C++ runtime into build-cpp/release; needs CMake and a C++ compiler, fetches the headers it lacks.
 	@for tool in cmake c++; do command -v $$tool >/dev/null || { \

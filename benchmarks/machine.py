@@ -125,7 +125,7 @@ def matrix_products(quick: bool = False) -> list[MatrixProduct]:
 
     On a GPU fp32 (without TF32) and fp16; on a processor fp32, and bf16 where it has the units. A
     processor's come from every library that is here, because none has the best kernel on every one.
-    `quick` makes them small, for smoke tests.
+    `quick` makes them small, and leaves out OpenVINO's, for smoke tests.
     """
     n, on_gpu = (256, 256) if quick else (3072, 8192)
     types = ("fp32", "bf16") if {"avx512_bf16", "amx_bf16"} & set(_processor()["units"]) else ("fp32",)
@@ -138,7 +138,7 @@ def matrix_products(quick: bool = False) -> list[MatrixProduct]:
     found = [_numpy_product(n)]
     if by_torch:
         found += [_torch_product(precision, n, "cpu") for precision in types]
-    if importlib.util.find_spec("openvino") is not None:
+    if importlib.util.find_spec("openvino") is not None and not quick:
         found += [_openvino_product(precision, n) for precision in types]
     return found
 
@@ -172,11 +172,13 @@ def _openvino_product(precision: str, n: int) -> MatrixProduct:
     import openvino
     from openvino import opset13
 
+    from dpt_deploy.runtime.openvino import shared_core
+
     a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
     x = opset13.parameter([n, n], np.float32)
     graph = openvino.Model([opset13.matmul(x, opset13.constant(a), False, False)], [x], "product")
     hint = {"fp32": "f32", "bf16": "bf16"}[precision]
-    request = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": hint}).create_infer_request()
+    request = shared_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": hint}).create_infer_request()
     tensor = openvino.Tensor(a, shared_memory=True)
 
     def product() -> None:

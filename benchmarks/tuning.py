@@ -32,8 +32,9 @@ from benchmarks.models import default_bundle
 from benchmarks.show import times
 from dpt_deploy import cli
 from dpt_deploy.bundle import Bundle
+from dpt_deploy.errors import MissingPackage
 from dpt_deploy.files import write_json
-from dpt_deploy.runtime.openvino import prefer_convolution_kernel
+from dpt_deploy.runtime.openvino import prefer_convolution_kernel, shared_core
 
 PROG = "python benchmarks/tuning.py"
 REWRITES = ("project-before-resize", "join-first-convolutions")
@@ -117,10 +118,9 @@ def _variants(path: Path, folder: Path, only: tuple[str, ...]) -> Iterator[tuple
         if wanted(f"ONNX Runtime, {name}"):
             yield f"ONNX Runtime, {name}", _onnxruntime(file, options[""])
     try:
-        import openvino
-    except ImportError:
+        core = shared_core()
+    except MissingPackage:
         return
-    core = openvino.Core()
     for suffix, more in (("", {}), (", no pinning", {"ENABLE_CPU_PINNING": False}),
                          (", throughput hint", {"PERFORMANCE_HINT": "THROUGHPUT"})):
         if wanted(f"OpenVINO{suffix}"):

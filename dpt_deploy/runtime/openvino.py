@@ -22,7 +22,7 @@ from .session import Session, host_array, no_stream
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}  # OpenVINO's names for the units beyond FP32
 MIN_IN_FEATURES = 3072  # linear layers from here on are faster in OpenVINO's convolution kernel (docs/speed.md)
-_cores: list[Any] = []  # one per process: OpenVINO loads its plugins once for it
+_cores: list[Any] = []  # holds one: OpenVINO loads its plugins for it, and takes them away with it
 
 
 class OpenVINOSession(Session):
@@ -49,7 +49,7 @@ class OpenVINOSession(Session):
         super().__init__(bundle.contract, artifact.graph)
         self.file = artifact.file
         self.computes = computes or artifact.precision or "fp32"
-        core = _core()
+        core = shared_core()
         units = reduced_units()
         if self.computes not in ("fp32", *units):
             have = f"only {_names(units)} units" if units else "neither BF16 nor FP16 units"
@@ -219,7 +219,7 @@ def _cut(port: Any) -> Any:
 
 def reduced_units() -> tuple[str, ...]:
     """Which of bf16 and fp16 this processor computes in units of its own. Raises `MissingPackage` without OpenVINO."""
-    listed = _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+    listed = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(name for capability, name in CAPABILITIES.items() if capability in listed)
 
 
@@ -234,7 +234,8 @@ def _names(units: Sequence[str]) -> str:
     return " and ".join(unit.upper() for unit in units)
 
 
-def _core() -> Any:
+def shared_core() -> Any:
+    """OpenVINO's Core, one per process. Raises `MissingPackage` without OpenVINO."""
     try:
         import openvino
     except ImportError as error:

@@ -85,7 +85,7 @@ def test_the_convolution_kernel_takes_the_identity_along() -> None:
     y = ops.add(ops.matmul(x, ops.constant(weight), False, False), ops.constant(np.ones((1, 1, 96), np.float32)))
     graph = openvino.Model([y], [x], "linear")
     assert backend.prefer_convolution_kernel(graph) == 1
-    compiled = openvino.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = backend.shared_core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     layers = [node.get_rt_info()["layerType"].astype(str) for node in compiled.get_runtime_model().get_ordered_ops()]
     assert "FullyConnected" in layers and not {"PRelu", "Relu", "Eltwise", "Subgraph"} & set(layers), layers
     values = np.random.default_rng(1).standard_normal((1, 40, 4096)).astype(np.float32)
