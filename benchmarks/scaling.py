@@ -27,6 +27,7 @@ from benchmarks import machine
 from benchmarks.latency import RESULTS
 from benchmarks.models import graph_bundle
 from dpt_deploy import cli
+from dpt_deploy.bundle import Bundle
 from dpt_deploy.contract import HEADS
 from dpt_deploy.files import replacing, write_json
 from dpt_deploy.runtime import Backend, load
@@ -63,10 +64,12 @@ class ScalingConfig:
 
 
 def main(config: ScalingConfig) -> int:
-    """Exit status 0 when every point ran."""
+    """Exit status 0 when every point ran. Raises `BadBundle` where there is no bundle."""
     if config.point:
         print(json.dumps(_point(**json.loads(config.point))))
         return 0
+    if config.bundle:
+        Bundle.open(config.bundle)  # raises for all points at once, before anything is written
     before = machine.record()
     usual = {"frame": "720x1280", "batch": 1, "model": "given" if config.bundle else "base", "heads": ",".join(HEADS)}
     given = usual | {"bundle": str(config.bundle or _random("base"))}

@@ -16,6 +16,7 @@ from benchmarks.contenders import contenders, flops, network
 from benchmarks.measure import Samples, doubts, drift, interleave, ratios
 from benchmarks.peer import SquarePipeline
 from dpt_deploy.bundle import Bundle
+from dpt_deploy.errors import BadBundle
 from dpt_deploy.runtime import load, machine
 from tests.tiny import lively_model, photo
 
@@ -136,6 +137,13 @@ def test_scaling_runs_each_point_apart(tiny_bundle: Path, tmp_path: Path) -> Non
     assert scaling.main(config) == 0
     rows = json.loads((tmp_path / "scaling.json").read_text())["rows"]
     assert [row["axis"] for row in rows] == ["frame", "batch"] and all(row["peak_mb"] > 0 for row in rows)
+
+
+def test_scaling_without_a_bundle_writes_nothing(tmp_path: Path) -> None:
+    out = tmp_path / "results"
+    with pytest.raises(BadBundle, match="no such folder"):
+        scaling.main(scaling.ScalingConfig(tmp_path / "missing", out=out))
+    assert not out.exists(), "an earlier result must stay"
 
 
 def test_without_a_gpu_the_validation_says_so(tiny_bundle: Path, tmp_path: Path) -> None:
