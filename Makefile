@@ -57,7 +57,7 @@ cpp:  ## Build the C++ runtime into build-cpp/release; needs CMake and a C++ com
 	  echo "error: $$tool is not here. Install CMake 3.25 or newer and GCC 12 or Clang:" \
 	    "apt-get install cmake g++ make" >&2; exit 2; }; done
 	DPT_CPP_HEADERS="$${DPT_CPP_HEADERS:-$(CURDIR)/build-cpp/headers}" \
-	  cmake -S dpt_deploy/runtime/cpp -B build-cpp/release -DCMAKE_BUILD_TYPE=Release
+	  cmake -S dpt_deploy/cpp -B build-cpp/release -DCMAKE_BUILD_TYPE=Release
 	cmake --build build-cpp/release --parallel $(JOBS)
 
 cpp-test: setup cpp  ## The tests of the C++ runtime, those that take minutes aside; CI runs them.

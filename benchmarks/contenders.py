@@ -12,11 +12,12 @@ import numpy as np
 
 from benchmarks import gpu
 from benchmarks.peer import SquarePipeline
-from dpt_deploy.bundle import Artifact, Bundle
-from dpt_deploy.errors import DptError
-from dpt_deploy.runtime import machine, open_session
+from dpt_deploy.backends import device
+from dpt_deploy.backends.onnxruntime import Device
+from dpt_deploy.core.bundle import Artifact, Bundle
+from dpt_deploy.core.errors import DptError
+from dpt_deploy.runtime import open_session
 from dpt_deploy.runtime.image import postprocess, preprocess
-from dpt_deploy.runtime.onnxruntime import Device
 
 ON_GPU = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda")
 
@@ -76,12 +77,12 @@ def _contenders(bundle: Bundle) -> Iterator[Contender]:
         if not bundle.find("engine", graph=graph, builder="tensorrt"):
             yield Contender(f"tensorrt {graph} fp16", "fp16", _refuse("the bundle has no such engine: build it on "
                             "the GPU with python -m dpt_deploy.build"))
-    for name, precision, device, compiled in (
+    for name, precision, place, compiled in (
         ("PyTorch eager", "fp32", "cpu", False), ("PyTorch eager", "fp32", "cuda", False),
         ("PyTorch eager", "fp16", "cuda", False), ("torch.compile, CUDA graphs", "fp16", "cuda", True),
     ):
-        yield Contender(f"{name} {precision} {device}", precision,
-                        lambda p=precision, d=device, c=compiled: _torch(bundle, p, d, c))
+        yield Contender(f"{name} {precision} {place}", precision,
+                        lambda p=precision, d=place, c=compiled: _torch(bundle, p, d, c))
     yield Contender("DAViD-style pipeline, ONNX Runtime cpu", "fp32", lambda: _peer(bundle, "cpu"), peer=True)
     yield Contender("DAViD-style pipeline, ONNX Runtime cuda", "fp32", lambda: _peer(bundle, "cuda"), peer=True)
 
@@ -122,7 +123,7 @@ def _ours(bundle: Bundle, artifact: Artifact, backend: str, computes: str | None
 
 
 def _needs_gpu(backend: str) -> None:
-    if backend in ON_GPU and machine.compute_capability() is None:
+    if backend in ON_GPU and device.compute_capability() is None:
         raise NotHere("no GPU is visible here")
 
 

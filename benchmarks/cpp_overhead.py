@@ -24,10 +24,10 @@ import numpy as np
 from benchmarks import machine
 from benchmarks.models import graph_bundle
 from dpt_deploy import cli
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.errors import BuildError, MissingPackage
-from dpt_deploy.files import write_json
-from dpt_deploy.runtime.cpp_session import FORMATS, CppSession, find_library, find_onnxruntime
+from dpt_deploy.backends.cpp import FORMATS, CppSession, find_library, find_onnxruntime
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BuildError, MissingPackage
+from dpt_deploy.core.files import write_json
 
 HERE = Path(__file__).resolve().parent
 PROG = "python -m benchmarks.cpp_overhead"

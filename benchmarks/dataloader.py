@@ -18,8 +18,8 @@ import numpy as np
 
 from benchmarks import machine
 from dpt_deploy import cli
-from dpt_deploy.contract import Contract
-from dpt_deploy.files import write_json
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.files import write_json
 
 with cli.needing("train"):
     import cv2

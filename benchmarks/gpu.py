@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from dpt_deploy.errors import BackendError
-from dpt_deploy.runtime import cuda
-from dpt_deploy.runtime.session import Session
+from dpt_deploy.backends import cuda
+from dpt_deploy.backends.session import Session
+from dpt_deploy.core.errors import BackendError
 
 WARM_UP = 5  # rounds before those that count: clocks rise, TensorRT-RTX specialises its kernels
 LAUNCHES = 20  # between two events, so that the time to start one does not count

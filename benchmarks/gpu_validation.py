@@ -32,14 +32,14 @@ from benchmarks.contenders import ON_GPU, flops
 from benchmarks.latency import RESULTS, LatencyConfig
 from benchmarks.models import default_bundle
 from dpt_deploy import cli
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.errors import BackendError, DptError
-from dpt_deploy.files import write_json
+from dpt_deploy.backends import cuda, device
+from dpt_deploy.backends.session import first_line
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BackendError, DptError
+from dpt_deploy.core.files import write_json
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.judge import judge
-from dpt_deploy.runtime import cuda, load
-from dpt_deploy.runtime import machine as device
-from dpt_deploy.runtime.session import first_line
+from dpt_deploy.runtime import load
 
 PROG = "python benchmarks/gpu_validation.py"
 GOALS = {  # ViT-B at 384 in FP16 on an H200-class device

@@ -30,12 +30,12 @@ from benchmarks.measure import DRIFT, Samples, doubts, drift, interleave, ratios
 from benchmarks.models import default_bundle
 from benchmarks.show import plot, table
 from dpt_deploy import cli
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.files import write_json
+from dpt_deploy.backends.session import first_line
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.files import write_json
 from dpt_deploy.parity import Reference, compare, load_budget
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.reference import FILE
-from dpt_deploy.runtime.session import first_line
 
 RESULTS = Path(__file__).parent / "results"
 PROG = "python benchmarks/latency.py"

@@ -17,8 +17,8 @@ from typing import Any
 
 import numpy as np
 
-from dpt_deploy.errors import DptError
-from dpt_deploy.runtime import cuda
+from dpt_deploy.backends import cuda
+from dpt_deploy.core.errors import DptError
 
 IDLE = 0x1  # of nvidia-smi's clocks_event_reasons: nothing to do; every other one holds the clocks down
 CLOCKS = 0.05  # a result whose GPU clock moved by more than this is not called stable
@@ -172,7 +172,7 @@ def _openvino_product(precision: str, n: int) -> MatrixProduct:
     import openvino
     from openvino import opset13
 
-    from dpt_deploy.runtime.openvino import shared_core
+    from dpt_deploy.backends.openvino import shared_core
 
     a = np.random.default_rng(0).standard_normal((n, n)).astype(np.float32)
     x = opset13.parameter([n, n], np.float32)

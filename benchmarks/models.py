@@ -8,9 +8,9 @@ import sys
 from pathlib import Path
 
 from dpt_deploy import cli
-from dpt_deploy.bundle import MANIFEST, Bundle
-from dpt_deploy.contract import HEADS
-from dpt_deploy.errors import BuildError
+from dpt_deploy.core.bundle import MANIFEST, Bundle
+from dpt_deploy.core.contract import HEADS
+from dpt_deploy.core.errors import BuildError
 
 
 def default_bundle() -> Path:

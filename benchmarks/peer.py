@@ -13,9 +13,9 @@ from typing import Any
 import cv2
 import numpy as np
 
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.runtime import cuda
-from dpt_deploy.runtime.onnxruntime import PROVIDERS, Device, cuda_provider, preload
+from dpt_deploy.backends import cuda
+from dpt_deploy.backends.onnxruntime import PROVIDERS, Device, cuda_provider, preload
+from dpt_deploy.core.bundle import Bundle
 
 
 class SquarePipeline:

@@ -27,9 +27,9 @@ from benchmarks import machine
 from benchmarks.latency import RESULTS
 from benchmarks.models import graph_bundle
 from dpt_deploy import cli
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.contract import HEADS
-from dpt_deploy.files import replacing, write_json
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.contract import HEADS
+from dpt_deploy.core.files import replacing, write_json
 from dpt_deploy.runtime import Backend, load
 
 PROG = "python benchmarks/scaling.py"

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from dpt_deploy.files import replacing
+from dpt_deploy.core.files import replacing
 
 GPU_COLUMNS = ("up ms", "engine", "down")
 

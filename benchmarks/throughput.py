@@ -28,7 +28,7 @@ from benchmarks.latency import RESULTS
 from benchmarks.measure import Samples, doubts
 from benchmarks.models import default_bundle
 from dpt_deploy import cli
-from dpt_deploy.files import write_json
+from dpt_deploy.core.files import write_json
 from dpt_deploy.parity.images import scene
 from dpt_deploy.runtime import Backend, Precision, Runtime, load
 

@@ -24,8 +24,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks import machine
 from dpt_deploy import cli
-from dpt_deploy.errors import BackendError
-from dpt_deploy.files import write_json
+from dpt_deploy.core.errors import BackendError
+from dpt_deploy.core.files import write_json
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
 from train.config import TrainConfig
 from train.distributed import World

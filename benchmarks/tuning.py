@@ -31,10 +31,10 @@ from benchmarks.measure import doubts, interleave, ratios
 from benchmarks.models import default_bundle
 from benchmarks.show import times
 from dpt_deploy import cli
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.errors import MissingPackage
-from dpt_deploy.files import write_json
-from dpt_deploy.runtime.openvino import prefer_convolution_kernel, shared_core
+from dpt_deploy.backends.openvino import prefer_convolution_kernel, shared_core
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import MissingPackage
+from dpt_deploy.core.files import write_json
 
 PROG = "python benchmarks/tuning.py"
 REWRITES = ("project-before-resize", "join-first-convolutions")
@@ -136,7 +136,7 @@ def _rewritten(path: Path, folder: Path) -> Iterator[tuple[str, Path]]:
     """The graph after each rewrite of the exporter, which runs as the command that it is."""
     for name in REWRITES:
         target = folder / f"{name}.onnx"
-        command = [sys.executable, "-m", "dpt_deploy.export.rewrite", str(path), str(target), name]
+        command = [sys.executable, "-m", "benchmarks.rewrite", str(path), str(target), name]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         yield name, target
 

@@ -12,11 +12,12 @@ from rich.console import Console
 from rich.table import Table
 
 from dpt_deploy import load
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.files import write_json
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.files import write_json
 from dpt_deploy.parity.judge import last_report
-from dpt_deploy.predict import panel, write_png
+from dpt_deploy.predict import write_png
 from dpt_deploy.predict.__main__ import write_results
+from dpt_deploy.report import panel
 from dpt_deploy.runtime import Prediction, Runtime
 from train.evaluate import EvaluateConfig, evaluate
 from train.logs import metrics_table

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from .contract import Contract
-from .errors import DptError
+from .core.contract import Contract
+from .core.errors import DptError
 
 if TYPE_CHECKING:
     from .model import create_multitask_dpt_model

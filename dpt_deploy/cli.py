@@ -8,7 +8,7 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import TypeVar
 
-from .errors import DptError, MissingPackage, missing_package
+from .core.errors import DptError, MissingPackage, missing_package
 
 Config = TypeVar("Config")
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from .errors import DptError
+    from .core.errors import DptError
     from .parity import ParityReport
 
 
@@ -48,10 +48,10 @@ class BundleCollector(pytest.Collector):
 
     def collect(self) -> Iterator[HeadTest]:
         """A test for each stage and head, known from the manifest before anything runs."""
-        from .errors import DptError
+        from .core.errors import DptError
 
         try:
-            from .bundle import Bundle
+            from .core.bundle import Bundle
             from .parity.compare import load_budget
             from .parity.judge import stage_names
 
@@ -67,8 +67,8 @@ class BundleCollector(pytest.Collector):
     @functools.cached_property
     def report(self) -> ParityReport | DptError:
         """The verdict on the bundle, or why there is none: found once, for all its tests."""
-        from .bundle import Bundle
-        from .errors import DptError
+        from .core.bundle import Bundle
+        from .core.errors import DptError
         from .parity.judge import assess
 
         try:
@@ -99,7 +99,7 @@ class HeadTest(pytest.Item):
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
         """The reasons alone: where in this package they were found is of no use."""
-        from .errors import DptError
+        from .core.errors import DptError
 
         if isinstance(excinfo.value, OutOfBudget | DptError):
             return str(excinfo.value)

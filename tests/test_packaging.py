@@ -210,7 +210,7 @@ def test_a_wheel_holds_the_packages_and_their_data(copy: Path, tmp_path: Path) -
     listing = subprocess.run([sys.executable, "-m", "zipfile", "-l", built], check=True, capture_output=True, text=True)
     inside = {line.split()[0] for line in listing.stdout.splitlines()[1:]}
     tracked = [name for name in _listed() if name.startswith(("dpt_deploy/", "train/"))]
-    shipped = [name for name in tracked if name.endswith((".py", ".html")) or "/runtime/cpp/" in name]
+    shipped = [name for name in tracked if name.endswith((".py", ".html")) or "/cpp/" in name]
     assert shipped
     assert not set(shipped) - inside, "package-data in pyproject.toml leaves these out"
     assert not [name for name in inside if not name.startswith(("dpt_deploy/", "train/", "dpt_deploy-"))]

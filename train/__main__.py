@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dpt_deploy import cli
-from dpt_deploy.errors import DptError
+from dpt_deploy.core.errors import DptError
 
 with cli.needing("train"):
-    from .config import TrainConfig, from_command_line
-    from .trainer import Trainer
+    from train.config import TrainConfig, from_command_line
+    from train.trainer import Trainer
 
 
 def main(config: TrainConfig) -> None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 
-from .sample import Sample, crop
+from train.sample import Sample, crop
 
 
 @dataclass(frozen=True)

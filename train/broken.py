@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from dpt_deploy.errors import BadInput
-
-from .sources import Source
+from dpt_deploy.core.errors import BadInput
+from train.sources import Source
 
 
 class Broken:

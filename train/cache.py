@@ -18,12 +18,11 @@ from pathlib import Path
 
 import numpy as np
 
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadInput
-from dpt_deploy.files import cannot_write, sha256, write_json
-
-from .geometry import AXES
-from .sample import Sample
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.files import cannot_write, sha256, write_json
+from train.geometry import AXES
+from train.sample import Sample
 
 FORMAT = 1
 _MAPS = {"rgb": (np.uint8, 3), "depth": (np.float16, 0), "normals": (np.float16, 3), "alpha": (np.uint8, 0)}

@@ -15,16 +15,16 @@ from typing import Annotated
 import numpy as np
 
 from dpt_deploy import cli
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.errors import BadInput
 
 with cli.needing("train"):
     import tyro
 
-    from .broken import Broken
-    from .geometry import AXES, all_axes, composed, normals_from_depth, with_axes
-    from .sample import Sample
-    from .sources import FolderSource, Source, open_source
-    from .statistics import measure, readable, spread
+    from train.broken import Broken
+    from train.geometry import AXES, all_axes, composed, normals_from_depth, with_axes
+    from train.sample import Sample
+    from train.sources import FolderSource, Source, open_source
+    from train.statistics import measure, readable, spread
 
 
 @dataclass(frozen=True)

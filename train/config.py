@@ -11,13 +11,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal, TypeVar, get_args
 
-from dpt_deploy.contract import HEADS, ResizeRule
-from dpt_deploy.errors import BadInput, missing_package
-from dpt_deploy.files import existing_file
-
-from .augment import Augment, AugmentOptions
-from .geometry import AXES, parse_axes
-from .losses import Losses, LossOptions
+from dpt_deploy.core.contract import HEADS, ResizeRule
+from dpt_deploy.core.errors import BadInput, missing_package
+from dpt_deploy.core.files import existing_file
+from train.augment import Augment, AugmentOptions
+from train.geometry import AXES, parse_axes
+from train.losses import Losses, LossOptions
 
 Part = TypeVar("Part", Augment, Losses)
 

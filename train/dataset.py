@@ -12,12 +12,11 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadInput
-
-from .augment import Augment
-from .sample import Sample, to_network
-from .sources import Source
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadInput
+from train.augment import Augment
+from train.sample import Sample, to_network
+from train.sources import Source
 
 Key = tuple[int, int]
 """(epoch, position): what a sampler asks for."""

@@ -12,11 +12,11 @@ from pathlib import Path
 from dpt_deploy import cli
 
 with cli.needing("train"):
-    from .config import TrainConfig
-    from .evaluate import EvaluateConfig, evaluate
-    from .logs import metrics_table
-    from .synthetic import SyntheticConfig, write_dataset
-    from .trainer import Trainer
+    from train.config import TrainConfig
+    from train.evaluate import EvaluateConfig, evaluate
+    from train.logs import metrics_table
+    from train.synthetic import SyntheticConfig, write_dataset
+    from train.trainer import Trainer
 
 
 @dataclass(frozen=True)

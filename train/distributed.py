@@ -9,7 +9,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.errors import BadInput
 
 
 @dataclass(frozen=True)

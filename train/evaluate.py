@@ -11,26 +11,25 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from dpt_deploy import cli
-from dpt_deploy.errors import BadInput
-from dpt_deploy.files import write_json
+from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.files import write_json
 
 with cli.needing("train"):
     import torch
     import tyro
     from tqdm import tqdm
 
-    from dpt_deploy.contract import Contract
+    from dpt_deploy.core.contract import Contract
     from dpt_deploy.model import load_model, read_checkpoint
-
-    from .broken import Broken
-    from .dataset import MapDataset, ValBatches, create_loader
-    from .distributed import join
-    from .geometry import AXES
-    from .logs import metrics_table
-    from .network import maps_of, to_device
-    from .scores import Scores
-    from .sources import open_source, split
-    from .statistics import ConstantScores, measure, readable, spread
+    from train.broken import Broken
+    from train.dataset import MapDataset, ValBatches, create_loader
+    from train.distributed import join
+    from train.geometry import AXES
+    from train.logs import metrics_table
+    from train.network import maps_of, to_device
+    from train.scores import Scores
+    from train.sources import open_source, split
+    from train.statistics import ConstantScores, measure, readable, spread
 
 Predictor = Callable[[dict[str, Any]], dict[str, torch.Tensor]]
 

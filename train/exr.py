@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dpt_deploy.errors import BadInput, missing_package
+from dpt_deploy.core.errors import BadInput, missing_package
 
 _VECTOR_NAMES = (("B", "G", "R"), ("X", "Y", "Z"))  # x, y, z under the names a file may use
 

@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.errors import BadInput
 
 AXES = "+x+y+z"
 """The convention as this project reads it: x right, y up, z towards the viewer."""

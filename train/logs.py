@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from dpt_deploy.errors import missing_package
-from dpt_deploy.files import replacing, write_text
-
-from .scores import METRICS
+from dpt_deploy.core.errors import missing_package
+from dpt_deploy.core.files import replacing, write_text
+from train.scores import METRICS
 
 PACKAGES = ("dpt-deploy", "torch", "timm", "numpy", "opencv-python", "OpenEXR")
 

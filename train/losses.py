@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from dpt_deploy.contract import HEADS
+from dpt_deploy.core.contract import HEADS
 
 
 def image_mean(values: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

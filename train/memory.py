@@ -7,10 +7,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import DptError
-
-from .step import Stepper
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import DptError
+from train.step import Stepper
 
 _SIGNS = ("out of memory", "not enough memory", "can't allocate memory", "alloc_failed")
 

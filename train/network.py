@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
-from dpt_deploy.contract import Contract
+from dpt_deploy.core.contract import Contract
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
-
-from .config import TrainConfig
-from .statistics import Statistics
+from train.config import TrainConfig
+from train.statistics import Statistics
 
 
 def create_model(config: TrainConfig, statistics: Statistics, pretrained: bool) -> MultiTaskDPT:

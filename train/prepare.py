@@ -11,18 +11,18 @@ from functools import partial
 from pathlib import Path
 
 from dpt_deploy import cli
-from dpt_deploy.contract import Contract, ResizeRule
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.contract import Contract, ResizeRule
+from dpt_deploy.core.errors import BadInput
 
 with cli.needing("train"):
     from tqdm import tqdm
 
-    from .broken import Broken
-    from .cache import CacheSource, is_cache, write_cache
-    from .geometry import AXES
-    from .parallel import parallel
-    from .sample import Sample, to_network
-    from .sources import Source, open_source
+    from train.broken import Broken
+    from train.cache import CacheSource, is_cache, write_cache
+    from train.geometry import AXES
+    from train.parallel import parallel
+    from train.sample import Sample, to_network
+    from train.sources import Source, open_source
 
 
 @dataclass(frozen=True)

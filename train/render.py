@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 
-from .body import Body
+from train.body import Body
 
 
 @dataclass(frozen=True)

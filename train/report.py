@@ -9,12 +9,11 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from dpt_deploy.files import write_json, write_text
-
-from . import logs
-from .config import TrainConfig, to_yaml
-from .samples import write_picture
-from .state import Progress
+from dpt_deploy.core.files import write_json, write_text
+from train import logs
+from train.config import TrainConfig, to_yaml
+from train.samples import write_picture
+from train.state import Progress
 
 Table = dict[str, dict[str, float]]
 

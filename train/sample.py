@@ -9,7 +9,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from dpt_deploy.contract import Contract
+from dpt_deploy.core.contract import Contract
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 import torch
 
-from dpt_deploy.files import replacing
+from dpt_deploy.core.files import replacing
 
 
 def sample_picture(maps: dict[str, torch.Tensor], batch: dict[str, Any]) -> np.ndarray:

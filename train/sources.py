@@ -13,12 +13,11 @@ from typing import Protocol
 import cv2
 import numpy as np
 
-from dpt_deploy.errors import BadInput
-
-from . import exr
-from .geometry import AXES, parse_axes, with_axes
-from .layout import KINDS, NO_DEPTH, kind_of_index
-from .sample import Sample
+from dpt_deploy.core.errors import BadInput
+from train import exr
+from train.geometry import AXES, parse_axes, with_axes
+from train.layout import KINDS, NO_DEPTH, kind_of_index
+from train.sample import Sample
 
 FILES = ("rgb_{}.png", "alpha_{}.png", "depth_{}.exr", "normal_{}.exr", "cam_{}.txt")
 _FILE = re.compile("|".join(pattern.replace(".", r"\.").format(r"(\d+)") + "$" for pattern in FILES))
@@ -80,7 +79,7 @@ def open_source(root: Path | str, normal_axes: str = AXES) -> Source:
     `BadInput` when there are no samples.
     """
     parse_axes(normal_axes)
-    from .cache import CacheSource, is_cache
+    from train.cache import CacheSource, is_cache
 
     root = Path(root)
     if not root.is_dir():

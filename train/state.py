@@ -11,11 +11,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpt_deploy.errors import BadCheckpoint, BadInput
-from dpt_deploy.files import existing_file
+from dpt_deploy.core.errors import BadCheckpoint, BadInput
+from dpt_deploy.core.files import existing_file
 from dpt_deploy.model.checkpoint import save_torch
-
-from .config import TrainConfig
+from train.config import TrainConfig
 
 FORMAT = 2
 FREE = ("out", "config", "resume", "workers", "save_minutes", "keep", "device", "tensorboard", "samples", "check_data",

@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from dpt_deploy.errors import BadInput
-
-from .sample import Sample
-from .scores import Scores
-from .sources import Source
+from dpt_deploy.core.errors import BadInput
+from train.sample import Sample
+from train.scores import Scores
+from train.sources import Source
 
 
 @dataclass(frozen=True)

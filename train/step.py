@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .distributed import World
-from .losses import Losses
-from .network import depth_as_trained
+from train.distributed import World
+from train.losses import Losses
+from train.network import depth_as_trained
 
 
 @dataclass

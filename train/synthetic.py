@@ -11,22 +11,22 @@ from functools import partial
 from pathlib import Path
 
 from dpt_deploy import cli
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadInput
-from dpt_deploy.files import cannot_write
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.files import cannot_write
 
 with cli.needing("train"):
     import cv2
     import numpy as np
     from tqdm import tqdm
 
-    from . import exr
-    from .body import Body, random_body, rotation
-    from .cache import write_cache
-    from .layout import FIRST_INDEX, KINDS, NO_DEPTH, chunk_name
-    from .parallel import parallel
-    from .render import Camera, backdrop, render, shade
-    from .sample import Sample
+    from train import exr
+    from train.body import Body, random_body, rotation
+    from train.cache import write_cache
+    from train.layout import FIRST_INDEX, KINDS, NO_DEPTH, chunk_name
+    from train.parallel import parallel
+    from train.render import Camera, backdrop, render, shade
+    from train.sample import Sample
 
 
 @dataclass(frozen=True)

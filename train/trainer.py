@@ -15,26 +15,25 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
 
-from dpt_deploy.errors import BadInput, DptError
-from dpt_deploy.files import cannot_write, existing_file
+from dpt_deploy.core.errors import BadInput, DptError
+from dpt_deploy.core.files import cannot_write, existing_file
 from dpt_deploy.model import MultiTaskDPT, save_checkpoint
-
-from . import memory, state
-from .broken import Broken
-from .check import compare_conventions, require_assumed
-from .config import TrainConfig
-from .dataset import MapDataset, TrainBatches, create_loader
-from .distributed import World, join, leave
-from .interrupt import Stopped, StopRequest
-from .network import create_model, to_device
-from .optim import Ema, parameter_groups, rate_factor, set_rate
-from .parallel import usable_cores
-from .report import Report
-from .sources import open_source, split
-from .statistics import measure, readable, spread
-from .step import Outcome, Stepper
-from .validation import Validation
-from .warmstart import initialise_from
+from train import memory, state
+from train.broken import Broken
+from train.check import compare_conventions, require_assumed
+from train.config import TrainConfig
+from train.dataset import MapDataset, TrainBatches, create_loader
+from train.distributed import World, join, leave
+from train.interrupt import Stopped, StopRequest
+from train.network import create_model, to_device
+from train.optim import Ema, parameter_groups, rate_factor, set_rate
+from train.parallel import usable_cores
+from train.report import Report
+from train.sources import open_source, split
+from train.statistics import measure, readable, spread
+from train.step import Outcome, Stepper
+from train.validation import Validation
+from train.warmstart import initialise_from
 
 SKIP_LIMIT = 10  # steps in a row without a finite loss that end a run
 

@@ -10,15 +10,15 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from .dataset import MapDataset, ValBatches, collate, create_loader
-from .layout import KINDS
-from .network import depth_as_trained, maps_of, to_device
-from .samples import sample_picture
-from .scores import Scores
-from .statistics import ConstantScores
+from train.dataset import MapDataset, ValBatches, collate, create_loader
+from train.layout import KINDS
+from train.network import depth_as_trained, maps_of, to_device
+from train.samples import sample_picture
+from train.scores import Scores
+from train.statistics import ConstantScores
 
 if TYPE_CHECKING:
-    from .trainer import Trainer
+    from train.trainer import Trainer
 
 
 class Validation:

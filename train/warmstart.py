@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
-from dpt_deploy.errors import BadCheckpoint
+from dpt_deploy.core.errors import BadCheckpoint
 from dpt_deploy.model import MultiTaskDPT, read_checkpoint
 from dpt_deploy.model.checkpoint import read_tensors
 

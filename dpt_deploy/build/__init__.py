@@ -7,8 +7,8 @@ import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-from ..bundle import Artifact, Bundle
-from ..errors import BadInput
+from ..core.bundle import Artifact, Bundle
+from ..core.errors import BadInput
 from .engine import Builder, Profile, build_engine, choose_builder, default_profile, find_builder
 from .options import BuilderChoice, EngineOptions, parse_size
 

@@ -11,10 +11,10 @@ from .. import cli
 with cli.needing("cli"):
     import tyro
 
-    from ..bundle import Bundle
+    from ..core.bundle import Bundle
     from ..parity import load_budget
     from ..parity.judge import judge
-    from ..parity.table import print_outcome
+    from ..report.table import print_outcome
     from . import EngineOptions, build_engines, run_line
     from .refit import refit_engines
 

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from ..runtime import machine
+from ..backends import device
 from .certificate import Layer, certify, not_inspected, read_inspection
 
 
@@ -47,7 +47,7 @@ def build(order: dict[str, Any]) -> dict[str, Any]:
     plan = bytes(engine_bytes_from_network(parsed, config, **_timings(order)))
     certificate |= {
         "profile": order["profile"], "plan_bytes": len(plan), "builder": order["builder"],
-        "builder_version": trt.__version__, "flags": _flags(trt, network, config), "gpu": machine.compute_capability(),
+        "builder_version": trt.__version__, "flags": _flags(trt, network, config), "gpu": device.compute_capability(),
     }
     _inspect(trt, order, plan, certificate)
     if certificate["status"] == "passed":

@@ -18,11 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from ..contract import Contract, Graph
-from ..errors import BackendError, BuildError
-from ..files import replacing
-from ..runtime import machine
-from ..runtime.tensorrt import MODULES
+from ..backends import device
+from ..backends.tensorrt import MODULES
+from ..core.contract import Contract, Graph
+from ..core.errors import BackendError, BuildError
+from ..core.files import replacing
 from .certificate import sentence
 from .options import BuilderChoice, EngineOptions, check_builder
 
@@ -74,7 +74,7 @@ class Builder:
     @property
     def gpu(self) -> str:
         """The GPU that is visible here, such as sm90."""
-        return f"sm{(machine.compute_capability() or 'none').replace('.', '')}"
+        return f"sm{(device.compute_capability() or 'none').replace('.', '')}"
 
 
 def choose_builder(options: EngineOptions) -> Builder | None:
@@ -82,7 +82,7 @@ def choose_builder(options: EngineOptions) -> Builder | None:
     if options.builder == "none":
         return None
     builder = find_builder(options.builder)
-    check_builder(options, builder.name, builder.version, machine.compute_capability())
+    check_builder(options, builder.name, builder.version, device.compute_capability())
     return builder
 
 
@@ -93,7 +93,7 @@ def find_builder(choice: BuilderChoice) -> Builder:
     """
     if choice in ("auto", "tensorrt"):
         reason = _unusable("tensorrt")
-        if reason is None and machine.compute_capability() is None:
+        if reason is None and device.compute_capability() is None:
             reason = "TensorRT builds on the target GPU, and no GPU is visible here"
         if reason is None:
             return Builder("tensorrt", _version("tensorrt"))
@@ -151,7 +151,7 @@ def build_engine(
     return {
         "builder": builder.name,
         "builder_version": builder.version,
-        "compute_capability": machine.compute_capability() if builder.name == "tensorrt" else None,
+        "compute_capability": device.compute_capability() if builder.name == "tensorrt" else None,
         "profile": shapes,
         **options.variant,
         **answer,

@@ -15,7 +15,7 @@ import numpy as np
 import onnx
 from onnx import numpy_helper, shape_inference
 
-from ..errors import BuildError
+from ..core.errors import BuildError
 
 SMALL = 64  # values; a constant that sizes depend on has a few
 OPERATORS = ("MatMul", "Gemm", "Conv", "ConvTranspose", "Attention")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from ..errors import BackendError, BadInput
+from ..core.errors import BackendError, BadInput
 
 BuilderChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
 Weights = Literal["fixed", "refittable", "stripped"]

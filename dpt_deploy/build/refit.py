@@ -14,11 +14,11 @@ from pathlib import Path
 
 import onnx
 
-from ..bundle import Artifact, Bundle
-from ..errors import BackendError, BadBundle, BuildError
-from ..files import replacing
-from ..runtime import machine
-from ..runtime.tensorrt import MODULES, misfit
+from ..backends import device
+from ..backends.tensorrt import MODULES, misfit
+from ..core.bundle import Artifact, Bundle
+from ..core.errors import BackendError, BadBundle, BuildError
+from ..core.files import replacing
 from .engine import Builder, find_builder, run_child
 
 SHOWN = 3
@@ -43,7 +43,7 @@ def refit_engines(bundle: Bundle, source: Bundle, say: Callable[[str], None] = p
     pairs = [(engine, graph_of(source, engine), counterpart(bundle, engine)) for engine in chosen]
     for _, old, new in pairs:
         check_same_architecture(source.path(old), bundle.path(new))
-    if machine.compute_capability() is None:
+    if device.compute_capability() is None:
         raise BackendError("--refit: an engine is refitted on the GPU that it was built for, and none is visible here.")
     return [_refit(bundle, source, engine, graph, say) for engine, _, graph in pairs]
 
@@ -100,7 +100,7 @@ def _refit(
     builder = find_builder(details["builder"])
     # Without its weights it runs nowhere, and what is to be known is whether it does once it has them.
     filled = dataclasses.replace(engine, details={key: value for key, value in details.items() if key != "weights"})
-    if why := misfit(source, filled, builder.version, machine.compute_capability()):
+    if why := misfit(source, filled, builder.version, device.compute_capability()):
         raise BackendError(f"--refit: {engine.file} {why}. Build it again: python -m dpt_deploy.build {source.folder} "
                            f"--weights {details['weights']}")
     stripped = details["weights"] == "stripped"

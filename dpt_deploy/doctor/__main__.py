@@ -12,7 +12,7 @@ from .. import cli
 with cli.needing("cli"):
     import tyro
 
-    from ..bundle import Bundle
+    from ..core.bundle import Bundle
     from . import Check
     from .bundle import check_bundle
     from .machine import check_machine

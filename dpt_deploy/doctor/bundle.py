@@ -6,10 +6,10 @@ import importlib
 import importlib.util
 import shlex
 
-from ..bundle import CARD, Artifact, Bundle
-from ..errors import BadBundle
-from ..runtime import machine
-from ..runtime.tensorrt import MODULES, misfit
+from ..backends import device
+from ..backends.tensorrt import MODULES, misfit
+from ..core.bundle import CARD, Artifact, Bundle
+from ..core.errors import BadBundle
 from . import Check
 
 
@@ -60,9 +60,9 @@ def _fits(bundle: Bundle, artifact: Artifact, size: str) -> Check:
     installed = _version(MODULES[details["builder"]])
     if installed is None:
         return Check(artifact.file, "not checked", f"{size}; {details['builder']} is not installed here")
-    if why := misfit(bundle, artifact, installed, machine.compute_capability()):
+    if why := misfit(bundle, artifact, installed, device.compute_capability()):
         return Check(artifact.file, "warning", f"{size}; {why}", command)
-    if machine.compute_capability() is None:
+    if device.compute_capability() is None:
         return Check(artifact.file, "not checked", f"{size}; version fits; no GPU is visible to load it on")
     return Check(artifact.file, "ok", f"{size}; fits {details['builder']} {installed} and this GPU")
 

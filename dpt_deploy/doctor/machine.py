@@ -17,10 +17,10 @@ from typing import Any
 
 import numpy as np
 
+from ..backends import device
+from ..backends.tensorrt_faults import known_faults
 from ..build.engine import INSTALL
-from ..runtime import machine
 from . import Check
-from .known import known_faults
 
 SEE_GPU = "nvidia-smi"  # what it prints tells whether driver and GPU still answer
 NO_GPU = "no NVIDIA GPU is visible"
@@ -57,7 +57,7 @@ def driver() -> list[Check]:
 
 def gpu() -> list[Check]:
     """The first GPU with its compute capability and memory."""
-    capability = machine.compute_capability()
+    capability = device.compute_capability()
     if capability is None:
         return [Check("GPU", "not checked", NO_GPU)]
     from cuda.bindings import runtime as cudart
@@ -76,7 +76,7 @@ def tensorrt() -> list[Check]:
     trt = _imported("tensorrt")
     if trt is None:
         return [Check("TensorRT", "not installed", "engines for one GPU, built on it", INSTALL["tensorrt"])]
-    capability = machine.compute_capability()
+    capability = device.compute_capability()
     first = _builds(trt, "TensorRT", trt.__version__) if capability else \
         Check("TensorRT", "not checked", f"{trt.__version__} imports; {NO_GPU}, so it cannot build")
     return [first, *against(trt.__version__, capability)]
@@ -202,7 +202,7 @@ def _tried(ort: Any, provider: str) -> Check:
         return Check(provider, "failed", f"listed, and fails: {(str(error).strip().splitlines() or ['?'])[0]}")
     if active == provider and answer.tolist() == [2.0, 4.0]:
         return Check(provider, "ok", "runs a graph")
-    reason = NO_GPU if machine.compute_capability() is None else "its libraries are not found"
+    reason = NO_GPU if device.compute_capability() is None else "its libraries are not found"
     return Check(provider, "warning", f"listed, and falls back to {active}: {reason}",
                  "" if reason == NO_GPU else "pip install 'dpt-deploy[gpu]'")
 

@@ -16,9 +16,9 @@ import onnx
 import torch
 from torch import nn
 
-from ..contract import Contract, Graph
-from ..errors import BuildError
-from ..files import replacing
+from ..core.contract import Contract, Graph
+from ..core.errors import BuildError
+from ..core.files import replacing
 
 OPSETS = (23, 20)
 EXTERNAL_DATA_BYTES = 1_900_000_000  # protobuf ends at 2 GiB

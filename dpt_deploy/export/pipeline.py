@@ -17,9 +17,9 @@ import tyro
 
 from .. import __version__
 from ..build import EngineOptions, build_engines, choose_builder, parse_size
-from ..bundle import Bundle
-from ..contract import HEADS, Contract, ResizeRule
-from ..errors import BadInput
+from ..core.bundle import Bundle
+from ..core.contract import HEADS, Contract, ResizeRule
+from ..core.errors import BadInput
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
 from ..parity import ParityReport, Stage, load_budget
 from ..parity.judge import judge

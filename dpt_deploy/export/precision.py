@@ -10,8 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from ..contract import Contract
-from ..errors import BadInput
+from ..core.contract import Contract
+from ..core.errors import BadInput
 from ..model.decoder import ResidualConvUnit
 from ..model.frame import FrameModel
 

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from ..contract import Contract
-from ..errors import BadInput
+from ..core.contract import Contract
+from ..core.errors import BadInput
 from ..model import MultiTaskDPT
 from ..parity import Case, Reference
 from ..parity import images as built_in

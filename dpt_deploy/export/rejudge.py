@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from ..bundle import Bundle
-from ..errors import BadInput
+from ..core.bundle import Bundle
+from ..core.errors import BadInput
 from ..model import MultiTaskDPT, load_model, read_checkpoint
 from ..parity import Stage, load_budget
 from ..parity.judge import load_reference

@@ -15,9 +15,9 @@ from typing import Any
 
 import torch
 
-from ..contract import Contract
-from ..errors import BadCheckpoint
-from ..files import cannot_write, existing_file, replacing, sha256
+from ..core.contract import Contract
+from ..core.errors import BadCheckpoint
+from ..core.files import cannot_write, existing_file, replacing, sha256
 from . import infer
 from .dpt import DESCRIPTION_KEY, ModelConfig, MultiTaskDPT
 

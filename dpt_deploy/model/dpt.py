@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..contract import HEADS, Contract, ResizeRule, check_heads
-from ..errors import BadInput
+from ..core.contract import HEADS, Contract, ResizeRule, check_heads
+from ..core.errors import BadInput
 from . import backbone as vits
 from .decoder import Decoder
 from .heads import create_head, start_values

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from ..contract import Contract
+from ..core.contract import Contract
 
 
 class FrameModel(nn.Module):

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from ..contract import HEADS
-from ..errors import BadCheckpoint
+from ..core.contract import HEADS
+from ..core.errors import BadCheckpoint
 from .dpt import ModelConfig, MultiTaskDPT
 
 # Shapes do not show the number of attention heads, nor mean and std; within a family the width fixes

@@ -8,15 +8,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .. import cli
-from ..errors import BadInput
+from ..core.errors import BadInput
 
 with cli.needing("cli"):
     import tyro
 
-    from ..bundle import Bundle
+    from ..core.bundle import Bundle
+    from ..report.table import print_outcome
     from .compare import Stage, load_budget
     from .judge import judge
-    from .table import print_outcome
 
 PROG = "python -m dpt_deploy.parity"
 

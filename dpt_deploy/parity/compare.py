@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-from .. import metrics
-from ..bundle import Artifact
-from ..contract import HEADS, Graph
-from ..errors import BadInput, DptError
-from ..files import existing_file
+from ..core import metrics
+from ..core.bundle import Artifact
+from ..core.contract import HEADS, Graph
+from ..core.errors import BadInput, DptError
+from ..core.files import existing_file
+from ..core.verdict import AT_LEAST, LEVELS, ParityReport, Stage, limits_of, not_run, over_budget, share_of_budget
 from .reference import Case, Reference
-from .result import AT_LEAST, LEVELS, ParityReport, Stage, limits_of, not_run, over_budget, share_of_budget
 
 DEFAULT_BUDGET = Path(__file__).parent / "budget.json"
 

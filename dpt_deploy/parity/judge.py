@@ -13,17 +13,17 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import PAGE, RECORD, Artifact, Bundle
-from ..errors import BackendError, BadBundle, DptError, MissingPackage
-from ..files import write_json, write_text
-from ..runtime import machine
+from ..backends import device
+from ..backends.session import Session
+from ..core.bundle import PAGE, RECORD, Artifact, Bundle
+from ..core.errors import BackendError, BadBundle, DptError, MissingPackage
+from ..core.files import write_json, write_text
+from ..core.verdict import held_to, last_report, order
+from ..report.card import write_card
+from ..report.html import render
 from ..runtime.runtime import load, open_session
-from ..runtime.session import Session
-from .card import write_card
 from .compare import Exhibit, ParityReport, Stage, compare, load_budget, not_run
 from .reference import FILE, Reference
-from .report import render
-from .result import held_to, last_report, order
 
 EARLIER = ("weights", "PyTorch")  # stages that need PyTorch, by how their names begin
 CPU_NOTE = (
@@ -160,7 +160,7 @@ def _judge(task: Task, reference: Reference, budget: Budget, show: Show) -> Stag
 def _judge_onnx(
     bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
 ) -> Stage:
-    gpu = machine.compute_capability() is not None
+    gpu = device.compute_capability() is not None
     if artifact.precision == "bf16" and not gpu:
         raise BackendError("ONNX Runtime's CPU provider has no BF16 convolution")
     session = None
@@ -199,7 +199,7 @@ def _judge_runtime(bundle: Bundle, name: str, reference: Reference, budget: Budg
 def _judge_cpp(
     bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
 ) -> Stage:
-    from ..runtime.cpp_session import CppSession
+    from ..backends.cpp import CppSession
 
     session = CppSession(bundle, "onnxruntime-cpu", artifact.precision)
     return _compare(name, session, bundle, artifact, reference, budget, show)
@@ -208,7 +208,7 @@ def _judge_cpp(
 def _judge_openvino(
     bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
 ) -> Stage:
-    from ..runtime.openvino import OpenVINOSession
+    from ..backends.openvino import OpenVINOSession
 
     session = OpenVINOSession(bundle, artifact)
     notes = (OPENVINO_NOTE,) if artifact.precision == "fp16" else ()
@@ -218,7 +218,7 @@ def _judge_openvino(
 def _judge_engine(
     bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
 ) -> Stage:
-    if machine.compute_capability() is None:
+    if device.compute_capability() is None:
         bundle.path(artifact)  # a damaged file has failed wherever it is found
         raise BackendError(NO_GPU)
     profile = artifact.details.get("profile", {}).get(*bundle.contract.inputs(artifact.graph), {})

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..contract import Graph
-from ..errors import BadBundle
-from ..files import replacing
+from ..core.contract import Graph
+from ..core.errors import BadBundle
+from ..core.files import replacing
 
 FILE = "reference.npz"
 

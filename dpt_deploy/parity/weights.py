@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import missing_package
-from ..files import sha256
+from ..core.errors import missing_package
+from ..core.files import sha256
 from .compare import Stage
 
 FLOAT_TYPES = (1, 10, 16)  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16

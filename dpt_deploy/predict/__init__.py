@@ -1,5 +1,5 @@
 """Images and folders in, panels and raw maps out."""
 
-from .panel import Tile, arrange, panel, write_png
+from ..report.panel import Tile, arrange, panel, write_png
 
 __all__ = ["Tile", "arrange", "panel", "write_png"]

@@ -11,9 +11,9 @@ from typing import Annotated
 import numpy as np
 
 from .. import cli
-from ..contract import Graph
-from ..errors import BadInput, ContractError
-from ..files import cannot_write, replacing
+from ..core.contract import Graph
+from ..core.errors import BadInput, ContractError
+from ..core.files import cannot_write, replacing
 from ..runtime import Backend, Precision, Prediction, load
 from ..runtime.image import list_images, read_image
 
@@ -24,7 +24,7 @@ with cli.needing("cli"):
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
 
-from .panel import panel, write_png
+from ..report.panel import panel, write_png
 from .video import Look, Reader, is_video, predict_video
 
 PROG = "python -m dpt_deploy.predict"

@@ -15,10 +15,10 @@ from typing import Literal, Self
 import cv2
 import numpy as np
 
-from ..errors import BadInput
-from ..files import cannot_write
+from ..core.errors import BadInput
+from ..core.files import cannot_write
+from ..report.panel import panel
 from ..runtime import Prediction, Runtime
-from .panel import panel
 
 SUFFIXES = (".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg")
 """File names that count as videos."""

@@ -13,10 +13,10 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..contract import Contract, resize_weights
-from ..errors import BadInput
-from ..files import existing_file
-from ..metrics import sigmoid
+from ..core.contract import Contract, resize_weights
+from ..core.errors import BadInput
+from ..core.files import existing_file
+from ..core.metrics import sigmoid
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
 """File names that count as images in a folder."""

@@ -13,12 +13,12 @@ from typing import Any, Literal, Self
 
 import numpy as np
 
-from ..bundle import Artifact, Bundle
-from ..contract import Graph
-from ..errors import BackendError, BadInput, ContractError, MissingPackage
-from . import cuda, machine
+from ..backends import cuda, device
+from ..backends.session import Session, host_array
+from ..core.bundle import Artifact, Bundle
+from ..core.contract import Graph
+from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
 from .image import check_frames, postprocess, preprocess, read_image
-from .session import Session, host_array
 from .stream import QUEUE, in_order
 
 Backend = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu"]
@@ -162,7 +162,7 @@ def load(
         artifacts = _artifacts(opened, candidate, graph, precision)
         if not artifacts:
             nothing = _nothing_for(opened, candidate, graph, precision)
-            if backend is None and candidate.startswith("tensorrt") and machine.compute_capability() is None:
+            if backend is None and candidate.startswith("tensorrt") and device.compute_capability() is None:
                 nothing = nothing.partition(";")[0]  # how to build an engine is of use where it could run
             refusals.append((candidate, nothing))
         for artifact in artifacts:
@@ -191,14 +191,14 @@ def open_session(
     can compute a graph in another type than it was written in.
     """
     if backend == "openvino":
-        from .openvino import OpenVINOSession
+        from ..backends.openvino import OpenVINOSession
 
         return OpenVINOSession(bundle, artifact, computes, threads)
     if backend in ("tensorrt", "tensorrt-rtx"):
-        from .tensorrt import TensorRTSession
+        from ..backends.tensorrt import TensorRTSession
 
         return TensorRTSession(bundle, artifact)
-    from .onnxruntime import OnnxRuntimeSession
+    from ..backends.onnxruntime import OnnxRuntimeSession
 
     return OnnxRuntimeSession(bundle, artifact, backend.removeprefix("onnxruntime-"), threads)
 
@@ -242,7 +242,7 @@ def _check_gpu(backend: Backend) -> None:
     """Raise what keeps an engine from running before its library and file, hundreds of megabytes, are read."""
     if backend.startswith("tensorrt"):
         cuda.cudart()
-        if machine.compute_capability() is None:
+        if device.compute_capability() is None:
             raise BackendError("no GPU is visible here")
 
 

@@ -10,8 +10,8 @@ import pytest
 
 from benchmarks import gpu, machine
 from benchmarks.gpu_validation import GOALS, _frame, _within, judge_goals
-from dpt_deploy.runtime import cuda
-from tests.runtime.stand_in import StandIn, device, session_on
+from dpt_deploy.backends import cuda
+from tests.backends.stand_in import StandIn, device, session_on
 
 __all__ = ["device"]
 

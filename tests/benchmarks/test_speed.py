@@ -15,9 +15,10 @@ from benchmarks import latency, scaling, throughput
 from benchmarks.contenders import contenders, flops, network
 from benchmarks.measure import Samples, doubts, drift, interleave, ratios
 from benchmarks.peer import SquarePipeline
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.errors import BadBundle
-from dpt_deploy.runtime import load, machine
+from dpt_deploy.backends import device
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BadBundle
+from dpt_deploy.runtime import load
 from tests.tiny import lively_model, photo
 
 
@@ -38,7 +39,7 @@ def test_every_row_ran_or_says_why_not(tiny_bundle: Path, tmp_path: Path) -> Non
     assert ran["onnxruntime-cpu frame fp32"]["sha256"] == Bundle.open(tiny_bundle).find(
         "onnx", graph="frame", precision="fp32")[0].sha256
     assert {"pre", "engine", "post"} == set(ran["DAViD-style pipeline, ONNX Runtime cpu"]["parts_ms"])
-    if machine.compute_capability() is None:
+    if device.compute_capability() is None:
         assert "no GPU" in rows["onnxruntime-cuda frame fp32"]["reason"]
     assert (tmp_path / "latency.png").stat().st_size > 1000
     assert {"processor", "versions", "date", "commit", "load"} <= set(result["machine"])
@@ -147,7 +148,7 @@ def test_scaling_without_a_bundle_writes_nothing(tmp_path: Path) -> None:
 
 
 def test_without_a_gpu_the_validation_says_so(tiny_bundle: Path, tmp_path: Path) -> None:
-    if machine.compute_capability() is not None:
+    if device.compute_capability() is not None:
         pytest.skip("a GPU is visible here")
     command = [sys.executable, "benchmarks/gpu_validation.py", tiny_bundle, "--out", tmp_path]
     done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=Path(__file__).parents[2])

@@ -12,8 +12,8 @@ import pytest
 from dpt_deploy.build import EngineOptions, build_engines
 from dpt_deploy.build.certificate import Layer, certify, read_inspection, sentence
 from dpt_deploy.build.flops import Work
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.errors import BuildError
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BuildError
 from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
 
 RTX = EngineOptions("tensorrt-rtx")

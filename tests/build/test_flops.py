@@ -9,8 +9,8 @@ from onnx import TensorProto, helper
 from torch.utils.flop_counter import FlopCounterMode
 
 from dpt_deploy.build.flops import input_sizes, matrix_work, modules_of
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.errors import BuildError
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BuildError
 from tests.tiny import lively_model, tiny_bundle  # noqa: F401
 
 

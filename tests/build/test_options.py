@@ -7,15 +7,15 @@ import dataclasses
 import onnx
 import pytest
 
+from dpt_deploy.backends.tensorrt import misfit
 from dpt_deploy.build import EngineOptions, build_engines, choose_builder, refit
 from dpt_deploy.build import __main__ as command
 from dpt_deploy.build import engine as engine_module
 from dpt_deploy.build.engine import Builder
 from dpt_deploy.build.options import check_builder
 from dpt_deploy.build.refit import check_same_architecture, refit_engines
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.errors import BackendError, BadBundle, BadInput, BuildError
-from dpt_deploy.runtime.tensorrt import misfit
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BackendError, BadBundle, BadInput, BuildError
 from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
 
 

@@ -11,12 +11,12 @@ from pathlib import Path
 
 import pytest
 
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.runtime.cpp_session import find_library, find_onnxruntime
+from dpt_deploy.backends.cpp import find_library, find_onnxruntime
+from dpt_deploy.core.bundle import Bundle
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
-SOURCES = ROOT / "dpt_deploy" / "runtime" / "cpp"
+SOURCES = ROOT / "dpt_deploy" / "cpp"
 BUILDS = ROOT / "build-cpp"
 
 # Options of CMake for each build of the native tests.

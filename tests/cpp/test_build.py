@@ -134,11 +134,11 @@ def test_installed_files(installed):
 
 def test_the_wheel_ships_the_sources():
     """Every file that git tracks here is package data, so that a user can build from an installed package."""
-    tracked = subprocess.run(["git", "ls-files", "dpt_deploy/runtime/cpp"], cwd=ROOT, capture_output=True, text=True,
+    tracked = subprocess.run(["git", "ls-files", "dpt_deploy/cpp"], cwd=ROOT, capture_output=True, text=True,
                              check=True).stdout.split()
-    patterns = re.findall(r'"dpt_deploy.runtime" = \[(.*?)\]', (ROOT / "pyproject.toml").read_text())
+    patterns = re.findall(r'"dpt_deploy" = \[(.*?)\]', (ROOT / "pyproject.toml").read_text())
     assert patterns == ['"cpp/**/*"']
-    shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dpt_deploy/runtime").glob("cpp/**/*")}
+    shipped = {path.relative_to(ROOT).as_posix() for path in (ROOT / "dpt_deploy").glob("cpp/**/*")}
     assert len(tracked) > 30
     assert set(tracked) <= shipped
 

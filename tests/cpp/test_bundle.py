@@ -9,11 +9,11 @@ import subprocess
 import onnx
 import pytest
 
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BackendError, BadBundle, ContractError, MissingPackage
+from dpt_deploy.backends.cpp import CppSession
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BackendError, BadBundle, ContractError, MissingPackage
 from dpt_deploy.runtime import load
-from dpt_deploy.runtime.cpp_session import CppSession
 from tests.cpp.toy import FILE, edit_manifest, make_toy, toy_graph
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpt_deploy.bundle import Bundle
+from dpt_deploy.core.bundle import Bundle
 from tests.cpp.conftest import ROOT
 from tests.cpp.conftest import run as run_program
 from tests.cpp.toy import PLAN, add_engine, toy_maps

@@ -5,10 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadInput, ContractError
-from dpt_deploy.runtime.cpp_session import FORMATS, CppSession, Frames, Maps
+from dpt_deploy.backends.cpp import FORMATS, CppSession, Frames, Maps
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadInput, ContractError
 from tests.cpp.test_parity import assert_identical, in_format
 from tests.cpp.toy import make_toy, toy_maps
 

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 import dpt_deploy
-from dpt_deploy.bundle import Bundle
+from dpt_deploy.backends.cpp import FORMATS, CppSession
+from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.parity.images import scene as photo
-from dpt_deploy.runtime.cpp_session import FORMATS, CppSession
 from tests.cpp.conftest import run
 
 # Frame sizes (H, W): the smallest of the default profile, odd ones, both orientations, up to 4K.

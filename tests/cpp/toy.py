@@ -11,8 +11,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.contract import Contract
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.contract import Contract
 
 FILE = "frame.fp32.onnx"
 PLAN = b"PLAN of a stand-in"

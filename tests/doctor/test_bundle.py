@@ -10,12 +10,12 @@ import tyro
 
 from dpt_deploy import cli
 from dpt_deploy.build.__main__ import BuildConfig
-from dpt_deploy.bundle import CARD, HAND, Bundle
+from dpt_deploy.core.bundle import CARD, HAND, Bundle
+from dpt_deploy.core.files import write_json, write_text
 from dpt_deploy.doctor import bundle as doctor
 from dpt_deploy.doctor.__main__ import DoctorConfig, main
 from dpt_deploy.doctor.bundle import check_bundle, rebuild_command
-from dpt_deploy.files import write_json, write_text
-from dpt_deploy.parity.card import SPEED, TO_FILL, write_card
+from dpt_deploy.report.card import SPEED, TO_FILL, write_card
 from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
 
 

@@ -9,8 +9,8 @@ import sys
 import numpy as np
 import pytest
 
+from dpt_deploy.backends.tensorrt_faults import KNOWN_FAULTS, known_faults
 from dpt_deploy.doctor import machine as doctor
-from dpt_deploy.doctor.known import KNOWN_FAULTS, known_faults
 
 
 def by_subject(checks):

@@ -17,7 +17,7 @@ import torch
 from dpt_deploy import cli
 from dpt_deploy.build.__main__ import BuildConfig
 from dpt_deploy.build.__main__ import main as build_main
-from dpt_deploy.bundle import Bundle
+from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.export.__main__ import main as export_main
 from dpt_deploy.export.pipeline import ExportConfig
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint

@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from onnx import TensorProto
 
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadInput, BuildError
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadInput, BuildError
 from dpt_deploy.export import graph
 from dpt_deploy.export.graph import export_graph
 from dpt_deploy.export.precision import PrecisionPlan, fold_batch_norm, typed, typed_frame
@@ -74,7 +74,7 @@ def test_frame_graph_takes_any_batch(frame_graphs):
 
 
 def test_resize_weights_are_those_of_torch():
-    from dpt_deploy.contract import resize_weights
+    from dpt_deploy.core.contract import resize_weights
 
     for size_in, size_out in ((1080, 384), (100, 384), (384, 384), (7, 3)):
         signal = np.random.default_rng(0).random(size_in)

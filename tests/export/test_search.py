@@ -7,15 +7,7 @@ import torch
 
 from dpt_deploy.export.precision import PrecisionPlan, typed
 from dpt_deploy.export.reference import make_reference
-from dpt_deploy.export.search import (
-    Search,
-    _sum_in_fp32,
-    half_shares,
-    judge_half,
-    measure,
-    overflowing,
-    search_plan,
-)
+from dpt_deploy.export.search import Search, _sum_in_fp32, half_shares, judge_half, measure, overflowing, search_plan
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
 from dpt_deploy.parity import load_budget
 from dpt_deploy.parity.images import built_in

@@ -7,8 +7,8 @@ import random
 import pytest
 import torch
 
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadCheckpoint, BadInput
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadCheckpoint, BadInput
 from dpt_deploy.model import create_multitask_dpt_model, load_model, read_checkpoint, save_checkpoint
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.errors import BadInput
 from dpt_deploy.model import create_multitask_dpt_model
 from dpt_deploy.model.backbone import taps
 from dpt_deploy.model.decoder import Decoder, reassemble_channels

@@ -11,7 +11,7 @@ import shutil
 import numpy as np
 import pytest
 
-from dpt_deploy.bundle import Bundle
+from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.parity import Case, Reference, judge
 from dpt_deploy.parity.compare import not_run
 from tests.tiny import lively_model, own_bundle, tiny_bundle  # noqa: F401

@@ -8,8 +8,8 @@ import shutil
 import cv2
 import pytest
 
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BadInput
 from dpt_deploy.export.reference import parity_inputs
 from dpt_deploy.model import save_checkpoint
 from dpt_deploy.parity import Reference

@@ -9,8 +9,8 @@ import re
 import numpy as np
 import pytest
 
-from dpt_deploy import metrics
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core import metrics
+from dpt_deploy.core.errors import BadInput
 from dpt_deploy.parity import ParityReport, Reference, compare, load_budget
 from dpt_deploy.parity.compare import not_run
 from tests.parity.conftest import loose_budget

@@ -11,7 +11,7 @@ import pytest
 import torch
 from onnx import numpy_helper
 
-from dpt_deploy.bundle import Bundle
+from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.export.graph import export_graph
 from dpt_deploy.export.precision import PrecisionPlan
 from dpt_deploy.export.reference import make_reference

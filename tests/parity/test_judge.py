@@ -10,9 +10,9 @@ import onnx
 import pytest
 from onnx import numpy_helper
 
-from dpt_deploy.bundle import CARD, RECORD, Bundle
-from dpt_deploy.errors import BackendError, BadBundle, ContractError
-from dpt_deploy.files import write_json
+from dpt_deploy.core.bundle import CARD, RECORD, Bundle
+from dpt_deploy.core.errors import BackendError, BadBundle, ContractError
+from dpt_deploy.core.files import write_json
 from dpt_deploy.model import read_checkpoint
 from dpt_deploy.parity import Reference, Stage
 from dpt_deploy.parity import judge as judge_module

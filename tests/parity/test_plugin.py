@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from dpt_deploy.errors import BadBundle
+from dpt_deploy.core.errors import BadBundle
 from dpt_deploy.parity import Stage
 from dpt_deploy.parity.judge import judge
 from tests.parity.conftest import loose_budget

@@ -11,7 +11,7 @@ import numpy as np
 import OpenEXR
 import pytest
 
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.errors import BadInput
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.runtime import load
 from dpt_deploy.runtime.image import read_image

@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 import pytest
 
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.errors import BadInput
 from dpt_deploy.predict import video
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.predict.video import Reader, Writer, matte, predict_video

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadInput
 from dpt_deploy.export import reference
 from dpt_deploy.runtime.image import check_frames, list_images, postprocess, preprocess, read_image
 from tests.tiny import photo

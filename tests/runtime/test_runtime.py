@@ -14,14 +14,15 @@ import pytest
 import torch
 
 import dpt_deploy
-from dpt_deploy import metrics
-from dpt_deploy.bundle import MANIFEST, Artifact, Bundle
-from dpt_deploy.errors import BackendError, BadBundle, BadInput, ContractError
+from dpt_deploy.backends import device
+from dpt_deploy.core import metrics
+from dpt_deploy.core.bundle import MANIFEST, Artifact, Bundle
+from dpt_deploy.core.errors import BackendError, BadBundle, BadInput, ContractError
 from dpt_deploy.export import reference
 from dpt_deploy.model.frame import FrameModel
-from dpt_deploy.runtime import BACKENDS, Prediction, Runtime, load, machine
-from dpt_deploy.runtime.torch import TorchSession
+from dpt_deploy.runtime import BACKENDS, Prediction, Runtime, load
 from tests.tiny import lively_model, photo
+from tests.torch_session import TorchSession
 
 CPU = "onnxruntime-cpu"
 SIZES = [(64, 64), (333, 517), (1080, 1920)]
@@ -195,7 +196,7 @@ def test_many_threads_get_their_own_results(runtime: Runtime) -> None:
 
 
 def test_the_choice_is_explained(tiny_bundle: Path) -> None:
-    if machine.compute_capability() is not None:
+    if device.compute_capability() is not None:
         pytest.skip("a GPU is visible here, so that another backend is taken")
     with load(tiny_bundle) as loaded:
         assert loaded.artifact.file == "frame.fp32.onnx"

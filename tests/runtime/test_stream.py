@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.errors import BadInput
 from dpt_deploy.runtime import load
 from dpt_deploy.runtime.stream import in_order
 from tests.tiny import photo

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_deploy.contract import Contract
+from dpt_deploy.core.contract import Contract
 from train.augment import Augment, mirrored, zoomed
 from train.dataset import MapDataset
 from train.geometry import normals_from_depth

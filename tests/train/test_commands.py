@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadInput, MissingPackage
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadInput, MissingPackage
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
 from train import check, demo, exr
 from train.cache import CacheSource

@@ -7,7 +7,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from dpt_deploy.contract import Contract, resize_weights
+from dpt_deploy.core.contract import Contract, resize_weights
 from train.geometry import normals_from_depth
 from train.sample import Sample, to_network
 from train.synthetic import as_sample, generate

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_deploy import metrics
+from dpt_deploy.core import metrics
 from train.scores import METRICS, Scores
 from train.sources import open_source
 from train.statistics import ConstantScores, Statistics, measure

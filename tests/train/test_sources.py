@@ -10,7 +10,7 @@ import numpy as np
 import OpenEXR
 import pytest
 
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.errors import BadInput
 from train import exr
 from train.sources import FILES, find_samples, open_source, read_files, split
 

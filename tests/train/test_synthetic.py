@@ -8,7 +8,7 @@ import numpy as np
 import OpenEXR
 import pytest
 
-from dpt_deploy.errors import BadInput
+from dpt_deploy.core.errors import BadInput
 from train.body import SKIN, Body
 from train.geometry import normals_from_depth
 from train.layout import kind_of_index

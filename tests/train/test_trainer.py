@@ -18,7 +18,7 @@ import pytest
 import torch
 import yaml
 
-from dpt_deploy.errors import BadInput, DptError
+from dpt_deploy.core.errors import BadInput, DptError
 from dpt_deploy.model import create_multitask_dpt_model, load_model, read_checkpoint
 from train import memory, network, state
 from train.trainer import Stopped, Trainer

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from benchmarks import training
-from dpt_deploy.errors import BackendError
+from dpt_deploy.core.errors import BackendError
 
 
 def test_it_runs_on_a_processor(tmp_path: Path):

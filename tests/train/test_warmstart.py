@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from dpt_deploy.errors import BadCheckpoint, BadInput
+from dpt_deploy.core.errors import BadCheckpoint, BadInput
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model, save_checkpoint
 from dpt_deploy.model import backbone as vits
 from train.trainer import Trainer

@@ -16,7 +16,7 @@ import numpy as np
 import onnx
 from onnx import helper, numpy_helper
 
-from ..errors import BadInput
+from dpt_deploy.core.errors import BadInput
 
 
 def project_before_resize(model: onnx.ModelProto) -> int:

@@ -13,12 +13,13 @@ import numpy as np
 import pytest
 import torch
 
+from dpt_deploy.backends import cuda, device, dlpack
+from dpt_deploy.backends.session import Session
+from dpt_deploy.backends.tensorrt import Profile, misfit
 from dpt_deploy.build import EngineOptions, build_engines
-from dpt_deploy.bundle import Artifact, Bundle
-from dpt_deploy.errors import BackendError, BadBundle, ContractError, MissingPackage
-from dpt_deploy.runtime import cuda, dlpack, load, machine, open_session
-from dpt_deploy.runtime.session import Session
-from dpt_deploy.runtime.tensorrt import Profile, misfit
+from dpt_deploy.core.bundle import Artifact, Bundle
+from dpt_deploy.core.errors import BackendError, BadBundle, ContractError, MissingPackage
+from dpt_deploy.runtime import load, open_session
 from tests.tiny import photo
 
 
@@ -29,7 +30,7 @@ def engine(bundle: Bundle, graph: str = "frame", **details: object) -> Artifact:
 
 
 def without_gpu() -> None:
-    if machine.compute_capability() is not None:
+    if device.compute_capability() is not None:
         pytest.skip("a GPU is visible here")
 
 

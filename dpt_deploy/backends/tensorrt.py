@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Artifact, Bundle
-from ..errors import BackendError, BadInput, ContractError, missing_package
-from ..files import replacing
-from . import cuda, machine
+from ..core.bundle import Artifact, Bundle
+from ..core.errors import BackendError, BadInput, ContractError, missing_package
+from ..core.files import replacing
+from . import cuda, device
 from .lane import Lane
 from .session import Session, first_line, host_array
 
@@ -122,7 +122,7 @@ class TensorRTSession(Session):
         self._free: queue.LifoQueue[Lane | None] = queue.LifoQueue()
         trt = self._module()
         cuda.cudart()
-        if why := misfit(bundle, artifact, trt.__version__, machine.compute_capability()):
+        if why := misfit(bundle, artifact, trt.__version__, device.compute_capability()):
             self._refuse(why)
         self._logger = _logger(trt)
         self.captures_itself = hasattr(trt, "IRuntimeCache")
@@ -149,7 +149,7 @@ class TensorRTSession(Session):
 
     def _refuse(self, why: str) -> None:
         remedy = f"Build it again: {self._rebuild}"
-        if machine.compute_capability() is None:
+        if device.compute_capability() is None:
             remedy = f"No GPU is visible here: run it where one is, or use backend onnxruntime-cpu. {remedy}"
         raise BackendError(f"{self.backend}: {self.file} {why}. {remedy}")
 

@@ -8,7 +8,7 @@ import weakref
 import numpy as np
 import pytest
 
-from dpt_deploy.runtime import dlpack
+from dpt_deploy.backends import dlpack
 
 
 class Shared:

@@ -11,9 +11,9 @@ import onnx
 import onnxruntime
 import pytest
 
-from dpt_deploy.bundle import Bundle
-from dpt_deploy.errors import BadInput
-from dpt_deploy.export.rewrite import REWRITES, rewrite
+from benchmarks.rewrite import REWRITES, rewrite
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BadInput
 from dpt_deploy.parity import compare, load_budget
 from dpt_deploy.parity.reference import FILE, Reference
 from tests.tiny import tiny_bundle
@@ -43,7 +43,7 @@ def test_a_rewritten_graph_is_within_the_fp32_budgets(tiny_bundle: Path, name: s
 
 def test_the_command_says_what_it_wants(tmp_path: Path) -> None:
     for words in ([], ["absent.onnx", "out.onnx", "join-first-convolutions"], ["a.onnx", "b.onnx", "faster"]):
-        command = [sys.executable, "-m", "dpt_deploy.export.rewrite", *words]
+        command = [sys.executable, "-m", "benchmarks.rewrite", *words]
         done = subprocess.run(command, capture_output=True, text=True)
         assert done.returncode == 2 and "usage" in done.stderr and "Traceback" not in done.stderr
 

@@ -10,9 +10,9 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from ..picture import colour_depth, colour_error, colour_normals, depth_range
-from .compare import Exhibit, error_map
-from .result import LEVELS, Stage, limits_of
+from ..core.verdict import LEVELS, Stage, limits_of
+from ..parity.compare import Exhibit, error_map
+from .colours import colour_depth, colour_error, colour_normals, depth_range
 
 COLOURS = ("#4269d0", "#e8590c", "#2f9e44", "#a463f2", "#d6336c", "#0c8599", "#b08900", "#868e96")
 WIDTH, HEIGHT = 340, 230

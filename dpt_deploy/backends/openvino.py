@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Artifact, Bundle
-from ..errors import BackendError, ContractError, missing_package
+from ..core.bundle import Artifact, Bundle
+from ..core.errors import BackendError, ContractError, missing_package
 from .session import Session, host_array, no_stream
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}

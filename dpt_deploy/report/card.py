@@ -8,9 +8,9 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from ..bundle import CARD, HAND, Artifact, Bundle, by_hand
-from ..files import write_text
-from .result import ParityReport, last_report
+from ..core.bundle import CARD, HAND, Artifact, Bundle, by_hand
+from ..core.files import write_text
+from ..core.verdict import ParityReport, last_report
 from .table import COLUMNS, cell, status_of
 
 TO_FILL = "TO FILL IN"

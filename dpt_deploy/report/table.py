@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..bundle import Bundle
-from .compare import ParityReport, Stage
+from ..core.bundle import Bundle
+from ..parity.compare import ParityReport, Stage
 
 COLUMNS = (  # head, metric, title; those of the tails stand in the model card alone
     ("depth", "abs_rel", "AbsRel"), ("depth", "p99.9", "depth p99.9"), ("normals", "mean", "normals [deg]"),

@@ -1,4 +1,4 @@
-"""PyTorch itself as a backend, the reference for the others. The one module here that needs torch."""
+"""PyTorch as a session: what tests hold the runtimes against."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import nn
 
-from ..contract import Contract, Graph
-from ..errors import ContractError
-from .session import Session, no_stream
+from dpt_deploy.backends.session import Session, no_stream
+from dpt_deploy.core.contract import Contract, Graph
+from dpt_deploy.core.errors import ContractError
 
 
 class TorchSession(Session):

@@ -8,9 +8,9 @@ import cv2
 import numpy as np
 import pytest
 
-from dpt_deploy.errors import BadInput
-from dpt_deploy.picture import colour_depth
-from dpt_deploy.predict.panel import GAP, TITLE, Tile, arrange, depth_scale, panel, text_width, tile_size, write_png
+from dpt_deploy.core.errors import BadInput
+from dpt_deploy.report.colours import colour_depth
+from dpt_deploy.report.panel import GAP, TITLE, Tile, arrange, depth_scale, panel, text_width, tile_size, write_png
 from dpt_deploy.runtime import Prediction
 from tests.tiny import photo
 

@@ -9,13 +9,13 @@ import subprocess
 import numpy as np
 import pytest
 
-from dpt_deploy.bundle import Bundle
+from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.parity import ParityReport, Stage, compare, load_budget
 from dpt_deploy.parity.compare import not_run
 from dpt_deploy.parity.judge import Gallery, _fits
-from dpt_deploy.parity.plots import number
 from dpt_deploy.parity.reference import Reference
-from dpt_deploy.parity.report import definitions, render
+from dpt_deploy.report.html import definitions, render
+from dpt_deploy.report.plots import number
 from tests.parity.conftest import random_case
 
 BUDGET, _ = load_budget(None)

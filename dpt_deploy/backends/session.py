@@ -9,8 +9,8 @@ from typing import Any, Self
 
 import numpy as np
 
-from ..contract import Contract, Graph
-from ..errors import BackendError, ContractError
+from ..core.contract import Contract, Graph
+from ..core.errors import BackendError, ContractError
 
 
 class Session(abc.ABC):

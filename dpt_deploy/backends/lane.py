@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BackendError
+from ..core.errors import BackendError
 from . import cuda
 
 SHAPES_KEPT = 4

@@ -7,8 +7,8 @@ import math
 
 import pytest
 
+from dpt_deploy.core.verdict import held_to, over_budget, share_of_budget
 from dpt_deploy.parity import ParityReport, Stage, load_budget
-from dpt_deploy.parity.result import held_to, over_budget, share_of_budget
 
 BUDGET, _ = load_budget(None)
 LINE = ["weights frame fp16", "PyTorch fp16", "ONNX Runtime model fp32", "ONNX Runtime model fp16",

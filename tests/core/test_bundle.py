@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from dpt_deploy.bundle import CARD, HAND, PAGE, RECORD, Bundle, by_hand
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BadBundle, BadInput
+from dpt_deploy.core.bundle import CARD, HAND, PAGE, RECORD, Bundle, by_hand
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadBundle, BadInput
 
 
 @pytest.fixture

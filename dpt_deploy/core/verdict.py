@@ -9,7 +9,7 @@ import re
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from ..bundle import RECORD, Bundle
+from .bundle import RECORD, Bundle
 
 Status = Literal["passed", "failed", "not run"]
 AT_LEAST = ("iou", "within_1_percent")  # metrics that a budget bounds from below

@@ -12,13 +12,14 @@ import numpy as np
 import pytest
 import torch
 
-from dpt_deploy.bundle import Artifact, Bundle
-from dpt_deploy.errors import BackendError, BadBundle, ContractError, MissingPackage
+from dpt_deploy.backends import device
+from dpt_deploy.backends import openvino as backend
+from dpt_deploy.backends.openvino import OpenVINOSession
+from dpt_deploy.core.bundle import Artifact, Bundle
+from dpt_deploy.core.errors import BackendError, BadBundle, ContractError, MissingPackage
 from dpt_deploy.parity import compare, load_budget
 from dpt_deploy.parity.reference import FILE, Reference
-from dpt_deploy.runtime import load, machine, open_session
-from dpt_deploy.runtime import openvino as backend
-from dpt_deploy.runtime.openvino import OpenVINOSession
+from dpt_deploy.runtime import load, open_session
 from tests.tiny import photo
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
@@ -148,7 +149,7 @@ def test_fp16_is_the_default_only_where_parity_passed_it(own_bundle: Path, monke
 
 
 def test_it_is_the_first_choice_on_a_processor(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    if machine.compute_capability() is not None:
+    if device.compute_capability() is not None:
         pytest.skip("a GPU is visible here, so that another backend is taken")
     with load(tiny_bundle) as runtime:
         assert runtime.backend == "openvino" and runtime.artifact.precision == "fp32"

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpt_deploy.contract import Contract
-from dpt_deploy.errors import BackendError
-from dpt_deploy.runtime import cuda
-from dpt_deploy.runtime.lane import Lane
-from dpt_deploy.runtime.session import Session
-from dpt_deploy.runtime.tensorrt import Profile, TensorRTSession
+from dpt_deploy.backends import cuda
+from dpt_deploy.backends.lane import Lane
+from dpt_deploy.backends.session import Session
+from dpt_deploy.backends.tensorrt import Profile, TensorRTSession
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BackendError
 
 
 class StandIn:

@@ -10,9 +10,9 @@ from pathlib import Path
 import cv2
 import numpy as np
 
-from ..files import replacing
-from ..picture import colour_depth, colour_normals, cut_out, depth_range
+from ..core.files import replacing
 from ..runtime import Prediction
+from .colours import colour_depth, colour_normals, cut_out, depth_range
 
 # All sizes [pixels].
 AREA, LONGEST, NARROWEST = 480 * 480, 760, 300  # of a tile's picture; of its longer side; of a tile's width

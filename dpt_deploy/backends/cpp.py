@@ -15,8 +15,8 @@ from typing import Any
 
 import numpy as np
 
-from ..bundle import Bundle
-from ..errors import BackendError, BadBundle, BadInput, ContractError, DptError, MissingPackage
+from ..core.bundle import Bundle
+from ..core.errors import BackendError, BadBundle, BadInput, ContractError, DptError, MissingPackage
 from .session import Session, host_array, no_stream
 
 VARIABLE = "DPT_RUNTIME_LIBRARY"

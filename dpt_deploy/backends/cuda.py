@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import BackendError, ContractError, MissingPackage, missing_package
+from ..core.errors import BackendError, ContractError, MissingPackage, missing_package
 from . import dlpack
 
 LEGACY_STREAM = 1

@@ -10,8 +10,8 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..bundle import Artifact, Bundle
-from ..errors import BackendError, ContractError, MissingPackage
+from ..core.bundle import Artifact, Bundle
+from ..core.errors import BackendError, ContractError, MissingPackage
 from . import cuda
 from .session import Session, first_line, host_array, no_stream
 

@@ -8,11 +8,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..bundle import Artifact, Bundle
-from ..contract import HEADS
-from .compare import Exhibit
+from ..core.bundle import Artifact, Bundle
+from ..core.contract import HEADS
+from ..core.verdict import ParityReport, Stage, limits_of, share_of_budget, within
+from ..parity.compare import Exhibit
 from .plots import colour_of, exhibit_row, number, quantile_plot
-from .result import ParityReport, Stage, limits_of, share_of_budget, within
 from .style import STYLE
 
 TITLES = {"depth": "Depth", "normals": "Normals", "alpha": "Alpha"}

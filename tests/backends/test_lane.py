@@ -7,10 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from dpt_deploy.errors import BackendError, ContractError
-from dpt_deploy.runtime import cuda
-from dpt_deploy.runtime.lane import SHAPES_KEPT, Lane
-from tests.runtime.stand_in import StandIn, array_at, device, lane, session_on
+from dpt_deploy.backends import cuda
+from dpt_deploy.backends.lane import SHAPES_KEPT, Lane
+from dpt_deploy.core.errors import BackendError, ContractError
+from tests.backends.stand_in import StandIn, array_at, device, lane, session_on
 
 __all__ = ["device"]
 

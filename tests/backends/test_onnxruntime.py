@@ -12,11 +12,12 @@ import onnxruntime
 import pytest
 import torch
 
-from dpt_deploy.bundle import Artifact, Bundle
-from dpt_deploy.errors import BackendError, ContractError, MissingPackage
-from dpt_deploy.runtime import load, machine, open_session
-from dpt_deploy.runtime.cuda import DeviceView
-from dpt_deploy.runtime.onnxruntime import OnnxRuntimeSession
+from dpt_deploy.backends import device
+from dpt_deploy.backends.cuda import DeviceView
+from dpt_deploy.backends.onnxruntime import OnnxRuntimeSession
+from dpt_deploy.core.bundle import Artifact, Bundle
+from dpt_deploy.core.errors import BackendError, ContractError, MissingPackage
+from dpt_deploy.runtime import load, open_session
 from tests.tiny import photo
 
 
@@ -101,7 +102,7 @@ def test_a_graph_of_another_kind_is_refused(own_bundle: Path) -> None:
 
 
 def test_cuda_without_a_gpu_is_refused(tiny_bundle: Path) -> None:
-    if machine.compute_capability() is not None:
+    if device.compute_capability() is not None:
         pytest.skip("a GPU is visible here")
     with pytest.raises(BackendError, match=r"onnxruntime-cuda.*dpt-deploy\[gpu\]"):
         load(tiny_bundle, "onnxruntime-cuda")
@@ -109,7 +110,7 @@ def test_cuda_without_a_gpu_is_refused(tiny_bundle: Path) -> None:
 
 def test_a_silent_fall_back_to_the_cpu_is_noticed(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """onnxruntime-gpu on a machine without CUDA lists the provider, and then runs on the CPU."""
-    if machine.compute_capability() is not None:
+    if device.compute_capability() is not None:
         pytest.skip("a GPU is visible here")
     listed = ["CUDAExecutionProvider", "CPUExecutionProvider"]
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: listed)
@@ -128,6 +129,6 @@ def test_without_onnx_runtime_both_commands_are_named(tiny_bundle: Path, monkeyp
         open_session(bundle, artifact(bundle), "onnxruntime-cpu")
     with pytest.raises(BackendError, match=words):
         load(tiny_bundle, "onnxruntime-cpu")
-    if machine.compute_capability() is None:
+    if device.compute_capability() is None:
         with pytest.raises(BackendError, match=rf"(?s)no backend can run here.*{words}"):
             load(tiny_bundle)
