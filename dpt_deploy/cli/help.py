@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import types
 import typing
 from typing import Annotated, Any
@@ -30,6 +32,21 @@ def parse(config: type, prog: str, default: Any = None, arguments: list[str] | N
     values = {} if default is None else {"default": default}
     return tyro.cli(config, prog=prog, description=paragraph(config.__doc__ or ""), args=arguments, config=MARKERS,
                     registry=REGISTRY, **values)
+
+
+def completion_script(commands: dict[str, tuple[str, type]], shell: str) -> str:
+    """The script that completes `dpt COMMAND --option` in a shell.
+
+    Args:
+        commands: Command -> its one-line help, and the dataclass of its options.
+        shell: bash or zsh.
+    """
+    kinds = [Annotated[config, tyro.conf.subcommand(name, description=text)] for name, (text, config) in commands.items()]
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):  # tyro prints the script and exits
+        tyro.cli(typing.Union[tuple(kinds)], prog="dpt", args=["--tyro-print-completion", shell],  # noqa: UP007
+                 config=MARKERS, registry=REGISTRY)
+    return printed.getvalue()
 
 
 def paragraph(text: str) -> str:
@@ -64,6 +81,8 @@ def optional_rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | Unsuppo
 def dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     """As tyro's own rule, but with help texts in one piece and without "(default: None)" and "(default: False)"."""
     if not (isinstance(info.type, type) and dataclasses.is_dataclass(info.type)):
+        return None
+    if info.type.__module__.startswith("tyro."):  # its wrapper around the union of all commands
         return None
     texts = _docstrings(info.type)
     hints = typing.get_type_hints(info.type, include_extras=True)
