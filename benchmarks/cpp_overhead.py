@@ -28,6 +28,7 @@ from dpt_deploy.backends.cpp import FORMATS, CppSession, find_library, find_onnx
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BuildError, MissingPackage
 from dpt_deploy.core.files import write_json
+from dpt_deploy.core.install import install_command
 
 HERE = Path(__file__).resolve().parent
 PROG = "python -m benchmarks.cpp_overhead"
@@ -115,7 +116,7 @@ def main(config: OverheadConfig) -> None:
         timer = compile_timer(folder)
         real = find_onnxruntime()
         if real is None:
-            raise MissingPackage("ONNX Runtime is needed. Run: pip install 'dpt-deploy[cpu]'")
+            raise MissingPackage(f"ONNX Runtime is needed. Run: {install_command('cpu', 'onnxruntime')}")
         os.environ |= {"REAL_ONNXRUNTIME": str(real), "DPT_ONNXRUNTIME_LIBRARY": str(timer)}
         clock = ctypes.CDLL(str(timer))
         clock.timed_run_seconds.restype = ctypes.c_double

@@ -12,12 +12,12 @@ import numpy as np
 
 from ..core.bundle import Artifact, Bundle
 from ..core.errors import BackendError, ContractError, MissingPackage
+from ..core.install import install_command, install_onnxruntime
 from . import cuda
 from .session import Session, first_line, host_array, no_stream
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-INSTALL = "pip install 'dpt-deploy[cpu]', or on a machine with an NVIDIA GPU: pip install 'dpt-deploy[gpu]'"
 
 
 class OnnxRuntimeSession(Session):
@@ -56,7 +56,7 @@ class OnnxRuntimeSession(Session):
             raise BackendError(
                 f"onnxruntime-cuda: expected {PROVIDERS[device]} to be active, but ONNX Runtime {ort.__version__} fell "
                 f"back to {session.get_providers()[0]}. Check that nvidia-smi lists a GPU, and that the CUDA and "
-                "cuDNN libraries are those of this version: pip install 'dpt-deploy[gpu]'"
+                f"cuDNN libraries are those of this version: {install_command('gpu', 'onnxruntime-gpu')}"
             )
         embedded = session.get_modelmeta().custom_metadata_map.get("contract")
         bundle.check_contract(json.loads(embedded) if embedded else None, artifact.file)
@@ -129,12 +129,12 @@ def _onnxruntime(device: Device) -> Any:
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingPackage(f"ONNX Runtime is needed to run ONNX graphs, and it is not installed. Run: {INSTALL}"
-                             ) from error
+        raise MissingPackage(f"ONNX Runtime is needed to run ONNX graphs, and it is not installed. Run: "
+                             f"{install_onnxruntime()}") from error
     if PROVIDERS[device] not in onnxruntime.get_available_providers():
         raise BackendError(
             f"onnxruntime-cuda: the installed ONNX Runtime {onnxruntime.__version__} was built without CUDA. Run: "
-            "pip uninstall onnxruntime; pip install 'dpt-deploy[gpu]'"
+            f"python -m pip uninstall onnxruntime; {install_command('gpu', 'onnxruntime-gpu')}"
         )
     if device == "cuda":
         preload(onnxruntime)

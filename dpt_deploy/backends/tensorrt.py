@@ -19,6 +19,7 @@ import numpy as np
 from ..core.bundle import Artifact, Bundle
 from ..core.errors import BackendError, BadInput, ContractError, missing_package
 from ..core.files import replacing
+from ..core.install import install_command
 from . import cuda, device
 from .lane import Lane
 from .session import Session, first_line, host_array
@@ -145,7 +146,7 @@ class TensorRTSession(Session):
             raise missing_package(name, self.backend, f"run {self.file}") from error
         except Exception as error:  # a library that is missing or broken surfaces in many ways
             raise BackendError(f"{self.backend}: the package {name} cannot be imported ({first_line(error)}). "
-                               f"Run: pip install --force-reinstall 'dpt-deploy[{self.backend}]'") from error
+                               f"Run: {install_command(self.backend, name, flags=('--force-reinstall',))}") from error
 
     def _refuse(self, why: str) -> None:
         remedy = f"Build it again: {self._rebuild}"

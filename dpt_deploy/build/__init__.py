@@ -10,7 +10,7 @@ from pathlib import Path
 from ..core.bundle import Artifact, Bundle
 from ..core.errors import BadInput
 from .engine import Builder, Profile, build_engine, choose_builder, default_profile, find_builder
-from .options import BuilderChoice, EngineOptions, parse_size
+from .options import BuilderChoice, EngineOptions
 
 CERTIFICATE = 1  # version of the certificate: an engine with another one is built again
 
@@ -38,7 +38,7 @@ def build_engines(
         bundle.remove(stale)
     built = []
     for source in sources:
-        profile = default_profile(bundle.contract, source.graph, options.batch, options.frame_sizes)
+        profile = default_profile(bundle.contract, source.graph, options.batch_range, options.frame_size_range)
         built.append(_build(bundle, source, builder, profile, options, say))
     return built
 
@@ -88,5 +88,5 @@ def run_line(bundle: Bundle, artifact: Artifact) -> str:
 
 
 __all__ = [
-    "BuilderChoice", "EngineOptions", "build_engines", "choose_builder", "find_builder", "parse_size", "run_line",
+    "BuilderChoice", "EngineOptions", "build_engines", "choose_builder", "find_builder", "run_line",
 ]

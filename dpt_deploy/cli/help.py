@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import shutil
+import textwrap
 import types
 import typing
 from typing import Annotated, Any
@@ -30,8 +32,10 @@ REGISTRY = ConstructorRegistry()
 def parse(config: type, prog: str, default: Any = None, arguments: list[str] | None = None) -> Any:
     """The command line as an instance of the dataclass `config`; exits with status 2 if it cannot be understood."""
     values = {} if default is None else {"default": default}
-    return tyro.cli(config, prog=prog, description=paragraph(config.__doc__ or ""), args=arguments, config=MARKERS,
-                    registry=REGISTRY, **values)
+    width = min(shutil.get_terminal_size().columns, 100)
+    description = "\n\n".join(textwrap.fill(part, width) for part in paragraph(config.__doc__ or "").split("\n\n"))
+    return tyro.cli(config, prog=prog, description=description, args=arguments, config=MARKERS, registry=REGISTRY,
+                    **values)
 
 
 def completion_script(commands: dict[str, tuple[str, type]], shell: str) -> str:
@@ -41,7 +45,8 @@ def completion_script(commands: dict[str, tuple[str, type]], shell: str) -> str:
         commands: Command -> its one-line help, and the dataclass of its options.
         shell: bash or zsh.
     """
-    kinds = [Annotated[config, tyro.conf.subcommand(name, description=text)] for name, (text, config) in commands.items()]
+    kinds = [Annotated[config, tyro.conf.subcommand(name, description=text)]
+             for name, (text, config) in commands.items()]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):  # tyro prints the script and exits
         tyro.cli(typing.Union[tuple(kinds)], prog="dpt", args=["--tyro-print-completion", shell],  # noqa: UP007

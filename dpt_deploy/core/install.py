@@ -41,6 +41,11 @@ def install_command(extra: str, *packages: str, flags: tuple[str, ...] = ()) -> 
     return f"{command} ({NOTES[extra]})" if extra in NOTES else command
 
 
+def install_onnxruntime() -> str:
+    """The two commands that install ONNX Runtime, of which an environment takes one."""
+    return f"{install_command('cpu')}, or on a machine with an NVIDIA GPU: {install_command('gpu')}"
+
+
 def requirements(extra: str) -> list[Requirement]:
     """What an extra asks for, with the extras of dpt-deploy that it refers to; "" stands for the base dependencies."""
     found: dict[str, Requirement] = {}

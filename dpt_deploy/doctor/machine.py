@@ -19,7 +19,7 @@ import numpy as np
 
 from ..backends import device
 from ..backends.tensorrt_faults import known_faults
-from ..build.engine import INSTALL
+from ..core.install import install_command, install_onnxruntime
 from . import Check
 
 SEE_GPU = "nvidia-smi"  # what it prints tells whether driver and GPU still answer
@@ -48,7 +48,7 @@ def driver() -> list[Check]:
         from cuda.bindings import runtime as cudart
     except ImportError:
         return [*found, Check("CUDA", "not installed", "cuda-python is missing: no GPU can be seen without it",
-                              "pip install 'dpt-deploy[tensorrt-rtx]'")]
+                              install_command("tensorrt-rtx", "cuda-python"))]
     built = _cuda(cudart.getLocalRuntimeVersion()[1])
     supported = cudart.cudaDriverGetVersion()[1]
     driver_says = f"driver supports up to {_cuda(supported)}" if supported else "no driver to ask"
@@ -75,7 +75,7 @@ def tensorrt() -> list[Check]:
     """TensorRT, and what is documented against the version that is installed."""
     trt = _imported("tensorrt")
     if trt is None:
-        return [Check("TensorRT", "not installed", "engines for one GPU, built on it", INSTALL["tensorrt"])]
+        return [Check("TensorRT", "not installed", "engines for one GPU, built on it", install_command("tensorrt"))]
     capability = device.compute_capability()
     first = _builds(trt, "TensorRT", trt.__version__) if capability else \
         Check("TensorRT", "not checked", f"{trt.__version__} imports; {NO_GPU}, so it cannot build")
@@ -89,7 +89,7 @@ def against(version: str, capability: str | None) -> list[Check]:
         only = "" if sure else f" (on GPUs of compute capability {', '.join(fault.capabilities)} alone)"
         status = "not checked" if not sure else "warning" if fault.refit_only else "failed"
         found.append(Check("TensorRT for ViT", status, f"{version}: {fault.what}{only}; see {fault.source}",
-                           "pip install -U 'dpt-deploy[tensorrt]'" if sure else ""))
+                           install_command("tensorrt", "tensorrt", flags=("--upgrade",)) if sure else ""))
     nothing = f"nothing is known against {version}; parity on the GPU is the proof"
     return found or [Check("TensorRT for ViT", "ok", nothing)]
 
@@ -98,7 +98,7 @@ def tensorrt_rtx() -> list[Check]:
     """TensorRT-RTX: a builder is made, which needs no GPU."""
     trt = _imported("tensorrt_rtx")
     if trt is None:
-        return [Check("TensorRT-RTX", "not installed", "engines built without a GPU", INSTALL["tensorrt-rtx"])]
+        return [Check("TensorRT-RTX", "not installed", "engines built without a GPU", install_command("tensorrt-rtx"))]
     return [_builds(trt, "TensorRT-RTX", trt.__version__)]
 
 
@@ -107,7 +107,7 @@ def onnxruntime() -> list[Check]:
     ort = _imported("onnxruntime")
     if ort is None:
         return [Check("ONNX Runtime", "not installed", "runs the ONNX graphs",
-                      "pip install 'dpt-deploy[cpu]', or with a GPU: pip install 'dpt-deploy[gpu]'")]
+                      install_onnxruntime())]
     listed = [name for name in ort.get_available_providers() if name in PROVIDERS]
     if hasattr(ort, "preload_dlls"):
         with contextlib.redirect_stdout(io.StringIO()):  # it prints what it cannot find
@@ -122,7 +122,7 @@ def openvino() -> list[Check]:
     """OpenVINO, and the precisions that this processor computes in."""
     ov = _imported("openvino")
     if ov is None:
-        return [Check("OpenVINO", "not installed", "optional: quick on CPUs", "pip install openvino")]
+        return [Check("OpenVINO", "not installed", "optional: fast on CPUs", install_command("cpu", "openvino"))]
     core = ov.Core()
     able = [name for name in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") if name in ("FP32", "FP16", "BF16")]
     return [Check("OpenVINO", "ok", f"{ov.__version__.split('-')[0]}, devices {', '.join(core.available_devices)}, "
@@ -133,7 +133,8 @@ def opencv() -> list[Check]:
     """OpenCV: an image is written and read again."""
     cv2 = _imported("cv2")
     if cv2 is None:
-        return [Check("OpenCV", "failed", "not installed, and nothing runs without it", "pip install dpt-deploy")]
+        return [Check("OpenCV", "failed", "not installed, and nothing runs without it",
+                      install_command("", "opencv-python"))]
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     same = np.array_equal(cv2.imdecode(cv2.imencode(".png", image)[1], cv2.IMREAD_COLOR), image)
     return [Check("OpenCV", "ok" if same else "failed", f"{cv2.__version__}" + ("" if same else " changes a PNG"))]
@@ -144,7 +145,7 @@ def torch() -> list[Check]:
     module = _imported("torch")
     if module is None:
         return [Check("PyTorch", "not installed", "needed to train and to export alone",
-                      "pip install 'dpt-deploy[export]'")]
+                      install_command("export"))]
     if not module.cuda.is_available():
         return [Check("PyTorch", "ok", f"{module.__version__}, on the CPU")]
     total = float(module.ones(8, device="cuda").sum())
@@ -167,12 +168,14 @@ def _guarded(look: Callable[[], list[Check]]) -> list[Check]:
         return look()
     except Exception as error:
         first, name = (str(error).strip().splitlines() or [""])[0], look.__name__
-        remedy = f"pip install --force-reinstall {PACKAGES[name]}" if name in PACKAGES else SEE_GPU
-        return [Check(name, "failed", f"there, and does not work: {type(error).__name__}: {first}", remedy)]
+        remedy = install_command(*PACKAGES[name], flags=("--force-reinstall",)) if name in PACKAGES else SEE_GPU
+        return [Check(name, "failed", f"installed but broken: {type(error).__name__}: {first}", remedy)]
 
 
-PACKAGES = {"tensorrt": "'dpt-deploy[tensorrt]'", "tensorrt_rtx": "'dpt-deploy[tensorrt-rtx]'", "openvino": "openvino",
-            "onnxruntime": "onnxruntime", "opencv": "opencv-python", "torch": "torch torchvision"}
+# Check -> the extra, and the packages of it that are installed again.
+PACKAGES = {"tensorrt": ("tensorrt", "tensorrt"), "tensorrt_rtx": ("tensorrt-rtx", "tensorrt_rtx"),
+            "openvino": ("cpu", "openvino"), "onnxruntime": ("cpu", "onnxruntime"), "opencv": ("", "opencv-python"),
+            "torch": ("export", "torch", "torchvision")}
 
 
 def _imported(name: str) -> ModuleType | None:
@@ -186,7 +189,7 @@ def _builds(trt: Any, name: str, version: str) -> Check:
         return Check(name, "failed", f"{version} gives no builder")
     missing = "" if importlib.util.find_spec("polygraphy") else "; polygraphy is missing"
     return Check(name, "warning" if missing else "ok", f"{version}, its builder starts{missing}",
-                 "pip install polygraphy onnx" if missing else "")
+                 install_command("tensorrt-rtx", "polygraphy", "onnx") if missing else "")
 
 
 def _tried(ort: Any, provider: str) -> Check:
@@ -204,7 +207,7 @@ def _tried(ort: Any, provider: str) -> Check:
         return Check(provider, "ok", "runs a graph")
     reason = NO_GPU if device.compute_capability() is None else "its libraries are not found"
     return Check(provider, "warning", f"listed, and falls back to {active}: {reason}",
-                 "" if reason == NO_GPU else "pip install 'dpt-deploy[gpu]'")
+                 "" if reason == NO_GPU else install_command("gpu", "onnxruntime-gpu"))
 
 
 def doubling_graph() -> bytes:
