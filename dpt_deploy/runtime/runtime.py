@@ -22,6 +22,7 @@ from ..core.manifest import Artifact, Precision
 from .image import check_frames, postprocess, preprocess, read_image
 from .stream import QUEUE, in_order
 
+Backend = str
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
 BATCH = 8  # frames per call if the backend sets no limit: more costs memory and saves no time
 
