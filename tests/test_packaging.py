@@ -227,7 +227,7 @@ def test_an_install_command_names_only_what_is_missing(monkeypatch: pytest.Monke
     monkeypatch.setattr(metadata, "version", version)
     command = install_command("export")
     assert "'timm>=1.0.20'" in command and "'safetensors>=0.5'" in command and "torch" not in command
-    assert "--force-reinstall 'torch>=2.9'" in install_command("export", "torch", flags=("--force-reinstall",))
+    assert install_command("export", "torch", flags=("--upgrade",)).endswith("install --upgrade 'torch>=2.9'")
 
 
 class Built(NamedTuple):
