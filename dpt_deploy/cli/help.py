@@ -25,6 +25,8 @@ from tyro.constructors import (
     UnsupportedTypeAnnotationError,
 )
 
+from ..core.errors import BadInput
+
 MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
 REGISTRY = ConstructorRegistry()
 
@@ -95,7 +97,8 @@ def dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     for field in dataclasses.fields(info.type):
         if not field.init:
             continue
-        default, kind = _default(field, info.default), hints[field.name]
+        default = _default(field, info.default)
+        kind = _naming(hints[field.name], "--" + field.name.replace("_", "-"))
         if default is None or default == ():
             kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
         elif default is False:
@@ -104,6 +107,24 @@ def dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
             kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="(default: on)")]
         fields.append(StructFieldSpec(field.name, kind, default, texts.get(field.name)))
     return StructConstructorSpec(info.type, tuple(fields))
+
+
+def _naming(kind: Any, option: str) -> Any:
+    """A type whose errors name the option, if it is one of `options.py`."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_naming(one, option) for one in typing.get_args(kind))]  # noqa: UP007
+    specs = [one for one in getattr(kind, "__metadata__", ()) if isinstance(one, PrimitiveConstructorSpec)]
+    if not specs:
+        return kind
+    others = [one for one in kind.__metadata__ if one not in specs]
+
+    def read(arguments: list[str]) -> Any:
+        try:
+            return specs[0].instance_from_str(arguments)
+        except ValueError as error:
+            raise BadInput(f"{option}: {error}.") from error
+
+    return Annotated[(kind.__origin__, dataclasses.replace(specs[0], instance_from_str=read), *others)]
 
 
 def _docstrings(config: type) -> dict[str, str]:
