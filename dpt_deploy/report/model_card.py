@@ -57,7 +57,7 @@ def hand_written_part(card: str) -> str:
 
 def render_model_card(bundle: Bundle, report: ParityReport | None, hand_written: str = "") -> str:
     """The card as Markdown; sections to fill in take the place of `hand_written` if that is empty."""
-    stages = report.stages if report else ()
+    stages = report.stages if report is not None else ()
     return markdown_environment().get_template("MODEL_CARD.md.j2").render(
         bundle=bundle, manifest=bundle.manifest, contract=bundle.contract, report=report,
         heads=_list(bundle.contract.heads), training=_flat(bundle.manifest.training),

@@ -14,9 +14,9 @@ from .formatting import ERROR_UNITS, number
 LINE_COLOURS = ("#4269d0", "#e8590c", "#2f9e44", "#a463f2", "#d6336c", "#0c8599", "#b08900", "#868e96")
 """Readable on white and on near black."""
 SIZE = 340, 230  # of a plot [pixels]
-PAGE_COLOURS = {"#010101": "var(--ink)", "#020202": "var(--line)", "#030303": "var(--page)"}
+PAGE_COLOURS = {"#010101": "var(--ink)", "#020202": "var(--dim)", "#030303": "var(--line)", "#040404": "var(--page)"}
 """Stand-ins that matplotlib draws with, and the colours of the page's style that replace them."""
-INK, GRID, PAGE = PAGE_COLOURS
+INK, DIM, GRID, PAGE = PAGE_COLOURS
 QUANTILE_OF = {"p99": 0.99, "p99.9": 0.999, "max": 1.0}
 """Metrics that are a quantile of the error map: their budgets are drawn."""
 TICKS = {0.5: "median", 0.9: "90%", 0.99: "99%", 0.999: "99.9%", 1.0: "max"}
@@ -65,7 +65,7 @@ def quantile_plot(head: str, stages: Sequence[Stage], budget: Budget) -> str:
         decades = range(high, low - 1, -1 if high - low < 6 else -2)
         axes.set_yticks([10.0**decade for decade in decades], labels=[number(10.0**decade) for decade in decades])
         axes.minorticks_off()
-        axes.tick_params(left=False, bottom=False, labelcolor=INK)
+        axes.tick_params(left=False, bottom=False, labelcolor=DIM)
         axes.grid(color=GRID, linewidth=1)
         axes.set_axisbelow(True)
         colours = line_colours(stages)
@@ -75,7 +75,7 @@ def quantile_plot(head: str, stages: Sequence[Stage], budget: Budget) -> str:
             axes.plot(*zip(*points, strict=True) if points else ((), ()), color=colours[stage.name], linewidth=1.8,
                       gid=f"stage {i}")
         for precision, level, bound in budgets:
-            axes.plot(_position(level), bound, marker="_", markersize=18, markeredgewidth=2, color=INK)
+            axes.plot([_position(level) - 0.1, _position(level) + 0.1], [bound, bound], color=INK, linewidth=2)
             axes.annotate(f"{precision.upper()} budget", (_position(level), bound), (-12, 0), color=INK, ha="right",
                           va="center", textcoords="offset points",
                           bbox={"facecolor": PAGE, "edgecolor": "none", "alpha": 0.8, "pad": 1})
