@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, TypeAdapter
 
 from .contract import Graph
 from .errors import Cause
+from .legacy import upgraded
 
 Status = Literal["passed", "failed", "not run"]
 AT_LEAST = ("iou", "within_1_percent")  # metrics that a budget bounds from below
@@ -305,8 +306,6 @@ def stage_from_json(value: Any) -> Stage:
 
 def _current(stage: Any) -> Any:
     """A stage's JSON in today's form."""
-    from .legacy import upgraded  # it builds on this module
-
     try:
         return upgraded(stage) if "id" not in stage else stage
     except (KeyError, TypeError) as error:
