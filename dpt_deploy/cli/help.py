@@ -35,7 +35,9 @@ def parse(config: type, prog: str, default: Any = None, arguments: list[str] | N
     """The command line as an instance of the dataclass `config`; exits with status 2 if it cannot be understood."""
     values = {} if default is None else {"default": default}
     width = min(shutil.get_terminal_size().columns, 100)
-    description = "\n\n".join(textwrap.fill(part, width) for part in paragraph(config.__doc__ or "").split("\n\n"))
+    # tyro joins lines, unless they begin with a space.
+    description = "\n\n".join(textwrap.fill(part, width, initial_indent=" ", subsequent_indent=" ")
+                              for part in paragraph(config.__doc__ or "").split("\n\n"))
     return tyro.cli(config, prog=prog, description=description, args=arguments, config=MARKERS, registry=REGISTRY,
                     **values)
 

@@ -16,7 +16,7 @@ with cli.needing("cli"):
     from ..core.bundle import Bundle
     from . import Check
     from .bundle import check_bundle
-    from .machine import check_machine
+    from .hardware import check_machine
 
 PROG = "python -m dpt_deploy.doctor"
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "not installed": "dim", "not checked": "cyan"}

@@ -119,10 +119,10 @@ def test_none_is_no_value(capsys: pytest.CaptureFixture[str]) -> None:
     assert "leave the option out" in " ".join(capsys.readouterr().err.replace("│", " ").split())
 
 
-def test_help_names_values_by_what_they_are(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_help_names_values(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
-        options("--help")
+        parse(Options, "options", arguments=["--help"])
     text = " ".join(capsys.readouterr().out.replace("│", " ").split())
     for words in ("--input-size HEIGHTxWIDTH", "--workers N|auto", "--max-images N", "--heads HEAD,...", "SOURCE",
                   "(default: 64x64,2160x3840)", "(default: 1,8)", "argument whose help takes two lines"):
