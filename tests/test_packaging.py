@@ -24,7 +24,7 @@ from packaging.version import Version
 import dpt_deploy
 from dpt_deploy.core.install import install_command
 from dpt_deploy.model import save_checkpoint
-from dpt_deploy.report.panel import write_png
+from dpt_deploy.report.writers import write_png
 from tests.tiny import lively_model, photo
 
 ROOT = Path(__file__).resolve().parents[1]

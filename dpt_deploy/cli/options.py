@@ -123,6 +123,8 @@ BatchRange = Annotated[tuple[int, int], _several("N,N", _positive, count=2)]
 """The smallest and the largest batch size."""
 Heads = Annotated[tuple[str, ...], _several("HEAD,...", _head)]
 """Names among depth, normals and alpha."""
+Name = Annotated[str, _one("NAME", _text)]
+"""One name."""
 Names = Annotated[tuple[str, ...], _several("NAME,...", _text)]
 """Names of any kind, separated by commas."""
 Precisions = Annotated[tuple[str, ...], _several("PRECISION,...", _text)]
