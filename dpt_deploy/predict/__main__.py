@@ -61,7 +61,8 @@ def main(config: PredictConfig) -> int:
     console = Console(highlight=False, soft_wrap=True)
     if is_video(config.images):
         return _video(config, console)
-    paths = [path for path in list_images(config.images) if not path.name.endswith(PANEL_SUFFIX) or path == config.images]
+    paths = [path for path in list_images(config.images)
+             if path == config.images or not path.name.endswith(PANEL_SUFFIX)]
     if not paths:
         raise BadInput(f"{config.images}: expected images, found only panels that this command wrote.")
     if len(paths) == 1:
