@@ -67,7 +67,7 @@ class ExportConfig:
     """Where half precision is out of budget, look for the smallest part that must compute in FP32."""
 
 
-def export(
+def export_checkpoint(
     config: ExportConfig, say: Callable[[str], None] = print, command: str = ""
 ) -> tuple[Bundle, ParityReport]:
     """Export `config.checkpoint` and judge the result, reusing every file of an earlier run that is still right.
