@@ -2,7 +2,8 @@
 # SDK and of CUDA are found.
 #
 # Only headers are needed: the libraries are opened at run time, so that a module also loads on a machine without them,
-# and reports a readable error. The two SDKs use the same class names with different layouts, so each has its own module.
+# and reports a readable error. The two SDKs use the same class names with different layouts, so each has its own
+# module.
 
 set(DPT_BACKEND_MODULES "")
 file(GLOB cuda_roots /usr/local/cuda /usr/local/cuda-*)
@@ -21,8 +22,8 @@ function(dpt_add_backend name root)
   endif()
   message(STATUS "Building backend ${name}: ${${upper}_INCLUDE_DIR}, CUDA ${CUDA_INCLUDE_DIR}")
   set(module dpt_backend_${name})
-  add_library(${module} MODULE src/frames.cpp src/library.cpp src/tensorrt/builder.cpp src/tensorrt/cache.cpp
-                               src/tensorrt/cuda.cpp src/tensorrt/engine.cpp src/tensorrt/module.cpp)
+  add_library(${module} MODULE src/frames.cpp src/library.cpp src/tensorrt/cache.cpp src/tensorrt/cuda.cpp
+                               src/tensorrt/engine.cpp src/tensorrt/module.cpp src/tensorrt/tensorrt_library.cpp)
   target_include_directories(${module} PRIVATE include src)
   target_include_directories(${module} SYSTEM PRIVATE ${${upper}_INCLUDE_DIR} ${CUDA_INCLUDE_DIR})
   target_compile_definitions(${module} PRIVATE DPT_BUILDING_RUNTIME)

@@ -1,5 +1,5 @@
-# Headers to compile with: ONNX Runtime's C API, nlohmann/json and, for the examples, stb. No Python wheel contains them.
-# System headers are used if they exist, otherwise those of Debian's packages.
+# The headers that the sources need: ONNX Runtime's C API, nlohmann/json and, for the examples, stb. No Python wheel
+# contains them. System headers are used if they exist, otherwise those of Debian's packages.
 
 find_path(ONNXRUNTIME_INCLUDE_DIR onnxruntime_c_api.h PATH_SUFFIXES onnxruntime)
 find_path(NLOHMANN_JSON_INCLUDE_DIR nlohmann/json.hpp)

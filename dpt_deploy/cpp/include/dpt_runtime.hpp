@@ -137,8 +137,9 @@ public:
 private:
     static void require_size(const View<float> &view, std::size_t required, const char *name) {
         if (!view.empty() && view.size() < required) {
-            throw Error(DPT_BAD_INPUT, std::string(name) + ": expected a buffer of at least " + std::to_string(required) +
-                                           " floats, received " + std::to_string(view.size()) + ".");
+            throw Error(DPT_BAD_INPUT, std::string(name) + ": expected a buffer of at least " +
+                                           std::to_string(required) + " floats, received " +
+                                           std::to_string(view.size()) + ".");
         }
     }
 

@@ -1,4 +1,4 @@
-// What this machine has: facts that decide which artefact fits. Asked of the NVIDIA driver itself.
+// The parts of the CUDA driver (libcuda.so.1) that work without the CUDA toolkit: device query, stream synchronisation.
 #pragma once
 
 #include <optional>
@@ -6,10 +6,10 @@
 
 namespace dpt_impl {
 
-// Compute capability of a visible GPU, such as "9.0"; nothing where there is no such GPU or no driver.
+// The compute capability of a GPU, such as "9.0"; nullopt if the GPU or the driver does not exist.
 std::optional<std::string> compute_capability(int device);
 
-// Wait until the work on a CUDA stream of `device` is done. Throws Error(DPT_BACKEND_ERROR).
+// Waits for all work on a CUDA stream of `device`. Throws Error(DPT_BACKEND_ERROR).
 void synchronize(void *stream, int device);
 
 } // namespace dpt_impl

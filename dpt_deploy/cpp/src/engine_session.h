@@ -1,4 +1,4 @@
-// Engines: the checks that need no GPU library, and the module that runs them. Words follow runtime/tensorrt.py.
+// Runs an engine in a backend module, after the checks that need neither the module nor a GPU.
 #pragma once
 
 #include <memory>
@@ -9,9 +9,9 @@
 
 namespace dpt_impl {
 
-// `backend` is "tensorrt" or "tensorrt-rtx"; `folder` holds the modules. Throws Error: DPT_MISSING_LIBRARY without the
-// module or the builder's library; DPT_BACKEND_ERROR, with what rebuilds the engine, for another version or GPU, or
-// with the builder's own words when it refuses; DPT_BAD_BUNDLE for a file that is not the manifest's.
+// `backend` is "tensorrt" or "tensorrt-rtx"; `folder` contains the modules. Throws Error: DPT_MISSING_LIBRARY if the
+// module or the TensorRT library is missing; DPT_BACKEND_ERROR, with the command that builds the engine again, if the
+// engine was built for another version or GPU or TensorRT cannot load it; DPT_BAD_BUNDLE if the file was modified.
 std::unique_ptr<Session> open_engine(const Bundle &bundle, const Artifact &artifact, const std::string &backend,
                                      const std::string &folder, int device, bool no_cuda_graph);
 
