@@ -119,7 +119,7 @@ LoadedSession load(const Bundle &bundle, const dpt_options &options) {
         if (!automatic && options.backend != i + 1) continue;
         const std::vector<const Artifact *> artifacts = candidates(bundle, backend, precision);
         if (artifacts.empty()) {
-            // Without a GPU, the command is of use only to who requested this backend.
+            // Without a GPU, the command is useful only if this backend was requested.
             rejections.push_back({backend, no_candidate(bundle, backend, precision, gpu || !automatic)});
         }
         for (const Artifact *artifact : artifacts) {

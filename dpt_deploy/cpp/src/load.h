@@ -11,7 +11,7 @@ namespace dpt_impl {
 
 struct LoadedSession {
     std::unique_ptr<Session> session;
-    std::string reason;   // a sentence: what was chosen, and why nothing better
+    std::string reason;  // a sentence: what was chosen, and why nothing better
     const char *backend; // a string literal
 };
 
