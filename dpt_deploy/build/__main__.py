@@ -14,7 +14,8 @@ with cli.needing("cli"):
     from ..core.bundle import Bundle
     from ..parity import load_budget
     from ..parity.judge import judge
-    from ..report.table import print_outcome
+    from ..report import write_report
+    from ..report.terminal import print_outcome
     from . import EngineOptions, build_engines, run_line
     from .refit import refit_engines
 
@@ -46,10 +47,16 @@ def main(config: BuildConfig) -> int:
     else:
         engines = build_engines(bundle, config.engines, precisions=config.precision)
     command = cli.command_line(PROG)
-    report = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"), command=command)
+    judgement = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"))
+    report = judgement.report
+    write_report(bundle, report, judgement.exhibits, command)
     print_outcome(bundle, report, [run_line(bundle, engine) for engine in engines])
-    return 0 if report else 1
+    return 0 if report.passed else 1
 
+
+COMMAND = cli.Command(BuildConfig, main, PROG, renamed={
+    "--precision": "--precisions", "--batch": "--batch-range", "--frame-size": "--frame-size-range",
+})
 
 if __name__ == "__main__":
-    cli.run(BuildConfig, main, PROG)
+    COMMAND.run()

@@ -6,7 +6,7 @@ from .. import cli
 
 with cli.needing("export"):
     from ..build import run_line
-    from ..report.table import print_outcome
+    from ..report.terminal import print_outcome
     from .pipeline import ExportConfig, export
 
 PROG = "python -m dpt_deploy.export"
@@ -16,8 +16,13 @@ def main(config: ExportConfig) -> int:
     """Exit status 0 only if the verdict is."""
     bundle, report = export(config, command=cli.command_line(PROG))
     print_outcome(bundle, report, [run_line(bundle, engine) for engine in bundle.find("engine")])
-    return 0 if report else 1
+    return 0 if report.passed else 1
 
+
+COMMAND = cli.Command(ExportConfig, main, PROG, renamed={
+    "--fp32": "--fp32-modules", "--batch": "--batch-range", "--frame-size": "--frame-size-range",
+    "--seed": "this option did nothing and is gone; leave it out.",
+})
 
 if __name__ == "__main__":
-    cli.run(ExportConfig, main, PROG)
+    COMMAND.run()
