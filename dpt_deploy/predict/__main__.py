@@ -8,27 +8,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
-
 from .. import cli
 from ..core.contract import Graph
 from ..core.errors import BadInput, ContractError
-from ..core.files import cannot_write, replacing
-from ..runtime import Backend, Precision, Prediction, load
+from ..runtime import Backend, Precision, load
 from ..runtime.image import list_images, read_image
 
 with cli.needing("cli"):
-    import OpenEXR
     import tyro
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
     from rich.table import Table
 
-from ..report.panel import panel, write_png
+from ..report.writers import PANEL_SUFFIX, write_prediction
 from .video import Look, Reader, is_video, predict_video
 
 PROG = "python -m dpt_deploy.predict"
-PANEL = ".panel.png"
 
 
 @dataclass(frozen=True)
@@ -65,7 +60,8 @@ def main(config: PredictConfig) -> int:
     console = Console(highlight=False, soft_wrap=True)
     if is_video(config.images):
         return _video(config, console)
-    paths = [path for path in list_images(config.images) if not path.name.endswith(PANEL) or path == config.images]
+    paths = [path for path in list_images(config.images)
+             if not path.name.endswith(PANEL_SUFFIX) or path == config.images]
     if not paths:
         raise BadInput(f"{config.images}: expected images, found only panels that this command wrote.")
     if len(paths) == 1:
@@ -88,7 +84,7 @@ def main(config: PredictConfig) -> int:
                         raise
                     skipped.append(str(error) if str(path) in str(error) else f"{path}: {error}")
                 else:
-                    files = write_results(config.out, stem, image, prediction, path.name)
+                    files = write_prediction(config.out, stem, image, prediction, path.name)
                     table.add_row(path.name, f"{image.shape[1]} x {image.shape[0]}",
                                   "\n".join(file.name for file in files))
                 progress.advance(task)
@@ -125,30 +121,6 @@ def _video(config: PredictConfig, console: Console) -> int:
         raise KeyboardInterrupt("interrupted before the first frame was done; nothing was written")
     console.print(f"{'interrupted: ' if interrupted else ''}{done} frames written to {path}", markup=False)
     return 130 if interrupted else 0
-
-
-def write_results(out: Path, stem: str, image: np.ndarray, prediction: Prediction, name: str = "") -> list[Path]:
-    """Write panel, maps and depth of one image into `out`, each file atomically; returns the paths in that order."""
-    files = [out / f"{stem}{PANEL}", out / f"{stem}.npz"]
-    write_png(files[0], panel(image, prediction, name))
-    with replacing(files[1]) as temporary:
-        np.savez(temporary, **prediction.maps)
-    if prediction.depth is not None:
-        files.append(out / f"{stem}.depth.exr")
-        write_depth(files[2], prediction.depth)
-    return files
-
-
-def write_depth(path: Path, depth: np.ndarray) -> None:
-    """Depth float32 (H, W) [m] as OpenEXR, one channel Z, atomically."""
-    header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
-    # OpenEXR writes non-contiguous arrays wrongly, and without an error.
-    channels = {"Z": np.ascontiguousarray(depth, np.float32)}
-    with replacing(path) as temporary, OpenEXR.File(header, channels) as file:
-        try:
-            file.write(str(temporary))
-        except RuntimeError as error:  # OpenEXR's word for a full disk, among others
-            raise cannot_write(path, error) from error
 
 
 def _stems(paths: list[Path]) -> list[str]:
