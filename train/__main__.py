@@ -22,5 +22,7 @@ def main(config: TrainConfig) -> None:
     print(f"best weights: {best}. Next: python -m dpt_deploy.export {best}")
 
 
+COMMAND = cli.Command(TrainConfig, main, "python -m train", default=from_command_line)
+
 if __name__ == "__main__":
-    cli.run(TrainConfig, main, "python -m train", default=from_command_line)
+    COMMAND.run()

@@ -127,5 +127,7 @@ def main(config: CheckConfig) -> None:
     print(f"the convention fits, at {convention.pixels} pixels of {len(samples)} samples")
 
 
+COMMAND = cli.Command(CheckConfig, main, "python -m train.check")
+
 if __name__ == "__main__":
-    cli.run(CheckConfig, main, "python -m train.check")
+    COMMAND.run()

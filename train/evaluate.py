@@ -139,5 +139,7 @@ def main(config: EvaluateConfig) -> None:
         write_json(config.json, result)
 
 
+COMMAND = cli.Command(EvaluateConfig, main, "python -m train.evaluate")
+
 if __name__ == "__main__":
-    cli.run(EvaluateConfig, main, "python -m train.evaluate")
+    COMMAND.run()

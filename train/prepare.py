@@ -97,5 +97,7 @@ def main(config: PrepareConfig) -> None:
           f"--input-size {config.input_size} --resize {config.resize}")
 
 
+COMMAND = cli.Command(PrepareConfig, main, "python -m train.prepare")
+
 if __name__ == "__main__":
-    cli.run(PrepareConfig, main, "python -m train.prepare")
+    COMMAND.run()

@@ -166,5 +166,7 @@ def main(config: SyntheticConfig) -> None:
     print(f"{config.count} samples in {config.out}. Train on them: python -m train --data-root {config.out}")
 
 
+COMMAND = cli.Command(SyntheticConfig, main, "python -m train.synthetic")
+
 if __name__ == "__main__":
-    cli.run(SyntheticConfig, main, "python -m train.synthetic")
+    COMMAND.run()

@@ -51,5 +51,9 @@ def main(config: BuildConfig) -> int:
     return 0 if report else 1
 
 
+COMMAND = cli.Command(BuildConfig, main, PROG, renamed={
+    "--precision": "--precisions", "--batch": "--batch-range", "--frame-size": "--frame-size-range",
+})
+
 if __name__ == "__main__":
-    cli.run(BuildConfig, main, PROG)
+    COMMAND.run()

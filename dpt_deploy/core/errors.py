@@ -43,7 +43,13 @@ class BuildError(DptError):
 
 
 def missing_package(package: str, extra: str, why: str) -> MissingPackage:
-    """The one wording for "install this extra": `why` completes "... is needed to"."""
-    return MissingPackage(
-        f"{package} is needed to {why}, and it is not installed. Run: pip install 'dpt-deploy[{extra}]'"
-    )
+    """The error for a package that is not installed.
+
+    Args:
+        package: Name of the package.
+        extra: The extra of pyproject.toml that brings it.
+        why: Completes "... is needed to".
+    """
+    from .install import install_command
+
+    return MissingPackage(f"{package} is needed to {why} and is not installed. Run: {install_command(extra)}")

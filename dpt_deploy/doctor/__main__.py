@@ -62,5 +62,7 @@ def _print(title: str, checks: list[Check]) -> None:
             console.print(f"{check.subject}: {check.remedy}", markup=False, soft_wrap=True)
 
 
+COMMAND = cli.Command(DoctorConfig, main, PROG)
+
 if __name__ == "__main__":
-    cli.run(DoctorConfig, main, PROG)
+    COMMAND.run()

@@ -19,5 +19,10 @@ def main(config: ExportConfig) -> int:
     return 0 if report else 1
 
 
+COMMAND = cli.Command(ExportConfig, main, PROG, renamed={
+    "--fp32": "--fp32-modules", "--batch": "--batch-range", "--frame-size": "--frame-size-range",
+    "--seed": "this option did nothing and is gone; leave it out.",
+})
+
 if __name__ == "__main__":
-    cli.run(ExportConfig, main, PROG)
+    COMMAND.run()

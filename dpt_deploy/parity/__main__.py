@@ -65,5 +65,7 @@ def _with_torch(bundle: Bundle, config: ParityConfig, say: Callable[[str], None]
     return rejudge(bundle, config.reference, config.images, config.max_images, config.budget, say)
 
 
+COMMAND = cli.Command(ParityConfig, main, PROG, renamed={"--reference": "--checkpoint"})
+
 if __name__ == "__main__":
-    cli.run(ParityConfig, main, PROG)
+    COMMAND.run()

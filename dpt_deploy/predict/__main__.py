@@ -157,5 +157,7 @@ def _stems(paths: list[Path]) -> list[str]:
     return [path.stem if count[path.stem] == 1 else path.name for path in paths]
 
 
+COMMAND = cli.Command(PredictConfig, main, PROG, renamed={"--frames": "--max-frames"})
+
 if __name__ == "__main__":
-    cli.run(PredictConfig, main, PROG)
+    COMMAND.run()

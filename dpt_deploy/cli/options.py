@@ -1,0 +1,137 @@
+"""Option types that all commands share: the same thing has the same name, spelling and help everywhere.
+
+A size is HEIGHTxWIDTH, or one number for a square. An option that takes several values is plural, and its values are
+separated by commas. Use the types as annotations of a command's dataclass:
+
+    input_size: Size | None = None
+    heads: Heads | None = None
+    workers: Workers = "auto"
+    max_images: Limit = None
+    json: Json = False
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.constructors import PrimitiveConstructorSpec
+
+from ..core.contract import HEADS
+from ..core.errors import BadInput
+
+MOST_WORKERS = 8
+
+
+def parse_size(text: str) -> tuple[int, int]:
+    """(height, width) [pixels] of "384" or "720x1280". Raises `ValueError`."""
+    parts = text.lower().split("x")
+    if len(parts) > 2 or not all(part.isascii() and part.isdecimal() and int(part) > 0 for part in parts):
+        raise ValueError(f"expected a size such as 384 or 720x1280 (HEIGHTxWIDTH), received {text!r}")
+    return int(parts[0]), int(parts[-1])
+
+
+def size_text(size: tuple[int, int]) -> str:
+    """"720x1280" for (720, 1280)."""
+    return f"{size[0]}x{size[1]}"
+
+
+def resolve_workers(workers: int | Literal["auto"]) -> int:
+    """The number of processes that `workers` stands for: "auto" is one per usable core, at most 8."""
+    if workers != "auto":
+        return workers
+    return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
+
+
+def check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:
+    """Raise `BadInput` that names the new spelling of an option that the command line spells the old way.
+
+    Args:
+        arguments: The command line without the program's name.
+        renamed: Old option -> the new one, such as "--frames": "--max-frames"; or, for an option that is gone, a
+            sentence that says so.
+    """
+    for argument in arguments:
+        if argument == "--":
+            return
+        old = argument.partition("=")[0].replace("_", "-")
+        if old in renamed:
+            new = renamed[old]
+            raise BadInput(f"{old} was renamed: use {new}." if new.startswith("-") else f"{old}: {new}")
+
+
+def _number(text: str, least: int) -> int:
+    if not (text.isascii() and text.isdecimal()) or int(text) < least:
+        raise ValueError(f"expected a whole number from {least}, received {text!r}")
+    return int(text)
+
+
+def _positive(text: str) -> int:
+    return _number(text, 1)
+
+
+def _workers(text: str) -> int | Literal["auto"]:
+    return "auto" if text == "auto" else _number(text, 0)
+
+
+def _head(text: str) -> str:
+    if text not in HEADS:
+        raise ValueError(f"expected names among {','.join(HEADS)}, received {text!r}")
+    return text
+
+
+def _one(metavar: str, parse: Callable[[str], Any], show: Callable[[Any], str] = str) -> PrimitiveConstructorSpec:
+    return PrimitiveConstructorSpec(
+        nargs=1, metavar=metavar, instance_from_str=lambda arguments: parse(arguments[0]),
+        is_instance=lambda value: value is not None, str_from_instance=lambda value: [show(value)],
+    )
+
+
+def _several(
+    metavar: str, parse: Callable[[str], Any], show: Callable[[Any], str] = str, count: int | None = None
+) -> PrimitiveConstructorSpec:
+    """Values separated by commas, as a tuple; `count` is how many there must be."""
+    def read(text: str) -> tuple[Any, ...]:
+        values = tuple(parse(part.strip()) for part in text.split(","))
+        if count not in (None, len(values)):
+            raise ValueError(f"expected {count} values separated by a comma, received {text!r}")
+        if len(set(values)) < len(values) and count is None:
+            raise ValueError(f"expected each value once, received {text!r}")
+        return values
+
+    return _one(metavar, read, lambda values: ",".join(map(show, values)))
+
+
+def _text(part: str) -> str:
+    if not part:
+        raise ValueError("expected values separated by commas, received an empty one")
+    return part
+
+
+Size = Annotated[tuple[int, int], _one("HEIGHTxWIDTH", parse_size, size_text)]
+"""(height, width) [pixels]."""
+Sizes = Annotated[tuple[tuple[int, int], ...], _several("HxW,HxW,...", parse_size, size_text)]
+"""Several sizes, each (height, width) [pixels]."""
+SizeRange = Annotated[tuple[tuple[int, int], tuple[int, int]], _several("HxW,HxW", parse_size, size_text, 2)]
+"""The smallest and the largest size, each (height, width) [pixels]."""
+FrameSizes = Sizes
+Batches = Annotated[tuple[int, ...], _several("N,N,...", _positive)]
+"""Several batch sizes."""
+BatchRange = Annotated[tuple[int, int], _several("N,N", _positive, count=2)]
+"""The smallest and the largest batch size."""
+Heads = Annotated[tuple[str, ...], _several("HEAD,...", _head)]
+"""Names among depth, normals and alpha."""
+Names = Annotated[tuple[str, ...], _several("NAME,...", _text)]
+"""Names of any kind, separated by commas."""
+Precisions = Annotated[tuple[str, ...], _several("PRECISION,...", _text)]
+"""Precisions such as fp16 and fp32."""
+Backends = Annotated[tuple[str, ...], _several("BACKEND,...", _text)]
+"""Names of backends."""
+Workers = Annotated[int | Literal["auto"], _one("N|auto", _workers)]
+"""Processes that read or make samples; 0 is in this process. See `resolve_workers`."""
+Limit = Annotated[int | None, _one("N", _positive)]
+"""At most this many; None is no limit."""
+Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on standard output, and nothing else.")]
+"""A flag."""

@@ -1,0 +1,77 @@
+"""The one place that makes install commands.
+
+There is no distribution of dpt-deploy on a package index, so a command names the packages of an extra themselves. They
+are read from pyproject.toml in a clone, and from the metadata of the installed distribution otherwise.
+"""
+
+from __future__ import annotations
+
+import shlex
+import tomllib
+from importlib import metadata
+from pathlib import Path
+
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+DISTRIBUTION = "dpt-deploy"
+PYPROJECT = Path(__file__).resolve().parents[2] / "pyproject.toml"
+NOTES = {"tensorrt": "its libraries come from NVIDIA's package index"}
+
+
+def install_command(extra: str, *packages: str, flags: tuple[str, ...] = ()) -> str:
+    """The command that installs what an extra needs.
+
+    Args:
+        extra: An extra of pyproject.toml such as "export"; "" stands for the base dependencies.
+        packages: Only these packages of the extra, installed or not. If none are given, those that are missing or too
+            old, or all of them if none are.
+        flags: More options for pip, such as "--force-reinstall".
+
+    Returns:
+        A shell line such as `python -m pip install 'tyro>=1.0' 'rich>=13.9'`.
+    """
+    wanted = requirements(extra)
+    names = {canonicalize_name(name) for name in packages}
+    chosen = [one for one in wanted if canonicalize_name(one.name) in names if packages] or \
+        [one for one in wanted if not _installed(one)] or wanted
+    arguments = [one.name + (f"[{','.join(sorted(one.extras))}]" if one.extras else "") + str(one.specifier)
+                 for one in chosen]
+    command = " ".join(["python -m pip install", *flags, *map(shlex.quote, arguments)])
+    return f"{command} ({NOTES[extra]})" if extra in NOTES else command
+
+
+def requirements(extra: str) -> list[Requirement]:
+    """What an extra asks for, with the extras of dpt-deploy that it refers to; "" stands for the base dependencies."""
+    found: dict[str, Requirement] = {}
+    waiting, seen = [extra], set()
+    while waiting:
+        name = waiting.pop()
+        seen.add(name)
+        for requirement in _declared(name):
+            if canonicalize_name(requirement.name) == DISTRIBUTION:
+                waiting += requirement.extras - seen
+            else:
+                found[canonicalize_name(requirement.name)] = requirement
+    return list(found.values())
+
+
+def _declared(extra: str) -> list[Requirement]:
+    """The requirements of an extra as they are written."""
+    if PYPROJECT.is_file():
+        project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8")).get("project", {})
+        if project.get("name") == DISTRIBUTION:
+            lines = project["optional-dependencies"][extra] if extra else project["dependencies"]
+            return [Requirement(line) for line in lines]
+    declared = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
+    if not extra:
+        return [one for one in declared if one.marker is None or one.marker.evaluate({"extra": ""})]
+    return [one for one in declared if one.marker and "extra" in str(one.marker)
+            and one.marker.evaluate({"extra": extra})]
+
+
+def _installed(requirement: Requirement) -> bool:
+    try:
+        return requirement.specifier.contains(metadata.version(requirement.name), prereleases=True)
+    except metadata.PackageNotFoundError:
+        return False
