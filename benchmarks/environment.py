@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import psutil
-import pynvml
-
+from dpt_deploy import cli
 from dpt_deploy.backends import cuda
 from dpt_deploy.core.errors import DptError
+
+with cli.needing("dev"):
+    import psutil
+    import pynvml
 
 MAX_CLOCK_CHANGE = 0.05  # a result is not called stable if the GPU's clock changed by more than this
 PACKAGES = ("dpt-deploy", "numpy", "opencv-python", "torch", "onnxruntime", "onnxruntime-gpu", "openvino", "tensorrt",

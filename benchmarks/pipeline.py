@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import abc
 import time
 
 import numpy as np
@@ -19,7 +18,7 @@ class Unavailable(Exception):
     """A contender cannot run on this machine. The message is the reason."""
 
 
-class Pipeline(abc.ABC):
+class Pipeline:
     """Frames in host memory in, full-size maps in host memory out."""
 
     note: str = ""
@@ -29,9 +28,9 @@ class Pipeline(abc.ABC):
         self.steps: dict[str, float] = {}
         """Duration of each step of the last call [s]; empty if the steps cannot be told apart within a call."""
 
-    @abc.abstractmethod
     def __call__(self, frames: np.ndarray) -> Maps:
         """uint8 (N, H, W, 3) RGB to the maps of a frame graph."""
+        raise NotImplementedError
 
     def repeat_steps(self, frames: np.ndarray) -> dict[str, list[float]]:
         """p50, p90 and p99 [ms] of each step, each repeated on its own; empty if that is not possible."""

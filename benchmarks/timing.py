@@ -9,7 +9,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-from scipy.stats import quantile_test
+
+from dpt_deploy import cli
+
+with cli.needing("dev"):
+    from scipy.stats import quantile_test
 
 PAUSE = 0.06  # [s] between calls: ONNX Runtime's threads spin for 20 to 50 ms after a call and would slow the next one
 MIN_CALLS = 10
