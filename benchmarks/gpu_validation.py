@@ -193,7 +193,8 @@ def _engine_time(folder: Path, config: ValidationConfig, left: float) -> dict[st
                           "share_of_fp16_matrix_rate": reached / float(np.median(rates))}
             found[f"batch {batch}"] = times
         note = ("p50, p90, p99 [ms], each step repeated on its own; the frame engine includes pre- and "
-                f"post-processing, which the {flops or 0:.3g} FLOPs per frame do not count; host to host {runtime.session.note}")
+                f"post-processing, which the {flops or 0:.3g} FLOPs per frame do not count; "
+                f"host to host {runtime.session.note}")
         return {"backend": runtime.backend, "artifact": runtime.artifact.file, "note": note, "times": found}
 
 

@@ -56,7 +56,7 @@ def test_a_backend_that_waits_has_its_steps_told_apart_too(device: StandIn) -> N
 
     parts = cuda_timing.time_steps(Waiting(), {"frame": np.ones((1, 6, 8, 3), np.uint8)}, rounds=2)
     assert set(parts) == {"h2d", "engine", "d2h"} and all(0 < p50 <= p99 for p50, _, p99 in parts.values())
-    assert seen == [(cuda.DeviceArray, 144, cuda.LEGACY_STREAM)] * (cuda_timing.WARM_UP + 2), "the frame is on the device"
+    assert seen == [(cuda.DeviceArray, 144, cuda.LEGACY_STREAM)] * (cuda_timing.WARM_UP + 2)
 
 
 def steps(engine_ms: float, share: float, ratio: float) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Every benchmark has a help page without private options or absolute paths, and names the new spelling of an old one."""
+"""Help pages show no private options and no absolute paths, and an old option names its new spelling."""
 
 from __future__ import annotations
 
