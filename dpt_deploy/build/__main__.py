@@ -14,6 +14,7 @@ with cli.needing("cli"):
     from ..core.bundle import Bundle
     from ..parity import load_budget
     from ..parity.judge import judge
+    from ..report import write_report
     from ..report.table import print_outcome
     from . import EngineOptions, build_engines, run_line
     from .refit import refit_engines
@@ -46,9 +47,11 @@ def main(config: BuildConfig) -> int:
     else:
         engines = build_engines(bundle, config.engines, precisions=config.precision)
     command = cli.command_line(PROG)
-    report = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"), command=command)
+    judgement = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"))
+    report = judgement.report
+    write_report(bundle, report, judgement.exhibits, command)
     print_outcome(bundle, report, [run_line(bundle, engine) for engine in engines])
-    return 0 if report else 1
+    return 0 if report.passed else 1
 
 
 COMMAND = cli.Command(BuildConfig, main, PROG, renamed={

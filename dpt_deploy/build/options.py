@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..backends.tensorrt_faults import REFIT_FAULT
 from ..core.errors import BackendError, BadInput
+from ..core.manifest import Weights
 
 BuilderChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
-Weights = Literal["fixed", "refittable", "stripped"]
-REFIT_FAULT = (11, 3)  # TensorRT's own documentation: a refittable engine may lose the bias of a matrix product
 
 
 @dataclass(frozen=True)

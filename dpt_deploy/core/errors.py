@@ -7,6 +7,24 @@ command lines print the message alone, without a traceback, and exit with
 
 from __future__ import annotations
 
+from enum import StrEnum
+
+
+class Cause(StrEnum):
+    """Why something cannot run here, for programs; the error's message says it to people."""
+
+    NO_GPU = "no GPU"
+    NOT_INSTALLED = "not installed"
+    NOT_BUILT = "not built"
+    BROKEN = "installed but broken"
+    UNSUPPORTED = "unsupported"
+    """The processor, the GPU or the library lacks what is needed."""
+    DOES_NOT_FIT = "does not fit"
+    """The artefact was made for another version or GPU, or from another graph."""
+    OUTSIDE_PROFILE = "outside the profile"
+    NO_ARTIFACT = "no artefact"
+    """The bundle has nothing that could run."""
+
 
 class DptError(Exception):
     """Base class of every error this package raises on purpose; exit status 2."""
@@ -33,9 +51,15 @@ class ContractError(DptError):
 class MissingPackage(DptError):
     """A package that this step needs is not installed."""
 
+    cause = Cause.NOT_INSTALLED
+
 
 class BackendError(DptError):
-    """A backend that was asked for cannot run here."""
+    """A backend that was asked for cannot run here; `cause` says why to programs."""
+
+    def __init__(self, message: str, cause: Cause = Cause.UNSUPPORTED) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 class BuildError(DptError):

@@ -1,75 +1,199 @@
-"""What parity found: stages, the report, the verdict, and where an error enters."""
+"""What parity found, as data: stages with an identity, findings, the report and where an error enters.
+
+Sentences are made from this data when it is printed; nothing is read back from a sentence.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import json
 import math
-import re
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from enum import StrEnum
+from typing import Annotated, Any, Literal
 
-from .bundle import RECORD, Bundle
+from pydantic import BeforeValidator, TypeAdapter
+
+from .contract import Graph
+from .errors import Cause
+from .legacy import upgraded
 
 Status = Literal["passed", "failed", "not run"]
 AT_LEAST = ("iou", "within_1_percent")  # metrics that a budget bounds from below
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0)
 """The quantiles of an error map that a stage keeps."""
-
 CHECKPOINT, REFERENCE = "the checkpoint", "PyTorch FP32"
-# The line from the checkpoint to the maps, by how a stage's name begins.
-LINE = ("weights", "PyTorch", "ONNX Runtime model", "ONNX Runtime frame", "Runtime", "C++ runtime", "OpenVINO",
-        "tensorrt")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+# JSON has no NaN: a metric that is not finite is written as null, and null reads as NaN, which never passes.
+Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
+Budget = dict[str, dict[str, dict[str, float]]]
+"""Limits by precision ("fp32", "fp16"), head and metric."""
+
+
+class StageKind(StrEnum):
+    """What a stage judges, in the order from the checkpoint to the maps."""
+
+    WEIGHTS = "weights"
+    """Every tensor of a graph against the checkpoint."""
+    PYTORCH = "pytorch"
+    """The model in the precision of the plan, in PyTorch."""
+    GRAPH = "graph"
+    """An ONNX graph, on the runtime that defines what it means."""
+    STEPS = "steps"
+    """The Python runtime's pre- and post-processing around the model graph."""
+    BACKEND = "backend"
+    """An artefact on another backend."""
+
+
+@dataclass(frozen=True)
+class StageId:
+    """What makes a stage the same one in two reports."""
+
+    kind: StageKind
+    graph: Graph
+    precision: str
+    """Whose budget applies: fp32, fp16 or bf16 (bf16 is held to the FP16 budget)."""
+    backend: str = ""
+    """Name in the registry of backends; empty for weights and PyTorch."""
+    device: str = "cpu"
+    """Where it computes: cpu or gpu."""
+    file: str | None = None
+    """The artefact, None if the stage judges no file."""
+    title: str = field(default="", compare=False)
+    """How people call it, such as "ONNX Runtime frame fp16"."""
+
+    def __str__(self) -> str:
+        return self.title or " ".join(filter(None, (self.kind, self.backend, self.graph, self.precision)))
+
+
+class Fault(StrEnum):
+    """What a finding found."""
+
+    OVER_BUDGET = "over budget"
+    NOT_FINITE = "not finite"
+    NO_OUTPUT = "no output"
+    WRONG_SHAPE = "wrong shape"
+    RAISED = "raised"
+    REFUSED = "refused"
+    NOT_MEASURED = "not measured"
+    TENSOR_MISSING = "tensor missing"
+    TENSOR_SHAPE = "tensor shape"
+    TENSOR_DIFFERS = "tensor differs"
+    TENSOR_RANGE = "tensor range"
+    TENSOR_UNKNOWN = "tensor unknown"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One reason why a stage failed."""
+
+    fault: Fault
+    head: str | None = None
+    """depth, normals or alpha; None if it concerns no single head."""
+    metric: str | None = None
+    value: Number = math.nan
+    """The metric; the share of values that are not finite; the relative difference of a tensor."""
+    bound: float | None = None
+    image: str | None = None
+    """The parity input concerned."""
+    name: str = ""
+    """The output or tensor concerned."""
+    detail: str = ""
+    """Shapes, or another library's words."""
+
+    def __str__(self) -> str:
+        where = f"{self.image}: " if self.image is not None else ""
+        match self.fault:
+            case Fault.OVER_BUDGET:
+                value = f"{self.value:.5f}" if self.metric in AT_LEAST else f"{self.value:.3g}"
+                return f"{self.head} {self.metric} {value}, budget {self.bound:.3g}, worst image {self.image}"
+            case Fault.NOT_FINITE:
+                return f"{where}{self.name} is NaN or Inf in {self.value:.1%} of its values"
+            case Fault.NO_OUTPUT:
+                return f"{where}no output {self.name}"
+            case Fault.WRONG_SHAPE:
+                return f"{where}{self.name} has shape {self.detail}"
+            case Fault.NOT_MEASURED:
+                return f"{self.head} was never measured"
+            case Fault.TENSOR_MISSING:
+                return f"{self.name} is missing from the graph"
+            case Fault.TENSOR_SHAPE:
+                return f"{self.name} has shape {self.detail}"
+            case Fault.TENSOR_DIFFERS:
+                return f"{self.name} differs by {self.value:.2%} of its largest weight"
+            case Fault.TENSOR_RANGE:
+                return f"{self.name} does not fit the range of {self.detail}"
+            case Fault.TENSOR_UNKNOWN:
+                return f"{self.name} is in the graph but not in the checkpoint"
+            case _:
+                return where + self.detail
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One artefact, judged on its own against PyTorch FP32."""
+    """One artefact, judged on its own against PyTorch FP32. Ask `passed`; a stage has no truth value."""
 
-    name: str
+    id: StageId
     status: Status
-    precision: str
-    """Whose budget applies: fp32, fp16 or bf16 (bf16 is held to the FP16 budget)."""
-    artifact: str | None = None
-    """The file judged, None for what is no file."""
     sha256: str | None = None
-    heads: dict[str, dict[str, float]] = field(default_factory=dict)
+    """SHA-256 of the artefact."""
+    heads: dict[str, dict[str, Number]] = field(default_factory=dict)
     """Per head and metric, the worst value over the images that count."""
     worst: dict[str, str] = field(default_factory=dict)
     """Per head, the image with the largest error, or the first one whose answer is not valid."""
-    reasons: tuple[str, ...] = ()
-    """Why it failed or was not run; what a pass does not cover."""
-    quantiles: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    """Why it failed."""
+    notes: tuple[str, ...] = ()
+    """What a pass does not cover."""
+    cause: Cause | None = None
+    """Why it was not run, for programs."""
+    detail: str = ""
+    """Why it was not run, for people, with what to run."""
+    quantiles: dict[str, tuple[Number, ...]] = field(default_factory=dict)
     """Per head, the error map's quantiles at `LEVELS`, each the worst over the images that count."""
     earlier: bool = False
     """Judged by an earlier run; the file and the reference are unchanged since."""
 
-    def __bool__(self) -> bool:
+    @property
+    def passed(self) -> bool:
+        """Whether it ran and every finding is within budget."""
         return self.status == "passed"
 
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; a metric that is not finite becomes null, which never passes."""
-        return json.loads(json.dumps(_finite(dataclasses.asdict(self))))
+    @property
+    def name(self) -> str:
+        """How people call the stage."""
+        return str(self.id)
 
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> Stage:
-        """The inverse of `to_json`; reads the reports of earlier versions too."""
-        heads = {head: {key: _number(number) for key, number in values.items()}
-                 for head, values in value["heads"].items()}
-        quantiles = {head: tuple(map(_number, values)) for head, values in value.get("quantiles", {}).items()}
-        return cls(**value | {"heads": heads, "quantiles": quantiles, "reasons": tuple(value["reasons"])})
+    @property
+    def precision(self) -> str:
+        """Whose budget applies."""
+        return self.id.precision
 
-    def reasons_of(self, head: str) -> list[str]:
-        """The reasons that concern this head: those that name it, and those that name no head."""
-        return [reason for reason in self.reasons if (named := _heads_named(reason)) == [] or head in named]
+    @property
+    def artifact(self) -> str | None:
+        """The file that was judged, None if the stage judges no file."""
+        return self.id.file
+
+    @property
+    def reasons(self) -> tuple[str, ...]:
+        """Sentences: why it failed or was not run, or what a pass does not cover."""
+        return tuple(map(str, self.findings)) or ((self.detail,) if self.status == "not run" else self.notes)
+
+    def findings_of(self, head: str) -> list[Finding]:
+        """The findings that concern `head`: those about it, and those about no single head."""
+        return [finding for finding in self.findings if finding.head in (head, None)]
+
+    def __bool__(self) -> bool:
+        raise TypeError("a Stage has no truth value; ask .passed")
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All stages. Truthy when none failed and at least one ran."""
+    """All stages. `passed` if none failed and at least one ran; a report has no truth value."""
 
     stages: tuple[Stage, ...]
-    budget: dict[str, Any]
+    budget: Budget
     budget_file: str
     """Name of the budget; "default" is the project's own."""
     inputs: tuple[str, ...]
@@ -77,8 +201,13 @@ class ParityReport:
     reference: str | None = None
     """SHA-256 of the reference that the stages were judged against."""
 
+    @property
+    def passed(self) -> bool:
+        """Whether no stage failed and at least one passed."""
+        return not self.failed and any(stage.passed for stage in self.stages)
+
     def __bool__(self) -> bool:
-        return not self.failed and any(self.stages)
+        raise TypeError("a ParityReport has no truth value; ask .passed")
 
     @property
     def failed(self) -> list[Stage]:
@@ -93,34 +222,30 @@ class ParityReport:
     @property
     def blame(self) -> tuple[str, ...]:
         """Where errors enter: a sentence for each failed stage none of whose sources failed."""
-        failed = {stage.name for stage in self.failed}
         sentences = []
         for stage in self.failed:
             sources = self.sources(stage)
-            if not failed.intersection(sources):
-                sentences.append(f"the error enters between {sources[0]} and {stage.name}")
+            if not any(source in self.failed for source in sources):
+                origin = CHECKPOINT if stage.id.kind is StageKind.WEIGHTS else REFERENCE
+                sentences.append(f"the error enters between {sources[0].name if sources else origin} and {stage.name}")
         return tuple(sentences)
 
-    def sources(self, stage: Stage) -> list[str]:
-        """What `stage` was made from, as far as it was judged here, the nearest first."""
-        ran = {other.name for other in self.stages if other.status != "not run"}
-        kind, graph, precision = _kind(stage), "model" if " model" in stage.name else "frame", stage.precision
-        half = [f"PyTorch {precision}"] if precision != "fp32" else []
-        onnx = [f"ONNX Runtime {graph} {precision}"]
-        weights = [f"weights {graph} {precision}"]
+    def sources(self, stage: Stage) -> list[Stage]:
+        """The stages that ran on what `stage` was made from, the nearest first."""
+        graph, precision = stage.id.graph, stage.precision
+        pytorch, weights = (StageKind.PYTORCH, "model", precision), (StageKind.WEIGHTS, graph, precision)
         wanted = {
-            "weights": [CHECKPOINT],
-            "PyTorch": [REFERENCE],
-            "ONNX Runtime model": [*half, *weights],
-            "ONNX Runtime frame": [f"ONNX Runtime model {precision}", *half, *weights],
-            "Runtime": [f"ONNX Runtime model {precision}"],
-        }.get(kind, [*onnx, *half, *weights])
-        found = [name for name in wanted if name in ran or name in (CHECKPOINT, REFERENCE)]
-        if precision != "fp32" and kind not in ("weights", "PyTorch"):
-            # What is wrong in FP32 already did not enter with half precision.
+            StageKind.WEIGHTS: [],
+            StageKind.PYTORCH: [],
+            StageKind.GRAPH: [*([(StageKind.GRAPH, "model", precision)] if graph == "frame" else []), pytorch, weights],
+            StageKind.STEPS: [(StageKind.GRAPH, "model", precision)],
+            StageKind.BACKEND: [(StageKind.GRAPH, graph, precision), pytorch, weights],
+        }[stage.id.kind]
+        if wanted and precision != "fp32":  # what is wrong in FP32 did not enter with half precision
             graphs = ("model", "frame") if graph == "frame" else ("model",)
-            found += [name for this in graphs if (name := f"ONNX Runtime {this} fp32") in ran]
-        return found or [REFERENCE]
+            wanted += [(StageKind.GRAPH, this, "fp32") for this in graphs]
+        ran = {(s.id.kind, s.id.graph, s.precision): s for s in self.stages if s.status != "not run"}
+        return [ran[key] for key in wanted if key in ran]
 
     @property
     def verdict(self) -> str:
@@ -134,56 +259,82 @@ class ParityReport:
         if self.failed:
             first = f"first {self.failed[0].name}: {self.blame[0]}"
             return f"FAILED: {len(self.failed)} of {ran} stages out of budget, {first}{tail}"
-        return f"PASSED: {ran} of {ran} stages within budget{tail}" if self else f"NOT RUN: nothing could run{tail}"
+        if not self.passed:
+            return f"NOT RUN: nothing could run{tail}"
+        return f"PASSED: {ran} of {ran} stages within budget{tail}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; a metric that is not finite becomes null, which never passes."""
-        value = dataclasses.asdict(self) | {"verdict": self.verdict, "blame": self.blame, "passed": bool(self)}
-        return json.loads(json.dumps(_finite(value)))
+        """Plain JSON values, with every sentence beside the data it is made from."""
+        value = to_json(self) | {"verdict": self.verdict, "blame": self.blame, "passed": self.passed}
+        for stage, entry in zip(self.stages, value["stages"], strict=True):
+            entry |= {"name": stage.name, "precision": stage.precision, "artifact": stage.artifact,
+                      "reasons": stage.reasons}
+        return json.loads(json.dumps(value))
 
     @classmethod
-    def from_json(cls, value: dict[str, Any]) -> ParityReport:
-        """The inverse of `to_json`; reads the reports of earlier versions too."""
-        stages, inputs = tuple(map(Stage.from_json, value["stages"])), tuple(value["inputs"])
-        return cls(stages, value["budget"], value["budget_file"], inputs, value.get("reference"))
+    def from_json(cls, value: Any) -> ParityReport:
+        """The inverse of `to_json`; reads reports of version 0.1.0 too. Raises `ValueError` for anything else."""
+        if not isinstance(value, dict) or not isinstance(value.get("stages"), list):
+            raise ValueError("expected a parity report")
+        return _REPORT.validate_python(value | {"stages": [_current(stage) for stage in value["stages"]]})
 
 
-def last_report(bundle: Bundle) -> ParityReport | None:
-    """The report that the bundle carries, or None."""
+_REPORT: TypeAdapter[ParityReport] = TypeAdapter(ParityReport)
+_STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
+
+
+def to_json(value: Stage | ParityReport) -> dict[str, Any]:
+    """A stage or report as plain JSON values; what is not finite becomes null."""
+    adapter = _REPORT if isinstance(value, ParityReport) else _STAGE
+    return _nulled(adapter.dump_python(value, mode="json"))
+
+
+def stage_from_json(value: Any) -> Stage:
+    """A stage that `to_json` wrote. Raises `ValueError` for anything else."""
+    return _STAGE.validate_python(_current(value))
+
+
+def _current(stage: Any) -> Any:
+    """A stage's JSON in today's form."""
     try:
-        return ParityReport.from_json(json.loads((bundle.folder / RECORD).read_text(encoding="utf-8")))
-    except (OSError, ValueError, KeyError, TypeError):
-        return None
+        return upgraded(stage) if "id" not in stage else stage
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"expected a stage of a parity report ({type(error).__name__}: {error})") from error
 
 
-def not_run(name: str, precision: str, reason: str, artifact: str | None = None, digest: str | None = None) -> Stage:
+def not_run(stage: StageId, cause: Cause, detail: str, digest: str | None = None) -> Stage:
     """A stage that cannot run here, and why."""
-    return Stage(name, "not run", precision, artifact, digest, reasons=(reason,))
+    return Stage(stage, "not run", digest, cause=cause, detail=detail)
 
 
-def order(stage: Stage) -> tuple[int, int]:
-    """Sort key, from the checkpoint to the engine: the first failure is where the error enters."""
-    kind = _kind(stage)
-    return LINE.index(kind) if kind in LINE else len(LINE), ("fp32", "bf16", "fp16").index(stage.precision)
+def in_order(stages: list[Stage]) -> list[Stage]:
+    """Stages from the checkpoint to the maps: the first failure is where the error enters.
+
+    Stages of further backends keep the order in which they came.
+    """
+    def position(stage: Stage) -> tuple[int, int, int]:
+        kind, graph = stage.id.kind, ("model", "frame").index(stage.id.graph)
+        rank = list(StageKind).index(kind)
+        if kind is StageKind.BACKEND:
+            return rank, 0, 0
+        return rank, graph if kind is StageKind.GRAPH else 0, PRECISIONS.index(stage.precision)
+
+    return sorted(stages, key=position)
 
 
-def limits_of(budget: dict[str, Any], precision: str) -> dict[str, dict[str, float]]:
+def limits_of(budget: Budget, precision: str) -> dict[str, dict[str, float]]:
     """Per head and metric, the budget of a stage in `precision`."""
     return budget["fp32" if precision == "fp32" else "fp16"]
 
 
 def over_budget(
     heads: dict[str, dict[str, float]], worst: dict[str, str], limits: dict[str, dict[str, float]]
-) -> list[str]:
-    """A reason for each metric that is out of its limits; NaN always is."""
-    def told(metric: str, value: float) -> str:
-        return f"{value:.5f}" if metric in AT_LEAST else f"{value:.3g}"
-
+) -> list[Finding]:
+    """A finding for each metric that is out of its limits; NaN always is."""
     return [
-        f"{head} {metric} {told(metric, heads[head].get(metric, math.nan))}, budget {bound:.3g}, worst image "
-        f"{worst.get(head)}"
+        Finding(Fault.OVER_BUDGET, head, metric, value, bound, worst.get(head))
         for head, limit in limits.items() if head in heads
-        for metric, bound in limit.items() if not within(metric, heads[head].get(metric, math.nan), bound)
+        for metric, bound in limit.items() if not within(metric, value := heads[head].get(metric, math.nan), bound)
     ]
 
 
@@ -201,37 +352,18 @@ def share_of_budget(metric: str, value: float, bound: float) -> float:
     return value / bound if bound > 0 else (math.inf if value > 0 else 0.0)
 
 
-def held_to(stage: Stage, old: dict[str, Any], new: dict[str, Any]) -> Stage:
-    """A stage judged under the budget `old`, judged again under `new` from the numbers it kept."""
-    if old == new or stage.status == "not run":
+def held_to(stage: Stage, budget: Budget) -> Stage:
+    """A stage judged earlier, held to `budget` by the numbers that it kept."""
+    if stage.status == "not run":
         return stage
-    before = over_budget(stage.heads, stage.worst, limits_of(old, stage.precision))
-    after = over_budget(stage.heads, stage.worst, limits_of(new, stage.precision))
-    rest = tuple(reason for reason in stage.reasons if reason not in before)
-    faults = rest if stage.status == "failed" else ()
-    if after or faults or (stage.status == "failed" and not before):
-        return dataclasses.replace(stage, status="failed", reasons=(*after, *faults))
-    return dataclasses.replace(stage, status="passed", reasons=rest if stage else ())
+    others = tuple(finding for finding in stage.findings if finding.fault is not Fault.OVER_BUDGET)
+    findings = (*over_budget(stage.heads, stage.worst, limits_of(budget, stage.precision)), *others)
+    return dataclasses.replace(stage, status="failed" if findings else "passed", findings=findings)
 
 
-def _kind(stage: Stage) -> str:
-    return next((start for start in LINE if stage.name.startswith(start)), stage.name)
-
-
-def _heads_named(reason: str) -> list[str]:
-    """Which heads a reason of `compare` names; one of `compare_weights` concerns the weights as a whole."""
-    words = r"(depth|normals|alpha)(?:_logits)?"
-    patterns = (rf"^{words} ", rf": {words} (?:is|has) ", rf": no output {words}$")
-    return [found[1] for pattern in patterns if (found := re.search(pattern, reason))]
-
-
-def _number(value: float | None) -> float:
-    return math.nan if value is None else value
-
-
-def _finite(value: Any) -> Any:
+def _nulled(value: Any) -> Any:
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _nulled(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_finite(item) for item in value]
+        return [_nulled(item) for item in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value

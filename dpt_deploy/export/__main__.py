@@ -16,7 +16,7 @@ def main(config: ExportConfig) -> int:
     """Exit status 0 only if the verdict is."""
     bundle, report = export(config, command=cli.command_line(PROG))
     print_outcome(bundle, report, [run_line(bundle, engine) for engine in bundle.find("engine")])
-    return 0 if report else 1
+    return 0 if report.passed else 1
 
 
 COMMAND = cli.Command(ExportConfig, main, PROG, renamed={

@@ -14,8 +14,10 @@ with cli.needing("cli"):
     import tyro
 
     from ..core.bundle import Bundle
+    from ..core.verdict import Stage
+    from ..report import write_report
     from ..report.table import print_outcome
-    from .compare import Stage, load_budget
+    from .compare import load_budget
     from .judge import judge
 
 PROG = "python -m dpt_deploy.parity"
@@ -50,19 +52,21 @@ def main(config: ParityConfig) -> int:
     bundle = Bundle.open(config.bundle)
     say = (lambda line: None) if config.json else print
     known = _with_torch(bundle, config, say) if config.reference is not None else []
-    report = judge(bundle, config.budget, known, lambda name: say(f"judging  {name}"), cli.command_line(PROG))
+    judgement = judge(bundle, config.budget, known, lambda name: say(f"judging  {name}"))
+    report = judgement.report
+    write_report(bundle, report, judgement.exhibits, cli.command_line(PROG))
     if config.json:
         print(json.dumps(report.to_json(), indent=2))
     else:
         print_outcome(bundle, report, [])
-    return 0 if report else 1
+    return 0 if report.passed else 1
 
 
 def _with_torch(bundle: Bundle, config: ParityConfig, say: Callable[[str], None]) -> list[Stage]:
     """The stages that need PyTorch, which no other way through this command imports."""
     with cli.needing("export"):
-        from ..export.rejudge import rejudge
-    return rejudge(bundle, config.reference, config.images, config.max_images, config.budget, say)
+        from ..export.pytorch_stages import judge_with_checkpoint
+    return judge_with_checkpoint(bundle, config.reference, config.images, config.max_images, config.budget, say)
 
 
 COMMAND = cli.Command(ParityConfig, main, PROG, renamed={"--reference": "--checkpoint"})

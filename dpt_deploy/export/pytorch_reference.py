@@ -5,6 +5,7 @@ Written with `torch.nn.functional` and not with `FrameModel`: a wrong mean there
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -54,6 +55,14 @@ def parity_inputs(images: Path | None, most: int) -> list[tuple[str, bool, np.nd
     if len(paths) > most:
         paths = [paths[i] for i in np.linspace(0, len(paths) - 1, most).astype(int)]
     return [(path.name, False, read_image(path)) for path in paths] + built_in.adversarial()
+
+
+def digest_of(inputs: list[tuple[str, bool, np.ndarray]]) -> str:
+    """SHA-256 of parity inputs."""
+    digest = hashlib.sha256()
+    for name, _, frame in inputs:
+        digest.update(name.encode() + repr(frame.shape).encode() + frame.tobytes())
+    return digest.hexdigest()
 
 
 def preprocess(frame: np.ndarray, contract: Contract) -> torch.Tensor:

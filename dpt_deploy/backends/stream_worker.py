@@ -1,6 +1,6 @@
 """A stream with its execution contexts and memory: what calls of an engine need, kept from call to call.
 
-Per input shape and set of maps asked for, a lane keeps an execution context, device buffers, pinned host buffers and,
+Per input shape and set of maps asked for, a worker keeps an execution context, device buffers, pinned host buffers and,
 with TensorRT, a captured CUDA graph of upload, network and download. A context never changes its shape while a graph of
 it is kept; all contexts share one scratch memory. After the first such call nothing more is allocated on the device or
 pinned for it. The number kept is bounded; the least recently used one goes.
@@ -65,7 +65,7 @@ class Slot:
             buffer.free()
 
 
-class Lane:
+class StreamWorker:
     """A stream and what runs on it, used by one call at a time."""
 
     def __init__(
@@ -111,7 +111,7 @@ class Lane:
         return results
 
     def steps(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> dict[str, Callable[[], None]]:
-        """What `on_host` puts on the lane's stream, step by step, to be timed apart: h2d, engine, d2h."""
+        """What `on_host` puts on the worker's stream, step by step, to be timed apart: h2d, engine, d2h."""
         slot = self._slot(inputs, wanted)
         self._bind(slot)
         steps = {"h2d": self._upload, "engine": self._compute, "d2h": self._download}
@@ -122,8 +122,8 @@ class Lane:
     ) -> dict[str, cuda.DeviceArray]:
         """Device memory in, used where it is; new device arrays out, ready on `stream`, or complete without one."""
         default = stream is None or stream in cuda.DEFAULT_STREAMS
-        lane = self.stream if default else stream  # TensorRT would synchronise the device around a default stream
-        cuda.call("cudaStreamWaitEvent", lane, self._done, 0)
+        target = self.stream if default else stream  # TensorRT would synchronise the device around a default stream
+        cuda.call("cudaStreamWaitEvent", target, self._done, 0)
         self._set_shapes(self.context, shapes)
         for name, view in views.items():
             self._expect(self.context.set_tensor_address(name, view.pointer), f"refuses memory for {name}")
@@ -137,13 +137,14 @@ class Lane:
             self._expect(self.context.set_tensor_address(name, pointer), f"refuses memory for {name}")
         self._reserve_scratch(self.context)
         if default:
-            cuda.make_wait(lane, stream or cuda.LEGACY_STREAM)  # for the caller's inputs, and the memory of the outputs
-        self._expect(self.context.execute_async_v3(lane), f"could not run {dict(shapes)}")
-        cuda.call("cudaEventRecord", self._done, lane)
+            # For the caller's inputs, and the memory of the outputs.
+            cuda.make_wait(target, stream or cuda.LEGACY_STREAM)
+        self._expect(self.context.execute_async_v3(target), f"could not run {dict(shapes)}")
+        cuda.call("cudaEventRecord", self._done, target)
         if stream is None:
-            cuda.call("cudaStreamSynchronize", lane)
+            cuda.call("cudaStreamSynchronize", target)
         elif default:
-            cuda.make_wait(stream, lane)
+            cuda.make_wait(stream, target)
         return {name: results[name] for name in wanted}
 
     def close(self) -> None:
@@ -216,7 +217,7 @@ class Lane:
         return buffer.reserve(nbytes)
 
     def _enqueue(self, slot: Slot) -> None:
-        """Upload, network, download, on the lane's stream."""
+        """Upload, network, download, on the worker's stream."""
         self._upload(slot)
         self._compute(slot)
         self._download(slot)

@@ -1,4 +1,4 @@
-"""One build or refit, in a process of its own: `python -m dpt_deploy.build.child`, an order as JSON on standard input.
+"""One build or refit, in a process of its own: `python -m dpt_deploy.build.builder_process`, JSON on standard input.
 
 Polygraphy decides between TensorRT and TensorRT-RTX when it is imported, by an environment variable.
 The answer is one line of JSON at the end of standard output.

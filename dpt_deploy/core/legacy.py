@@ -1,0 +1,36 @@
+"""Reports of version 0.1.0, which named their stages in words: turned into today's JSON, here and nowhere else."""
+
+from __future__ import annotations
+
+from typing import Any
+
+_BY_TITLE = (  # how a title began; kind, backend and device of the stage
+    ("weights ", "weights", "", "cpu"),
+    ("PyTorch ", "pytorch", "", "cpu"),
+    ("ONNX Runtime ", "graph", "onnxruntime-cpu", "cpu"),
+    ("Runtime, ", "steps", "onnxruntime-cpu", "cpu"),
+    ("C++ runtime ", "backend", "cpp", "cpu"),
+    ("OpenVINO ", "backend", "openvino", "cpu"),
+    ("tensorrt-rtx ", "backend", "tensorrt-rtx", "gpu"),
+    ("tensorrt ", "backend", "tensorrt", "gpu"),
+)
+
+
+def upgraded(stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage as 0.1.0 wrote it, as `core.verdict` reads it. Raises `ValueError` for a title that it did not write."""
+    title, reasons = stage["name"], list(stage["reasons"])
+    found = next((row for row in _BY_TITLE if title.startswith(row[0])), None)
+    if found is None:
+        raise ValueError(f"unknown stage {title!r}")
+    _, kind, backend, device = found
+    identity = {
+        "kind": kind, "graph": "model" if " model" in title or kind == "pytorch" else "frame",
+        "precision": stage["precision"], "backend": backend, "device": device, "file": stage["artifact"],
+        "title": title,
+    }
+    because: dict[str, Any] = {"notes": reasons}
+    if stage["status"] == "failed":
+        because = {"findings": [{"fault": "raised", "detail": reason} for reason in reasons]}
+    elif stage["status"] == "not run":
+        because = {"detail": "; ".join(reasons)}
+    return stage | because | {"id": identity}

@@ -1,0 +1,274 @@
+"""The manifest of a bundle, typed: one class for each thing in it, checked once, when it is read.
+
+The classes keep keys that they do not know, so that a manifest of a newer version survives being written
+again. No other module spells the keys of `manifest.json`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+
+from .contract import Contract, Graph
+from .errors import BadBundle, BadInput
+from .verdict import Number, Stage, stage_from_json, to_json
+
+FORMAT = 1
+Kind = Literal["onnx", "data", "engine", "cache", "reference", "report"]
+Precision = Literal["fp16", "bf16", "fp32"]
+Weights = Literal["fixed", "refittable", "stripped"]
+
+
+class Record(BaseModel):
+    """Base of everything in a manifest: immutable, strict about known keys, keeps unknown ones."""
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values: what was given, without the defaults of what was not."""
+        return json.loads(self.model_dump_json(exclude_unset=True))
+
+
+@dataclass(frozen=True)
+class PrecisionPlan:
+    """Which arithmetic each part of a graph uses."""
+
+    precision: Precision = "fp16"
+    """The type of everything that `fp32` does not name."""
+    fp32: tuple[str, ...] = ("activations", "resize")
+    """What stays in FP32: module names such as decoder.fusion.2, and the units residual, activations, resize."""
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
+        return {"precision": self.precision, "fp32": list(self.fp32)}
+
+
+class ShapeRange(Record):
+    """The shapes that an engine takes at one input."""
+
+    min: tuple[int, ...]
+    """Smallest shape."""
+    opt: tuple[int, ...]
+    """The shape that the engine is tuned for."""
+    max: tuple[int, ...]
+    """Largest shape."""
+
+
+class AttentionRecord(Record):
+    """What a certificate says of attention."""
+
+    status: str = ""
+    reason: str = ""
+    blocks: int | None = None
+    """Attention blocks of the backbone."""
+    layers: int | None = None
+    """Attention layers of the network."""
+
+
+class FlopsRecord(Record):
+    """Matrix FLOPs of a batch of one."""
+
+    share: float | None = None
+    """Share of them in half precision."""
+
+
+class Certificate(Record):
+    """What an engine computes in; `build.certificate` lists all of its keys."""
+
+    status: str = "none"
+    reasons: tuple[str, ...] = ()
+    flops: FlopsRecord = FlopsRecord()
+    attention: AttentionRecord = AttentionRecord()
+
+
+class GraphDetails(Record):
+    """Details of an ONNX graph."""
+
+    opset: int | None = None
+    plan: PrecisionPlan | None = None
+
+
+class EngineDetails(Record):
+    """Details of an engine."""
+
+    builder: str
+    """Name of the backend that built it and runs it."""
+    builder_version: str = ""
+    compute_capability: str | None = None
+    """Of the GPU that it was built for, such as "9.0"; None if it is not bound to one."""
+    profile: dict[str, ShapeRange] = {}
+    """Shapes by input."""
+    max_pixels: int | None = None
+    """Largest product of batch, height and width of a frame graph's input."""
+    weights: Weights = "fixed"
+    version_compatible: bool = False
+    hardware_compatible: bool = False
+    made_from: str | None = None
+    """SHA-256 of its graph."""
+    refitted_from: str | None = None
+    """SHA-256 of the engine whose weights were replaced."""
+    certificate: Certificate | None = None
+
+
+class Artifact(Record):
+    """One file of a bundle."""
+
+    file: str
+    """Name within the bundle's folder."""
+    kind: Kind
+    sha256: str
+    bytes: int
+    graph: Graph | None = None
+    """None for a file that is neither a graph nor an engine."""
+    precision: Precision | None = None
+    """The type of most of the graph's arithmetic."""
+    key: str | None = None
+    """Hash of everything this file was made from; equal keys make a second run reuse the file."""
+    details: GraphDetails | EngineDetails | Record = Field(default_factory=Record)
+
+    @field_validator("file")
+    @classmethod
+    def _inside_the_folder(cls, file: str) -> str:
+        if Path(file).name != file or file in ("", ".", ".."):
+            raise ValueError(f"expected the name of a file in the bundle's folder, received {file!r}")
+        return file
+
+    @field_validator("details", mode="before")
+    @classmethod
+    def _typed_by_kind(cls, details: Any, info: Any) -> Any:
+        kinds: dict[str, type[Record]] = {"onnx": GraphDetails, "engine": EngineDetails}
+        wanted = kinds.get(info.data.get("kind", ""), Record)
+        return details if isinstance(details, wanted) else wanted.model_validate(details)
+
+    def to_json(self) -> dict[str, Any]:
+        return json.loads(self.model_dump_json()) | {"details": self.details.to_json()}
+
+
+class Checkpoint(Record):
+    """The checkpoint that a bundle was made from."""
+
+    file: str = "best_model.pth"
+    sha256: str = ""
+
+
+class ModelRecord(Record):
+    """The architecture, as `dpt_deploy.model.ModelConfig` writes it."""
+
+    backbone: str = "unknown"
+    depth_scale: float = 5.0
+
+
+class TrialRecord(Record):
+    """One precision plan that the search tried."""
+
+    name: str
+    plan: PrecisionPlan
+    passed: bool
+    heads: dict[str, dict[str, Number]] = {}
+    reasons: tuple[str, ...] = ()
+    backbone_half: float | None = None
+    """Share of the backbone's matrix FLOPs in half precision."""
+    decoder_half: float | None = None
+    """The same of decoder and heads."""
+
+
+def _readable_stage(value: Any) -> Stage | None:
+    """A stage, or None for one that an earlier version wrote as sentences: it is judged again."""
+    try:
+        return value if isinstance(value, Stage) else stage_from_json(value)
+    except ValueError:
+        return None
+
+
+class PrecisionRecord(Record):
+    """How the precision plan was chosen."""
+
+    key: str | None = None
+    """Hash of everything that the choice depends on."""
+    plan: PrecisionPlan
+    trials: tuple[TrialRecord, ...] = ()
+    stage: Annotated[Stage | None, BeforeValidator(_readable_stage)] = None
+    """What PyTorch in the plan's precision makes of the parity inputs."""
+
+    def to_json(self) -> dict[str, Any]:
+        value = json.loads(self.model_dump_json(exclude={"stage"}))
+        return value | ({"stage": to_json(self.stage)} if self.stage is not None else {})
+
+
+class Manifest(Record):
+    """Everything that `manifest.json` says."""
+
+    format: Literal[1] = FORMAT
+    name: str
+    created: str = ""
+    """UTC, ISO 8601."""
+    command: str = ""
+    """The shell line that exported the bundle."""
+    checkpoint: Checkpoint = Checkpoint()
+    model: ModelRecord = ModelRecord()
+    contract: dict[str, Any]
+    """As `Contract.to_json` writes it; `Bundle.contract` is the typed one."""
+    training: dict[str, Any] = {}
+    """The training record of the checkpoint."""
+    options: dict[str, Any] = {}
+    """The options of the export."""
+    versions: dict[str, str] = {}
+    """Versions of the packages that the export used."""
+    precision: PrecisionRecord | None = None
+    artifacts: tuple[Artifact, ...] = ()
+
+    @field_validator("contract")
+    @classmethod
+    def _is_a_contract(cls, contract: dict[str, Any]) -> dict[str, Any]:
+        try:
+            Contract.from_json(contract)
+        except BadInput as error:
+            raise ValueError(str(error)) from error
+        return contract
+
+    @classmethod
+    def read(cls, path: Path) -> Self:
+        """Read `manifest.json`. Raises `BadBundle`, in one sentence, for a file that is not one."""
+        try:
+            value = json.loads(path.read_text(encoding="utf-8"))
+            found = value.get("format") if isinstance(value, dict) else None
+            if isinstance(found, int) and found != FORMAT:
+                raise BadBundle(
+                    f"{path}: expected format {FORMAT}, received {found}. Export the checkpoint again with this "
+                    "version of dpt-deploy, or install the version that wrote it."
+                )
+            return cls.model_validate(value)
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(map(str, first["loc"])) or "the file"
+            raise BadBundle(f"{path}: expected a manifest of format {FORMAT}, but {where}: {first['msg']}. "
+                            "Export the checkpoint again.") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise BadBundle(f"{path}: expected a manifest of format {FORMAT}, but it is not valid JSON ({error}). "
+                            "Export the checkpoint again.") from error
+
+    def to_json(self) -> dict[str, Any]:
+        value = super().to_json() | {"artifacts": [artifact.to_json() for artifact in self.artifacts]}
+        if self.precision is not None:
+            value["precision"] = self.precision.to_json()
+        return {"format": FORMAT} | value
+
+    @property
+    def origin(self) -> tuple[Any, ...]:
+        """What all files of a bundle are made from; the checkpoint's name is not part of it."""
+        return self.checkpoint.sha256, self.contract, self.model.to_json()
+
+    def key(self, *made_from: Any) -> str:
+        """Hash of what a file depends on: checkpoint, contract, model, versions and `made_from` (plain JSON values)."""
+        return digest([*self.origin, self.versions, *made_from])
+
+
+def digest(made_from: Sequence[Any]) -> str:
+    """SHA-256 of plain JSON values."""
+    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()
