@@ -9,10 +9,13 @@ from typing import Literal
 from benchmarks.david_pipeline import DavidPipeline
 from benchmarks.pipeline import FrameGraphPipeline, ModelGraphPipeline, Pipeline, Unavailable
 from benchmarks.pytorch_pipeline import open_pytorch
-from dpt_deploy.backends.device import compute_capability
-from dpt_deploy.core.bundle import Artifact, Bundle
-from dpt_deploy.runtime import open_session
+from dpt_deploy import backends
+from dpt_deploy.backends import Backend, SessionOptions
+from dpt_deploy.backends.device import NO_GPU, compute_capability
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.manifest import Artifact, Precision
 
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
 
 @dataclass
 class Contender:
@@ -41,37 +44,30 @@ def contenders(bundle: Bundle) -> list[Contender]:
 
 
 def _our_backends(bundle: Bundle) -> Iterator[Contender]:
-    """Every artifact of the bundle on every backend that takes it."""
-    for graph in ("frame", "model"):
-        for artifact in bundle.find("onnx", graph=graph):
-            yield _ours(bundle, artifact, "onnxruntime-cpu")
-            yield _ours(bundle, artifact, "openvino")
-            if artifact.precision == "fp32":
-                yield _ours(bundle, artifact, "openvino", "bf16")
-            yield _ours(bundle, artifact, "onnxruntime-cuda")
-        for artifact in bundle.find("engine", graph=graph):
-            yield _ours(bundle, artifact, artifact.details["builder"])
-        if not bundle.find("engine", graph=graph, builder="tensorrt"):
-            yield Contender(f"tensorrt {graph} fp16", "fp16", "gpu", _refuse(
-                f"the bundle has no such engine. On the GPU, run: dpt build {bundle.folder}"))
+    """Every graph in every precision on each registered backend; one row with the reason if it takes none of them."""
+    for backend in backends.registered():
+        runs: list[tuple[Artifact, Precision]] = []
+        for graph in ("frame", "model"):
+            for precision in PRECISIONS:
+                runs += [(artifact, precision) for artifact in backend.candidates(bundle, graph, precision)]
+        for artifact, precision in runs:
+            yield _ours(bundle, backend, artifact, precision)
+        if not runs:
+            reason = str(backend.no_candidate(bundle, "frame", None))
+            yield Contender(f"{backend.name} frame", "fp16", backend.device, _refuse(reason))
 
 
-def _ours(bundle: Bundle, artifact: Artifact, backend: str, precision: str | None = None) -> Contender:
-    arithmetic = precision or artifact.precision
-    if backend == "onnxruntime-cpu" and arithmetic != "fp32":
-        arithmetic = "fp16"  # it computes in FP32, but the weights are FP16 and so is the budget
-    on_gpu = backend not in ("openvino", "onnxruntime-cpu")
-
+def _ours(bundle: Bundle, backend: Backend, artifact: Artifact, precision: Precision) -> Contender:
     def open_ours() -> Pipeline:
-        if on_gpu:
-            _require_gpu()
-        session = open_session(bundle, artifact, backend, computes=precision)
+        if refusal := backend.unavailable():
+            raise Unavailable(str(refusal))
+        session = backend.open(bundle, artifact, SessionOptions(precision=precision))
         if artifact.graph == "frame":
-            return FrameGraphPipeline(session, on_gpu)
-        return ModelGraphPipeline(session, on_gpu, bundle.contract)
+            return FrameGraphPipeline(session, backend.device == "gpu")
+        return ModelGraphPipeline(session, backend.device == "gpu", bundle.contract)
 
-    name = f"{backend} {artifact.graph} {arithmetic}" + ("" if artifact.graph == "frame" else ", NumPy steps")
-    return Contender(name, arithmetic, "gpu" if on_gpu else "cpu", open_ours, artifact)
+    name = f"{backend.name} {artifact.graph} {precision}" + ("" if artifact.graph == "frame" else ", NumPy steps")
+    return Contender(name, precision, backend.device, open_ours, artifact)
 
 
 def _pytorch(bundle: Bundle) -> Iterator[Contender]:
@@ -94,7 +90,7 @@ def _peers(bundle: Bundle) -> Iterator[Contender]:
 
 def _require_gpu() -> None:
     if compute_capability() is None:
-        raise Unavailable("no GPU is visible here")
+        raise Unavailable(NO_GPU)
 
 
 def _refuse(reason: str) -> Callable[[], Pipeline]:

@@ -33,7 +33,7 @@ from benchmarks.matrix_products import MatrixProduct, matrix_products
 from benchmarks.pytorch_pipeline import count_flops
 from benchmarks.random_models import vit_base_bundle
 from benchmarks.results import log, result_file, write_result
-from dpt_deploy import cli
+from dpt_deploy import backends, cli
 from dpt_deploy.backends import device
 from dpt_deploy.backends.session import first_line
 from dpt_deploy.cli.options import Batches, Json
@@ -42,11 +42,11 @@ from dpt_deploy.core.errors import BackendError, DptError
 from dpt_deploy.core.files import write_json
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.judge import judge
+from dpt_deploy.report import write_report
 from dpt_deploy.runtime import load
 
 PROG = "python benchmarks/gpu_validation.py"
 RENAMED = {"--seconds": "--max-seconds"}
-ON_GPU = ("tensorrt", "onnxruntime-cuda")
 GOALS = {  # ViT-B at 384 in FP16 on an H200-class device
     "engine time at batch 1 [ms], at most": 1.5,
     "share of the measured FP16 matrix rate at batch 16, at least": 0.6,
@@ -140,8 +140,11 @@ def run_for(seconds: float, command: list[str]) -> tuple[int, list[str]]:
 
 def _parity(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any]:
     """Judge every stage of the bundle that can run here; the report and the verdict go into the bundle too."""
-    report = judge(Bundle.open(folder), command=cli.command_line(PROG))
-    return {"passed": bool(report), "verdict": report.verdict, "report": report.to_json()}
+    bundle = Bundle.open(folder)
+    judgement = judge(bundle)
+    write_report(bundle, judgement.report, judgement.exhibits, cli.command_line(PROG))
+    report = judgement.report
+    return {"passed": report.passed, "verdict": report.verdict, "report": report.to_json()}
 
 
 def _latency(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any]:
@@ -168,7 +171,7 @@ def _engine_time(folder: Path, config: ValidationConfig, left: float) -> dict[st
     flops = count_flops(Bundle.open(folder))
     product = next((one for one in matrix_products() if one.precision == "fp16"), None)
     with load(folder) as runtime:
-        if not runtime.backend.startswith(ON_GPU):
+        if backends.get(runtime.backend).device != "gpu":
             raise BackendError(f"no artifact of the bundle runs on the GPU. {runtime.reason}")
         for batch in config.batches:
             frames = np.stack([scene(*frame_size(batch), seed) for seed in range(batch)])

@@ -38,6 +38,7 @@ from dpt_deploy import cli
 from dpt_deploy.backends.session import first_line
 from dpt_deploy.cli.options import Json, Names, Size
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.verdict import StageId, StageKind, to_json
 from dpt_deploy.parity import Reference, compare, load_budget
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.reference import FILE
@@ -255,7 +256,7 @@ def summarise(
     after = environment.record()
     peer = baselines["peer"]
     return {
-        "command": cli.command_line(PROG), "bundle": bundle.name, "model": bundle.header["model"],
+        "command": cli.command_line(PROG), "bundle": bundle.name, "model": bundle.manifest.model.to_json(),
         "input_size": list(bundle.contract.input_size), "frame": list(config.frame_size), "batch": config.batch,
         "rounds": config.rounds, "warm_up": config.warm_up,
         "counts": "from frames in host memory to maps in host memory, transfers included",
@@ -284,9 +285,10 @@ def judge(bundle: Bundle, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]
     for entry in entries:
         name, precision = entry.contender.name, entry.contender.precision
         log(f"judging  {name}")
-        stage = compare(name, entry.pipeline, reference, "frame", precision, budget)
+        identity = StageId(StageKind.BACKEND, "frame", precision, device=entry.contender.device, title=name)
+        stage = compare(identity, entry.pipeline, reference, budget)
         verdicts[name] = {"status": stage.status, "budget": "fp32" if precision == "fp32" else "fp16",
-                          "heads": stage.heads, "reasons": list(stage.reasons)[:6]}
+                          "heads": to_json(stage)["heads"], "reasons": list(stage.reasons)[:6]}
     return verdicts
 
 

@@ -100,12 +100,11 @@ def load_network(bundle: Bundle) -> Any:
         import torch
         from onnx import numpy_helper
 
-        from dpt_deploy.model import create_multitask_dpt_model
+        from dpt_deploy.model import ModelConfig, MultiTaskDPT
     except ImportError as error:
         raise Unavailable(f"{error.name} is not installed") from error
-    header = bundle.header["model"]
     try:
-        model = create_multitask_dpt_model(**header | {"heads": tuple(header["heads"])})
+        model = MultiTaskDPT(ModelConfig.from_json(bundle.manifest.model.to_json()))
     except (DptError, TypeError) as error:
         raise Unavailable(f"the model cannot be created from the manifest: {error}") from error
     model.set_input_size(bundle.contract.input_size)

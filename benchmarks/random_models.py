@@ -12,6 +12,7 @@ from dpt_deploy import cli
 from dpt_deploy.core.bundle import MANIFEST, Bundle
 from dpt_deploy.core.contract import HEADS
 from dpt_deploy.core.errors import BuildError
+from dpt_deploy.core.manifest import Manifest, ModelRecord
 
 
 def vit_base_bundle() -> Path:
@@ -53,8 +54,9 @@ def frame_graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEA
     torch.manual_seed(0)
     model = create_multitask_dpt_model(backbone, heads=heads).eval()
     contract, file = model.contract(), "frame.fp32.onnx"
-    header = {"name": folder.name, "contract": contract.to_json(), "model": model.config.to_json(), "checkpoint": {}}
-    bundle = Bundle.create(folder, header)
+    manifest = Manifest(name=folder.name, contract=contract.to_json(),
+                        model=ModelRecord.model_validate(model.config.to_json()))
+    bundle = Bundle.create(folder, manifest)
     folder.mkdir(parents=True, exist_ok=True)
     export_graph(FrameModel(model, contract), "frame", contract, folder / file, 23, {})
     bundle.add(file, "onnx", graph="frame", precision="fp32")

@@ -11,6 +11,7 @@ import pytest
 
 from benchmarks.graph_rewrites import REWRITES
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.verdict import StageId, StageKind
 from dpt_deploy.parity import compare, load_budget
 from dpt_deploy.parity.reference import FILE, Reference
 from tests.tiny import tiny_bundle
@@ -34,5 +35,5 @@ def test_a_rewritten_graph_is_within_the_fp32_budgets(tiny_bundle: Path, name: s
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         return dict(zip(names, session.run(names, {"image": batch}), strict=True))
 
-    stage = compare(name, run, reference, "model", "fp32", budget)
-    assert stage, stage.reasons
+    stage = compare(StageId(StageKind.GRAPH, "model", "fp32", title=name), run, reference, budget)
+    assert stage.passed, stage.reasons

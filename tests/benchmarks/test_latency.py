@@ -13,10 +13,13 @@ from benchmarks import latency
 from benchmarks.contenders import contenders
 from benchmarks.david_pipeline import DavidPipeline
 from benchmarks.latency_report import plot, show
+from benchmarks.pipeline import Unavailable
 from benchmarks.pytorch_pipeline import count_flops, load_network
 from benchmarks.results import RESULTS
+from dpt_deploy import backends
 from dpt_deploy.backends import device
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.manifest import Artifact
 from dpt_deploy.runtime import load
 from tests.tiny import lively_model, photo
 
@@ -86,6 +89,39 @@ def test_two_engines_of_one_graph_are_two_rows(own_bundle: Path) -> None:
     rows = contenders(bundle)
     assert len({row.name for row in rows}) == len(rows)
     assert len([row for row in rows if row.artifact and "other.engine" in row.name + row.artifact.file]) == 1
+
+
+def test_a_registered_backend_becomes_a_row(tiny_bundle: Path) -> None:
+    class Toy(backends.Backend):
+        name, title = "toy", "Toy"
+
+        def unavailable(self) -> None:
+            return None
+
+        def candidates(self, bundle: Bundle, graph: str, precision: str | None) -> list[Artifact]:
+            if (graph, precision) != ("frame", "fp32"):
+                return []
+            return bundle.find("onnx", graph="frame", precision="fp32")
+
+        def open(self, bundle: Bundle, artifact: Artifact, options: backends.SessionOptions) -> backends.Session:
+            return backends.get("onnxruntime-cpu").open(bundle, artifact, options)
+
+    bundle = Bundle.open(tiny_bundle)
+    config = latency.LatencyConfig(frame_size=(90, 120), rounds=2, warm_up=1, quick=True)
+    backends.register(Toy())
+    try:
+        chosen = [contender for contender in contenders(bundle) if contender.name.startswith("toy")]
+        (row,) = latency.measure(bundle, config, chosen)["rows"]
+    finally:
+        backends.unregister("toy")
+    assert row["name"] == "toy frame fp32" and row["status"] == "ran" and row["parity"]["status"] == "passed"
+    assert not [contender for contender in contenders(bundle) if contender.name.startswith("toy")]
+
+
+def test_a_backend_without_an_artifact_says_what_to_run(own_bundle: Path) -> None:
+    (row,) = [row for row in contenders(Bundle.open(own_bundle)) if row.name.startswith("tensorrt ")]
+    with pytest.raises(Unavailable, match=r"no such engine.*build"):
+        row.open()
 
 
 def test_the_first_line_of_any_exception_is_the_reason(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
