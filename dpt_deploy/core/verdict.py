@@ -248,8 +248,18 @@ class ParityReport:
         return [ran[key] for key in wanted if key in ran]
 
     @property
+    def status(self) -> Status:
+        """passed, failed, or not run if nothing could run."""
+        return "failed" if self.failed else "passed" if self.passed else "not run"
+
+    @property
     def verdict(self) -> str:
         """One sentence: passed or failed, and where an error enters."""
+        return f"{self.status.upper()}: {self.summary}"
+
+    @property
+    def summary(self) -> str:
+        """The verdict without its first word."""
         ran = len(self.stages) - len(self.not_run)
         tail = f"; {len(self.not_run)} not run" if self.not_run else ""
         if earlier := sum(stage.earlier for stage in self.stages):
@@ -258,10 +268,10 @@ class ParityReport:
             tail += f"; budget taken from {self.budget_file}"
         if self.failed:
             first = f"first {self.failed[0].name}: {self.blame[0]}"
-            return f"FAILED: {len(self.failed)} of {ran} stages out of budget, {first}{tail}"
+            return f"{len(self.failed)} of {ran} stages out of budget, {first}{tail}"
         if not self.passed:
-            return f"NOT RUN: nothing could run{tail}"
-        return f"PASSED: {ran} of {ran} stages within budget{tail}"
+            return f"nothing could run{tail}"
+        return f"{ran} of {ran} stages within budget{tail}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with every sentence beside the data it is made from."""

@@ -17,8 +17,8 @@ from dpt_deploy.backends.cuda import DeviceView
 from dpt_deploy.backends.onnxruntime import OnnxRuntimeSession
 from dpt_deploy.core.bundle import Artifact, Bundle
 from dpt_deploy.core.errors import BackendError, ContractError, MissingPackage
-from dpt_deploy.runtime import load, open_session
-from tests.tiny import photo
+from dpt_deploy.runtime import load
+from tests.tiny import open_session, photo
 
 
 def artifact(bundle: Bundle, graph: str = "frame") -> Artifact:

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dpt_deploy.backends import cuda
-from dpt_deploy.backends.lane import SHAPES_KEPT, Lane
+from dpt_deploy.backends.stream_worker import SHAPES_KEPT, StreamWorker
 from dpt_deploy.core.errors import BackendError, ContractError
-from tests.backends.stand_in import StandIn, array_at, device, lane, session_on
+from tests.backends.stand_in import StandIn, array_at, device, session_on, worker
 
 __all__ = ["device"]
 
@@ -19,14 +19,14 @@ def frame(h: int = 6, w: int = 8, seed: int = 0) -> np.ndarray:
     return np.random.default_rng(seed).integers(0, 256, (1, h, w, 3), dtype=np.uint8)
 
 
-def check(one: Lane, image: np.ndarray) -> None:
+def check(one: StreamWorker, image: np.ndarray) -> None:
     result = one.on_host({"frame": image}, ["depth"])["depth"]
     np.testing.assert_array_equal(result, image.sum(axis=-1, dtype=np.float32))
     assert result.flags.owndata, "the next call would write into it"
 
 
 def test_after_the_first_call_nothing_is_allocated(device: StandIn) -> None:
-    one = lane(device)
+    one = worker(device)
     check(one, frame())
     before = device.counts.copy()
     for seed in range(20):
@@ -40,7 +40,7 @@ def test_after_the_first_call_nothing_is_allocated(device: StandIn) -> None:
 
 
 def test_shapes_take_turns_without_mixing(device: StandIn) -> None:
-    one = lane(device)
+    one = worker(device)
     sizes = [(6, 8), (4, 4), (10, 12)]
     for turn in range(4):
         for h, w in sizes:
@@ -53,7 +53,7 @@ def test_shapes_take_turns_without_mixing(device: StandIn) -> None:
 
 def test_a_moved_scratch_memory_takes_the_graphs_along(device: StandIn) -> None:
     """A graph launched with the old address would write into memory that is not its own."""
-    one = lane(device)
+    one = worker(device)
     check(one, frame(4, 4))
     check(one, frame(4, 4))
     check(one, frame(40, 40))
@@ -66,7 +66,7 @@ def test_a_moved_scratch_memory_takes_the_graphs_along(device: StandIn) -> None:
 
 
 def test_the_number_of_shapes_kept_is_bounded(device: StandIn) -> None:
-    one = lane(device)
+    one = worker(device)
     check(one, frame(40, 40))
     most = 0
     for h in range(2, 20):
@@ -79,7 +79,7 @@ def test_the_number_of_shapes_kept_is_bounded(device: StandIn) -> None:
 
 
 def test_closing_gives_everything_back(device: StandIn) -> None:
-    one = lane(device)
+    one = worker(device)
     for h in range(2, 9):
         check(one, frame(h, 8))
     one.close()
@@ -89,7 +89,7 @@ def test_closing_gives_everything_back(device: StandIn) -> None:
 
 def test_where_capture_fails_calls_go_on_without(device: StandIn) -> None:
     device.can_capture = False
-    one = lane(device)
+    one = worker(device)
     for seed in range(3):
         check(one, frame(seed=seed))
     assert device.counts["cudaStreamBeginCapture"] == 1 and not device.counts["cudaGraphLaunch"]
@@ -107,7 +107,7 @@ def test_a_capture_that_breaks_off_leaves_nothing_behind(device: StandIn) -> Non
 
 
 def test_a_runtime_that_captures_by_itself_is_left_to_it(device: StandIn) -> None:
-    one = lane(device, capture=False)
+    one = worker(device, capture=False)
     for seed in range(3):
         check(one, frame(seed=seed))
     assert not device.counts["cudaStreamBeginCapture"]
@@ -116,7 +116,7 @@ def test_a_runtime_that_captures_by_itself_is_left_to_it(device: StandIn) -> Non
 
 def test_without_a_graph_a_shape_is_bound_once(device: StandIn) -> None:
     """TensorRT-RTX captures anew what was bound anew."""
-    one = lane(device, capture=False)
+    one = worker(device, capture=False)
     check(one, frame())
     before = device.counts["set_input_shape"]
     check(one, frame(seed=1))
@@ -127,7 +127,7 @@ def test_without_a_graph_a_shape_is_bound_once(device: StandIn) -> None:
 
 
 def test_where_scratch_memory_cannot_grow_no_graph_stays_on_the_old_one(device: StandIn) -> None:
-    one = lane(device)
+    one = worker(device)
     check(one, frame(4, 4))
     slot = one._slot({"frame": frame(40, 40)}, ["depth"])
     device.full = True
@@ -143,7 +143,7 @@ def test_where_scratch_memory_cannot_grow_no_graph_stays_on_the_old_one(device: 
 
 
 def test_only_the_maps_asked_for_come_to_the_host(device: StandIn) -> None:
-    one = lane(device, outputs=("depth", "alpha"))
+    one = worker(device, outputs=("depth", "alpha"))
     image = frame()
     for _ in range(2):
         have = one.on_host({"frame": image}, ["alpha"])
@@ -155,13 +155,13 @@ def test_only_the_maps_asked_for_come_to_the_host(device: StandIn) -> None:
 
 
 def test_any_strides_are_taken(device: StandIn) -> None:
-    one = lane(device)
+    one = worker(device)
     check(one, frame(12, 16)[:, ::2, ::-1])
     one.close()
 
 
 def test_the_steps_of_a_call_are_told_apart(device: StandIn) -> None:
-    one, image = lane(device), frame()
+    one, image = worker(device), frame()
     steps = one.steps({"frame": image}, ["depth"])
     for name, copies in (("h2d", 1), ("engine", 1), ("d2h", 2)):
         steps[name]()
@@ -174,7 +174,7 @@ def test_the_steps_of_a_call_are_told_apart(device: StandIn) -> None:
 @pytest.mark.parametrize("stream", [None, 0, 1])
 def test_a_default_stream_is_waited_for_and_not_computed_on(device: StandIn, stream: int | None) -> None:
     """TensorRT would synchronise the whole device around it."""
-    one, image = lane(device), frame()
+    one, image = worker(device), frame()
     own, view = one.stream, cuda.DeviceView(image.ctypes.data, image)
     result = one.on_device({"frame": view}, (("frame", image.shape),), ["depth"], stream)["depth"]
     assert one.context.streams == [own]
@@ -183,7 +183,7 @@ def test_a_default_stream_is_waited_for_and_not_computed_on(device: StandIn, str
     assert device.counts["cudaStreamSynchronize"] == (stream is None)
     one.close()
     del result
-    assert device.order[-1] == ("free", 1), "the lane's stream is gone by now"
+    assert device.order[-1] == ("free", 1), "the worker's stream is gone by now"
     assert not device.memory
 
 
@@ -197,7 +197,7 @@ def test_memory_goes_when_its_readers_are_done(device: StandIn, reader: int, bef
 
 
 def test_device_arrays_are_used_in_place(device: StandIn) -> None:
-    one = lane(device)
+    one = worker(device)
     image = frame()
     view = cuda.DeviceView(image.ctypes.data, image)
     copies = device.counts["cudaMemcpyAsync"]
@@ -211,8 +211,8 @@ def test_device_arrays_are_used_in_place(device: StandIn) -> None:
     assert not device.memory
 
 
-def test_one_thread_uses_one_lane(device: StandIn) -> None:
-    """Each lane allocates and captures for itself: taking turns would do both twice."""
+def test_one_thread_uses_one_worker(device: StandIn) -> None:
+    """Each worker allocates and captures for itself: taking turns would do both twice."""
     session = session_on(device)
     for seed in range(4):
         image = frame(seed=seed)
@@ -231,7 +231,7 @@ def test_without_graphs_the_session_says_why(device: StandIn) -> None:
         assert session.note == "without CUDA graphs: CUDA: cudaStreamEndCapture failed"
 
 
-def test_closing_gives_the_lanes_back_whatever_the_cache_does(device: StandIn) -> None:
+def test_closing_gives_the_workers_back_whatever_the_cache_does(device: StandIn) -> None:
     session = session_on(device)
     session.run({"frame": frame()})
 
