@@ -15,7 +15,7 @@ with cli.needing("cli"):
     from ..parity import load_budget
     from ..parity.judge import judge
     from ..report import write_report
-    from ..report.table import print_outcome
+    from ..report.terminal import print_outcome
     from . import EngineOptions, build_engines, run_line
     from .refit import refit_engines
 

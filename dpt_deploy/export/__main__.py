@@ -6,7 +6,7 @@ from .. import cli
 
 with cli.needing("export"):
     from ..build import run_line
-    from ..report.table import print_outcome
+    from ..report.terminal import print_outcome
     from .pipeline import ExportConfig, export
 
 PROG = "python -m dpt_deploy.export"

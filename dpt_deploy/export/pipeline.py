@@ -25,7 +25,8 @@ from ..core.verdict import ParityReport, Stage
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
 from ..parity import judge, load_budget
 from ..parity.reference import FILE, Reference
-from ..report import reset_model_card, write_report
+from ..report import write_report
+from ..report.model_card import reset_model_card
 from .graph import export_graph
 from .precision import check_plan, typed, typed_frame
 from .pytorch_reference import digest_of, make_reference, parity_inputs

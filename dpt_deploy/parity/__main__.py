@@ -16,7 +16,7 @@ with cli.needing("cli"):
     from ..core.bundle import Bundle
     from ..core.verdict import Stage
     from ..report import write_report
-    from ..report.table import print_outcome
+    from ..report.terminal import print_outcome
     from .compare import load_budget
     from .judge import judge
 
