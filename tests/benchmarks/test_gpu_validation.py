@@ -1,19 +1,23 @@
-"""What the GPU benchmarks count and claim, on a stand-in for the CUDA runtime: no time is looked at here."""
+"""What the GPU benchmarks count and claim, on a stand-in for the CUDA runtime; no test looks at a time."""
 
 from __future__ import annotations
 
+import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks import gpu, machine
-from benchmarks.gpu_validation import GOALS, _frame, _within, judge_goals
+from benchmarks import cuda_timing
+from benchmarks.gpu_validation import GOALS, frame_size, judge_goals, run_for
 from dpt_deploy.backends import cuda
+from dpt_deploy.backends.device import compute_capability
 from tests.backends.stand_in import StandIn, device, session_on
 
 __all__ = ["device"]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_engine_alone_is_one_graph_launched_back_to_back(device: StandIn) -> None:
@@ -21,10 +25,10 @@ def test_the_engine_alone_is_one_graph_launched_back_to_back(device: StandIn) ->
     with session_on(device) as session:
         session.run(inputs)
         before = device.counts.copy()
-        parts = gpu.engine_parts(session, inputs, rounds=2)
+        parts = cuda_timing.time_steps(session, inputs, rounds=2)
         made = device.counts - before
         assert parts == {name: [2.0, 2.0, 2.0] for name in ("h2d", "engine", "d2h")}, "40 ms for 20 launches"
-        launches = (gpu.WARM_UP + 2) * gpu.LAUNCHES
+        launches = (cuda_timing.WARM_UP + 2) * cuda_timing.LAUNCHES
         assert made["cudaGraphLaunch"] == launches + 1 and made["cudaMemcpyAsync"] == 2 * launches
         assert made["cudaGraphExecDestroy"] == made["cudaStreamBeginCapture"] == 1
         assert made["cudaMalloc"] == made["cudaHostAlloc"] == 0, "the buffers are those of a call"
@@ -36,7 +40,7 @@ def test_the_engine_alone_is_one_graph_launched_back_to_back(device: StandIn) ->
 def test_an_engine_that_cannot_be_captured_is_launched_as_it_is(device: StandIn) -> None:
     device.can_capture = False
     with session_on(device) as session:
-        assert set(gpu.engine_parts(session, {"frame": np.zeros((1, 6, 8, 3), np.uint8)}, rounds=1)) == {
+        assert set(cuda_timing.time_steps(session, {"frame": np.zeros((1, 6, 8, 3), np.uint8)}, rounds=1)) == {
             "h2d", "engine", "d2h"}
         assert not device.counts["cudaGraphLaunch"]
 
@@ -50,9 +54,9 @@ def test_a_backend_that_waits_has_its_steps_told_apart_too(device: StandIn) -> N
             seen.append((type(frame), frame.numpy().sum(), stream))
             return {"depth": frame}
 
-    parts = gpu.engine_parts(Waiting(), {"frame": np.ones((1, 6, 8, 3), np.uint8)}, rounds=2)
+    parts = cuda_timing.time_steps(Waiting(), {"frame": np.ones((1, 6, 8, 3), np.uint8)}, rounds=2)
     assert set(parts) == {"h2d", "engine", "d2h"} and all(0 < p50 <= p99 for p50, _, p99 in parts.values())
-    assert seen == [(cuda.DeviceArray, 144, cuda.LEGACY_STREAM)] * (gpu.WARM_UP + 2), "the frame is on the device"
+    assert seen == [(cuda.DeviceArray, 144, cuda.LEGACY_STREAM)] * (cuda_timing.WARM_UP + 2)
 
 
 def steps(engine_ms: float, share: float, ratio: float) -> dict[str, Any]:
@@ -85,20 +89,22 @@ def test_what_was_not_measured_is_not_met_either() -> None:
 
 @pytest.mark.parametrize("batch", [1, 8, 9, 16])
 def test_a_batch_of_frames_fits_the_default_engine(batch: int) -> None:
-    h, w = _frame(batch)
+    h, w = frame_size(batch)
     assert batch * h * w <= 2160 * 3840
 
 
-def test_a_command_ends_in_time_with_what_it_started() -> None:
+def test_a_command_is_killed_in_time_with_what_it_started() -> None:
     nested = "import subprocess, sys; subprocess.run([sys.executable, '-c', 'import time; time.sleep(600)'])"
-    status, lines = _within([sys.executable, "-c", nested], 1.0)
+    status, lines = run_for(1.0, [sys.executable, "-c", nested])
     assert status < 0 and lines == ["stopped after 1 s"]
-    assert _within([sys.executable, "-c", "print('a'); raise SystemExit(3)"], 60.0) == (3, ["a"])
+    assert run_for(60.0, [sys.executable, "-c", "print('a'); raise SystemExit(3)"]) == (3, ["a"])
 
 
-def test_a_gpu_that_was_held_back_is_no_stable_one() -> None:
-    calm = {"clocks.sm": "1980", "clocks_event_reasons.active": "0x0000000000000001"}
-    assert not machine.gpu_doubts([None, None]) and not machine.gpu_doubts([calm, calm | {"clocks.sm": "1965"}])
-    assert not machine.gpu_doubts([{"clocks.sm": "[N/A]", "clocks_event_reasons.active": "[N/A]"}])
-    assert "0x4" in machine.gpu_doubts([calm, calm | {"clocks_event_reasons.active": "0x0000000000000004"}])[0]
-    assert "1410 to 1980 MHz" in machine.gpu_doubts([calm, calm | {"clocks.sm": "1410"}])[0]
+def test_without_a_gpu_the_validation_says_so(tmp_path: Path) -> None:
+    if compute_capability() is not None:
+        pytest.skip("a GPU is visible here")
+    command = [sys.executable, "benchmarks/gpu_validation.py", "any-bundle", "--out", str(tmp_path)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, cwd=ROOT)
+    assert done.returncode == 2
+    assert "no GPU is visible" in done.stderr and "Traceback" not in done.stderr
+    assert not any(tmp_path.iterdir()), "an earlier result must stay"

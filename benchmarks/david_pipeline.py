@@ -1,8 +1,8 @@
-"""The peer: a pipeline as DAViD's published runtime documents it, around ONNX Runtime, on the same weights.
+"""The peer: a pipeline like that of DAViD's published runtime, on ONNX Runtime, with the bundle's weights.
 
-OpenCV pads the frame to a square by repeating its edge, resizes it to the network's input and back; NumPy does
-sigmoid and the length of the normals; outputs are taken by position. The network is this bundle's, so it gets this
-bundle's mean, std and colour order. Its maps differ from the contract's (another resize rule), which parity shows.
+OpenCV pads the frame to a square by replicating its border and resizes it to the network's input and back; NumPy
+computes the sigmoid and normalises the normals; outputs are taken by position. The bundle's network gets the bundle's
+mean, std and colour order. The resize rule is not the contract's, and the maps differ accordingly.
 """
 
 from __future__ import annotations
@@ -13,35 +13,35 @@ from typing import Any
 import cv2
 import numpy as np
 
+from benchmarks.pipeline import Maps, Pipeline, Unavailable
 from dpt_deploy.backends import cuda
 from dpt_deploy.backends.onnxruntime import PROVIDERS, Device, cuda_provider, preload
 from dpt_deploy.core.bundle import Bundle
 
 
-class SquarePipeline:
-    """Frame in, full-size maps out, with the seconds of its three steps in `parts`."""
+class DavidPipeline(Pipeline):
+    """Pad, resize, run the FP32 model graph on ONNX Runtime, resize back; one frame at a time."""
 
-    def __init__(self, bundle: Bundle, device: Device = "cpu", precision: str = "fp32") -> None:
+    def __init__(self, bundle: Bundle, device: Device = "cpu") -> None:
         import onnxruntime
 
+        super().__init__()
         provider: Any = PROVIDERS[device]
         if device == "cuda":
             preload(onnxruntime)
             provider = cuda_provider(cuda.current_device())
         self.contract = bundle.contract
-        (artifact,) = bundle.find("onnx", graph="model", precision=precision)
+        (artifact,) = bundle.find("onnx", graph="model", precision="fp32")
         self.session = onnxruntime.InferenceSession(str(bundle.path(artifact)), providers=[provider])
         if PROVIDERS[device] not in self.session.get_providers():
-            raise RuntimeError(f"{PROVIDERS[device]} is not active")
-        self.parts: dict[str, float] = {}
+            raise Unavailable(f"ONNX Runtime could not start {PROVIDERS[device]}")
 
-    def __call__(self, frames: np.ndarray) -> dict[str, np.ndarray]:
-        """uint8 (N, H, W, 3) RGB -> the maps of a frame graph, one frame after the other."""
-        self.parts = {"pre": 0.0, "engine": 0.0, "post": 0.0}
-        single = [self._one(frame) for frame in frames]
-        return {name: np.stack([maps[name] for maps in single]) for name in single[0]}
+    def __call__(self, frames: np.ndarray) -> Maps:
+        self.steps = {"pre": 0.0, "engine": 0.0, "post": 0.0}
+        each = [self._run_one(frame) for frame in frames]
+        return {name: np.stack([maps[name] for maps in each]) for name in each[0]}
 
-    def _one(self, frame: np.ndarray) -> dict[str, np.ndarray]:
+    def _run_one(self, frame: np.ndarray) -> Maps:
         h, w = frame.shape[:2]
         started = time.perf_counter()
         side = max(h, w)
@@ -54,19 +54,19 @@ class SquarePipeline:
         outputs = self.session.run(None, {"image": image})
         computed = time.perf_counter()
 
-        def back(x: np.ndarray) -> np.ndarray:  # (h, w) or (h, w, 3) -> the frame's part of the square
+        def to_frame(x: np.ndarray) -> np.ndarray:  # (h, w) or (h, w, 3) -> the frame's part of the square
             return cv2.resize(x, (side, side), interpolation=cv2.INTER_LINEAR)[top : top + h, left : left + w]
 
-        maps: dict[str, Any] = {}
-        for head, value in zip(self.contract.heads, outputs, strict=True):  # by position
+        maps: Maps = {}
+        for head, value in zip(self.contract.heads, outputs, strict=True):
             if head == "normals":
-                normals = back(np.ascontiguousarray(value[0].transpose(1, 2, 0)))
+                normals = to_frame(np.ascontiguousarray(value[0].transpose(1, 2, 0)))
                 maps[head] = normals / np.maximum(np.linalg.norm(normals, axis=-1, keepdims=True), 1e-6)
             elif head == "alpha":
-                maps[head] = back(1.0 / (1.0 + np.exp(-value[0, 0])))
+                maps[head] = to_frame(1.0 / (1.0 + np.exp(-value[0, 0])))
             else:
-                maps[head] = back(value[0, 0])
+                maps[head] = to_frame(value[0, 0])
         done = time.perf_counter()
         for name, seconds in (("pre", prepared - started), ("engine", computed - prepared), ("post", done - computed)):
-            self.parts[name] += seconds
+            self.steps[name] += seconds
         return maps

@@ -7,14 +7,16 @@ import subprocess
 import sys
 from pathlib import Path
 
+from benchmarks.results import log
 from dpt_deploy import cli
 from dpt_deploy.core.bundle import MANIFEST, Bundle
 from dpt_deploy.core.contract import HEADS
 from dpt_deploy.core.errors import BuildError
+from dpt_deploy.core.manifest import Manifest, ModelRecord
 
 
-def default_bundle() -> Path:
-    """ViT-B at 384, exported and judged by the command of users; made once, in engines/bench-vitb."""
+def vit_base_bundle() -> Path:
+    """ViT-B at 384, exported and judged by the export command; created once, in engines/bench-vitb."""
     folder = Path("engines") / "bench-vitb"
     if (folder / "parity.json").exists():
         return folder
@@ -29,15 +31,16 @@ def default_bundle() -> Path:
     command = [sys.executable, "-m", "dpt_deploy.export", str(checkpoint), "--out", str(folder)]
     if platform.machine() != "x86_64":
         command += ["--builder", "none"]
-    print(f"exporting {folder}", flush=True)
+    log(f"exporting {folder}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if not (folder / "parity.json").exists():
-        raise BuildError(f"the model to time could not be exported: {done.stderr.strip().splitlines()[-1:]}.")
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BuildError(f"could not export the model to time: {reason}")
     return folder
 
 
-def graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEADS) -> Path:
-    """A bundle that holds only the FP32 frame graph, judged by nothing; made once, in `folder`."""
+def frame_graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEADS) -> Path:
+    """A bundle that holds only the FP32 frame graph, without a verdict; created once, in `folder`."""
     if (folder / MANIFEST).exists():
         return folder
     with cli.needing("export"):
@@ -47,12 +50,13 @@ def graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEADS) ->
         from dpt_deploy.model import create_multitask_dpt_model
         from dpt_deploy.model.frame import FrameModel
 
-    print(f"exporting {folder.name}", flush=True)
+    log(f"exporting {folder.name}")
     torch.manual_seed(0)
     model = create_multitask_dpt_model(backbone, heads=heads).eval()
     contract, file = model.contract(), "frame.fp32.onnx"
-    header = {"name": folder.name, "contract": contract.to_json(), "model": model.config.to_json(), "checkpoint": {}}
-    bundle = Bundle.create(folder, header)
+    manifest = Manifest(name=folder.name, contract=contract.to_json(),
+                        model=ModelRecord.model_validate(model.config.to_json()))
+    bundle = Bundle.create(folder, manifest)
     folder.mkdir(parents=True, exist_ok=True)
     export_graph(FrameModel(model, contract), "frame", contract, folder / file, 23, {})
     bundle.add(file, "onnx", graph="frame", precision="fp32")
