@@ -131,6 +131,8 @@ Backends = Annotated[tuple[str, ...], _several("BACKEND,...", _text)]
 """Names of backends."""
 Workers = Annotated[int | Literal["auto"], _one("N|auto", _workers)]
 """Processes that read or make samples; 0 is in this process. See `resolve_workers`."""
+Count = Annotated[int, _one("N", _positive)]
+"""A number from 1."""
 Limit = Annotated[int | None, _one("N", _positive)]
 """At most this many; None is no limit."""
 Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on standard output, and nothing else.")]
