@@ -68,7 +68,7 @@ class ExportConfig:
     """If half precision is out of budget, find the smallest part that must stay in FP32."""
 
 
-def export(
+def export_checkpoint(
     config: ExportConfig, say: Callable[[str], None] = print, command: str = ""
 ) -> tuple[Bundle, ParityReport]:
     """Export `config.checkpoint` and judge the result, reusing every file of an earlier run that is still right.
