@@ -15,7 +15,7 @@ from dpt_deploy import backends
 from dpt_deploy.build import EngineOptions
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.manifest import Artifact
-from dpt_deploy.export.pipeline import ExportConfig, export
+from dpt_deploy.export.pipeline import ExportConfig, export_checkpoint
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model, save_checkpoint
 from dpt_deploy.parity.images import scene
 
@@ -61,7 +61,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             save_checkpoint(shared / "tiny.pth", lively_model())
             engines = EngineOptions(builder="tensorrt-rtx")
-            export(ExportConfig(shared / "tiny.pth", folder, engines=engines), say=lambda line: None)
+            export_checkpoint(ExportConfig(shared / "tiny.pth", folder, engines=engines), say=lambda line: None)
             (shared / "tiny.done").touch()
     return folder
 

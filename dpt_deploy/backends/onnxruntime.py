@@ -212,7 +212,7 @@ def _onnxruntime(provider: Device) -> Any:
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
         raise BackendError(
             f"onnxruntime-cuda: the installed ONNX Runtime {onnxruntime.__version__} was built without CUDA. Run: "
-            f"pip uninstall onnxruntime; {install_command('gpu')}"
+            f"python -m pip uninstall onnxruntime; {install_command('gpu')}"
         )
     if provider == "cuda":
         preload(onnxruntime)

@@ -17,6 +17,7 @@ import numpy as np
 from ..core.bundle import Bundle
 from ..core.errors import BackendError, BadInput, Cause, ContractError, missing_package
 from ..core.files import replacing
+from ..core.install import reinstall_command
 from ..core.manifest import Artifact
 from . import cuda, device
 from .engines import MODULES, EngineProfile, misfit
@@ -81,7 +82,7 @@ class TensorRTSession(Session):
             raise missing_package(name, self.backend, f"run {self.file}") from error
         except Exception as error:  # a library that is missing or broken surfaces in many ways
             raise BackendError(f"{self.backend}: the package {name} is installed but broken ({first_line(error)}). "
-                               f"Run: pip install --force-reinstall {name}", Cause.BROKEN) from error
+                               f"Run: {reinstall_command(name)}", Cause.BROKEN) from error
 
     def _refuse(self, why: str) -> None:
         remedy = f"Build it again: {self._rebuild}"

@@ -10,7 +10,7 @@ from ..core.bundle import Bundle, Recipe
 from ..core.errors import BadInput
 from ..core.manifest import Artifact, Certificate, ShapeRange, digest
 from .engine import Builder, build_engine, choose_builder, default_profile, find_builder
-from .options import BuilderChoice, EngineOptions, parse_size
+from .options import BuilderChoice, EngineOptions
 
 CERTIFICATE = 1  # version of the certificate: an engine with another one is built again
 
@@ -48,7 +48,7 @@ def build_engines(
         bundle.remove(stale)
     built = []
     for graph in [graph for graph in bundle.find("onnx") if graph.precision in wanted]:
-        profile = default_profile(bundle.contract, graph.graph, options.batch, options.frame_sizes)
+        profile = default_profile(bundle.contract, graph.graph, options.batch_range, options.frame_size_range)
         timings = bundle.folder / builder.timing_file if builder.name == "tensorrt" and options.timing_cache else None
         engine, reused = bundle.produce(_recipe(bundle, graph, builder, profile, options, timings))
         if reused:
@@ -99,5 +99,5 @@ def run_line(bundle: Bundle, artifact: Artifact) -> str:
 
 
 __all__ = [
-    "BuilderChoice", "EngineOptions", "build_engines", "choose_builder", "find_builder", "parse_size", "run_line",
+    "BuilderChoice", "EngineOptions", "build_engines", "choose_builder", "find_builder", "run_line",
 ]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 from .. import cli
 
 with cli.needing("cli"):
     import tyro
 
+    from ..cli.options import Precisions
     from ..core.bundle import Bundle
     from ..parity import load_budget
     from ..parity.judge import judge
@@ -27,15 +27,16 @@ class BuildConfig:
     """Build engines for this machine from a bundle, and judge every stage that can run here."""
 
     bundle: tyro.conf.Positional[Path]
-    """Folder that python -m dpt_deploy.export wrote."""
+    """Bundle: the folder that the export command wrote."""
     engines: EngineOptions = field(default_factory=EngineOptions)
     budget: Path | None = None
-    """JSON file with other budgets; the report says so."""
-    precision: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Build these precisions only, such as fp16 or fp32; all half-precision graphs when not given."""
+    """JSON file with other parity budgets. The report names it."""
+    precisions: Precisions = ()
+    """Build engines of these precisions, such as fp16,fp32. Default: every half-precision graph."""
     refit: Path | None = None
-    """Build nothing: take the refittable engines of this bundle, made from another checkpoint of the same architecture,
-    and give them this bundle's weights. The bundle itself: give its stripped engines their weights back."""
+    """Skip building. Copy the refittable engines of this bundle, which was made from another checkpoint of the same
+    architecture, and give them the weights of BUNDLE. If it is BUNDLE itself, put the weights back into its stripped
+    engines."""
 
 
 def main(config: BuildConfig) -> int:
@@ -45,7 +46,7 @@ def main(config: BuildConfig) -> int:
     if config.refit is not None:
         engines = refit_engines(bundle, Bundle.open(config.refit))
     else:
-        engines = build_engines(bundle, config.engines, precisions=config.precision)
+        engines = build_engines(bundle, config.engines, precisions=config.precisions)
     command = cli.command_line(PROG)
     judgement = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"))
     report = judgement.report

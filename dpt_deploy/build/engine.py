@@ -22,15 +22,12 @@ from ..backends.engines import MODULES
 from ..core.contract import Contract, Graph
 from ..core.errors import BackendError, BuildError
 from ..core.files import replacing
+from ..core.install import install_command
 from ..core.manifest import ShapeRange
 from .certificate import sentence
 from .options import BuilderChoice, EngineOptions, check_builder
 
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
-INSTALL = {
-    "tensorrt": "pip install 'dpt-deploy[tensorrt]' (its libraries come from NVIDIA's package index)",
-    "tensorrt-rtx": "pip install 'dpt-deploy[tensorrt-rtx]'",
-}
 
 
 @dataclass(frozen=True)
@@ -89,12 +86,13 @@ def find_builder(choice: BuilderChoice) -> Builder:
         if reason is None:
             return Builder("tensorrt", _version("tensorrt"))
         if choice == "tensorrt":
-            raise BackendError(f"--builder tensorrt: {reason}. Install: {INSTALL['tensorrt']}, or use tensorrt-rtx.")
+            raise BackendError(f"--builder tensorrt: {reason}. Run: {install_command('tensorrt')}, "
+                               "or use --builder tensorrt-rtx.")
     reason = _unusable("tensorrt-rtx")
     if reason is None:
         return Builder("tensorrt-rtx", _version("tensorrt-rtx"))
     raise BackendError(
-        f"--builder {choice}: {reason}. Install {INSTALL['tensorrt-rtx']}, or {INSTALL['tensorrt']}, "
+        f"--builder {choice}: {reason}. Run: {install_command('tensorrt-rtx')}, or {install_command('tensorrt')}, "
         "or use --builder none to stop at ONNX."
     )
 

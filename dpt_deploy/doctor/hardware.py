@@ -17,7 +17,7 @@ import numpy as np
 from .. import backends
 from ..backends import device
 from ..core.check import Check
-from ..core.install import install_command
+from ..core.install import install_command, reinstall_command
 
 SEE_GPU = "nvidia-smi"  # what it prints tells whether driver and GPU still answer
 NO_GPU = "no NVIDIA GPU is visible"
@@ -29,7 +29,7 @@ def check_machine(folder: Path) -> list[Check]:
     checks += _guarded("driver", driver) + _guarded("GPU", gpu)
     for backend in backends.registered():
         checks += _guarded(backend.title, backend.diagnose, backend.package)
-    checks += _guarded("OpenCV", opencv, "opencv-python") + _guarded("PyTorch", torch, "torch torchvision")
+    checks += _guarded("OpenCV", opencv, "opencv-python") + _guarded("PyTorch", torch, "torch", "torchvision")
     return [*checks, disk(folder)]
 
 
@@ -99,13 +99,13 @@ def disk(folder: Path) -> Check:
                  f", and an export needs up to {LEAST_FREE / 1e9:.0f} GB"), "" if enough else f"df -h {folder}")
 
 
-def _guarded(subject: str, look: Callable[[], list[Check]], package: str = "") -> list[Check]:
+def _guarded(subject: str, look: Callable[[], list[Check]], *packages: str) -> list[Check]:
     """A check, or what went wrong in it: a broken library breaks in many ways and must not stop the doctor."""
     try:
         return look()
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        remedy = f"pip install --force-reinstall {package}" if package else SEE_GPU
+        remedy = reinstall_command(*packages) if packages else SEE_GPU
         return [Check(subject, "failed", f"installed but broken: {type(error).__name__}: {first}", remedy)]
 
 

@@ -10,15 +10,16 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 import tyro
 
 from .. import __version__
-from ..build import EngineOptions, build_engines, choose_builder, parse_size
+from ..build import EngineOptions, build_engines, choose_builder
+from ..cli.options import Count, Heads, Names, Size
 from ..core import manifest
 from ..core.bundle import Bundle, Recipe
-from ..core.contract import HEADS, Contract, ResizeRule
+from ..core.contract import Contract, ResizeRule
 from ..core.errors import BadInput
 from ..core.manifest import Manifest, Precision, PrecisionPlan, PrecisionRecord
 from ..core.verdict import ParityReport, Stage
@@ -39,35 +40,35 @@ class ExportConfig:
     """Turn a trained checkpoint into a bundle: ONNX graphs, engines, and a verdict on every one of them."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """File such as best_model.pth."""
+    """Checkpoint file such as best_model.pth."""
     out: Path | None = None
-    """Folder of the bundle; engines/<checkpoint name> when not given."""
-    input_size: str | None = None
-    """Network input, such as 384 or 384x512 (HEIGHTxWIDTH); the checkpoint's own when not given."""
+    """Folder of the bundle. Default: engines/ and the checkpoint's name."""
+    input_size: Size | None = None
+    """Size of the network's input, such as 384 or 384x512. Default: the checkpoint's own."""
     precision: Precision = "fp16"
-    """Arithmetic of the graphs beside the FP32 reference graphs; fp32 makes the latter alone."""
-    fp32: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Keep this in FP32 as well: a module such as decoder.fusion.2, or residual; may be repeated."""
+    """Precision of the graphs that are written beside the FP32 reference graphs; fp32 writes only those."""
+    fp32_modules: Names = ()
+    """Modules that stay in FP32, such as decoder.fusion.2; residual stands for the residual stream."""
     resize: ResizeRule | None = None
-    """How a frame reaches the network's input; the checkpoint's own rule when not given, else stretch."""
-    heads: str | None = None
-    """Comma-separated subset of depth,normals,alpha; all that the checkpoint has when not given."""
+    """How a frame is fitted to the network's input. Default: the checkpoint's rule, or stretch."""
+    heads: Heads | None = None
+    """Heads to export, among depth, normals and alpha. Default: all that the checkpoint has."""
     depth_scale: float | None = None
-    """For a checkpoint without a description: the depth_scale it was trained with."""
+    """The depth scale that the checkpoint was trained with, if it does not say so itself."""
     opset: Literal[23, 20] = 23
-    """ONNX opset; 23 has the Attention operator, 20 serves older TensorRT."""
+    """ONNX opset. 23 has the Attention operator; 20 is for older versions of TensorRT."""
     engines: EngineOptions = field(default_factory=EngineOptions)
     images: Path | None = None
-    """Image or folder to judge parity on; built-in scenes when not given."""
-    max_images: int = 8
-    """At most this many images of a folder are used, evenly spaced."""
+    """Image or folder to judge parity on. Default: built-in scenes."""
+    max_images: Count = 8
+    """Use at most this many images of a folder, evenly spaced."""
     budget: Path | None = None
-    """JSON file with other parity budgets; the report says so."""
+    """JSON file with other parity budgets. The report names it."""
     search: bool = True
-    """Where half precision is out of budget, look for the smallest part that must compute in FP32."""
+    """If half precision is out of budget, find the smallest part that must stay in FP32."""
 
 
-def export(
+def export_checkpoint(
     config: ExportConfig, say: Callable[[str], None] = print, command: str = ""
 ) -> tuple[Bundle, ParityReport]:
     """Export `config.checkpoint` and judge the result, reusing every file of an earlier run that is still right.
@@ -87,7 +88,8 @@ def export(
         say(f"note     {note}")
     model = _load(checkpoint, config)
     contract = _contract(checkpoint, model, config)
-    plan = PrecisionPlan(config.precision, (*PrecisionPlan.fp32, *config.fp32) if config.precision != "fp32" else ())
+    in_fp32 = (*PrecisionPlan.fp32, *config.fp32_modules) if config.precision != "fp32" else ()
+    plan = PrecisionPlan(config.precision, in_fp32)
     check_plan(model, plan)
     folder = config.out or Path("engines") / checkpoint.path.stem
     bundle = Bundle.create(folder, _manifest(folder, checkpoint, model, contract, config, command), reset_model_card)
@@ -112,12 +114,8 @@ def _load(checkpoint: Checkpoint, config: ExportConfig) -> MultiTaskDPT:
             )
         model.set_depth_scale(config.depth_scale)
     if config.heads:
-        wanted = tuple(part.strip() for part in config.heads.split(","))
-        if unknown := [head for head in wanted if head not in HEADS]:
-            raise BadInput(f"--heads: expected names among {','.join(HEADS)}, received {','.join(unknown)}.")
-        model.select_heads(wanted)
-    size = config.input_size
-    model.set_input_size(parse_size(size, "--input-size") if size else _own_size(checkpoint, model))
+        model.select_heads(config.heads)
+    model.set_input_size(config.input_size or _own_size(checkpoint, model))
     return model
 
 
@@ -223,7 +221,7 @@ def _choose_plan(
         return earlier.model_copy(update={"stage": stage})
     say(f"judging  {title}")
     stage, trials = judge_half(model, plan, reference, budget, title), []
-    if not stage.passed and config.search and not config.fp32:
+    if not stage.passed and config.search and not config.fp32_modules:
         say(f"search   {title} is out of budget: {'; '.join(stage.reasons[:2])}")
         plan, stage, trials = search_plan(model, reference, plan, stage, budget, say)
         if stage.passed:

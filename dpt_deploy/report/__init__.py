@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from ..core.bundle import PARITY_JSON, REPORT_HTML, Bundle
+from ..core.files import write_json, write_text
+from ..core.verdict import ParityReport
+from .model_card import reset_model_card, write_model_card
+from .terminal import print_outcome
+
 if TYPE_CHECKING:
-    from ..core.bundle import Bundle
-    from ..core.verdict import ParityReport
     from ..parity.compare import Exhibit
 
-__all__ = ["write_report"]
+__all__ = ["print_outcome", "reset_model_card", "write_report"]
 
 
 def write_report(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exhibit], command: str = "") -> None:
@@ -26,10 +30,7 @@ def write_report(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Ex
         BadInput: A file cannot be written.
         MissingPackage: Jinja2 or matplotlib is not installed.
     """
-    from ..core.bundle import PARITY_JSON, REPORT_HTML
-    from ..core.files import write_json, write_text
-    from .html import render_html
-    from .model_card import write_model_card
+    from .html import render_html  # it needs the runtime, which `report.colours` and training do without
 
     write_json(bundle.folder / PARITY_JSON, report.to_json())
     bundle.add(PARITY_JSON, "report")

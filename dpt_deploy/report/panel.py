@@ -33,7 +33,7 @@ class Tile:
 
 
 def panel(image: np.ndarray, prediction: Prediction, name: str = "") -> np.ndarray:
-    """The image, depth in colours, normals as RGB and the cut-out over a checkerboard; heads that are absent are left out.
+    """The image, depth in colours, normals as RGB and the cut-out over a checkerboard, as far as they are predicted.
 
     Depth colours span the foreground. Depth and normals fade where alpha says background, because they mean
     nothing there.

@@ -54,9 +54,12 @@ def _reasons(stage: Stage) -> str:
 
 
 def _contents(artifact: Artifact) -> str:
+    if artifact.graph is None:
+        return CONTENTS.get(artifact.kind, artifact.kind)
+    details = ""
     match artifact.details:
         case EngineDetails(builder=builder, builder_version=version):
-            return f"{artifact.graph} graph, {artifact.precision}, {builder} {version}"
-        case GraphDetails(opset=opset):
-            return f"{artifact.graph} graph, {artifact.precision}, opset {opset}"
-    return CONTENTS[artifact.kind]
+            details = f", {builder} {version}"
+        case GraphDetails(opset=opset) if opset is not None:
+            details = f", opset {opset}"
+    return f"{artifact.graph} graph, {artifact.precision}{details}"

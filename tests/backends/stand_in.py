@@ -17,9 +17,10 @@ import numpy as np
 import pytest
 
 from dpt_deploy.backends import cuda
+from dpt_deploy.backends.engines import EngineProfile
 from dpt_deploy.backends.session import Session
 from dpt_deploy.backends.stream_worker import StreamWorker
-from dpt_deploy.backends.tensorrt import Profile, TensorRTSession
+from dpt_deploy.backends.tensorrt_session import TensorRTSession
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BackendError
 
@@ -214,9 +215,10 @@ def session_on(device: StandIn) -> TensorRTSession:
     """A TensorRT session with two workers, and without an engine."""
     session = object.__new__(TensorRTSession)
     Session.__init__(session, Contract((32, 32), heads=("depth",)), "frame")
-    session.backend, session.file, session.profile, session._rebuild = "tensorrt", "a.engine", Profile("a", {}), ""
+    session.backend, session.file, session._rebuild = "tensorrt", "a.engine", ""
+    session.profile = EngineProfile("a", {})
     session._closing, session._device, session._cache = threading.Lock(), 0, None
-    session.captures_itself, session._logger = False, types.SimpleNamespace(words=[], said=lambda: "")
+    session.captures_itself, session._logger = False, types.SimpleNamespace(errors=[], last_errors=lambda: "")
     session._free, session._all = queue.LifoQueue(), [worker(device) for _ in range(2)]
     for one in session._all:
         session._free.put(one)

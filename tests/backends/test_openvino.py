@@ -159,8 +159,8 @@ def test_it_is_the_first_choice_on_a_processor(tiny_bundle: Path, monkeypatch: p
     monkeypatch.setitem(sys.modules, "openvino", None)
     with load(tiny_bundle) as runtime:
         assert runtime.backend == "onnxruntime-cpu"
-        assert "not openvino" in runtime.reason and "dpt-deploy[cpu]" in runtime.reason
-    with pytest.raises(BackendError, match=r"openvino.*pip install 'dpt-deploy\[cpu\]'"):
+        assert "not openvino" in runtime.reason and "openvino" in runtime.reason
+    with pytest.raises(BackendError, match=r"openvino.*pip install .*openvino"):
         load(tiny_bundle, "openvino")
     bundle = Bundle.open(tiny_bundle)
     with pytest.raises(MissingPackage):

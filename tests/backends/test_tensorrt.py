@@ -18,7 +18,7 @@ from dpt_deploy.backends.session import Session
 from dpt_deploy.build import EngineOptions, build_engines
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BackendError, BadBundle, ContractError, MissingPackage
-from dpt_deploy.core.manifest import Artifact
+from dpt_deploy.core.manifest import Artifact, ShapeRange
 from dpt_deploy.runtime import load
 from tests.tiny import open_session, photo
 
@@ -108,7 +108,8 @@ def test_without_the_package_the_command_is_named(tiny_bundle: Path, monkeypatch
         open_session(bundle, engine(bundle), "tensorrt-rtx")
 
 
-PROFILE = EngineProfile("frame.engine", {"frame": {"min": [1, 64, 64, 3], "max": [8, 2160, 3840, 3]}}, 2160 * 3840)
+SHAPES = ShapeRange(min=(1, 64, 64, 3), opt=(1, 720, 1280, 3), max=(8, 2160, 3840, 3))
+PROFILE = EngineProfile("frame.engine", {"frame": SHAPES}, 2160 * 3840)
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (1, 2160, 3840, 3), (8, 1000, 1000, 3), (4, 1080, 1920, 3)])

@@ -6,10 +6,10 @@ import shlex
 import sys
 
 import pytest
-import tyro
 
 from dpt_deploy import cli
 from dpt_deploy.build.__main__ import BuildConfig
+from dpt_deploy.cli.help import parse
 from dpt_deploy.core.bundle import CARD, HAND, Bundle
 from dpt_deploy.core.files import write_json, write_text
 from dpt_deploy.doctor import bundle as doctor
@@ -54,8 +54,8 @@ def test_a_damaged_and_a_missing_file_get_the_command_that_makes_them(own_bundle
     assert "missing" in checks[graph.name].finding and "changed" in checks[engine.name].finding
     assert "dpt_deploy.export" in checks[graph.name].remedy
     assert checks[engine.name].remedy == (
-        f"python -m dpt_deploy.build {own_bundle} --builder tensorrt-rtx --precision fp16 --batch 1 8 "
-        "--frame-size 64x64 2160x3840"
+        f"python -m dpt_deploy.build {own_bundle} --builder tensorrt-rtx --precisions fp16 --batch-range 1,8 "
+        "--frame-size-range 64x64,2160x3840"
     )
 
 
@@ -81,9 +81,9 @@ def test_the_command_asks_for_the_engine_that_was_there(tiny_bundle, variant):  
     engine.details.update(variant)
     words = shlex.split(rebuild_command(bundle, engine))
     assert words[:3] == ["python", "-m", "dpt_deploy.build"]
-    asked = tyro.cli(BuildConfig, args=words[3:], config=(tyro.conf.OmitArgPrefixes,))
-    assert asked.engines.batch == (1, 8) and asked.engines.frame_size == ("64x64", "2160x3840")
-    assert asked.precision == ("fp16",) and asked.engines.builder == "tensorrt-rtx"
+    asked = parse(BuildConfig, "build", arguments=words[3:])
+    assert asked.engines.batch_range == (1, 8) and asked.engines.frame_size_range == ((64, 64), (2160, 3840))
+    assert asked.precisions == ("fp16",) and asked.engines.builder == "tensorrt-rtx"
     assert asked.engines.variant == variant and asked.bundle == tiny_bundle
 
 

@@ -1,5 +1,5 @@
-// The part of NVIDIA's NvInfer.h that the backend module uses, as interfaces for standin.cpp to implement. With
-// STANDIN_RTX it is TensorRT-RTX's.
+// The part of NVIDIA's NvInfer.h that the backend module uses, as interfaces that fake_tensorrt.cpp implements. With
+// FAKE_TENSORRT_RTX, the part of TensorRT-RTX's header.
 #pragma once
 
 #include <cstddef>
@@ -9,7 +9,7 @@
 
 #define NV_TENSORRT_MAJOR 11
 #define NV_TENSORRT_VERSION 110400
-#if defined(STANDIN_RTX)
+#if defined(FAKE_TENSORRT_RTX)
 #define TRT_MAJOR_RTX 1
 #endif
 

@@ -1,4 +1,4 @@
-/* minimal BUNDLE: the depth in the middle of a gray picture, in plain C. */
+/* dpt_minimal BUNDLE: print the depth at the centre of a uniform gray image. Plain C. */
 #include <dpt_runtime.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -12,7 +12,7 @@ int main(int argc, char **argv) {
         fprintf(stderr, "usage: %s BUNDLE\n", argv[0]);
         return 2;
     }
-    if (dpt_load(argv[1], NULL, &runtime) != DPT_OK) { /* NULL: the best backend that runs here */
+    if (dpt_load(argv[1], NULL, &runtime) != DPT_OK) { /* NULL: default options, the best backend */
         fprintf(stderr, "%s\n", dpt_last_error());
         return 1;
     }
@@ -25,11 +25,11 @@ int main(int argc, char **argv) {
         memset(pixels, 128, HEIGHT * WIDTH);
         const dpt_frames frames = {
             .data = pixels, .batch = 1, .height = HEIGHT, .width = WIDTH, .format = DPT_GRAY};
-        const dpt_maps maps = {.depth = depth}; /* the other maps are NULL: not wanted */
+        const dpt_maps maps = {.depth = depth}; /* NULL: do not return the other maps */
         failed = dpt_infer(runtime, &frames, &maps) != DPT_OK;
         if (failed) fprintf(stderr, "%s\n", dpt_last_error());
     }
-    if (!failed) printf("depth in the middle: %.3f m\n", (double)depth[HEIGHT / 2 * WIDTH + WIDTH / 2]);
+    if (!failed) printf("depth at the centre: %.3f m\n", (double)depth[HEIGHT / 2 * WIDTH + WIDTH / 2]);
     free(depth);
     free(pixels);
     dpt_unload(runtime);

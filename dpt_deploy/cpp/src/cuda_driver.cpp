@@ -1,4 +1,4 @@
-#include "machine.h"
+#include "cuda_driver.h"
 
 #include <dlfcn.h>
 
@@ -7,7 +7,7 @@
 namespace dpt_impl {
 namespace {
 
-// The few functions of the driver's stable C ABI that are used here; CUDA's own header is not needed for them.
+// Functions of the driver's stable C ABI, declared here so that cuda.h is not needed to compile.
 struct Driver {
     int (*cuInit)(unsigned) = nullptr;
     int (*cuDeviceGet)(int *, int) = nullptr;
@@ -40,8 +40,8 @@ struct Driver {
 };
 
 const Driver &driver() {
-    static const Driver loaded;
-    return loaded;
+    static const Driver instance;
+    return instance;
 }
 
 constexpr int kMajor = 75, kMinor = 76; // CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
@@ -56,14 +56,14 @@ std::optional<std::string> compute_capability(int device) {
         cuda.cuDeviceGetAttribute(&minor, kMinor, handle) != 0) {
         return std::nullopt;
     }
-    return text(major, ".", minor);
+    return concat(major, ".", minor);
 }
 
 void synchronize(void *stream, int device) {
     const Driver &cuda = driver();
     int handle = 0;
     void *context = nullptr;
-    if (!cuda.usable || cuda.cuDeviceGet(&handle, device) != 0) fail(DPT_BACKEND_ERROR, "no GPU is visible here");
+    if (!cuda.usable || cuda.cuDeviceGet(&handle, device) != 0) fail(DPT_BACKEND_ERROR, "CUDA: no GPU is visible.");
     int status = cuda.cuDevicePrimaryCtxRetain(&context, handle);
     if (status == 0) {
         status = cuda.cuCtxPushCurrent(context);
@@ -73,7 +73,7 @@ void synchronize(void *stream, int device) {
         }
         cuda.cuDevicePrimaryCtxRelease(handle);
     }
-    if (status != 0) fail(DPT_BACKEND_ERROR, "CUDA: cuStreamSynchronize failed (", status, ").");
+    if (status != 0) fail(DPT_BACKEND_ERROR, "CUDA: cuStreamSynchronize failed with error ", status, ".");
 }
 
 } // namespace dpt_impl

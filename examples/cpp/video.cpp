@@ -1,4 +1,6 @@
-// dpt_video BUNDLE [VIDEO|CAMERA]: foreground in colour over gray, frame by frame; q or Escape ends it.
+// dpt_video BUNDLE [VIDEO|CAMERA]: show a video with its foreground in colour and its background in gray.
+//
+// CAMERA is a camera's number, by default 0. Press q or Escape to quit.
 #include <cstdio>
 #include <exception>
 #include <stdexcept>
@@ -22,17 +24,17 @@ void run(const std::string &bundle, const std::string &source) {
     std::printf("%s\n", runtime.reason().c_str());
     cv::VideoCapture capture;
     const bool opened = is_number(source) ? capture.open(std::stoi(source)) : capture.open(source);
-    if (!opened) throw std::runtime_error(source + ": expected a video file, or the number of a camera.");
-    cv::Mat frame, gray, shown, alpha;
-    while (capture.read(frame)) { // 8-bit BGR; its rows may be padded
+    if (!opened) throw std::runtime_error(source + ": expected a video file or the number of a camera.");
+    cv::Mat frame, gray, display, alpha;
+    while (capture.read(frame)) { // 8-bit BGR; rows may be padded
         alpha.create(frame.size(), CV_32F);
         const dpt::Image image{frame.data, frame.rows, frame.cols, dpt::Pixels::bgr,
                                static_cast<std::int64_t>(frame.step)};
         runtime.infer(image, {{}, {}, {alpha.ptr<float>(), alpha.total()}});
         cv::cvtColor(frame, gray, cv::COLOR_BGR2GRAY);
-        cv::cvtColor(gray, shown, cv::COLOR_GRAY2BGR);
-        frame.copyTo(shown, alpha > 0.5);
-        cv::imshow("dpt_video", shown);
+        cv::cvtColor(gray, display, cv::COLOR_GRAY2BGR);
+        frame.copyTo(display, alpha > 0.5);
+        cv::imshow("dpt_video", display);
         const int key = cv::waitKey(1);
         if (key == 'q' || key == 27) break;
     }

@@ -1,7 +1,9 @@
-// TensorRT and CUDA without a GPU: everything runs at once, on the CPU. The rules that a GPU punishes with wrong maps
-// are checked: a graph holds addresses and a context, so neither may change while it lives; the first enqueue after a
-// change of shape or memory sets the context up, and cannot be captured; nor can anything but copies and an enqueue.
-#include "standin.h"
+// A fake of TensorRT and CUDA without a GPU: all work runs immediately, on the CPU.
+//
+// It checks rules whose violation leads to wrong maps on a GPU. A graph refers to addresses and a context, and neither
+// may change during its lifetime. The first enqueue after a change of shape or memory initialises the context, and must
+// not be captured. Only copies and enqueues may be captured.
+#include "fake_tensorrt.h"
 
 #include <algorithm>
 #include <cstdint>
@@ -18,68 +20,70 @@
 using namespace nvinfer1;
 
 struct CUgraph_st {
-    std::vector<std::function<void()>> work;
+    std::vector<std::function<void()>> steps;
 };
 struct CUgraphExec_st {
-    std::vector<std::function<void()>> work;
+    std::vector<std::function<void()>> steps;
 };
 
 namespace {
 
-Standin told;
-std::map<const char *, std::size_t> memory; // begin, bytes
+FakeTensorRt state;
+std::map<const char *, std::size_t> memory; // size in bytes, by address
 CUgraph_st *capturing = nullptr;
 ILogger *logger = nullptr;
 
-std::map<cudaEvent_t, cudaStream_t> recorded;
-std::uintptr_t events = 0x100;
+std::map<cudaEvent_t, cudaStream_t> recorded; // the stream on which an event was recorded last
+std::uintptr_t last_event = 0x100;
 
 std::string number(cudaStream_t stream) { return std::to_string(reinterpret_cast<std::uintptr_t>(stream)); }
 
-void broken(const char *rule) { told.broken += std::string(rule) + "; "; }
+void violation(const char *rule) { state.violations += std::string(rule) + "; "; }
 
-void not_captured(const char *function) {
-    if (capturing != nullptr) broken(function);
+void forbid_capture(const char *function) {
+    if (capturing != nullptr) violation(function);
 }
 
 void expect_memory(const void *address, std::size_t bytes) {
     const char *begin = static_cast<const char *>(address);
     auto found = memory.upper_bound(begin);
-    if (found == memory.begin() || begin + bytes > (--found)->first + found->second) broken("memory that is not there");
+    if (found == memory.begin() || begin + bytes > (--found)->first + found->second) {
+        violation("access outside of allocated memory");
+    }
 }
 
-void work(std::function<void()> step) {
+void run_or_capture(std::function<void()> step) {
     if (capturing != nullptr) {
-        capturing->work.push_back(std::move(step));
+        capturing->steps.push_back(std::move(step));
     } else {
         step();
     }
 }
 
 cudaError_t allocate(void **address, std::size_t bytes) {
-    not_captured("allocation in a capture");
+    forbid_capture("allocation in a capture");
     *address = std::malloc(bytes);
     memory[static_cast<char *>(*address)] = bytes;
-    ++told.memory;
+    ++state.allocations;
     return cudaSuccess;
 }
 
-cudaError_t give_back(void *address) {
+cudaError_t release(void *address) {
     memory.erase(static_cast<char *>(address));
     std::free(address);
-    --told.memory;
+    --state.allocations;
     return cudaSuccess;
 }
 
-// Everything a context was told. Depth is the red channel plus one, normals point at the viewer, alpha is green / 255.
-struct State {
+// The settings of a context. It computes depth as red + 1, normals as (0, 0, 1) and alpha as green / 255.
+struct Settings {
     std::vector<std::int64_t> shape;
     std::map<std::string, void *> outputs;
     const void *input = nullptr;
     void *scratch = nullptr;
     std::int64_t scratch_bytes = 0;
 
-    bool operator==(const State &other) const {
+    bool operator==(const Settings &other) const {
         return shape == other.shape && outputs == other.outputs && input == other.input && scratch == other.scratch &&
                scratch_bytes == other.scratch_bytes;
     }
@@ -103,62 +107,63 @@ struct State {
 };
 
 struct Context : IExecutionContext {
-    std::shared_ptr<State> now = std::make_shared<State>(); // dies with the context
-    std::vector<std::int64_t> ran;
-    void *ran_with = nullptr;
+    std::shared_ptr<Settings> settings = std::make_shared<Settings>();
+    std::vector<std::int64_t> last_shape; // of the last enqueue
+    void *last_scratch = nullptr;
 
-    Context() { ++told.contexts; }
-    ~Context() override { --told.contexts; }
+    Context() { ++state.contexts; }
+    ~Context() override { --state.contexts; }
     bool setInputShape(const char *, const Dims4 &shape) override {
-        not_captured("setInputShape in a capture");
-        now->shape.assign(shape.d, shape.d + 4);
+        forbid_capture("setInputShape in a capture");
+        settings->shape.assign(shape.d, shape.d + 4);
         return true;
     }
     bool setInputTensorAddress(const char *, const void *address) override {
-        now->input = address;
+        settings->input = address;
         return true;
     }
     bool setTensorAddress(const char *name, void *address) override {
-        now->outputs[name] = address;
+        settings->outputs[name] = address;
         return true;
     }
     std::size_t updateDeviceMemorySizeForShapes() override {
-        not_captured("updateDeviceMemorySizeForShapes in a capture");
-        return now->pixels() * 8;
+        forbid_capture("updateDeviceMemorySizeForShapes in a capture");
+        return settings->pixels() * 8;
     }
     void setDeviceMemoryV2(void *memory, std::int64_t bytes) override {
-        not_captured("setDeviceMemoryV2 in a capture");
-        now->scratch = memory;
-        now->scratch_bytes = bytes;
+        forbid_capture("setDeviceMemoryV2 in a capture");
+        settings->scratch = memory;
+        settings->scratch_bytes = bytes;
     }
     bool enqueueV3(cudaStream_t stream) override {
-        told.order += "runs on " + number(stream) + "; ";
-        ++told.enqueued;
-        if (capturing != nullptr && (ran != now->shape || ran_with != now->scratch)) broken("a first enqueue captured");
-        ran = now->shape;
-        ran_with = now->scratch;
-        if (capturing != nullptr && told.refuse_capture) {
+        state.stream_log += "runs on " + number(stream) + "; ";
+        ++state.enqueued;
+        const bool initialised = last_shape == settings->shape && last_scratch == settings->scratch;
+        if (capturing != nullptr && !initialised) violation("first enqueue captured");
+        last_shape = settings->shape;
+        last_scratch = settings->scratch;
+        if (capturing != nullptr && state.fail_capture) {
             logger->log(ILogger::Severity::kERROR, "not while capturing");
             return false;
         }
-        work([then = *now, context = std::weak_ptr<State>(now)] {
-            const auto alive = context.lock();
-            if (!alive || !(*alive == then)) broken("a graph replayed whose context changed");
-            then.compute();
+        run_or_capture([captured = *settings, current = std::weak_ptr<Settings>(settings)] {
+            const auto context = current.lock();
+            if (!context || !(*context == captured)) violation("replayed graph of a changed context");
+            captured.compute();
         });
         return true;
     }
 };
 
-struct Kept : IHostMemory {
-    void *data() const override { return told.compiled.data(); }
-    std::size_t size() const override { return told.compiled.size(); }
+struct CacheContent : IHostMemory {
+    void *data() const override { return state.cache.data(); }
+    std::size_t size() const override { return state.cache.size(); }
 };
 
 struct Cache : IRuntimeCache {
-    IHostMemory *serialize() const override { return new Kept; }
+    IHostMemory *serialize() const override { return new CacheContent; }
     bool deserialize(const void *data, std::size_t bytes) override {
-        told.compiled.assign(static_cast<const char *>(data), bytes);
+        state.cache.assign(static_cast<const char *>(data), bytes);
         return true;
     }
 };
@@ -166,8 +171,8 @@ struct Cache : IRuntimeCache {
 struct Config : IRuntimeConfig {
     void setExecutionContextAllocationStrategy(ExecutionContextAllocationStrategy) override {}
     bool setCudaGraphStrategy(CudaGraphStrategy) override {
-        if (told.refuse_capture) logger->log(ILogger::Severity::kERROR, "no graphs here");
-        return !told.refuse_capture;
+        if (state.fail_capture) logger->log(ILogger::Severity::kERROR, "graphs are not supported");
+        return !state.fail_capture;
     }
     IRuntimeCache *createRuntimeCache() const override { return new Cache; }
     bool setRuntimeCache(const IRuntimeCache &) override { return true; }
@@ -189,9 +194,9 @@ struct Plan : ICudaEngine {
 struct Runtime : IRuntime {
     void setEngineHostCodeAllowed(bool) override {}
     ICudaEngine *deserializeCudaEngine(const void *, std::size_t) override {
-        // More than a message has room for: the last ones tell.
+        // More errors than the logger keeps.
         for (int i = 0; i < 80; ++i) logger->log(ILogger::Severity::kERROR, ("line " + std::to_string(i)).c_str());
-        return std::getenv("STANDIN_REFUSES") != nullptr ? nullptr : new Plan;
+        return std::getenv("FAKE_DESERIALIZE_FAILS") != nullptr ? nullptr : new Plan;
     }
 };
 
@@ -199,10 +204,10 @@ struct Runtime : IRuntime {
 
 extern "C" {
 
-Standin *standin(void) { return &told; }
+FakeTensorRt *fake_tensorrt(void) { return &state; }
 
-void *createInferRuntime_INTERNAL(void *given, std::int32_t) {
-    logger = static_cast<ILogger *>(given);
+void *createInferRuntime_INTERNAL(void *runtime_logger, std::int32_t) {
+    logger = static_cast<ILogger *>(runtime_logger);
     return static_cast<IRuntime *>(new Runtime);
 }
 std::int32_t getInferLibMajorVersion() { return NV_TENSORRT_MAJOR; }
@@ -216,13 +221,13 @@ cudaError_t cudaGetDevice(int *device) { return *device = 0, cudaSuccess; }
 cudaError_t cudaSetDevice(int) { return cudaSuccess; }
 cudaError_t cudaMalloc(void **address, size_t bytes) { return allocate(address, bytes); }
 cudaError_t cudaMallocHost(void **address, size_t bytes) { return allocate(address, bytes); }
-cudaError_t cudaFree(void *address) { return give_back(address); }
-cudaError_t cudaFreeHost(void *address) { return give_back(address); }
-cudaError_t cudaMemcpyAsync(void *to, const void *from, size_t bytes, cudaMemcpyKind, cudaStream_t) {
-    work([=] {
-        expect_memory(to, bytes);
-        expect_memory(from, bytes);
-        std::memcpy(to, from, bytes);
+cudaError_t cudaFree(void *address) { return release(address); }
+cudaError_t cudaFreeHost(void *address) { return release(address); }
+cudaError_t cudaMemcpyAsync(void *destination, const void *source, size_t bytes, cudaMemcpyKind, cudaStream_t) {
+    run_or_capture([=] {
+        expect_memory(destination, bytes);
+        expect_memory(source, bytes);
+        std::memcpy(destination, source, bytes);
     });
     return cudaSuccess;
 }
@@ -231,12 +236,12 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t *stream, unsigned) {
 }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
 cudaError_t cudaStreamSynchronize(cudaStream_t) {
-    not_captured("cudaStreamSynchronize in a capture");
+    forbid_capture("cudaStreamSynchronize in a capture");
     return cudaSuccess;
 }
 cudaError_t cudaStreamWaitEvent(cudaStream_t stream, cudaEvent_t event, unsigned) {
     const auto found = recorded.find(event);
-    if (found != recorded.end()) told.order += number(stream) + " waits for " + number(found->second) + "; ";
+    if (found != recorded.end()) state.stream_log += number(stream) + " waits for " + number(found->second) + "; ";
     return cudaSuccess;
 }
 cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
@@ -246,11 +251,11 @@ cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
 cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t *graph) {
     *graph = capturing;
     capturing = nullptr;
-    ++told.captured;
+    ++state.captured;
     return cudaSuccess;
 }
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t *event, unsigned) {
-    return *event = reinterpret_cast<cudaEvent_t>(++events), cudaSuccess;
+    return *event = reinterpret_cast<cudaEvent_t>(++last_event), cudaSuccess;
 }
 cudaError_t cudaEventDestroy(cudaEvent_t event) {
     recorded.erase(event);
@@ -261,17 +266,17 @@ cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream) {
     return cudaSuccess;
 }
 cudaError_t cudaEventSynchronize(cudaEvent_t) {
-    not_captured("cudaEventSynchronize in a capture");
+    forbid_capture("cudaEventSynchronize in a capture");
     return cudaSuccess;
 }
 cudaError_t cudaGraphInstantiate(cudaGraphExec_t *exec, cudaGraph_t graph, unsigned long long) {
-    *exec = new CUgraphExec_st{graph->work};
-    ++told.graphs;
+    *exec = new CUgraphExec_st{graph->steps};
+    ++state.graphs;
     return cudaSuccess;
 }
 cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
-    ++told.replayed;
-    for (const auto &step : exec->work) step();
+    ++state.replayed;
+    for (const auto &step : exec->steps) step();
     return cudaSuccess;
 }
 cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
@@ -280,7 +285,7 @@ cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
 }
 cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
     delete exec;
-    --told.graphs;
+    --state.graphs;
     return cudaSuccess;
 }
 
