@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 _BY_TITLE = (  # how a title began; kind, backend and device of the stage
@@ -13,6 +14,12 @@ _BY_TITLE = (  # how a title began; kind, backend and device of the stage
     ("OpenVINO ", "backend", "openvino", "cpu"),
     ("tensorrt-rtx ", "backend", "tensorrt-rtx", "gpu"),
     ("tensorrt ", "backend", "tensorrt", "gpu"),
+)
+_HEAD = r"(?P<head>depth|normals|alpha)"
+_OVER_BUDGET = re.compile(_HEAD + r" (?P<metric>\S+) (?P<value>\S+), budget (?P<bound>\S+), worst image (?P<image>.*)")
+_FAULTS = (
+    re.compile(rf".*: {_HEAD}(_logits)? (is NaN or Inf in \S+ of its values|has shape \[.*\])"),
+    re.compile(rf".*: no output {_HEAD}(_logits)?"),
 )
 
 
@@ -30,7 +37,15 @@ def upgraded(stage: dict[str, Any]) -> dict[str, Any]:
     }
     because: dict[str, Any] = {"notes": reasons}
     if stage["status"] == "failed":
-        because = {"findings": [{"fault": "raised", "detail": reason} for reason in reasons]}
+        because = {"findings": [_finding(reason) for reason in reasons]}
     elif stage["status"] == "not run":
         because = {"detail": "; ".join(reasons)}
     return stage | because | {"id": identity}
+
+
+def _finding(reason: str) -> dict[str, Any]:
+    """A reason of a failed stage. Budgets are told apart, so that the stage can be held to another one."""
+    if found := _OVER_BUDGET.fullmatch(reason):
+        return {"fault": "over budget"} | found.groupdict()
+    heads = (about["head"] for pattern in _FAULTS if (about := pattern.fullmatch(reason)))
+    return {"fault": "raised", "head": next(heads, None), "detail": reason}

@@ -26,7 +26,7 @@ Weights = Literal["fixed", "refittable", "stripped"]
 
 
 class Record(BaseModel):
-    """Base of everything in a manifest: immutable, strict about known keys, keeps unknown ones."""
+    """Base of everything in a manifest: immutable, checks the keys that it knows, keeps the others."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
@@ -130,7 +130,7 @@ class Artifact(Record):
     """The type of most of the graph's arithmetic."""
     key: str | None = None
     """Hash of everything this file was made from; equal keys make a second run reuse the file."""
-    details: GraphDetails | EngineDetails | Record = Field(default_factory=Record)
+    details: GraphDetails | EngineDetails | Record = Field(default_factory=dict, validate_default=True)
 
     @field_validator("file")
     @classmethod

@@ -52,8 +52,8 @@ class StageId:
 
     kind: StageKind
     graph: Graph
-    precision: str
-    """Whose budget applies: fp32, fp16 or bf16 (bf16 is held to the FP16 budget)."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Whose budget applies; bf16 is held to the FP16 budget."""
     backend: str = ""
     """Name in the registry of backends; empty for weights and PyTorch."""
     device: str = "cpu"
@@ -308,7 +308,7 @@ def _current(stage: Any) -> Any:
     """A stage's JSON in today's form."""
     try:
         return upgraded(stage) if "id" not in stage else stage
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"expected a stage of a parity report ({type(error).__name__}: {error})") from error
 
 
