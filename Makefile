@@ -8,7 +8,7 @@
 
 SHELL := /bin/sh
 DPT_VENV ?= .venv
-DPT_EXTRAS ?= export,cpu,tensorrt-rtx,train,dev
+DPT_EXTRAS ?= export,cpu,tensorrt-rtx,train,docs,dev
 JOBS ?= 2
 PYTEST_ARGS ?=
 

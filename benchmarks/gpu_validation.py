@@ -1,12 +1,12 @@
-"""python benchmarks/gpu_validation.py [BUNDLE]: everything that only a GPU can show, in one command within 10 minutes.
+"""python benchmarks/gpu_validation.py [BUNDLE]: all checks that need a GPU, in one command, within 10 minutes.
 
-Builds or loads engines, judges parity on the device, times the engines by themselves and against all peers, holds the
-figures against their goals, and checks memory over many calls. Each step has a share of the time; what fails or finds
-none left is `not run` with the reason, and the others go on. Writes one JSON, after every step, and a summary. Without
-a GPU it says so, writes nothing, so that an earlier result stays, and exits with 2.
+Builds engines, judges parity on the GPU, times the engines alone and against all peers, compares the figures with their
+goals, and looks for memory leaks. Each step has a share of the time. A step that fails or has no time left is "not run"
+with the reason, and the others continue. The result file is written after every step. Without a GPU the command exits
+with status 2 and writes nothing, so that an earlier result remains.
 """
 
-# ruff: noqa: E402 - this file is run by its path, and finds its neighbours through the line below
+# ruff: noqa: E402 - run by its path, this file finds the repository through the next line but one
 from __future__ import annotations
 
 import os
@@ -27,21 +27,26 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks import gpu, latency, machine
-from benchmarks.contenders import ON_GPU, flops
-from benchmarks.latency import RESULTS, LatencyConfig
-from benchmarks.models import default_bundle
-from dpt_deploy import cli
-from dpt_deploy.backends import cuda, device
+from benchmarks import cuda_timing, environment, latency
+from benchmarks.contenders import contenders
+from benchmarks.matrix_products import MatrixProduct, matrix_products
+from benchmarks.pytorch_pipeline import count_flops
+from benchmarks.random_models import vit_base_bundle
+from benchmarks.results import log, result_file, write_result
+from dpt_deploy import backends, cli
+from dpt_deploy.backends import device
 from dpt_deploy.backends.session import first_line
+from dpt_deploy.cli.options import Batches, Json
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BackendError, DptError
 from dpt_deploy.core.files import write_json
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.judge import judge
+from dpt_deploy.report import write_report
 from dpt_deploy.runtime import load
 
 PROG = "python benchmarks/gpu_validation.py"
+RENAMED = {"--seconds": "--max-seconds"}
 GOALS = {  # ViT-B at 384 in FP16 on an H200-class device
     "engine time at batch 1 [ms], at most": 1.5,
     "share of the measured FP16 matrix rate at batch 16, at least": 0.6,
@@ -51,73 +56,77 @@ GOALS = {  # ViT-B at 384 in FP16 on an H200-class device
 
 @dataclass(frozen=True)
 class ValidationConfig:
-    """Engines, parity, latency, memory and leaks on the GPU of this machine, in one JSON and a summary."""
+    """Validate engines, parity, latency and memory on the GPU of this machine."""
 
     bundle: Annotated[Path | None, tyro.conf.Positional] = None
-    """Bundle to validate; when not given, one of ViT-B at 384 with random weights is made."""
-    seconds: float = 600.0
-    """Time for everything; a step that would begin after it is not run."""
+    """Bundle to validate. Default: ViT-B at 384 with random weights, exported to engines/bench-vitb."""
+    max_seconds: float = 600.0
+    """Time limit [s]: no step starts after it."""
     rounds: int = 50
     """Timed calls of each contender."""
-    batches: tuple[int, ...] = (1, 16)
-    """Batch sizes to time, at 1280 x 720; at 640 x 480 where that is more than an engine takes."""
-    out: Path = RESULTS
-    """Folder for the JSON."""
+    batches: Batches = (1, 16)
+    """Batch sizes to time, at 720x1280, or at 480x640 if an engine takes no such batch."""
+    out: Path | None = None
+    """Folder of the result file. Default: benchmarks/results."""
     name: str = "gpu_validation"
-    """Name of the file in it."""
+    """Name of the result file: NAME.json."""
+    json: Json = False
 
 
 def main(config: ValidationConfig) -> int:
-    """Exit status 0 when every step ran and parity passed, 1 otherwise. Raises `BackendError` without a GPU."""
+    """Exit status 0 if every step ran and parity passed, else 1.
+
+    Raises:
+        BackendError: No GPU is visible.
+    """
     if device.compute_capability() is None:
-        raise BackendError("no GPU is visible here: the NVIDIA driver or cuda-python is missing, or there is no "
-                           "device. Run this command on a machine with an NVIDIA GPU.")
-    path = config.out / f"{config.name}.json"
-    result: dict[str, Any] = {"command": cli.command_line(PROG), "machine": machine.record(),
+        raise BackendError("no GPU is visible here: the machine has none, or the NVIDIA driver or cuda-python is not "
+                           "installed. Run this command on a machine with an NVIDIA GPU.")
+    result: dict[str, Any] = {"command": cli.command_line(PROG), "machine": environment.record(),
                               "goals": judge_goals({}), "steps": {}}
     started = time.perf_counter()
-    folder = config.bundle or default_bundle()
+    folder = config.bundle or vit_base_bundle()
     for name, step in STEPS.items():
         begun = time.perf_counter()
-        if begun - started > config.seconds:
-            result["steps"][name] = {"status": "not run", "reason": f"the {config.seconds:.0f} s were used up"}
+        left = config.max_seconds - (begun - started)
+        if left < 0:
+            result["steps"][name] = {"status": "not run", "reason": f"no time left of {config.max_seconds:.0f} s"}
             continue
-        print(f"step     {name}")
+        log(f"step     {name}")
         try:
-            result["steps"][name] = {"status": "ran"} | step(folder, config, config.seconds - (begun - started))
-        except Exception as error:  # ONNX Runtime's share no other base class
+            result["steps"][name] = {"status": "ran"} | step(folder, config, left)
+        except Exception as error:  # ONNX Runtime's exceptions have no narrower base class
             result["steps"][name] = {"status": "not run", "reason": first_line(error)}
         result["steps"][name]["seconds"] = time.perf_counter() - begun
         result["goals"] = judge_goals(result["steps"])
-        write_json(path, result)
-    _summary(result)
-    print(f"written: {path}")
+        write_json(result_file(config), result)
+    write_result(config, result, show)
     steps = result["steps"]
-    right = all(step["status"] == "ran" for step in steps.values()) and steps["parity"].get("passed", False)
-    return 0 if right else 1
+    passed = all(step["status"] == "ran" for step in steps.values()) and steps["parity"].get("passed", False)
+    return 0 if passed else 1
 
 
 def _build(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any]:
-    """Engines of every builder that is here; a builder's refusal is kept in its own words."""
+    """Engines of every installed builder. A builder that fails is recorded with its message."""
     found: dict[str, Any] = {}
     for builder in ("tensorrt", "tensorrt-rtx"):
         batches = [str(bound) for bound in (min(config.batches), max(config.batches))]
-        # The command python -m dpt_deploy.build without its parity, which is the next step here.
-        code = ("import sys; from dpt_deploy.build import *; from dpt_deploy.bundle import Bundle; "
+        # The build command judges parity too, which is the next step here.
+        code = ("import sys; from dpt_deploy.build import *; from dpt_deploy.core.bundle import Bundle; "
                 "build_engines(Bundle.open(sys.argv[1]), EngineOptions(builder=sys.argv[2], "
                 "batch=(int(sys.argv[3]), int(sys.argv[4]))))")
-        status, lines = _within([sys.executable, "-c", code, str(folder), builder, *batches], max(30.0, left * 0.25))
+        status, lines = run_for(max(30.0, left * 0.25), [sys.executable, "-c", code, str(folder), builder, *batches])
         found[builder] = {"status": "not run" if status else "ran", "exit": status,
                           "said": lines[-1:] if status else lines}
     if all(one["status"] != "ran" for one in found.values()):
-        said = "; ".join(f"{builder}: {(one['said'] or ['without a word'])[-1]}" for builder, one in found.items())
+        said = "; ".join(f"{builder}: {(one['said'] or ['no message'])[-1]}" for builder, one in found.items())
         raise BackendError(f"no engine was built. {said}")
     engines = [artifact.file for artifact in Bundle.open(folder).find("engine")]
     return {"builders": found, "engines": engines}
 
 
-def _within(command: list[str], seconds: float) -> tuple[int, list[str]]:
-    """Exit status and lines of a command; what it started goes with it when the time is up."""
+def run_for(seconds: float, command: list[str]) -> tuple[int, list[str]]:
+    """Exit status and output lines of a command. After `seconds` it is killed, with the processes that it started."""
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                                start_new_session=True)
     try:
@@ -130,40 +139,46 @@ def _within(command: list[str], seconds: float) -> tuple[int, list[str]]:
 
 
 def _parity(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any]:
-    """Every stage of the bundle that can run here; the report and the verdict go into the bundle as well."""
-    report = judge(Bundle.open(folder), command=cli.command_line(PROG))
-    return {"passed": bool(report), "verdict": report.verdict, "report": report.to_json()}
+    """Judge every stage of the bundle that can run here; the report and the verdict go into the bundle too."""
+    bundle = Bundle.open(folder)
+    judgement = judge(bundle)
+    write_report(bundle, judgement.report, judgement.exhibits, cli.command_line(PROG))
+    report = judgement.report
+    return {"passed": report.passed, "verdict": report.verdict, "report": report.to_json()}
 
 
 def _latency(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any]:
     """From frame to maps, against all peers, at each batch size."""
     found = {}
+    bundle = Bundle.open(folder)
+    on_gpu = [contender for contender in contenders(bundle) if contender.device == "gpu"]
     for batch in config.batches:
-        asked = LatencyConfig(folder, frame=_frame(batch), batch=batch, rounds=config.rounds, warm_up=10,
-                              parity=batch == 1, only=("cuda", "tensorrt"), seconds=left * 0.7 / len(config.batches))
-        found[f"batch {batch}"] = latency.measure(Bundle.open(folder), asked, say=lambda line: None)
+        options = latency.LatencyConfig(
+            frame_size=frame_size(batch), batch=batch, rounds=config.rounds, warm_up=10, parity=batch == 1,
+            max_seconds=left * 0.7 / len(config.batches))
+        found[f"batch {batch}"] = latency.measure(bundle, options, on_gpu)
     return {"batches": found}
 
 
-def _frame(batch: int) -> tuple[int, int]:
-    """720p as long as an engine takes such a batch, else a frame that is small enough."""
+def frame_size(batch: int) -> tuple[int, int]:
+    """720p if a default engine takes such a batch, else a frame that is small enough."""
     return (720, 1280) if batch * 720 * 1280 <= 2160 * 3840 else (480, 640)
 
 
 def _engine_time(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any]:
-    """The engine, uploads and downloads, each by itself; and the engine's share of the matrix rate around it."""
+    """Upload, engine and download, each on its own, and the engine's share of the matrix-product rate."""
     found: dict[str, Any] = {}
-    operations = flops(Bundle.open(folder))
-    product = next((one for one in machine.matrix_products() if one.precision == "fp16"), None)
+    flops = count_flops(Bundle.open(folder))
+    product = next((one for one in matrix_products() if one.precision == "fp16"), None)
     with load(folder) as runtime:
-        if runtime.backend not in ON_GPU:
-            raise BackendError(f"nothing of the bundle runs on the GPU. {runtime.reason}")
+        if backends.get(runtime.backend).device != "gpu":
+            raise BackendError(f"no artifact of the bundle runs on the GPU. {runtime.reason}")
         for batch in config.batches:
-            frames = np.stack([scene(*_frame(batch), seed) for seed in range(batch)])
+            frames = np.stack([scene(*frame_size(batch), seed) for seed in range(batch)])
             inputs = {"frame": frames}
             try:
                 rates = _rates(product)
-                parts = gpu.engine_parts(runtime.session, inputs, config.rounds)
+                parts = cuda_timing.time_steps(runtime.session, inputs, config.rounds)
                 rates += _rates(product)
                 whole = []
                 for _ in range(config.rounds):
@@ -173,56 +188,57 @@ def _engine_time(folder: Path, config: ValidationConfig, left: float) -> dict[st
             except DptError as error:
                 found[f"batch {batch}"] = {"status": "not run", "reason": str(error)}
                 continue
-            times = {"status": "ran", "frame": list(_frame(batch)), "parts_ms": parts,
-                     "host_to_host_ms": gpu.percentiles(whole)}
-            if operations and rates:
-                reached = operations * batch / (parts["engine"][0] / 1e3)
+            times = {"status": "ran", "frame": list(frame_size(batch)), "parts_ms": parts,
+                     "host_to_host_ms": cuda_timing.percentiles(whole)}
+            if flops and rates:
+                reached = flops * batch / (parts["engine"][0] / 1e3)
                 times |= {"fp16_matrix_flops_per_s": float(np.median(rates)),
                           "share_of_fp16_matrix_rate": reached / float(np.median(rates))}
             found[f"batch {batch}"] = times
-        note = ("p50, p90, p99 [ms], each step repeated by itself; the frame engine holds pre- and post-processing, "
-                f"which are not among the {operations or 0:.3g} FLOPs per frame; host to host {runtime.session.note}")
+        note = ("p50, p90, p99 [ms], each step repeated on its own; the frame engine includes pre- and "
+                f"post-processing, which the {flops or 0:.3g} FLOPs per frame do not count; "
+                f"host to host {runtime.session.note}")
         return {"backend": runtime.backend, "artifact": runtime.artifact.file, "note": note, "times": found}
 
 
-def _rates(product: machine.MatrixProduct | None) -> list[float]:
-    """FLOPs per second of 20 large matrix products."""
+def _rates(product: MatrixProduct | None) -> list[float]:
+    """FLOP/s of 20 large matrix products, after 5 warm-up calls."""
     if product is None:
         return []
     rates = []
     for _ in range(25):
         started = time.perf_counter()
-        product.call()
+        product()
         rates.append(product.flops / (time.perf_counter() - started))
     return rates[5:]
 
 
 def _leaks(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any]:
-    """Memory on host and device over loads, runs and closes, and over many calls of one session."""
+    """Memory on host and GPU over cycles of load, run and close, and over many calls of one session."""
     frame = scene(720, 1280, 0)
     until = time.perf_counter() + min(90.0, left * 0.5)
     host, free = [], []
     while time.perf_counter() < until and len(host) < 100:
         with load(folder) as runtime:
             runtime(frame)
-        host.append(machine.resident_mb())
-        free.append(cuda.cudart().cudaMemGetInfo()[1] / 1e6)
+        host.append(environment.resident_mb())
+        free.append(environment.free_gpu_memory_mb())
     cycles = len(host)
     warm = cycles // 10
     with load(folder) as runtime:
         for _ in range(20):
             runtime(frame)
-        before, free_before = machine.resident_mb(), cuda.cudart().cudaMemGetInfo()[1] / 1e6
+        before, free_before = environment.resident_mb(), environment.free_gpu_memory_mb()
         for _ in range(300):
             runtime(frame)
-        grown, taken = machine.resident_mb() - before, free_before - cuda.cudart().cudaMemGetInfo()[1] / 1e6
+        grown, taken = environment.resident_mb() - before, free_before - environment.free_gpu_memory_mb()
     return {"cycles": cycles, "host_mb_grown_after_warm_up": host[-1] - host[warm],
             "device_mb_taken_after_warm_up": free[warm] - free[-1],
             "calls": 300, "host_mb_grown_over_calls": grown, "device_mb_taken_over_calls": taken}
 
 
 def judge_goals(steps: dict[str, Any]) -> list[dict[str, Any]]:
-    """Each goal with its bound, the value measured (None: not measured), of what, and whether it is met."""
+    """Each goal with its bound, the measured value or None, what was measured, and whether the goal is met."""
     times = steps.get("engine time", {}).get("times", {})
     first, sixteen = times.get("batch 1", {}), times.get("batch 16", {})
     rows = steps.get("latency", {}).get("batches", {}).get("batch 1", {}).get("rows", [])
@@ -238,7 +254,8 @@ def judge_goals(steps: dict[str, Any]) -> list[dict[str, Any]]:
     return judged
 
 
-def _summary(result: dict[str, Any]) -> None:
+def show(result: dict[str, Any]) -> None:
+    """Print the steps, the engine times and the goals."""
     shown = Table("step", "status", "seconds", "what", title="GPU validation", title_justify="left")
     for name, step in result["steps"].items():
         what = step.get("reason") or step.get("verdict") or ", ".join(step.get("engines", [])) or ""
@@ -262,4 +279,4 @@ STEPS: dict[str, Callable[[Path, ValidationConfig, float], dict[str, Any]]] = {
 }
 
 if __name__ == "__main__":
-    cli.run(ValidationConfig, main, PROG)
+    cli.run(ValidationConfig, main, PROG, renamed=RENAMED)

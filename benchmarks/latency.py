@@ -1,12 +1,13 @@
-"""python benchmarks/latency.py [BUNDLE]: from one frame to full-size maps, our runtime beside its peers.
+"""python benchmarks/latency.py [BUNDLE]: latency from a frame to full-size maps, of our backends and their peers.
 
-All contenders run in one process, in interleaved rounds, on the same frame and the same weights. Every row carries the
-parity of the very artefact that was timed, and the ceiling is a large matrix product timed in the same rounds.
-Transfers to and from the GPU are counted in every row; on a GPU its steps are told apart besides: host to device,
-engine and device to host. A row's note says whether CUDA graphs ran.
+Three steps: open the contenders, time them, summarise.
+
+All contenders run in one process, in interleaved rounds, on the same frame and the same weights. Large matrix products
+in the same rounds give the machine's ceiling. Every row includes transfers to and from the GPU, and the parity of the
+artifact that was timed.
 """
 
-# ruff: noqa: E402 - this file is run by its path, and finds its neighbours through the line below
+# ruff: noqa: E402 - run by its path, this file finds the repository through the next line but one
 from __future__ import annotations
 
 import dataclasses
@@ -14,8 +15,8 @@ import gc
 import math
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -24,212 +25,285 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 import numpy as np
 import tyro
 
-from benchmarks import machine
-from benchmarks.contenders import Contender, NotHere, contenders, flops
-from benchmarks.measure import DRIFT, Samples, doubts, drift, interleave, ratios
-from benchmarks.models import default_bundle
-from benchmarks.show import plot, table
+from benchmarks import environment
+from benchmarks.contenders import Contender, contenders
+from benchmarks.latency_report import plot, show
+from benchmarks.matrix_products import MatrixProduct, matrix_products
+from benchmarks.pipeline import Pipeline, Unavailable
+from benchmarks.pytorch_pipeline import count_flops
+from benchmarks.random_models import vit_base_bundle
+from benchmarks.results import log, result_file, write_result
+from benchmarks.timing import MAX_DRIFT, Timings, interleave, speedup
 from dpt_deploy import cli
 from dpt_deploy.backends.session import first_line
+from dpt_deploy.cli.options import Json, Names, Size
 from dpt_deploy.core.bundle import Bundle
-from dpt_deploy.core.files import write_json
+from dpt_deploy.core.verdict import StageId, StageKind, to_json
 from dpt_deploy.parity import Reference, compare, load_budget
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.reference import FILE
 
-RESULTS = Path(__file__).parent / "results"
 PROG = "python benchmarks/latency.py"
+RENAMED = {"--frame": "--frame-size", "--only": "--contenders", "--seconds": "--max-seconds"}
 
 
 @dataclass(frozen=True)
 class LatencyConfig:
-    """Latency from frame to full-size maps, of every backend that can run here and of its peers."""
+    """Measure the latency from a frame to full-size maps, of every backend that can run here and of its peers."""
 
     bundle: Annotated[Path | None, tyro.conf.Positional] = None
-    """Bundle to time; when not given, one of ViT-B at 384 with random weights is made in engines/bench-vitb."""
-    frame: tuple[int, int] = (720, 1280)
-    """Height and width of the frame [pixels]."""
+    """Bundle to time. Default: ViT-B at 384 with random weights, exported to engines/bench-vitb."""
+    frame_size: Size = (720, 1280)
+    """Size of the frame [pixels]."""
     batch: int = 1
-    """Frames in one call."""
+    """Frames per call."""
     rounds: int = 20
     """Timed calls of each contender."""
     warm_up: int = 3
-    """Rounds before those, not counted."""
-    seconds: float | None = None
-    """Load nothing and begin no round after this time [s]; no limit when not given."""
-    only: tuple[str, ...] = ()
-    """Contenders whose name contains one of these; all when not given."""
+    """Untimed rounds before them."""
+    max_seconds: float | None = None
+    """Time limit [s]: after it, no contender is loaded and no round starts."""
+    contenders: Names = ()
+    """Only contenders whose name contains one of these, such as openvino,PyTorch."""
     parity: bool = True
-    """Judge every artefact that was timed."""
+    """Judge every artifact that was timed."""
     quick: bool = False
-    """A smoke test: two rounds, and nothing is called stable."""
-    out: Path = RESULTS
-    """Folder for the JSON and the plot."""
+    """Smoke test: two rounds, small matrix products."""
+    out: Path | None = None
+    """Folder of the result files. Default: benchmarks/results."""
     name: str = "latency"
-    """Name of the files in it."""
+    """Name of the result files: NAME.json and NAME.png."""
+    json: Json = False
+
+
+@dataclass
+class Entry:
+    """A contender, and what the run finds out about it."""
+
+    contender: Contender
+    pipeline: Pipeline | None = None
+    """Loaded and working; None otherwise."""
+    failure: str = ""
+    """Why it did not run."""
+    loading: dict[str, float] = field(default_factory=dict)
+    """Time and memory of loading it and of its first call."""
+    timings: Timings = field(default_factory=Timings)
+
+    def call(self, frames: np.ndarray) -> dict[str, float] | None:
+        """One timed call. A contender that fails is not called again, and the others continue."""
+        if self.pipeline is None:
+            return None
+        try:
+            self.pipeline(frames)
+        except Exception as error:  # ONNX Runtime's exceptions have no narrower base class
+            self.fail(f"failed in a timed call: {first_line(error)}")
+            return None
+        return self.pipeline.steps
+
+    def fail(self, reason: str) -> None:
+        """Give up the contender."""
+        self.failure = reason
+        if self.pipeline is not None:
+            self.pipeline.close()
+            self.pipeline = None
 
 
 def main(config: LatencyConfig) -> int:
-    """Exit status 0 when at least one contender ran."""
+    """Exit status 0 if at least one contender ran, else 1."""
     if config.quick:
         config = dataclasses.replace(config, rounds=2, warm_up=1)
-    folder = config.bundle or default_bundle()
-    result = measure(Bundle.open(folder), config)
-    path = config.out / f"{config.name}.json"
-    write_json(path, result)
-    plot(result, path.with_suffix(".png"))
-    table(result)
-    print(f"written: {path} and {path.with_suffix('.png').name}")
+    bundle = Bundle.open(config.bundle or vit_base_bundle())
+    chosen = [one for one in contenders(bundle)
+              if not config.contenders or any(part in one.name for part in config.contenders)]
+    result = measure(bundle, config, chosen)
+    plot(result, result_file(config, ".png"))
+    write_result(config, result, show)
     return 0 if any(row["status"] == "ran" for row in result["rows"]) else 1
 
 
-def measure(bundle: Bundle, config: LatencyConfig, say: Callable[[str], None] = print) -> dict[str, Any]:
-    """All rows, as plain JSON values."""
-    before = machine.record()
-    until = time.perf_counter() + (config.seconds or math.inf)
-    frames = np.stack([scene(*config.frame, seed) for seed in range(config.batch)])
-    wanted = [row for row in contenders(bundle) if not config.only or any(part in row.name for part in config.only)]
-    rows = {row.name: {"name": row.name, "precision": row.precision, "peer": row.peer} for row in wanted}
-    opened = {}
-    for contender in wanted:
-        row = rows[contender.name]
-        row["artifact"] = contender.artifact.file if contender.artifact else None
-        row["sha256"] = contender.artifact.sha256 if contender.artifact else None
-        try:
-            if time.perf_counter() > until:
-                raise NotHere(f"the {config.seconds:.0f} s for this run were used up")
-            opened[contender.name] = _open(contender, frames, row)
-            say(f"loaded   {contender.name}")
-        except Exception as error:  # ONNX Runtime's share no other base class
-            row |= {"status": "not run", "reason": first_line(error)}
-    failed: dict[str, str] = {}
-    calls = {name: _call(one, frames, name, failed) for name, one in opened.items()}
-    products = {f"product {one.precision}, {one.library}": one for one in machine.matrix_products(config.quick)}
-    calls |= {name: lambda one=one: _product(one) for name, one in products.items()}
-    say(f"timing   {len(opened)} contenders, {config.rounds} rounds")
-    states = []
+def measure(bundle: Bundle, config: LatencyConfig, chosen: Sequence[Contender]) -> dict[str, Any]:
+    """Open, time and summarise the contenders.
 
-    def watch(done: int) -> None:
+    Args:
+        bundle: What they run.
+        config: Frame, rounds and limits.
+        chosen: The contenders, one row each.
+
+    Returns:
+        The result as plain JSON values.
+    """
+    before = environment.record()
+    deadline = time.perf_counter() + (config.max_seconds or math.inf)
+    frames = np.stack([scene(*config.frame_size, seed) for seed in range(config.batch)])
+    entries = open_contenders(chosen, frames, deadline)
+    try:
+        ceiling, gpu_states = time_contenders(entries, frames, config, deadline)
+        return summarise(bundle, config, entries, frames, ceiling, before, gpu_states)
+    finally:
+        for entry in entries:
+            if entry.pipeline is not None:
+                entry.pipeline.close()
+
+
+# Step 1: open
+
+
+def open_contenders(chosen: Sequence[Contender], frames: np.ndarray, deadline: float) -> list[Entry]:
+    """Load every contender and call it once. One that cannot run keeps the reason in `failure`."""
+    entries = [Entry(contender) for contender in chosen]
+    for entry in entries:
+        try:
+            if time.perf_counter() > deadline:
+                raise Unavailable("the time limit of this run was reached")
+            _open(entry, frames)
+            log(f"loaded   {entry.contender.name}")
+        except Exception as error:  # ONNX Runtime's exceptions have no narrower base class
+            entry.fail(first_line(error))
+    return entries
+
+
+def _open(entry: Entry, frames: np.ndarray) -> None:
+    gc.collect()
+    resident, free, started = environment.resident_mb(), environment.free_gpu_memory_mb(), time.perf_counter()
+    entry.pipeline = entry.contender.open()
+    loaded = time.perf_counter()
+    entry.pipeline(frames)
+    entry.loading = {"load_s": loaded - started, "first_call_s": time.perf_counter() - loaded,
+                     "host_memory_mb": environment.resident_mb() - resident}
+    if free:
+        entry.loading["device_memory_mb"] = free - environment.free_gpu_memory_mb()
+
+
+# Step 2: time
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What the machine reaches at most: the matrix products timed in the same rounds."""
+
+    products: Sequence[MatrixProduct]
+    timings: Mapping[str, Timings]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """FLOP/s of every product, by name."""
+        return {one.name: one.flops / float(np.median(self.timings[one.name].seconds)) for one in self.products}
+
+    @property
+    def fastest(self) -> dict[str, str]:
+        """Name of the fastest product of each precision."""
+        by_rate = sorted(self.products, key=lambda one: self.rates[one.name])
+        return {one.precision: one.name for one in by_rate}
+
+
+def time_contenders(
+    entries: Sequence[Entry], frames: np.ndarray, config: LatencyConfig, deadline: float
+) -> tuple[Ceiling, list[dict[str, Any] | None]]:
+    """Time all entries and the matrix products in interleaved rounds; also the GPU's state during and after them."""
+    running = [entry for entry in entries if entry.pipeline]
+    products = matrix_products(config.quick)
+    calls = {entry.contender.name: lambda entry=entry: entry.call(frames) for entry in running}
+    gpu_states = []
+
+    def after_round(done: int) -> None:
         if done == config.warm_up:
-            states.append(machine.gpu_state())  # while its clocks are those of the work
+            gpu_states.append(environment.gpu_state())  # while the clocks are those of the load
 
-    samples = interleave(calls, config.rounds, config.warm_up, watch, until)
-    states.append(machine.gpu_state())
-    for name, why in failed.items():
-        rows[name] |= {"status": "not run", "reason": why}
-        opened.pop(name).close()
-    rates = {name: one.flops / float(np.median(samples[name].seconds)) for name, one in products.items()}
-    fastest: dict[str, str] = {}  # by precision, the product that serves as ceiling
-    for name in sorted(rates, key=lambda name: rates[name]):
-        fastest[products[name].precision] = name
-    ceilings = {precision: rates[name] for precision, name in fastest.items()}
-    operations = flops(bundle)
-    peer = next((row.name for row in wanted if row.peer and row.name in opened), None)
-    compiled = next((row.name for row in wanted if row.name.startswith("torch.compile") and row.name in opened), None)
-    for contender in wanted:
-        row = rows[contender.name]
-        if contender.name not in opened:
+    log(f"timing   {len(running)} contenders, {config.rounds} rounds")
+    timings = interleave(calls | {one.name: one for one in products}, config.rounds, config.warm_up, after_round,
+                         deadline)
+    gpu_states.append(environment.gpu_state())
+    for entry in running:
+        entry.timings = timings[entry.contender.name]
+    return Ceiling(products, timings), gpu_states
+
+
+# Step 3: summarise
+
+
+def summarise(
+    bundle: Bundle, config: LatencyConfig, entries: Sequence[Entry], frames: np.ndarray, ceiling: Ceiling,
+    before: dict[str, Any], gpu_states: list[dict[str, Any] | None],
+) -> dict[str, Any]:
+    """One row per contender: percentiles, ratios with their confidence intervals, share of the ceiling, parity."""
+    flops = count_flops(bundle)
+    ran = [entry for entry in entries if entry.pipeline]
+    baselines = {role: next((entry for entry in ran if entry.contender.role == role), None)
+                 for role in ("peer", "compiled")}
+    ceilings = {precision: ceiling.rates[name] for precision, name in ceiling.fastest.items()}
+    parity = judge(bundle, ran) if config.parity else {}
+    rows = []
+    for entry in entries:
+        contender, artifact = entry.contender, entry.contender.artifact
+        row = {"name": contender.name, "precision": contender.precision, "peer": contender.role == "peer",
+               "artifact": artifact.file if artifact else None, "sha256": artifact.sha256 if artifact else None}
+        rows.append(row | entry.loading)
+        if entry not in ran:
+            rows[-1] |= {"status": "not run", "reason": entry.failure}
             continue
-        row |= {"status": "ran"} | samples[contender.name].summary()
-        row["note"] = opened[contender.name].note()
-        try:
-            row["parts_ms"] |= {name: times[0] for name, times in opened[contender.name].apart(frames).items()}
-        except Exception as error:  # the row stands without
-            row["not_told_apart"] = first_line(error)
-        row["frames_per_s"] = config.batch * 1e3 / row["p50_ms"]
-        row["doubts"] = doubts(samples[contender.name])
-        row["stable"] = not row["doubts"]
-        if peer:
-            row["times_faster_than_peer"] = ratios(samples[contender.name], samples[peer])
-        if compiled:
-            row["times_faster_than_compiled"] = ratios(samples[contender.name], samples[compiled])
-        if operations and contender.precision in ceilings:
-            share = row["share_of_ceiling"] = operations * row["frames_per_s"] / ceilings[contender.precision]
+        rows[-1] |= _timing_row(entry, frames, config.batch)
+        for role, baseline in baselines.items():
+            if baseline:
+                rows[-1][f"times_faster_than_{role}"] = speedup(entry.timings, baseline.timings)
+        if flops and contender.precision in ceilings:
+            share = flops * rows[-1]["frames_per_s"] / ceilings[contender.precision]
+            rows[-1]["share_of_ceiling"] = share
             if share > 1:
-                row["doubts"].append(f"it reached {share:.0%} of the ceiling: no product here was as fast as it")
-                row["stable"] = False
-    if config.parity:
-        _judge(bundle, wanted, opened, rows, say)
-    for one in opened.values():
-        one.close()
-    after = machine.record()
+                rows[-1]["doubts"].append(f"it reached {share:.0%} of the ceiling, which must be too low")
+        rows[-1]["stable"] = not rows[-1]["doubts"]
+        if contender.name in parity:
+            rows[-1]["parity"] = parity[contender.name]
+    after = environment.record()
+    peer = baselines["peer"]
     return {
-        "command": cli.command_line(PROG), "bundle": bundle.name, "model": bundle.header["model"],
-        "input_size": list(bundle.contract.input_size), "frame": list(config.frame), "batch": config.batch,
-        "rounds": config.rounds, "warm_up": config.warm_up, "counts": "frame in host memory to maps in host memory; "
-        "transfers counted; CUDA graphs only where a row's note says so",
-        "machine": before, "load_after": after["load"], "gpu_under_load": states, "gpu_after": after["gpu"],
-        "flops_per_frame": operations, "ceiling_flops_per_s": ceilings, "matrix_products_flops_per_s": rates,
-        "doubts": _run_doubts(before, states, {name: samples[name] for name in fastest.values()}),
-        "peer": peer, "rows": list(rows.values()),
+        "command": cli.command_line(PROG), "bundle": bundle.name, "model": bundle.manifest.model.to_json(),
+        "input_size": list(bundle.contract.input_size), "frame": list(config.frame_size), "batch": config.batch,
+        "rounds": config.rounds, "warm_up": config.warm_up,
+        "counts": "from frames in host memory to maps in host memory, transfers included",
+        "machine": before, "load_after": after["load"], "gpu_under_load": gpu_states, "gpu_after": after["gpu"],
+        "flops_per_frame": flops, "ceiling_flops_per_s": ceilings, "matrix_products_flops_per_s": ceiling.rates,
+        "doubts": run_doubts(before, gpu_states, ceiling), "peer": peer.contender.name if peer else None, "rows": rows,
     }
 
 
-def _open(contender: Contender, frames: np.ndarray, row: dict[str, Any]) -> Any:
-    """Load, and call once; both are timed, and so is the memory that stays."""
-    gc.collect()
-    resident, free, started = machine.resident_mb(), machine.device_free_mb(), time.perf_counter()
-    one = contender.open()
-    loaded = time.perf_counter()
-    one.run(frames)
-    row["load_s"], row["first_call_s"] = loaded - started, time.perf_counter() - loaded
-    row["host_memory_mb"] = machine.resident_mb() - resident
-    if free:
-        row["device_memory_mb"] = free - machine.device_free_mb()
-    return one
+def _timing_row(entry: Entry, frames: np.ndarray, batch: int) -> dict[str, Any]:
+    row = {"status": "ran"} | entry.timings.summary() | {"note": entry.pipeline.note}
+    try:
+        row["parts_ms"] |= {step: times[0] for step, times in entry.pipeline.repeat_steps(frames).items()}
+    except Exception as error:  # the row is complete without its steps
+        row["not_told_apart"] = first_line(error)
+    return row | {"frames_per_s": batch * 1e3 / row["p50_ms"], "doubts": entry.timings.doubts()}
 
 
-def _call(one: Any, frames: np.ndarray, name: str, failed: dict[str, str]) -> Callable[[], dict[str, float] | None]:
-    def call() -> dict[str, float] | None:
-        if name in failed:
-            return None
-        try:
-            one.run(frames)
-            return one.parts()
-        except Exception as error:  # the others go on
-            failed[name] = f"failed among the timed calls: {first_line(error)}"
-            return None
-
-    return call
-
-
-def _product(one: machine.MatrixProduct) -> None:
-    one.call()
-
-
-def _judge(
-    bundle: Bundle, wanted: list[Contender], opened: dict[str, Any], rows: dict[str, Any], say: Callable[[str], None]
-) -> None:
-    """Give every row that ran the parity of what it ran."""
+def judge(bundle: Bundle, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
+    """Parity of what each entry computes, by name; empty if the bundle has no reference."""
     found = bundle.find("reference", file=FILE)
     if not found:
-        return
+        return {}
     reference, (budget, _) = Reference.load(bundle.path(found[0])), load_budget(None)
-    for contender in wanted:
-        if contender.name not in opened:
-            continue
-        say(f"judging  {contender.name}")
-        stage = compare(contender.name, opened[contender.name].run, reference, "frame", contender.precision, budget)
-        rows[contender.name]["parity"] = {
-            "status": stage.status, "budget": "fp32" if contender.precision == "fp32" else "fp16",
-            "heads": stage.heads, "reasons": list(stage.reasons)[:6],
-        }
+    verdicts = {}
+    for entry in entries:
+        name, precision = entry.contender.name, entry.contender.precision
+        log(f"judging  {name}")
+        identity = StageId(StageKind.BACKEND, "frame", precision, device=entry.contender.device, title=name)
+        stage = compare(identity, entry.pipeline, reference, budget)
+        verdicts[name] = {"status": stage.status, "budget": "fp32" if precision == "fp32" else "fp16",
+                          "heads": to_json(stage)["heads"], "reasons": list(stage.reasons)[:6]}
+    return verdicts
 
 
-def _run_doubts(
-    before: dict[str, Any], states: list[dict[str, str] | None], ceilings: dict[str, Samples]
-) -> list[str]:
-    """Why nothing of this run can be called stable."""
-    found = machine.gpu_doubts(states)
-    for name, one in ceilings.items():
-        if drift(one) > DRIFT:
-            found.append(f"the ceiling, {name}, moved by {drift(one):.0%} between the halves of the run")
-    if before["gpu"] and before["gpu"].get("other_processes", "0") != "0":
-        found.append("other processes were on the GPU")
+def run_doubts(before: dict[str, Any], gpu_states: list[dict[str, Any] | None], ceiling: Ceiling) -> list[str]:
+    """Reasons not to call anything in this run stable."""
+    found = environment.gpu_doubts(gpu_states)
+    for name in ceiling.fastest.values():
+        if (drift := ceiling.timings[name].drift()) > MAX_DRIFT:
+            found.append(f"the ceiling, {name}, drifted by {drift:.0%} between the halves of the run")
+    if before["gpu"] and before["gpu"]["other_processes"]:
+        found.append("other processes used the GPU")
     if before["load"][0] > 0.5 * before["processor"]["cores"]:
-        found.append(f"the machine was busy with other work: load {before['load'][0]:.1f} before the run began")
+        found.append(f"the machine was busy before the run: load {before['load'][0]:.1f}")
     return found
 
 
 if __name__ == "__main__":
-    cli.run(LatencyConfig, main, PROG)
+    cli.run(LatencyConfig, main, PROG, renamed=RENAMED)

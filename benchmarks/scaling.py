@@ -1,16 +1,18 @@
-"""python benchmarks/scaling.py: cost against frame size, batch, model size and heads, and memory against frame size.
+"""python benchmarks/scaling.py [BUNDLE]: time and memory against frame size, batch, model size and heads.
 
-Every point runs in a process of its own, because the largest resident memory of a process never falls. The models have
-random weights; neither time nor memory depends on them.
+Every point runs in a process of its own, because the peak memory of a process never falls. The models have random
+weights; neither time nor memory depends on them.
 """
 
-# ruff: noqa: E402 - this file is run by its path, and finds its neighbours through the line below
+# ruff: noqa: E402 - run by its path, this file finds the repository through the next line but one
 from __future__ import annotations
 
-import json
-import subprocess
+import multiprocessing
 import sys
 import time
+from collections.abc import Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
@@ -23,138 +25,156 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from benchmarks import machine
-from benchmarks.latency import RESULTS
-from benchmarks.models import graph_bundle
+from benchmarks import environment
+from benchmarks.random_models import frame_graph_bundle
+from benchmarks.results import log, result_file, write_result
 from dpt_deploy import cli
+from dpt_deploy.backends.session import first_line
+from dpt_deploy.cli.options import Backends, Batches, Json, Names, Sizes, size_text
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.contract import HEADS
-from dpt_deploy.core.files import replacing, write_json
-from dpt_deploy.runtime import Backend, load
+from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.files import replacing
+from dpt_deploy.runtime import load
 
 PROG = "python benchmarks/scaling.py"
+RENAMED = {"--frames": "--frame-sizes", "--heads": "--head-sets"}
 MODELS = {"tiny": "vit_tiny_patch16_384", "small": "vit_small_patch16_384", "base": "vit_base_patch16_384",
           "large": "vit_large_patch16_384"}
+ALL_HEADS = ",".join(HEADS)
+Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
 class ScalingConfig:
-    """Cost against frame size, batch, model size and heads."""
+    """Measure time and memory against frame size, batch, model size and heads."""
 
     bundle: Annotated[Path | None, tyro.conf.Positional] = None
-    """Bundle for frame sizes and batches; when not given, ViT-B at 384."""
-    backends: tuple[Backend, ...] = ("openvino", "onnxruntime-cpu")
-    """What runs them."""
-    frames: tuple[str, ...] = ("480x640", "720x1280", "1080x1920", "2160x3840")
-    """Frame sizes, HEIGHTxWIDTH [pixels]."""
-    batches: tuple[int, ...] = (1, 2, 4)
+    """Bundle for frame sizes and batches. Default: ViT-B at 384 with random weights."""
+    backends: Backends = ("openvino", "onnxruntime-cpu")
+    """Backends to measure."""
+    frame_sizes: Sizes = ((480, 640), (720, 1280), (1080, 1920), (2160, 3840))
+    """Frame sizes [pixels]."""
+    batches: Batches = (1, 2, 4)
     """Batch sizes, at 720x1280."""
-    models: tuple[str, ...] = tuple(MODELS)
-    """Sizes of the ViT, each with the factory's default of 256 features."""
-    heads: tuple[str, ...] = ("depth,normals,alpha", "depth,alpha", "depth")
-    """Subsets of ViT-B's heads."""
+    models: Names = tuple(MODELS)
+    """Sizes of the ViT among tiny, small, base and large, each with 256 features."""
+    head_sets: str = f"{ALL_HEADS}:depth,alpha:depth"
+    """Subsets of the heads of ViT-B, separated by colons."""
     calls: int = 3
-    """Timed calls of each point, after one that is not counted."""
-    out: Path = RESULTS
-    """Folder for the JSON and the plot."""
+    """Timed calls of each point, after one warm-up call."""
+    out: Path | None = None
+    """Folder of the result files. Default: benchmarks/results."""
     name: str = "scaling"
-    """Name of the files in it."""
-    point: str | None = None
-    """Used by the command itself: measure this one point and print it."""
+    """Name of the result files: NAME.json and NAME.png."""
+    json: Json = False
 
 
 def main(config: ScalingConfig) -> int:
-    """Exit status 0 when every point ran. Raises `BadBundle` where there is no bundle."""
-    if config.point:
-        print(json.dumps(_point(**json.loads(config.point))))
-        return 0
+    """Exit status 0 if every point ran, else 1."""
     if config.bundle:
-        Bundle.open(config.bundle)  # raises for all points at once, before anything is written
-    before = machine.record()
-    usual = {"frame": "720x1280", "batch": 1, "model": "given" if config.bundle else "base", "heads": ",".join(HEADS)}
-    given = usual | {"bundle": str(config.bundle or _random("base"))}
-    wanted = [given | {"axis": "frame", "frame": frame} for frame in config.frames]
-    wanted += [given | {"axis": "batch", "batch": n} for n in config.batches]
-    wanted += [usual | {"axis": "model", "model": name, "bundle": str(_random(name))} for name in config.models]
-    wanted += [usual | {"axis": "heads", "model": "base", "heads": heads, "bundle": str(_random("base", heads))}
-               for heads in config.heads]
+        Bundle.open(config.bundle)  # a missing bundle is an error before anything is written
+    before = environment.record()
     rows = []
-    for point in wanted:
+    for point in points(config):
         for backend in config.backends:
-            rows.append(_apart(point, backend, config.calls))
-            print("measured", {key: value for key, value in rows[-1].items() if key != "bundle"}, flush=True)
-    result = {"command": cli.command_line(PROG), "machine": before, "calls": config.calls,
-              "rows": [{key: value for key, value in row.items() if key != "bundle"} for row in rows]}
-    path = config.out / f"{config.name}.json"
-    write_json(path, result)
-    _show(rows)
-    _plot(rows, path.with_suffix(".png"))
-    return 0 if all("p50_ms" in row for row in rows) else 1
+            rows.append(_without_bundle(point) | {"backend": backend} | _in_new_process(point, backend, config.calls))
+            log(f"measured {rows[-1]}")
+    result = {"command": cli.command_line(PROG), "machine": before, "calls": config.calls, "rows": rows}
+    plot(rows, result_file(config, ".png"))
+    write_result(config, result, show)
+    return 0 if all(row["status"] == "ran" for row in rows) else 1
 
 
-def _random(size: str, heads: str = ",".join(HEADS)) -> Path:
-    return graph_bundle(Path("engines") / f"scaling-{size}-{heads.replace(',', '-')}", MODELS[size],
-                        tuple(heads.split(",")))
+def points(config: ScalingConfig) -> list[Point]:
+    """What to measure: along each axis one value changes, and the others stay at those of `usual`."""
+    if unknown := [name for name in config.models if name not in MODELS]:
+        raise BadInput(f"--models: expected names among {', '.join(MODELS)}, received {', '.join(unknown)}.")
+    head_sets = [heads for heads in config.head_sets.split(":") if heads]
+    if unknown := [name for heads in head_sets for name in heads.split(",") if name not in HEADS]:
+        raise BadInput(f"--head-sets: expected sets such as depth,alpha:depth of names among {', '.join(HEADS)}, "
+                       f"received {', '.join(map(repr, unknown))}.")
+    usual = {"frame": "720x1280", "batch": 1, "model": "base", "heads": ALL_HEADS}
+    given = usual | ({"model": "given", "bundle": str(config.bundle)} if config.bundle else {})
+    found = [given | {"axis": "frame", "frame": size_text(size)} for size in config.frame_sizes]
+    found += [given | {"axis": "batch", "batch": n} for n in config.batches]
+    found += [usual | {"axis": "model", "model": name} for name in config.models]
+    found += [usual | {"axis": "heads", "heads": heads} for heads in head_sets]
+    return [{"bundle": _random_bundle(point)} | point if "bundle" not in point else point for point in found]
 
 
-def _apart(point: dict[str, Any], backend: str, calls: int) -> dict[str, Any]:
-    arguments = {"bundle": point["bundle"], "frame": point["frame"], "batch": point["batch"], "backend": backend,
-                 "calls": calls}
-    done = subprocess.run([sys.executable, __file__, "--point", json.dumps(arguments)], capture_output=True, text=True,
-                          check=False)
-    row = point | {"backend": backend}
-    if done.returncode:
-        return row | {"status": "not run", "reason": (done.stderr.strip().splitlines() or ["killed"])[-1]}
-    return row | {"status": "ran"} | json.loads(done.stdout.strip().splitlines()[-1])
+def _random_bundle(point: Point) -> str:
+    size, heads = point["model"], point["heads"]
+    folder = Path("engines") / f"scaling-{size}-{heads.replace(',', '-')}"
+    return str(frame_graph_bundle(folder, MODELS[size], tuple(heads.split(","))))
 
 
-def _point(bundle: str, frame: str, batch: int, backend: Backend, calls: int) -> dict[str, float]:
-    h, w = (int(part) for part in frame.split("x"))
-    rng = np.random.default_rng(0)
-    frames = np.kron(rng.integers(0, 256, (batch, h // 8, w // 8, 3), dtype=np.uint8), np.ones((1, 8, 8, 1), np.uint8))
-    seconds = []
-    with load(bundle, backend) as runtime:
-        loaded = machine.peak_mb()
-        for _ in range(calls + 1):
-            started = time.perf_counter()
-            runtime(frames)
-            seconds.append(time.perf_counter() - started)
-    return {"p50_ms": float(np.median(seconds[1:]) * 1e3), "ms_per_frame": float(np.median(seconds[1:]) * 1e3 / batch),
-            "first_call_ms": seconds[0] * 1e3, "loaded_mb": loaded, "peak_mb": machine.peak_mb()}
+def _without_bundle(point: Point) -> Point:
+    return {key: value for key, value in point.items() if key != "bundle"}
 
 
-def _show(rows: list[dict[str, Any]]) -> None:
-    shown = Table("axis", "model", "heads", "frame", "batch", "backend", "ms per frame", "peak MB")
-    for row in rows:
-        ran = "p50_ms" in row
-        cells = (f"{row['ms_per_frame']:.0f}", f"{row['peak_mb']:.0f}") if ran else ("not run", Text(row["reason"]))
-        shown.add_row(row["axis"], row["model"], row["heads"], row["frame"], str(row["batch"]), row["backend"], *cells)
-    Console().print(shown)
-
-
-def _plot(rows: list[dict[str, Any]], path: Path) -> None:
+def _in_new_process(point: Point, backend: str, calls: int) -> dict[str, Any]:
+    """`measure` in a fresh interpreter; "not run" if it fails or the system kills it."""
+    fresh = multiprocessing.get_context("spawn")
     try:
-        import matplotlib
+        with ProcessPoolExecutor(1, mp_context=fresh) as pool:
+            return pool.submit(measure, point, backend, calls).result()
+    except BrokenProcessPool:
+        return {"status": "not run", "reason": "the process was killed, probably because memory ran out"}
+
+
+def measure(point: Point, backend: str, calls: int) -> dict[str, Any]:
+    """Median time of a call and peak memory of this process, for one point on one backend."""
+    height, width = (int(part) for part in point["frame"].split("x"))
+    batch = point["batch"]
+    rng = np.random.default_rng(0)
+    blocks = rng.integers(0, 256, (batch, height // 8, width // 8, 3), dtype=np.uint8)
+    frames = np.kron(blocks, np.ones((1, 8, 8, 1), np.uint8))
+    seconds = []
+    try:
+        with load(point["bundle"], backend) as runtime:
+            loaded = environment.peak_resident_mb()
+            for _ in range(calls + 1):
+                started = time.perf_counter()
+                runtime(frames)
+                seconds.append(time.perf_counter() - started)
+    except Exception as error:  # ONNX Runtime's exceptions have no narrower base class
+        return {"status": "not run", "reason": first_line(error)}
+    median = float(np.median(seconds[1:]) * 1e3)
+    return {"status": "ran", "p50_ms": median, "ms_per_frame": median / batch, "first_call_ms": seconds[0] * 1e3,
+            "loaded_mb": loaded, "peak_mb": environment.peak_resident_mb()}
+
+
+def show(result: dict[str, Any]) -> None:
+    """Print one row per point and backend."""
+    table = Table("axis", "model", "heads", "frame", "batch", "backend", "ms per frame", "peak MB")
+    for row in result["rows"]:
+        ran = row["status"] == "ran"
+        cells = (f"{row['ms_per_frame']:.0f}", f"{row['peak_mb']:.0f}") if ran else ("not run", Text(row["reason"]))
+        table.add_row(row["axis"], row["model"], row["heads"], row["frame"], str(row["batch"]), row["backend"], *cells)
+    Console().print(table)
+
+
+def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:
+    """Write the six panels (PNG); nothing without matplotlib."""
+    try:
+        from matplotlib.figure import Figure
     except ImportError:
         return
-    matplotlib.use("Agg")
-    from matplotlib import pyplot
-
-    figure, axes = pyplot.subplots(2, 3, figsize=(13, 7), layout="constrained")
+    figure = Figure(figsize=(13, 7), layout="constrained")
     panels = (("frame", "ms_per_frame", "ms per frame against frame size"), ("batch", "ms_per_frame", "against batch"),
               ("model", "ms_per_frame", "against model size"), ("heads", "ms_per_frame", "against heads"),
               ("frame", "peak_mb", "peak memory [MB] against frame size"),
               ("model", "peak_mb", "peak memory [MB] against model size"))
-    for one, (axis, value, title) in zip(axes.flat, panels, strict=True):
+    for axes, (axis, value, title) in zip(figure.subplots(2, 3).flat, panels, strict=True):
         for backend in dict.fromkeys(row["backend"] for row in rows):
-            ran = [row for row in rows if row["axis"] == axis and row["backend"] == backend and "p50_ms" in row]
-            one.plot([str(row[axis]) for row in ran], [row[value] for row in ran], "o-", label=backend)
-        one.set(title=title, ylim=(0, None))
-        one.legend()
+            ran = [row for row in rows if (row["axis"], row["backend"], row["status"]) == (axis, backend, "ran")]
+            axes.plot([str(row[axis]) for row in ran], [row[value] for row in ran], "o-", label=backend)
+        axes.set(title=title, ylim=(0, None))
+        axes.legend()
     with replacing(path) as temporary:
         figure.savefig(temporary, dpi=120)
-    pyplot.close(figure)
 
 
 if __name__ == "__main__":
-    cli.run(ScalingConfig, main, PROG)
+    cli.run(ScalingConfig, main, PROG, renamed=RENAMED)

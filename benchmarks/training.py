@@ -1,11 +1,11 @@
 """python benchmarks/training.py: speed and memory of AMP training, with and without torch.compile.
 
-Times the trainer's own step (forward, losses, backward, clipping, AdamW) on images that lie on the device already, so
-that reading files counts nowhere: benchmarks/dataloader.py measures that. The ceiling is a large matrix product in the
-same precision, on the same device, measured beside it. A GPU is needed; --device cpu is a tiny smoke test.
+Times the trainer's own step (forward, losses, backward, clipping, AdamW) on images that are already on the device;
+benchmarks/dataloader.py measures how long reading files takes. The ceiling is a large matrix product in the same
+precision on the same device. Needs a GPU; --device cpu is a small smoke test.
 """
 
-# ruff: noqa: E402 - this file is run by its path, and finds its neighbours through the line below
+# ruff: noqa: E402 - run by its path, this file finds the repository through the next line but one
 from __future__ import annotations
 
 import sys
@@ -22,10 +22,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks import machine
+from benchmarks import environment
+from benchmarks.results import write_result
 from dpt_deploy import cli
+from dpt_deploy.cli.options import Batches, Json
 from dpt_deploy.core.errors import BackendError
-from dpt_deploy.core.files import write_json
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
 from train.config import TrainConfig
 from train.distributed import World
@@ -33,52 +34,53 @@ from train.memory import example_batch, is_out_of_memory, release
 from train.optim import parameter_groups
 from train.step import Stepper
 
-RESULTS = Path(__file__).parent / "results"
 PROG = "python benchmarks/training.py"
 GUIDE_BATCH, GUIDE_GB = 6, 8.0  # "Minimum: 8GB GPU memory for batch_size=6"
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Images per second, share of the measured matrix rate and peak memory of training."""
+    """Measure images per second, share of the matrix-product rate, and peak memory of training."""
 
     device: Literal["cuda", "cpu"] = "cuda"
-    """cpu runs one small model for a few steps: a test that this works, and no measurement."""
+    """cpu is a smoke test with a small model, not a measurement."""
     amp: Literal["fp16", "bf16"] = "fp16"
-    """Precision; FP16 has loss scaling."""
-    batches: tuple[int, ...] = (GUIDE_BATCH, 32)
+    """Precision. fp16 uses loss scaling."""
+    batches: Batches = (GUIDE_BATCH, 32)
     """Batch sizes."""
     steps: int = 30
-    """Timed steps of each."""
+    """Timed steps of each batch size."""
     warm_up: int = 8
-    """Steps before those, not counted; the first ones compile."""
-    out: Path = RESULTS
-    """Folder for the JSON."""
+    """Untimed steps before them; the first ones compile."""
+    out: Path | None = None
+    """Folder of the result file. Default: benchmarks/results."""
     name: str = "training"
-    """Name of the file in it."""
+    """Name of the result file: NAME.json."""
+    json: Json = False
 
 
 def main(config: TrainingConfig) -> int:
-    """Exit status 0 when every row ran, 1 when one did not, 2 without a GPU."""
+    """Exit status 0 if every row ran, else 1.
+
+    Raises:
+        BackendError: No GPU is visible.
+    """
     if config.device == "cuda" and not torch.cuda.is_available():
-        raise BackendError("no GPU is visible to PyTorch here. Run this command on a machine with an NVIDIA "
-                           "GPU, or look whether it works at all with --device cpu.")
-    path = config.out / f"{config.name}.json"
-    result: dict[str, Any] = {"command": cli.command_line(PROG), "machine": machine.record(), "amp": config.amp,
-                              "device": config.device, "rows": []}
+        raise BackendError("no GPU is visible to PyTorch. Run this command on a machine with an NVIDIA GPU, or add "
+                           "--device cpu for a smoke test.")
+    result: dict[str, Any] = {"command": cli.command_line(PROG), "machine": environment.record(),
+                              "amp": config.amp, "device": config.device, "rows": []}
     result["matrix_tflops"] = matrix_rate(config) / 1e12
     for compiled in (False, True) if config.device == "cuda" else (False,):
         for batch in config.batches:
             result["rows"].append(measure(config, batch, compiled, 1e12 * result["matrix_tflops"]))
     result["guide"] = guide_claim(result["rows"], config.device)
-    write_json(path, result)
-    show(result)
-    print(f"written: {path}")
+    write_result(config, result, show)
     return 0 if all(row["status"] == "ran" for row in result["rows"]) else 1
 
 
 def new_model(config: TrainingConfig) -> MultiTaskDPT:
-    """The guide's model with random weights: speed and memory do not depend on them."""
+    """The model of the training guide with random weights; neither speed nor memory depends on them."""
     torch.manual_seed(0)
     if config.device == "cpu":
         return create_multitask_dpt_model("test_vit", 8, backbone_kwargs={"img_size": 64})
@@ -86,7 +88,7 @@ def new_model(config: TrainingConfig) -> MultiTaskDPT:
 
 
 def measure(config: TrainingConfig, batch: int, compiled: bool, ceiling: float) -> dict[str, Any]:
-    """One row: `batch` images per step, with or without torch.compile; `ceiling` in FLOP per second."""
+    """One row: `batch` images per step, with or without torch.compile. `ceiling` is in FLOP/s."""
     row: dict[str, Any] = {"batch": batch, "compiled": compiled}
     release()
     try:
@@ -109,7 +111,7 @@ def measure(config: TrainingConfig, batch: int, compiled: bool, ceiling: float) 
 
 
 def new_stepper(config: TrainingConfig, model: MultiTaskDPT, compiled: bool) -> Stepper:
-    """The trainer's step with its defaults."""
+    """The trainer's step with its default options."""
     defaults = TrainConfig(data_root=Path())
     device = torch.device(config.device)
     torch.backends.cudnn.benchmark = device.type == "cuda"
@@ -122,14 +124,14 @@ def new_stepper(config: TrainingConfig, model: MultiTaskDPT, compiled: bool) -> 
 
 
 def step_flops(model: MultiTaskDPT, pixels: torch.Tensor) -> float:
-    """FLOPs that a step needs: three times those of the forward pass, whatever the implementation recomputes."""
+    """FLOPs that a step needs: three times those of the forward pass, without what the implementation recomputes."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         model(pixels[:1])
     return 3.0 * len(pixels) * counter.get_total_flops()
 
 
 def matrix_rate(config: TrainingConfig) -> float:
-    """FLOP per second of a large square matrix product in the run's precision."""
+    """FLOP/s of a large square matrix product in the precision of the run."""
     n = 8192 if config.device == "cuda" else 256
     dtype = torch.float16 if config.amp == "fp16" else torch.bfloat16
     a = torch.randn(n, n, device=config.device).to(dtype)
@@ -138,7 +140,7 @@ def matrix_rate(config: TrainingConfig) -> float:
 
 
 def per_call(call: Callable[[], object], config: TrainingConfig) -> float:
-    """Mean time of `config.steps` calls that follow one another, after the warm-up [s]."""
+    """Mean time of a call over `config.steps` consecutive calls, after the warm-up [s]."""
     for _ in range(config.warm_up):
         call()
     wait(config)
@@ -150,18 +152,20 @@ def per_call(call: Callable[[], object], config: TrainingConfig) -> float:
 
 
 def wait(config: TrainingConfig) -> None:
+    """Wait until the device has finished."""
     if config.device == "cuda":
         torch.cuda.synchronize()
 
 
 def reset_peak(config: TrainingConfig) -> None:
+    """Start measuring peak GPU memory."""
     if config.device == "cuda":
         release()
         torch.cuda.reset_peak_memory_stats()
 
 
 def guide_claim(rows: list[dict[str, Any]], device: str) -> dict[str, Any]:
-    """Whether batch 6 takes at most the 8 GB of the training guide; None where it was not measured."""
+    """Whether batch 6 fits the 8 GB of the training guide; None if that was not measured."""
     row = next((row for row in rows if row["batch"] == GUIDE_BATCH and not row["compiled"]), None)
     peak = row.get("peak_gib") if row and device == "cuda" else None
     return {"batch": GUIDE_BATCH, "claimed_gb": GUIDE_GB, "peak_gib": peak,
@@ -169,7 +173,7 @@ def guide_claim(rows: list[dict[str, Any]], device: str) -> dict[str, Any]:
 
 
 def show(result: dict[str, Any]) -> None:
-    """The table in the terminal."""
+    """Print one row per batch size."""
     table = Table(title=f"training in {result['amp']} on {result['device']}; matrix product "
                         f"{result['matrix_tflops']:.3g} TFLOP/s", title_justify="left")
     for column in ("batch", "compiled", "images/s", "ms/step", "of the matrix rate", "peak GiB"):

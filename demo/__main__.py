@@ -15,9 +15,9 @@ from dpt_deploy import load
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.files import write_json
 from dpt_deploy.parity.judge import last_report
-from dpt_deploy.predict import write_png
-from dpt_deploy.predict.__main__ import write_results
-from dpt_deploy.report import panel
+from dpt_deploy.report.panel import panel
+from dpt_deploy.report.prediction_files import write_prediction
+from dpt_deploy.report.writers import write_png
 from dpt_deploy.runtime import Prediction, Runtime
 from train.evaluate import EvaluateConfig, evaluate
 from train.logs import metrics_table
@@ -75,7 +75,7 @@ def predict_photograph(runtime: Runtime) -> tuple[np.ndarray, Prediction]:
 
     image = np.ascontiguousarray(astronaut())
     prediction = runtime(image)
-    write_results(OUT, "astronaut", image, prediction, "astronaut")
+    write_prediction(OUT, "astronaut", image, prediction, "astronaut")
     return image, prediction
 
 

@@ -1,7 +1,7 @@
 """pytest plugin: `pytest --dpt-bundle engines/best_model` adds a test for each stage and head of a bundle.
 
-Does nothing without that option, and imports nothing heavy. A stage that cannot run here is a
-skip with its reason. The bundle is judged once, when its first test runs, and is not written to.
+Does nothing without that option, and imports nothing heavy. A stage that cannot run here is skipped with
+its reason. The bundle is judged once, when its first test runs, and is not written to.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import pytest
 
 if TYPE_CHECKING:
     from .core.errors import DptError
-    from .parity import ParityReport
+    from .core.verdict import ParityReport, StageId
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -53,15 +53,15 @@ class BundleCollector(pytest.Collector):
         try:
             from .core.bundle import Bundle
             from .parity.compare import load_budget
-            from .parity.judge import stage_names
+            from .parity.judge import stage_ids
 
             bundle = Bundle.open(self.folder)
             load_budget(self.budget)
-            names = stage_names(bundle)
+            stages = stage_ids(bundle)
         except DptError as error:
             raise pytest.UsageError(f"--dpt-bundle: {error}") from error
-        for stage in names:
-            for head in ("weights",) if stage.startswith("weights ") else bundle.contract.heads:
+        for stage in stages:
+            for head in ("weights",) if stage.kind == "weights" else bundle.contract.heads:
                 yield HeadTest.from_parent(self, name=f"{stage}::{head}", stage=stage, head=head)
 
     @functools.cached_property
@@ -69,10 +69,10 @@ class BundleCollector(pytest.Collector):
         """The verdict on the bundle, or why there is none: found once, for all its tests."""
         from .core.bundle import Bundle
         from .core.errors import DptError
-        from .parity.judge import assess
+        from .parity import judge
 
         try:
-            return assess(Bundle.open(self.folder), self.budget)
+            return judge(Bundle.open(self.folder), self.budget).report
         except DptError as error:
             return error
 
@@ -82,7 +82,7 @@ class HeadTest(pytest.Item):
 
     parent: BundleCollector
 
-    def __init__(self, stage: str, head: str, **fields: Any) -> None:
+    def __init__(self, stage: StageId, head: str, **fields: Any) -> None:
         super().__init__(**fields)
         self.stage, self.head = stage, head
 
@@ -91,14 +91,14 @@ class HeadTest(pytest.Item):
         report = self.parent.report
         if isinstance(report, Exception):
             raise report
-        (stage,) = [stage for stage in report.stages if stage.name == self.stage]
+        (stage,) = [stage for stage in report.stages if stage.id == self.stage]
         if stage.status == "not run":
             pytest.skip(f"not run: {'; '.join(stage.reasons)}")
-        if stage.status == "failed" and (reasons := stage.reasons_of(self.head)):
-            raise OutOfBudget("\n".join([f"{self.stage}, {self.head}:", *reasons, *report.blame]))
+        if stage.status == "failed" and (findings := stage.findings_of(self.head)):
+            raise OutOfBudget("\n".join([f"{self.stage}, {self.head}:", *map(str, findings), *report.blame]))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The reasons alone: where in this package they were found is of no use."""
+        """The reasons alone: a traceback through this package would not help."""
         from .core.errors import DptError
 
         if isinstance(excinfo.value, OutOfBudget | DptError):

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import ast
 import json
+import os
 import re
+import shlex
 import subprocess
 import sys
+import tarfile
 import tomllib
+import zipfile
 from importlib import metadata
 from pathlib import Path
+from typing import NamedTuple
 
 import pytest
 from packaging.requirements import Requirement
@@ -17,11 +22,16 @@ from packaging.utils import canonicalize_name
 from packaging.version import Version
 
 import dpt_deploy
+from dpt_deploy.core.install import install_command
+from dpt_deploy.model import save_checkpoint
+from dpt_deploy.report.writers import write_png
+from tests.tiny import lively_model, photo
 
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
 EXTRAS: dict[str, list[str]] = PROJECT["optional-dependencies"]
 ONNX_RUNTIMES = {"onnxruntime", "onnxruntime-gpu"}
+BASE = {"numpy", "opencv-python", "packaging", "pydantic"}
 HEAVY = ["torch", "torchvision", "timm", "onnx", "onnxruntime", "tensorrt", "tensorrt_rtx", "polygraphy", "tyro"]
 
 
@@ -68,7 +78,7 @@ def documented_combinations() -> dict[str, set[str]]:
     pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "Makefile", ROOT / "constraints.txt"]
     for path in [*pages, *(ROOT / "dpt_deploy").rglob("*.py"), *(ROOT / "train").rglob("*.py")]:
         where, text = path.relative_to(ROOT).as_posix(), path.read_text(encoding="utf-8")
-        for names in re.findall(r"(?:dpt-deploy|-e ['\"]?\.)\[([a-z][a-z,-]*)\]", text):
+        for names in re.findall(r"(?:dpt-deploy|[ '\"]\.)\[([a-z][a-z,-]*)\]", text):
             found[f"{where}: {names}"] = set(names.split(","))
         for names in re.findall(r"DPT_EXTRAS *\??= *([a-z][a-z,-]*)", text):
             found[f"{where}: {names}"] = set(names.split(","))
@@ -86,12 +96,12 @@ def constraints() -> dict[str, str]:
     return found
 
 
-def test_base_install_is_numpy_and_opencv() -> None:
-    assert {requirement.name for requirement in direct(set())} == {"numpy", "opencv-python"}
+def test_base_install_is_small() -> None:
+    assert {requirement.name for requirement in direct(set())} == BASE
 
 
 def test_extras_are_the_documented_ones() -> None:
-    assert set(EXTRAS) == {"cli", "cpu", "gpu", "export", "tensorrt", "tensorrt-rtx", "train", "dev"}
+    assert set(EXTRAS) == {"cli", "cpu", "gpu", "export", "tensorrt", "tensorrt-rtx", "train", "docs", "dev"}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -146,7 +156,7 @@ def test_every_direct_dependency_has_a_tested_version_within_its_bounds() -> Non
 def test_this_environment_has_the_tested_versions() -> None:
     """A test run speaks for constraints.txt only if it ran with what stands there."""
     other = {}
-    for requirement in direct({"export", "train", "dev"}):
+    for requirement in direct({"export", "train", "docs", "dev"}):
         pinned, installed = constraints()[canonicalize_name(requirement.name)], metadata.version(requirement.name)
         if Version(installed) != Version(pinned):
             other[requirement.name] = f"installed {installed}, tested {pinned}"
@@ -185,41 +195,143 @@ def test_the_version_is_written_once() -> None:
     assert f"{dpt_deploy.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 
 
-@pytest.fixture(scope="module")
-def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The project's files in a folder of their own: setuptools leaves build folders where it builds."""
-    folder = tmp_path_factory.mktemp("source")
-    for name in _listed():
+def test_install_commands_are_made_in_one_place() -> None:
+    """There is no distribution on an index: "pip install dpt-deploy" would install whatever takes that name."""
+    folders = ["dpt_deploy", "train", "benchmarks", "demo"]
+    code = [path for folder in folders for path in (ROOT / folder).rglob("*.py") if path.name != "install.py"]
+    written = [f"{path.relative_to(ROOT)}: {line.strip()}"
+               for path in code for line in path.read_text(encoding="utf-8").splitlines()
+               if re.search(r"pip3? install\b|dpt-deploy\[", line)]
+    assert not written, "call dpt_deploy.core.install.install_command instead"
+    pages = [*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")]
+    assert not [str(path) for path in pages if "pip install 'dpt-deploy" in path.read_text(encoding="utf-8")]
+
+
+@pytest.mark.parametrize("extra", ["", *EXTRAS])
+def test_an_install_command_names_the_packages_themselves(extra: str) -> None:
+    command = install_command(extra)
+    named = {Requirement(word).name for word in shlex.split(command.partition(" (")[0])[4:]}
+    assert command.startswith("python -m pip install ") and named
+    assert named <= {requirement.name for requirement in direct({extra} - {""})}
+    assert ("NVIDIA's package index" in command) == (extra == "tensorrt")
+
+
+def test_an_install_command_names_only_what_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    present = {"torch": "2.9.0", "torchvision": "0.24.0", "timm": "1.0.0", "onnx": "1.18", "onnxscript": "0.5.4"}
+
+    def version(name: str) -> str:
+        if name in present:
+            return present[name]
+        raise metadata.PackageNotFoundError(name)
+
+    monkeypatch.setattr(metadata, "version", version)
+    command = install_command("export")
+    assert "'timm>=1.0.20'" in command and "'safetensors>=0.5'" in command and "torch" not in command
+    assert install_command("export", "torch", flags=("--upgrade",)).endswith("install --upgrade 'torch>=2.9'")
+
+
+class Built(NamedTuple):
+    """The wheel and the sdist of the working tree, and the folder that the wheel was installed into."""
+
+    wheel: Path
+    sdist: Path
+    folder: Path
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory: pytest.TempPathFactory) -> Built:
+    """Built from a copy, because setuptools leaves folders where it builds."""
+    source, out = copied(tmp_path_factory.mktemp("source")), tmp_path_factory.mktemp("dist")
+    backend("build_sdist", source, out)
+    wheel = backend("build_wheel", source, out)
+    folder = tmp_path_factory.mktemp("installed")
+    run("-m", "pip", "install", "--quiet", "--no-deps", "--no-compile", "--target", folder, wheel, cwd=out)
+    (sdist,) = out.glob("*.tar.gz")
+    return Built(wheel, sdist, folder)
+
+
+def copied(folder: Path) -> Path:
+    """The project's files in a folder of their own."""
+    for name in listed():
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_bytes((ROOT / name).read_bytes())
     return folder
 
 
-def _listed() -> list[str]:
+def listed() -> list[str]:
     """Files that git has or would add, as they are in the folder now."""
     command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
-    return [name for name in listed.split("\0") if name and (ROOT / name).is_file()]
+    found = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    return [name for name in found.split("\0") if name and (ROOT / name).is_file()]
 
 
-@pytest.mark.slow
-def test_a_wheel_holds_the_packages_and_their_data(copy: Path, tmp_path: Path) -> None:
-    wheel = [sys.executable, "-m", "pip", "wheel", "--no-deps", "--no-build-isolation", "-w", tmp_path, copy]
-    subprocess.run(wheel, check=True, capture_output=True)
-    (built,) = tmp_path.glob("dpt_deploy-*.whl")
-    listing = subprocess.run([sys.executable, "-m", "zipfile", "-l", built], check=True, capture_output=True, text=True)
-    inside = {line.split()[0] for line in listing.stdout.splitlines()[1:]}
-    tracked = [name for name in _listed() if name.startswith(("dpt_deploy/", "train/"))]
-    shipped = [name for name in tracked if name.endswith((".py", ".html")) or "/cpp/" in name]
-    assert shipped
-    assert not set(shipped) - inside, "package-data in pyproject.toml leaves these out"
-    assert not [name for name in inside if not name.startswith(("dpt_deploy/", "train/", "dpt_deploy-"))]
+def backend(hook: str, source: Path, out: Path) -> Path:
+    """Call a hook of the build backend in `source`; what it made, in `out`."""
+    code = f"import sys; from setuptools.build_meta import {hook}; print({hook}(sys.argv[1]))"
+    done = run("-c", code, out, cwd=source)
+    return out / done.stdout.splitlines()[-1]
+
+
+def run(*arguments: str | Path, cwd: Path, expected: int = 0, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in `cwd` without the clone on its path, and check the exit status."""
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"} | environment
+    command = [sys.executable, *map(str, arguments)]
+    done = subprocess.run(command, cwd=cwd, env=variables, capture_output=True, text=True)
+    assert done.returncode == expected, f"{arguments}: {done.stdout[-3000:]}\n{done.stderr[-3000:]}"
+    return done
+
+
+def members(wheel: Path) -> dict[str, bytes]:
+    """Name -> contents of each file of a wheel; RECORD, which only lists the others, aside."""
+    with zipfile.ZipFile(wheel) as archive:
+        return {name: archive.read(name) for name in archive.namelist() if not name.endswith("/RECORD")}
+
+
+def test_the_wheel_holds_every_tracked_file_and_no_package_of_a_common_name(built: Built) -> None:
+    inside = {name for name in members(built.wheel) if ".dist-info/" not in name}
+    tracked = {re.sub("^train/", "dpt_train/", name) for name in listed() if name.startswith(("dpt_deploy/", "train/"))}
+    assert tracked
+    assert tracked == inside, "package-data in pyproject.toml, or the packages in setup.py, differ from the files"
+
+
+def test_the_sdist_builds_the_same_wheel(built: Built, tmp_path: Path) -> None:
+    with tarfile.open(built.sdist) as archive:
+        archive.extractall(tmp_path, filter="data")
+    (source,) = tmp_path.iterdir()
+    again = members(backend("build_wheel", source, tmp_path))
+    assert again == members(built.wheel)
+
+
+def test_the_installed_commands_run_to_their_end(built: Built, tmp_path: Path) -> None:
+    """From a folder elsewhere, with the installed packages alone: a file that the wheel lacks would be found here."""
+    save_checkpoint(tmp_path / "tiny.pth", lively_model())
+    write_png(tmp_path / "photo.png", photo(120, 90))
+    (tmp_path / "train.py").write_text("raise SystemExit('the folder has a train.py of its own')")
+    path = {"PYTHONPATH": str(built.folder)}
+
+    def dpt(*arguments: str, expected: int = 0) -> str:
+        return run("-m", "dpt_deploy", *arguments, cwd=tmp_path, expected=expected, **path).stdout
+
+    where = run("-c", "import dpt_deploy; print(dpt_deploy.__file__)", cwd=tmp_path, **path).stdout
+    assert Path(where.strip()).is_relative_to(built.folder)
+    assert dpt("--version").strip() == f"dpt-deploy {dpt_deploy.__version__}"
+    dpt("export", "tiny.pth", "--out", "tiny", "--builder", "none", "--precision", "fp32", "--images", "photo.png")
+    assert (tmp_path / "tiny" / "report.html").is_file()
+    assert json.loads(dpt("parity", "tiny", "--json"))["passed"]
+    dpt("predict", "tiny", "photo.png", "--out", "maps")
+    assert (tmp_path / "maps" / "photo.npz").is_file()
+    assert json.loads(dpt("doctor", "tiny", "--json"))["passed"]
+    assert "--data-root" in dpt("train", "--help")
+    assert "train.py" not in dpt("synthesize", "--help")
+    plugin = ["-m", "pytest", "-p", "dpt_deploy.pytest_plugin", "--dpt-bundle", "tiny", "-q", "-p", "no:cacheprovider"]
+    assert "passed" in run(*plugin, cwd=tmp_path, **path).stdout
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("extra", ["", *EXTRAS])
-def test_pip_resolves_the_extra(extra: str, copy: Path, tmp_path: Path) -> None:
+def test_pip_resolves_the_extra(extra: str, tmp_path: Path) -> None:
     """What pip itself would install, under the constraints, into an empty environment."""
+    copy = copied(tmp_path / "source")
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
     command += ["--report", report, "-c", ROOT / "constraints.txt", f"{copy}[{extra}]" if extra else copy]
@@ -235,4 +347,4 @@ def test_pip_resolves_the_extra(extra: str, copy: Path, tmp_path: Path) -> None:
     asked = {canonicalize_name(requirement.name) for requirement in direct({extra} - {""})}
     assert {name: installed[name] for name in asked} == {name: constraints()[name] for name in asked}
     if not extra:
-        assert set(installed) == {"dpt-deploy", "numpy", "opencv-python"}
+        assert {"dpt-deploy", *BASE} <= set(installed) and not set(installed) & set(HEAVY)

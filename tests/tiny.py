@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 import torch
 
+from dpt_deploy import backends
 from dpt_deploy.build import EngineOptions
-from dpt_deploy.export.pipeline import ExportConfig, export
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.manifest import Artifact
+from dpt_deploy.export.pipeline import ExportConfig, export_checkpoint
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model, save_checkpoint
 from dpt_deploy.parity.images import scene
 
@@ -58,7 +61,7 @@ def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
             shutil.rmtree(folder, ignore_errors=True)
             save_checkpoint(shared / "tiny.pth", lively_model())
             engines = EngineOptions(builder="tensorrt-rtx")
-            export(ExportConfig(shared / "tiny.pth", folder, engines=engines), say=lambda line: None)
+            export_checkpoint(ExportConfig(shared / "tiny.pth", folder, engines=engines), say=lambda line: None)
             (shared / "tiny.done").touch()
     return folder
 
@@ -73,3 +76,10 @@ def own_bundle(tiny_bundle: Path, tmp_path: Path) -> Path:
 def photo(height: int, width: int, seed: int = 7) -> np.ndarray:
     """A picture, uint8 (height, width, 3) RGB."""
     return scene(height, width, seed)
+
+
+def open_session(
+    bundle: Bundle, artifact: Artifact, backend: str, threads: int | None = None, precision: str | None = None
+) -> backends.Session:
+    """A session on one artefact, by the backend's name."""
+    return backends.get(backend).open(bundle, artifact, backends.SessionOptions(threads, precision))

@@ -16,11 +16,15 @@ from typing import Any
 import numpy as np
 
 from ..core.bundle import Bundle
-from ..core.errors import BackendError, BadBundle, BadInput, ContractError, DptError, MissingPackage
+from ..core.contract import Graph
+from ..core.errors import BackendError, BadBundle, BadInput, Cause, ContractError, DptError, MissingPackage
+from ..core.manifest import Artifact, Precision
+from .base import Backend, Refusal, SessionOptions, StageTask
 from .session import Session, host_array, no_stream
 
 VARIABLE = "DPT_RUNTIME_LIBRARY"
 ABI = 1
+NOT_BUILT = f"the C++ runtime is not built. Run: make cpp, or name the library in {VARIABLE}."
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 FORMATS = {"rgb": 0, "bgr": 1, "rgba": 2, "bgra": 3, "gray": 4}
@@ -96,8 +100,29 @@ def load_library(path: Path) -> ctypes.CDLL:
     return library
 
 
+class CppRuntime(Backend):
+    """The C++ runtime on its own ONNX Runtime backend: what an application in C or C++ gets."""
+
+    name = "cpp"
+    title = "C++ runtime"
+    runs = "the frame graph, in C and C++ programs"
+    automatic = False  # in Python, the other backends give the same maps
+
+    def unavailable(self) -> Refusal | None:
+        return None if find_library() else Refusal(Cause.NOT_BUILT, NOT_BUILT)
+
+    def candidates(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> list[Artifact]:
+        return bundle.find("onnx", graph="frame", precision=precision or "fp32") if graph == "frame" else []
+
+    def open(self, bundle: Bundle, artifact: Artifact, options: SessionOptions) -> Session:
+        return CppSession(bundle, "onnxruntime-cpu", artifact.precision, options.threads)
+
+    def stages(self, bundle: Bundle) -> list[StageTask]:
+        return [task for task in super().stages(bundle) if task.id.precision == "fp32"]
+
+
 class CppSession(Session):
-    """A bundle's frame graph in the C++ runtime. Host arrays in and out; calls from many threads are right."""
+    """A bundle's frame graph in the C++ runtime. Host arrays in and out. Thread-safe."""
 
     def __init__(
         self, bundle: Bundle, backend: str = "auto", precision: str | None = None, threads: int | None = None,
@@ -105,14 +130,14 @@ class CppSession(Session):
     ) -> None:
         """`backend` and `precision` as `runtime.load` names them; the library picks the artefact as `load` does.
 
-        Raises `MissingPackage` where the library is not built, and what the library refuses under the
-        same class as the Python runtime.
+        Raises `BackendError` if the library is not built, and what the library refuses under the same
+        class as the Python runtime.
         """
         super().__init__(bundle.contract, "frame")
         self.handle = ctypes.c_void_p()
         path = library or find_library()
         if path is None:
-            raise MissingPackage(f"the C++ runtime is not built. Run: make cpp, or name the library in {VARIABLE}.")
+            raise BackendError(NOT_BUILT, Cause.NOT_BUILT)
         self.library = load_library(Path(path))
         options = self.library.dpt_options_default()
         options.backend = BACKENDS.index(backend)

@@ -1,8 +1,10 @@
-"""What this machine has: facts that decide which artefact fits."""
+"""The GPU of this machine, as far as it decides which artefact fits."""
 
 from __future__ import annotations
 
 import functools
+
+NO_GPU = "no GPU is visible here"
 
 
 def compute_capability() -> str | None:

@@ -10,41 +10,120 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..core.bundle import Artifact, Bundle
-from ..core.errors import BackendError, ContractError, MissingPackage
-from . import cuda
+from ..core.bundle import Bundle
+from ..core.check import Check
+from ..core.contract import Graph
+from ..core.errors import BackendError, Cause, ContractError, MissingPackage, missing_package
+from ..core.install import install_command
+from ..core.manifest import Artifact, Precision
+from ..core.verdict import StageKind
+from . import cuda, device
+from .base import Backend, Refusal, SessionOptions, StageTask
 from .session import Session, first_line, host_array, no_stream
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
-INSTALL = "pip install 'dpt-deploy[cpu]', or on a machine with an NVIDIA GPU: pip install 'dpt-deploy[gpu]'"
+CPU_NOTE = (
+    "graph, weights and names are checked; FP16 arithmetic is not: ONNX Runtime's CPU provider computes most "
+    "operators in FP32"
+)
+LISTED = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider", "CUDAExecutionProvider",
+          "OpenVINOExecutionProvider", "CPUExecutionProvider")
+
+
+class OnnxRuntime(Backend):
+    """ONNX Runtime with its CPU or CUDA provider."""
+
+    title = "ONNX Runtime"
+    package = "onnxruntime"
+
+    def __init__(self, provider: Device) -> None:
+        self.provider = provider
+        self.name = f"onnxruntime-{provider}"
+        self.device = "gpu" if provider == "cuda" else "cpu"
+        self.extra = "gpu" if provider == "cuda" else "cpu"
+        self.runs = f"ONNX graphs on {'an NVIDIA GPU' if provider == 'cuda' else 'any CPU, in FP32'}"
+
+    def unavailable(self) -> Refusal | None:
+        try:
+            _onnxruntime(self.provider)
+        except (MissingPackage, BackendError) as error:
+            return Refusal(error.cause, str(error))
+        if self.provider == "cuda" and device.compute_capability() is None:
+            return Refusal(Cause.NO_GPU, device.NO_GPU)
+        return None
+
+    def candidates(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> list[Artifact]:
+        # The CPU provider computes in FP32 whatever the graph; a GPU gains from half precision.
+        preferred = ("fp32", "fp16", "bf16") if self.provider == "cpu" else ("fp16", "bf16", "fp32")
+        order = (precision,) if precision else preferred
+        found = [artifact for artifact in bundle.find("onnx", graph=graph) if artifact.precision in order]
+        return sorted(found, key=lambda artifact: order.index(artifact.precision))
+
+    def open(self, bundle: Bundle, artifact: Artifact, options: SessionOptions) -> Session:
+        return OnnxRuntimeSession(bundle, artifact, self.provider, options.threads)
+
+    def stages(self, bundle: Bundle) -> list[StageTask]:
+        """Every graph: FP32 on the CPU, half precision on the GPU if there is one."""
+        gpu = device.compute_capability() is not None and OnnxRuntime("cuda").unavailable() is None
+        found = []
+        for artifact in bundle.find("onnx"):
+            if (artifact.precision != "fp32" and gpu) != (self.provider == "cuda"):
+                continue
+            # Adversarial inputs are there to overflow FP16, which the CPU provider does not compute in.
+            emulated = artifact.precision == "fp16" and self.provider == "cpu"
+            found.append(StageTask(
+                self.stage_id(artifact, StageKind.GRAPH), artifact, lambda a=artifact: self._open_stage(bundle, a),
+                (CPU_NOTE,) if emulated else (), images_only=emulated, must_open=artifact.precision != "bf16",
+            ))
+        return found
+
+    def _open_stage(self, bundle: Bundle, artifact: Artifact) -> Session:
+        if artifact.precision == "bf16" and self.provider == "cpu":
+            raise BackendError("ONNX Runtime's CPU provider has no BF16 convolution")
+        return self.open(bundle, artifact, SessionOptions())
+
+    def diagnose(self) -> list[Check]:
+        """The package and each provider that it lists, tried by running a graph; once for both backends."""
+        if self.provider == "cuda":
+            return []
+        try:
+            import onnxruntime as ort
+        except ImportError:
+            return [Check(self.title, "not installed", "runs the ONNX graphs", install_command("cpu"))]
+        providers = [name for name in ort.get_available_providers() if name in LISTED]
+        preload(ort)
+        return [Check(self.title, "ok", f"{ort.__version__}, lists {', '.join(providers)}"),
+                *(_tried(ort, name) for name in providers)]
 
 
 class OnnxRuntimeSession(Session):
-    """An ONNX graph of a bundle. Calls from many threads at a time are right.
+    """An ONNX graph of a bundle. Thread-safe.
 
     Host inputs give NumPy outputs. With the CUDA provider, an input on the GPU (`__dlpack__` or
     `__cuda_array_interface__`) is used where it is, and every output is a `cuda.DeviceArray`, complete
     on return: ONNX Runtime computes on a stream of its own, so the host waits for the caller's first.
     """
 
-    def __init__(self, bundle: Bundle, artifact: Artifact, device: Device = "cpu", threads: int | None = None) -> None:
+    def __init__(
+        self, bundle: Bundle, artifact: Artifact, provider: Device = "cpu", threads: int | None = None
+    ) -> None:
         """`threads`: how many threads one operator may use on the CPU; None lets ONNX Runtime decide.
 
         Raises `MissingPackage` without ONNX Runtime, `BackendError` when the provider is not active or
         the graph does not load, `BadBundle` and `ContractError` when the file is not the manifest's.
         """
         super().__init__(bundle.contract, artifact.graph)
-        self.backend = f"onnxruntime-{device}"
-        self.device = device
-        ort = _onnxruntime(device)
+        self.backend = f"onnxruntime-{provider}"
+        self.device = provider
+        ort = _onnxruntime(provider)
         path = bundle.path(artifact)
         options = ort.SessionOptions()
         options.log_severity_level = 4  # what goes wrong is raised below
         if threads is not None:
             options.intra_op_num_threads = threads
-        self._gpu = cuda.current_device() if device == "cuda" else 0
-        providers = [cuda_provider(self._gpu)] if device == "cuda" else []
+        self._gpu = cuda.current_device() if provider == "cuda" else 0
+        providers = [cuda_provider(self._gpu)] if provider == "cuda" else []
         providers.append(PROVIDERS["cpu"])
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
@@ -52,11 +131,11 @@ class OnnxRuntimeSession(Session):
             raise BackendError(
                 f"{self.backend} cannot load {path}: {first_line(error)}. Choose another precision or backend."
             ) from error
-        if PROVIDERS[device] not in session.get_providers():
+        if PROVIDERS[provider] not in session.get_providers():
             raise BackendError(
-                f"onnxruntime-cuda: expected {PROVIDERS[device]} to be active, but ONNX Runtime {ort.__version__} fell "
-                f"back to {session.get_providers()[0]}. Check that nvidia-smi lists a GPU, and that the CUDA and "
-                "cuDNN libraries are those of this version: pip install 'dpt-deploy[gpu]'"
+                f"onnxruntime-cuda: expected {PROVIDERS[provider]} to be active, but ONNX Runtime {ort.__version__} "
+                f"fell back to {session.get_providers()[0]}. Check that nvidia-smi lists a GPU, and that the CUDA and "
+                f"cuDNN libraries are those of this version: {install_command('gpu')}"
             )
         embedded = session.get_modelmeta().custom_metadata_map.get("contract")
         bundle.check_contract(json.loads(embedded) if embedded else None, artifact.file)
@@ -124,19 +203,18 @@ def cuda_provider(gpu: int) -> tuple[str, dict[str, str]]:
     return PROVIDERS["cuda"], {"device_id": str(gpu), "use_tf32": "0"}
 
 
-def _onnxruntime(device: Device) -> Any:
+def _onnxruntime(provider: Device) -> Any:
     """The onnxruntime module, if it can be imported and has the provider."""
     try:
         import onnxruntime
     except ImportError as error:
-        raise MissingPackage(f"ONNX Runtime is needed to run ONNX graphs, and it is not installed. Run: {INSTALL}"
-                             ) from error
-    if PROVIDERS[device] not in onnxruntime.get_available_providers():
+        raise missing_package("onnxruntime", "gpu" if provider == "cuda" else "cpu", "run ONNX graphs") from error
+    if PROVIDERS[provider] not in onnxruntime.get_available_providers():
         raise BackendError(
             f"onnxruntime-cuda: the installed ONNX Runtime {onnxruntime.__version__} was built without CUDA. Run: "
-            "pip uninstall onnxruntime; pip install 'dpt-deploy[gpu]'"
+            f"python -m pip uninstall onnxruntime; {install_command('gpu')}"
         )
-    if device == "cuda":
+    if provider == "cuda":
         preload(onnxruntime)
     return onnxruntime
 
@@ -145,3 +223,36 @@ def preload(onnxruntime: Any) -> None:
     """Load the CUDA libraries that pip installed; what ONNX Runtime cannot find, it would print."""
     with contextlib.redirect_stdout(io.StringIO()):
         onnxruntime.preload_dlls()
+
+
+def _tried(ort: Any, provider: str) -> Check:
+    """Whether a session really runs on a provider: ONNX Runtime falls back to the CPU silently."""
+    options = ort.SessionOptions()
+    options.log_severity_level = 4
+    chain = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
+    try:
+        session = ort.InferenceSession(doubling_graph(), options, providers=chain)
+        active = session.get_providers()[0]
+        (answer,) = session.run(None, {"x": np.array([1, 2], np.float32)})
+    except Exception as error:  # its exceptions share no base class but this one
+        return Check(provider, "failed", f"listed, but fails: {first_line(error)}")
+    if active == provider and answer.tolist() == [2.0, 4.0]:
+        return Check(provider, "ok", "runs a graph")
+    if device.compute_capability() is None:
+        return Check(provider, "warning", f"listed, but falls back to {active}: {device.NO_GPU}")
+    return Check(provider, "warning", f"listed, but falls back to {active}: its libraries are not found",
+                 install_command("gpu"))
+
+
+def doubling_graph() -> bytes:
+    """The smallest ONNX graph that computes: y = x + x, float32 (2,). Serialised by hand because onnx is optional."""
+    def field(number: int, payload: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(payload)]) + payload
+
+    def value(name: bytes) -> bytes:  # ValueInfoProto: name, tensor type float, shape (2,)
+        shape = field(1, b"\x08\x02")
+        return field(1, name) + field(2, field(1, b"\x08\x01" + field(2, shape)))
+
+    node = field(1, b"x") + field(1, b"x") + field(2, b"y") + field(3, b"n") + field(4, b"Add")
+    graph = field(1, node) + field(2, b"g") + field(11, value(b"x")) + field(12, value(b"y"))
+    return b"\x08\x08" + field(7, graph) + field(8, b"\x10\x0d")  # IR version 8, opset 13

@@ -8,6 +8,7 @@ graph is therefore cut in three, and only the network between the two resizes is
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -15,18 +16,84 @@ from typing import Any
 
 import numpy as np
 
-from ..core.bundle import Artifact, Bundle
-from ..core.errors import BackendError, ContractError, missing_package
+from ..core.bundle import PARITY_JSON, Bundle
+from ..core.check import Check
+from ..core.contract import Graph
+from ..core.errors import BackendError, Cause, ContractError, MissingPackage, missing_package
+from ..core.install import install_command
+from ..core.manifest import Artifact, Precision
+from ..core.verdict import ParityReport
+from .base import Backend, Refusal, SessionOptions, StageTask
 from .session import Session, host_array, no_stream
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+FP16_NOTE = "a second opinion on accuracy; an overflow of FP16 may come out finite here"
 CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}  # OpenVINO's names for the units beyond FP32
 MIN_IN_FEATURES = 3072  # linear layers from here on are faster in OpenVINO's convolution kernel (docs/speed.md)
 _cores: list[Any] = []  # holds one: OpenVINO loads its plugins for it, and takes them away with it
 
 
+class OpenVINO(Backend):
+    """OpenVINO on the CPU."""
+
+    name = "openvino"
+    title = "OpenVINO"
+    package = "openvino"
+    extra = "cpu"
+    runs = "ONNX graphs on a CPU, in FP32, or in BF16 or FP16 if it has the units"
+
+    def unavailable(self) -> Refusal | None:
+        try:
+            shared_core()
+        except MissingPackage as error:
+            return Refusal(Cause.NOT_INSTALLED, str(error))
+        return None
+
+    def candidates(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> list[Artifact]:
+        """`precision` names the arithmetic: BF16 computes the FP32 graph if there is no BF16 one.
+
+        Without it FP32, preceded by FP16 if the bundle's parity report passed that graph here.
+        """
+        by_precision = {artifact.precision: artifact for artifact in bundle.find("onnx", graph=graph)}
+        order: list[str] = [precision] if precision else ["fp16", "fp32"]
+        no_bf16 = precision == "bf16" and "bf16" not in by_precision
+        if no_bf16 or (precision is None and not self._has_passed(bundle, by_precision.get("fp16"))):
+            order = ["fp32"]
+        return [by_precision[name] for name in order if name in by_precision]
+
+    def _has_passed(self, bundle: Bundle, artifact: Artifact | None) -> bool:
+        """Whether the bundle's parity report passed this very file on OpenVINO."""
+        if artifact is None:
+            return False
+        try:
+            report = ParityReport.from_json(json.loads((bundle.folder / PARITY_JSON).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return False
+        wanted = self.stage_id(artifact)
+        return any(stage.id == wanted and stage.passed and stage.sha256 == artifact.sha256 for stage in report.stages)
+
+    def open(self, bundle: Bundle, artifact: Artifact, options: SessionOptions) -> Session:
+        return OpenVINOSession(bundle, artifact, options.precision, options.threads)
+
+    def stages(self, bundle: Bundle) -> list[StageTask]:
+        if self.unavailable() is not None:  # a second opinion, not missed where it is not installed
+            return []
+        return [dataclasses.replace(task, notes=(FP16_NOTE,) if task.id.precision == "fp16" else ())
+                for task in super().stages(bundle)]
+
+    def diagnose(self) -> list[Check]:
+        if self.unavailable() is not None:
+            return [Check(self.title, "not installed", "optional: fast on CPUs", install_command("cpu"))]
+        import openvino
+
+        capabilities = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+        able = sorted(name for name in capabilities if name in ("FP32", "FP16", "BF16"))
+        return [Check(self.title, "ok", f"{openvino.__version__.split('-')[0]}, devices "
+                      f"{', '.join(shared_core().available_devices)}, this CPU computes in {', '.join(able)}")]
+
+
 class OpenVINOSession(Session):
-    """An ONNX graph of a bundle on the CPU. Calls from many threads are right: they take turns.
+    """An ONNX graph of a bundle on the CPU. Thread-safe: calls take turns.
 
     Takes NumPy arrays and host arrays that speak DLPack, gives NumPy arrays, written in place by
     OpenVINO. All outputs are computed, whichever are asked for.

@@ -14,17 +14,17 @@ from ..core.errors import BackendError, ContractError
 
 
 class Session(abc.ABC):
-    """A loaded graph. A context manager; calls from one thread at a time unless a backend says otherwise.
+    """A loaded graph. A context manager. Thread-safe only if the backend says so.
 
     Inputs are NumPy arrays or anything with `__dlpack__` (torch, CuPy). Outputs are NumPy arrays,
     which speak DLPack themselves, unless the backend says that it can leave them on the device.
     """
 
-    backend: str
-    """tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino, onnxruntime-cpu or torch."""
+    backend: str = ""
+    """Name of the backend in the registry."""
     note: str = ""
     """What a user should know of how it computes; part of `Runtime.reason`."""
-    lanes: int = 1
+    concurrency: int = 1
     """How many calls make progress at a time; more than one lets a call's transfers overlap another's compute."""
     closed: bool = False
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from ..build.options import REFIT_FAULT
+REFIT_FAULT = (11, 3)
+"""TensorRT's own documentation: a refittable engine of this version may lose the bias of a matrix product."""
 
 
 @dataclass(frozen=True)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
 
 from .. import cli
 
 with cli.needing("cli"):
     import tyro
 
+    from ..cli.options import Precisions
     from ..core.bundle import Bundle
     from ..parity import load_budget
     from ..parity.judge import judge
-    from ..report.table import print_outcome
+    from ..report import write_report
+    from ..report.terminal import print_outcome
     from . import EngineOptions, build_engines, run_line
     from .refit import refit_engines
 
@@ -26,15 +27,16 @@ class BuildConfig:
     """Build engines for this machine from a bundle, and judge every stage that can run here."""
 
     bundle: tyro.conf.Positional[Path]
-    """Folder that python -m dpt_deploy.export wrote."""
+    """Bundle: the folder that the export command wrote."""
     engines: EngineOptions = field(default_factory=EngineOptions)
     budget: Path | None = None
-    """JSON file with other budgets; the report says so."""
-    precision: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Build these precisions only, such as fp16 or fp32; all half-precision graphs when not given."""
+    """JSON file with other parity budgets. The report names it."""
+    precisions: Precisions = ()
+    """Build engines of these precisions, such as fp16,fp32. Default: every half-precision graph."""
     refit: Path | None = None
-    """Build nothing: take the refittable engines of this bundle, made from another checkpoint of the same architecture,
-    and give them this bundle's weights. The bundle itself: give its stripped engines their weights back."""
+    """Skip building. Copy the refittable engines of this bundle, which was made from another checkpoint of the same
+    architecture, and give them the weights of BUNDLE. If it is BUNDLE itself, put the weights back into its stripped
+    engines."""
 
 
 def main(config: BuildConfig) -> int:
@@ -44,11 +46,13 @@ def main(config: BuildConfig) -> int:
     if config.refit is not None:
         engines = refit_engines(bundle, Bundle.open(config.refit))
     else:
-        engines = build_engines(bundle, config.engines, precisions=config.precision)
+        engines = build_engines(bundle, config.engines, precisions=config.precisions)
     command = cli.command_line(PROG)
-    report = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"), command=command)
+    judgement = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"))
+    report = judgement.report
+    write_report(bundle, report, judgement.exhibits, command)
     print_outcome(bundle, report, [run_line(bundle, engine) for engine in engines])
-    return 0 if report else 1
+    return 0 if report.passed else 1
 
 
 COMMAND = cli.Command(BuildConfig, main, PROG, renamed={

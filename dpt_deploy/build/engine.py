@@ -1,12 +1,11 @@
 """ONNX -> TensorRT or TensorRT-RTX plan, through Polygraphy, one process per build.
 
 Polygraphy decides between the two builders when it is imported, by an environment variable: each
-build is a `python -m dpt_deploy.build.child` with a JSON order on standard input.
+build is a `python -m dpt_deploy.build.builder_process` with a JSON order on standard input.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import importlib.metadata
 import importlib.util
@@ -19,27 +18,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..backends import device
-from ..backends.tensorrt import MODULES
+from ..backends.engines import MODULES
 from ..core.contract import Contract, Graph
 from ..core.errors import BackendError, BuildError
 from ..core.files import replacing
+from ..core.install import install_command
+from ..core.manifest import ShapeRange
 from .certificate import sentence
 from .options import BuilderChoice, EngineOptions, check_builder
 
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
-INSTALL = {
-    "tensorrt": "pip install 'dpt-deploy[tensorrt]' (its libraries come from NVIDIA's package index)",
-    "tensorrt-rtx": "pip install 'dpt-deploy[tensorrt-rtx]'",
-}
-
-
-@dataclass(frozen=True)
-class Profile:
-    """The shapes an engine takes: smallest, typical (the one it is tuned for), largest."""
-
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
-    max: tuple[int, ...]
 
 
 @dataclass(frozen=True)
@@ -98,31 +86,32 @@ def find_builder(choice: BuilderChoice) -> Builder:
         if reason is None:
             return Builder("tensorrt", _version("tensorrt"))
         if choice == "tensorrt":
-            raise BackendError(f"--builder tensorrt: {reason}. Install: {INSTALL['tensorrt']}, or use tensorrt-rtx.")
+            raise BackendError(f"--builder tensorrt: {reason}. Run: {install_command('tensorrt')}, "
+                               "or use --builder tensorrt-rtx.")
     reason = _unusable("tensorrt-rtx")
     if reason is None:
         return Builder("tensorrt-rtx", _version("tensorrt-rtx"))
     raise BackendError(
-        f"--builder {choice}: {reason}. Install {INSTALL['tensorrt-rtx']}, or {INSTALL['tensorrt']}, "
+        f"--builder {choice}: {reason}. Run: {install_command('tensorrt-rtx')}, or {install_command('tensorrt')}, "
         "or use --builder none to stop at ONNX."
     )
 
 
 def default_profile(
     contract: Contract, graph: Graph, batch: tuple[int, int], frame_sizes: tuple[tuple[int, int], tuple[int, int]]
-) -> dict[str, Profile]:
+) -> dict[str, ShapeRange]:
     """The profile of a graph's inputs: tuned for one image, 720x1280 where the frame sizes allow it."""
     low, high = batch
     if graph == "model":
         h, w = contract.input_size
-        return {"image": Profile((low, 3, h, w), (low, 3, h, w), (high, 3, h, w))}
+        return {"image": ShapeRange(min=(low, 3, h, w), opt=(low, 3, h, w), max=(high, 3, h, w))}
     (min_h, min_w), (max_h, max_w) = frame_sizes
     opt = (min(max(720, min_h), max_h), min(max(1280, min_w), max_w))
-    return {"frame": Profile((low, min_h, min_w, 3), (low, *opt, 3), (high, max_h, max_w, 3))}
+    return {"frame": ShapeRange(min=(low, min_h, min_w, 3), opt=(low, *opt, 3), max=(high, max_h, max_w, 3))}
 
 
 def build_engine(
-    onnx: Path, plan: Path, builder: Builder, profile: dict[str, Profile], asked: str, size: tuple[int, int],
+    onnx: Path, plan: Path, builder: Builder, profile: dict[str, ShapeRange], asked: str, size: tuple[int, int],
     fp32: list[str] | None = None, options: EngineOptions | None = None, timings: Path | None = None,
 ) -> dict[str, Any]:
     """Build `plan` from `onnx` in a process of its own; the file appears only when it is whole.
@@ -133,7 +122,7 @@ def build_engine(
     words, or with what the network computes in where that is not what was asked for.
     """
     options = options or EngineOptions()
-    shapes = {name: dataclasses.asdict(entry) for name, entry in profile.items()}
+    shapes = {name: entry.to_json() for name, entry in profile.items()}
     with replacing(plan) as temporary:
         fresh = temporary.with_name("timings") if timings else None
         order = {
@@ -142,7 +131,7 @@ def build_engine(
             "variant": options.variant, "new_timings": str(fresh) if fresh else None,
             "old_timings": str(timings) if timings and timings.is_file() else None,
         }
-        answer = run_child(order, builder, f"could not build {onnx.name}")
+        answer = run_builder(order, builder, f"could not build {onnx.name}")
         if answer["certificate"]["status"] == "failed":
             raise BuildError(sentence(onnx.name, answer["certificate"]))
         if fresh and fresh.is_file():
@@ -158,11 +147,11 @@ def build_engine(
     }
 
 
-def run_child(order: dict[str, Any], builder: Builder, failure: str) -> dict[str, Any]:
-    """What `build.child` answers to an order. Raises `BuildError`: `failure`, and the builder's own words."""
+def run_builder(order: dict[str, Any], builder: Builder, failure: str) -> dict[str, Any]:
+    """What `build.builder_process` answers to an order. Raises `BuildError`: `failure`, and the builder's own words."""
     environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": "1" if builder.name == "tensorrt-rtx" else "0"}
     done = subprocess.run(
-        [sys.executable, "-m", "dpt_deploy.build.child"], input=json.dumps(order), env=environment,
+        [sys.executable, "-m", "dpt_deploy.build.builder_process"], input=json.dumps(order), env=environment,
         capture_output=True, text=True, check=False,
     )
     if done.returncode:

@@ -5,47 +5,44 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from ..backends.tensorrt_faults import REFIT_FAULT
+from ..cli.options import BatchRange, SizeRange, size_text
 from ..core.errors import BackendError, BadInput
+from ..core.manifest import Weights
 
 BuilderChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
-Weights = Literal["fixed", "refittable", "stripped"]
-REFIT_FAULT = (11, 3)  # TensorRT's own documentation: a refittable engine may lose the bias of a matrix product
 
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """What engines to build."""
+    """Which engines to build."""
 
     builder: BuilderChoice = "auto"
-    """auto is TensorRT where it and a GPU are present, else TensorRT-RTX; none builds nothing."""
-    batch: tuple[int, int] = (1, 8)
-    """Smallest and largest batch an engine takes."""
-    frame_size: tuple[str, str] = ("64x64", "2160x3840")
-    """Smallest and largest frame an engine takes, as HEIGHTxWIDTH [pixels]."""
+    """auto: TensorRT if it is installed and a GPU is visible, else TensorRT-RTX. none: skip building engines."""
+    batch_range: BatchRange = (1, 8)
+    """Smallest and largest batch that an engine accepts."""
+    frame_size_range: SizeRange = ((64, 64), (2160, 3840))
+    """Smallest and largest frame that an engine accepts."""
     weights: Weights = "fixed"
-    """fixed: folded into the kernels. refittable: may be replaced without a rebuild, slower. stripped: left out of the
-    file, put back by --refit. The latter two: TensorRT, and TensorRT-RTX where a GPU is visible."""
+    """fixed: folded into the kernels. refittable: can be replaced without a rebuild, but slower. stripped: not in the
+    file; --refit puts them back. With TensorRT-RTX, the last two need a visible GPU."""
     version_compatible: bool = False
-    """TensorRT only: the engine also loads in later versions, carries a lean runtime, and can be slower."""
+    """TensorRT only: the engine also loads in later versions. It carries a lean runtime and can be slower."""
     hardware_compatible: bool = False
-    """TensorRT only: one engine for every GPU from Ampere on; slower, with fewer kernels to choose from."""
+    """TensorRT only: one engine for every GPU from Ampere on. It can be slower."""
     timing_cache: bool = True
-    """TensorRT only: keep the builder's kernel timings in the bundle, so that the next build is quick and the same."""
+    """TensorRT only: keep the builder's kernel timings in the bundle, so that the next build is fast and the same."""
 
     def __post_init__(self) -> None:
-        low, high = self.batch
+        low, high = self.batch_range
         if not 1 <= low <= high:
-            raise BadInput(f"--batch: expected 1 <= smallest <= largest, received {low} {high}.")
-        (min_h, min_w), (max_h, max_w) = self.frame_sizes
+            raise BadInput(f"--batch-range: expected 1 <= smallest <= largest, received {low},{high}.")
+        (min_h, min_w), (max_h, max_w) = self.frame_size_range
         if min_h > max_h or min_w > max_w:
-            raise BadInput(f"--frame-size: expected smallest then largest, received {' '.join(self.frame_size)}.")
+            received = ",".join(map(size_text, self.frame_size_range))
+            raise BadInput(f"--frame-size-range: expected the smallest, then the largest, received {received}.")
         if self.weights not in ("fixed", "refittable", "stripped"):
             raise BadInput(f"--weights: expected fixed, refittable or stripped, received {self.weights!r}.")
-
-    @property
-    def frame_sizes(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Smallest and largest (height, width)."""
-        return parse_size(self.frame_size[0], "--frame-size"), parse_size(self.frame_size[1], "--frame-size")
 
     @property
     def variant(self) -> dict[str, str | bool]:
@@ -55,14 +52,6 @@ class EngineOptions:
             "hardware_compatible": self.hardware_compatible,
         }
         return {name: value for name, value in chosen.items() if value not in (False, "fixed")}
-
-
-def parse_size(text: str, option: str) -> tuple[int, int]:
-    """(height, width) of "384" or "720x1280" [pixels]. Raises `BadInput` that names `option`."""
-    parts = text.lower().split("x")
-    if not all(part.isdecimal() and int(part) > 0 for part in parts) or len(parts) > 2:
-        raise BadInput(f"{option}: expected a size such as 384 or 720x1280 (HEIGHTxWIDTH), received {text!r}.")
-    return int(parts[0]), int(parts[-1])
 
 
 def check_builder(options: EngineOptions, builder: str, version: str, capability: str | None) -> None:

@@ -6,20 +6,19 @@ checked from the ONNX files before anything is attempted. The refit itself needs
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
-import json
 from collections.abc import Callable
 from pathlib import Path
 
 import onnx
 
 from ..backends import device
-from ..backends.tensorrt import MODULES, misfit
-from ..core.bundle import Artifact, Bundle
+from ..backends.engines import MODULES, misfit
+from ..core.bundle import Bundle, Recipe
 from ..core.errors import BackendError, BadBundle, BuildError
 from ..core.files import replacing
-from .engine import Builder, find_builder, run_child
+from ..core.manifest import Artifact, EngineDetails, digest
+from .engine import Builder, find_builder, run_builder
 
 SHOWN = 3
 
@@ -34,7 +33,7 @@ def refit_engines(bundle: Bundle, source: Bundle, say: Callable[[str], None] = p
     own = bundle.folder.resolve() == source.folder.resolve()
     chosen = [
         engine for engine in source.find("engine")
-        if engine.details.get("weights") in (("stripped",) if own else ("refittable",))
+        if engine.details.weights in (("stripped",) if own else ("refittable",))
     ]
     if not chosen:
         weights = "stripped" if own else "refittable"
@@ -50,10 +49,10 @@ def refit_engines(bundle: Bundle, source: Bundle, say: Callable[[str], None] = p
 
 def graph_of(source: Bundle, engine: Artifact) -> Artifact:
     """The ONNX graph that an engine was made from. Raises `BadBundle` when the bundle no longer has it."""
-    graphs = source.find("onnx", sha256=engine.details.get("made_from"))
+    graphs = source.find("onnx", sha256=engine.details.made_from)
     if not graphs:
         raise BadBundle(f"--refit: {source.folder} no longer has the graph that {engine.file} was built from. Build it "
-                        f"again: python -m dpt_deploy.build {source.folder} --weights {engine.details['weights']}")
+                        f"again: python -m dpt_deploy.build {source.folder} --weights {engine.details.weights}")
     return graphs[0]
 
 
@@ -96,27 +95,29 @@ def _description(path: Path) -> dict[str, str]:
 def _refit(
     bundle: Bundle, source: Bundle, engine: Artifact, graph: Artifact, say: Callable[[str], None]
 ) -> Artifact:
-    details = engine.details
-    builder = find_builder(details["builder"])
-    # Without its weights it runs nowhere, and what is to be known is whether it does once it has them.
-    filled = dataclasses.replace(engine, details={key: value for key, value in details.items() if key != "weights"})
+    details: EngineDetails = engine.details
+    builder = find_builder(details.builder)
+    # Without its weights it runs nowhere; what matters is whether it runs once it has them.
+    filled = engine.model_copy(update={"details": details.model_copy(update={"weights": "fixed"})})
     if why := misfit(source, filled, builder.version, device.compute_capability()):
         raise BackendError(f"--refit: {engine.file} {why}. Build it again: python -m dpt_deploy.build {source.folder} "
-                           f"--weights {details['weights']}")
-    stripped = details["weights"] == "stripped"
+                           f"--weights {details.weights}")
+    stripped = details.weights == "stripped"
+
+    def make(path: Path) -> EngineDetails:
+        answer = _fill(source.path(engine), bundle.path(graph), path, builder, not stripped)
+        kept = filled.details if stripped else details
+        certificate = (kept.certificate.to_json() if kept.certificate else {}) | answer
+        return EngineDetails.model_validate(kept.to_json() | {
+            "certificate": certificate, "made_from": graph.sha256, "refitted_from": engine.sha256})
+
     file = engine.file.replace("-stripped", "") if stripped else engine.file
-    key = hashlib.sha256(json.dumps([graph.sha256, engine.sha256, "refit"]).encode()).hexdigest()
-    if reused := bundle.reusable(file, key):
+    artifact, reused = bundle.produce(Recipe(
+        file, "engine", digest([graph.sha256, engine.sha256, "refit"]), make, engine.graph, engine.precision))
+    if reused:
         say(f"reused   {file} (same engine and weights)")
-        return reused
-    answer = _fill(source.path(engine), bundle.path(graph), bundle.folder / file, builder, not stripped)
-    kept = filled.details if stripped else details
-    certificate = kept.get("certificate", {}) | answer
-    artifact = bundle.add(
-        file, "engine", graph=engine.graph, precision=engine.precision, key=key,
-        details=kept | {"certificate": certificate, "made_from": graph.sha256, "refitted_from": engine.sha256},
-    )
-    say(f"refitted {file} ({artifact.bytes / 1e6:.0f} MB)")
+    else:
+        say(f"refitted {file} ({artifact.bytes / 1e6:.0f} MB)")
     return artifact
 
 
@@ -124,4 +125,4 @@ def _fill(engine: Path, graph: Path, plan: Path, builder: Builder, keep_refittab
     with replacing(plan) as temporary:
         order = {"do": "refit", "module": MODULES[builder.name], "engine": str(engine), "onnx": str(graph),
                  "plan": str(temporary), "keep_refittable": keep_refittable}
-        return run_child(order, builder, f"could not refit {engine.name}")
+        return run_builder(order, builder, f"could not refit {engine.name}")

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import io
+import shutil
+import textwrap
 import types
 import typing
 from typing import Annotated, Any
@@ -23,6 +25,8 @@ from tyro.constructors import (
     UnsupportedTypeAnnotationError,
 )
 
+from ..core.errors import BadInput
+
 MARKERS = (tyro.conf.OmitArgPrefixes, tyro.conf.PositionalMetavarFromFieldName)
 REGISTRY = ConstructorRegistry()
 
@@ -30,8 +34,12 @@ REGISTRY = ConstructorRegistry()
 def parse(config: type, prog: str, default: Any = None, arguments: list[str] | None = None) -> Any:
     """The command line as an instance of the dataclass `config`; exits with status 2 if it cannot be understood."""
     values = {} if default is None else {"default": default}
-    return tyro.cli(config, prog=prog, description=paragraph(config.__doc__ or ""), args=arguments, config=MARKERS,
-                    registry=REGISTRY, **values)
+    width = min(shutil.get_terminal_size().columns, 100)
+    # tyro joins lines, unless they begin with a space.
+    description = "\n\n".join(textwrap.fill(part, width, initial_indent=" ", subsequent_indent=" ")
+                              for part in paragraph(config.__doc__ or "").split("\n\n"))
+    return tyro.cli(config, prog=prog, description=description, args=arguments, config=MARKERS, registry=REGISTRY,
+                    **values)
 
 
 def completion_script(commands: dict[str, tuple[str, type]], shell: str) -> str:
@@ -41,7 +49,8 @@ def completion_script(commands: dict[str, tuple[str, type]], shell: str) -> str:
         commands: Command -> its one-line help, and the dataclass of its options.
         shell: bash or zsh.
     """
-    kinds = [Annotated[config, tyro.conf.subcommand(name, description=text)] for name, (text, config) in commands.items()]
+    kinds = [Annotated[config, tyro.conf.subcommand(name, description=text)]
+             for name, (text, config) in commands.items()]
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed), contextlib.suppress(SystemExit):  # tyro prints the script and exits
         tyro.cli(typing.Union[tuple(kinds)], prog="dpt", args=["--tyro-print-completion", shell],  # noqa: UP007
@@ -90,7 +99,8 @@ def dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
     for field in dataclasses.fields(info.type):
         if not field.init:
             continue
-        default, kind = _default(field, info.default), hints[field.name]
+        default = _default(field, info.default)
+        kind = _naming(hints[field.name], "--" + field.name.replace("_", "-"))
         if default is None or default == ():
             kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="")]
         elif default is False:
@@ -99,6 +109,24 @@ def dataclass_rule(info: StructTypeInfo) -> StructConstructorSpec | None:
             kind = Annotated[kind, tyro.conf.arg(help_behavior_hint="(default: on)")]
         fields.append(StructFieldSpec(field.name, kind, default, texts.get(field.name)))
     return StructConstructorSpec(info.type, tuple(fields))
+
+
+def _naming(kind: Any, option: str) -> Any:
+    """A type whose errors name the option, if it is one of `options.py`."""
+    if typing.get_origin(kind) in (typing.Union, types.UnionType):
+        return typing.Union[tuple(_naming(one, option) for one in typing.get_args(kind))]  # noqa: UP007
+    specs = [one for one in getattr(kind, "__metadata__", ()) if isinstance(one, PrimitiveConstructorSpec)]
+    if not specs:
+        return kind
+    others = [one for one in kind.__metadata__ if one not in specs]
+
+    def read(arguments: list[str]) -> Any:
+        try:
+            return specs[0].instance_from_str(arguments)
+        except ValueError as error:
+            raise BadInput(f"{option}: {error}.") from error
+
+    return Annotated[(kind.__origin__, dataclasses.replace(specs[0], instance_from_str=read), *others)]
 
 
 def _docstrings(config: type) -> dict[str, str]:

@@ -123,6 +123,8 @@ BatchRange = Annotated[tuple[int, int], _several("N,N", _positive, count=2)]
 """The smallest and the largest batch size."""
 Heads = Annotated[tuple[str, ...], _several("HEAD,...", _head)]
 """Names among depth, normals and alpha."""
+Name = Annotated[str, _one("NAME", _text)]
+"""One name."""
 Names = Annotated[tuple[str, ...], _several("NAME,...", _text)]
 """Names of any kind, separated by commas."""
 Precisions = Annotated[tuple[str, ...], _several("PRECISION,...", _text)]
@@ -131,6 +133,8 @@ Backends = Annotated[tuple[str, ...], _several("BACKEND,...", _text)]
 """Names of backends."""
 Workers = Annotated[int | Literal["auto"], _one("N|auto", _workers)]
 """Processes that read or make samples; 0 is in this process. See `resolve_workers`."""
+Count = Annotated[int, _one("N", _positive)]
+"""A number from 1."""
 Limit = Annotated[int | None, _one("N", _positive)]
 """At most this many; None is no limit."""
 Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on standard output, and nothing else.")]

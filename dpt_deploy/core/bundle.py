@@ -1,4 +1,4 @@
-"""One export's folder: the manifest, a hash for every file, and the way to each artefact.
+"""One export's folder: its typed manifest, a hash for every file, and the way to each artefact.
 
 The manifest is the only description; engines and graphs stay in their own formats, so that trtexec,
 Triton and ONNX tools read them as they are.
@@ -7,141 +7,120 @@ Triton and ONNX tools read them as they are.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import json
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from .contract import Contract
 from .errors import BadBundle, BadInput, ContractError
-from .files import sha256, write_json, write_text
+from .files import sha256, write_json
+from .manifest import Artifact, Kind, Manifest, Record
 
 MANIFEST = "manifest.json"
-RECORD, PAGE, CARD = "parity.json", "report.html", "MODEL_CARD.md"  # the verdict on the files beside them
-HAND = "<!-- Below this line is yours: it is kept when the card is written again. -->"
-FORMAT = 1
-
-Kind = Literal["onnx", "data", "engine", "cache", "reference", "report"]
+PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
+VERDICT_FILES = (PARITY_JSON, REPORT_HTML, MODEL_CARD)
+"""The verdict on the files beside them."""
 
 
 @dataclass(frozen=True)
-class Artifact:
-    """One file of a bundle, as the manifest describes it."""
+class Recipe:
+    """How to make one file of a bundle."""
 
     file: str
-    """Name within the bundle's folder."""
     kind: Kind
-    sha256: str
-    bytes: int
+    key: str
+    """Hash of everything that the file depends on (`Manifest.key`); an intact file with this key is reused."""
+    make: Callable[[Path], Record | dict[str, Any] | None]
+    """Writes the file, atomically, to the path that it is given, and returns the artefact's details."""
     graph: str | None = None
-    """model or frame; None for what is neither."""
     precision: str | None = None
-    """fp32, fp16 or bf16: the type of most of the graph's arithmetic."""
-    key: str | None = None
-    """Hash of everything this file was made from; equal keys make a second run reuse the file."""
-    details: dict[str, Any] = field(default_factory=dict)
-    """Precision plan and opset of a graph; builder, version, profile and GPU of an engine."""
-
-
-def _origin(header: dict[str, Any]) -> str:
-    """What all files of a bundle are made from; the checkpoint's name is none of it."""
-    checkpoint = header.get("checkpoint", {}).get("sha256")
-    return json.dumps([checkpoint, header.get("contract"), header.get("model")], sort_keys=True)
-
-
-def by_hand(card: str) -> str:
-    """What people wrote into a model card: all that follows `HAND`; without that line its last sections, or all."""
-    _, line, below = card.partition(HAND)
-    if not line:
-        _, line, below = card.partition("\n## Licences\n")
-        below = line + below if line else card
-    return below.lstrip("\n")
 
 
 class Bundle:
     """A bundle's manifest and files. `Bundle.create` and `Bundle.open` make one."""
 
-    def __init__(self, folder: Path, header: dict[str, Any], artifacts: list[Artifact]) -> None:
+    def __init__(
+        self, folder: Path, manifest: Manifest, when_unjudged: Callable[[Bundle], None] = lambda bundle: None
+    ) -> None:
+        """`when_unjudged` is called when the verdict on earlier files is forgotten."""
         self.folder = folder
-        self.header = header
-        self.artifacts = artifacts
-        self.previous: dict[str, Any] = {}
-        """The header that an earlier run left in the folder, {} where there was none."""
+        self.manifest = manifest
+        self.previous: Manifest | None = None
+        """The manifest that an earlier run left in the folder."""
+        self._when_unjudged = when_unjudged
         self._stale: list[str] = []
 
     @classmethod
-    def create(cls, folder: Path | str, header: dict[str, Any]) -> Bundle:
-        """A bundle in `folder` with `header`; keeps what a manifest that is there already lists, and is still right.
+    def create(
+        cls, folder: Path | str, manifest: Manifest, when_unjudged: Callable[[Bundle], None] = lambda bundle: None
+    ) -> Bundle:
+        """A bundle in `folder`, keeping the files of an earlier run that are still right. Writes nothing yet.
 
-        Made from another checkpoint, contract or model, only a builder's timings are: the rest is
-        forgotten here and deleted by the first `save`, so that no bundle is ever named for one checkpoint
-        and holds files of another. `header` holds name, contract, model, checkpoint, training, options,
-        versions and command, as plain JSON values. Nothing is written before the first `add` or `save`.
+        Files made from another checkpoint, contract or model are forgotten here, except a builder's
+        timings, and deleted by the first `save`: a bundle never mixes the files of two checkpoints.
+
+        Args:
+            folder: Where the bundle is, or will be.
+            manifest: Describes the bundle; its artefacts are taken from the earlier run.
+            when_unjudged: Called when the verdict on earlier files is forgotten.
+
+        Raises:
+            BadInput: `folder` is a file.
         """
         folder = Path(folder)
         if folder.exists() and not folder.is_dir():
             raise BadInput(f"--out: expected a folder for the bundle, received the file {folder}. Choose another.")
-        bundle = cls(folder, header, [])
+        bundle = cls(folder, manifest, when_unjudged)
         if (folder / MANIFEST).exists():
             # A manifest that cannot be read is replaced: nothing of it could be reused.
             with contextlib.suppress(BadBundle):
-                earlier = cls.open(folder)
-                bundle.artifacts, bundle.previous = earlier.artifacts, earlier.header
-                if _origin(header) != _origin(earlier.header):
+                bundle.previous = Manifest.read(folder / MANIFEST)
+                bundle._set(artifacts=bundle.previous.artifacts)
+                if manifest.origin != bundle.previous.origin:
                     bundle._forget([artifact for artifact in bundle.artifacts if artifact.kind != "cache"])
         return bundle
 
     @classmethod
     def open(cls, folder: Path | str) -> Bundle:
-        """Read the manifest in `folder`. Raises `BadBundle`; file hashes are checked by `path`."""
+        """Read the manifest in `folder`; file hashes are checked by `path`. Raises `BadBundle`."""
         folder = Path(folder)
-        manifest = folder / MANIFEST
-        if not manifest.is_file():
+        if not (folder / MANIFEST).is_file():
             what = "there is no such folder" if not folder.exists() else f"it has no {MANIFEST}"
             raise BadBundle(
                 f"{folder}: expected a bundle, but {what}. Make one with: python -m dpt_deploy.export best_model.pth"
             )
-        try:
-            content = json.loads(manifest.read_text(encoding="utf-8"))
-            if content["format"] != FORMAT:
-                raise BadBundle(
-                    f"{manifest}: expected format {FORMAT}, received {content['format']}. Export the checkpoint again "
-                    "with this version of dpt-deploy, or install the version that wrote it."
-                )
-            artifacts = [Artifact(**entry) for entry in content.pop("artifacts")]
-            if outside := [a.file for a in artifacts if Path(a.file).name != a.file or a.file in ("", ".", "..")]:
-                raise ValueError(f"{outside[0]!r} is no name of a file in the bundle's folder")
-            Contract.from_json(content["contract"])
-        except (ValueError, KeyError, TypeError, AttributeError, BadInput) as error:
-            raise BadBundle(
-                f"{manifest}: expected a manifest of format {FORMAT}, but it cannot be read "
-                f"({type(error).__name__}: {error}). Export the checkpoint again."
-            ) from error
-        return cls(folder, content, artifacts)
+        return cls(folder, Manifest.read(folder / MANIFEST))
 
     @property
     def contract(self) -> Contract:
         """What goes in and what comes out."""
-        return Contract.from_json(self.header["contract"])
+        return Contract.from_json(self.manifest.contract)
 
     @property
     def name(self) -> str:
         """The bundle's name, by default the checkpoint's."""
-        return self.header["name"]
+        return self.manifest.name
+
+    @property
+    def artifacts(self) -> tuple[Artifact, ...]:
+        """All files, in manifest order."""
+        return self.manifest.artifacts
 
     def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:
-        """Artefacts of `kind` whose fields (or entries of `details`) equal `wanted`, in manifest order."""
+        """Artefacts of `kind` whose fields, or fields of `details`, equal `wanted`, in manifest order."""
         return [
             artifact for artifact in self.artifacts
             if artifact.kind == kind
-            and all(getattr(artifact, key, artifact.details.get(key)) == value for key, value in wanted.items())
+            and all(getattr(artifact, key, getattr(artifact.details, key, None)) == value
+                    for key, value in wanted.items())
         ]
 
     def path(self, artifact: Artifact) -> Path:
         """The artefact's file, after checking its hash and that of its external data.
 
-        Raises `BadBundle` when a file is missing or is not the one that the manifest describes.
+        Raises:
+            BadBundle: A file is missing, or is not the one that the manifest describes.
         """
         for part in (artifact, *self.find("data", file=f"{artifact.file}.data")):
             path = self.folder / part.file
@@ -162,24 +141,36 @@ class Bundle:
             return False
         return True
 
-    def reusable(self, file: str, key: str) -> Artifact | None:
-        """The artefact `file`, if it was made from `key` and is intact."""
-        return next((a for a in self.artifacts if a.file == file and a.key == key and self.intact(a)), None)
+    def produce(self, recipe: Recipe) -> tuple[Artifact, bool]:
+        """The artefact of a recipe, and whether an earlier run had made it already.
+
+        The one place that decides about reuse, registers what was made and writes the manifest.
+        """
+        for artifact in self.artifacts:
+            if artifact.file == recipe.file and artifact.key == recipe.key and self.intact(artifact):
+                return artifact, True
+        self.folder.mkdir(parents=True, exist_ok=True)
+        details = recipe.make(self.folder / recipe.file)
+        return self.add(
+            recipe.file, recipe.kind, graph=recipe.graph, precision=recipe.precision, key=recipe.key,
+            details=details or {},
+        ), False
 
     def add(self, file: str, kind: Kind, **fields: Any) -> Artifact:
         """Describe a file that now lies in the folder, with a graph its external data, and save the manifest.
 
-        Another graph than the one that had this name ends the verdict on it.
+        A graph that replaces another one of the same name ends the verdict on it.
         """
         artifact = self._described(file, kind, **fields)
+        others = [a for a in self.artifacts if a.file != file]
+        data: list[Artifact] = []
         if kind == "onnx":
-            before = [a.sha256 for a in self.find("onnx", file=file)]
-            if before and before != [artifact.sha256]:
+            if any(before.sha256 != artifact.sha256 for before in self.find("onnx", file=file)):
                 self._forget_verdict()
-            self.artifacts = [a for a in self.artifacts if a.file != f"{file}.data"]
-        self.artifacts = [a for a in self.artifacts if a.file != file] + [artifact]
-        if kind == "onnx" and (self.folder / f"{file}.data").exists():
-            self.artifacts.append(self._described(f"{file}.data", "data"))
+            others = [a for a in self.artifacts if a.file not in (file, f"{file}.data")]
+            if (self.folder / f"{file}.data").exists():
+                data = [self._described(f"{file}.data", "data")]
+        self._set(artifacts=(*others, artifact, *data))
         self.save()
         return artifact
 
@@ -190,38 +181,42 @@ class Bundle:
             self._forget_verdict()
         self.save()
 
-    def _described(self, file: str, kind: Kind, **fields: Any) -> Artifact:
-        path = self.folder / file
-        return Artifact(file=file, kind=kind, sha256=sha256(path), bytes=path.stat().st_size, **fields)
-
-    def _forget_verdict(self) -> None:
-        self._forget([artifact for artifact in self.artifacts if artifact.file in (RECORD, PAGE, CARD)])
-
-    def _forget(self, gone: list[Artifact]) -> None:
-        self._stale += [artifact.file for artifact in gone]
-        self.artifacts = [artifact for artifact in self.artifacts if artifact not in gone]
+    def update(self, **fields: Any) -> None:
+        """Replace fields of the manifest; the next `save`, `add` or `produce` writes it."""
+        self._set(**fields)
 
     def save(self) -> None:
-        """Write the manifest, atomically, and delete what was forgotten; of a model card what people wrote stays."""
-        card = self.folder / CARD
-        if CARD in self._stale and card.is_file():
-            kept = by_hand(card.read_text(encoding="utf-8", errors="replace"))
-            write_text(card, f"# {self.name}\n\nNot judged yet.\n\n{HAND}\n{kept}")
-            self.artifacts.append(self._described(CARD, "report"))
-        entries = [dataclasses.asdict(artifact) for artifact in self.artifacts]
-        write_json(self.folder / MANIFEST, {"format": FORMAT} | self.header | {"artifacts": entries})
+        """Write the manifest, atomically, and delete the files that were forgotten."""
+        unjudged = MODEL_CARD in self._stale
+        write_json(self.folder / MANIFEST, self.manifest.to_json())
         listed = {artifact.file for artifact in self.artifacts}
         while self._stale:
-            if (file := self._stale.pop()) not in listed:
+            # A model card may hold what people wrote: `when_unjudged` decides what becomes of it.
+            if (file := self._stale.pop()) not in listed and file != MODEL_CARD:
                 (self.folder / file).unlink(missing_ok=True)
+        if unjudged:
+            self._when_unjudged(self)
 
     def check_contract(self, contract: dict[str, Any] | None, file: str) -> None:
         """Raise `ContractError` unless the contract inside an ONNX file is the manifest's."""
         if contract is not None and Contract.from_json(contract) != self.contract:
             raise ContractError(f"{self.folder / file} carries another contract than {MANIFEST}. {self._remedy()}")
 
+    def _set(self, **fields: Any) -> None:
+        self.manifest = self.manifest.model_copy(update=fields)
+
+    def _described(self, file: str, kind: Kind, **fields: Any) -> Artifact:
+        path = self.folder / file
+        return Artifact(file=file, kind=kind, sha256=sha256(path), bytes=path.stat().st_size, **fields)
+
+    def _forget_verdict(self) -> None:
+        self._forget([artifact for artifact in self.artifacts if artifact.file in VERDICT_FILES])
+
+    def _forget(self, gone: list[Artifact]) -> None:
+        self._stale += [artifact.file for artifact in gone]
+        self._set(artifacts=tuple(artifact for artifact in self.artifacts if artifact not in gone))
+
     def _remedy(self, artifact: Artifact | None = None) -> str:
         if artifact is not None and artifact.kind == "engine":
             return f"Build it again: python -m dpt_deploy.build {self.folder}"
-        source = self.header.get("checkpoint", {}).get("file", "best_model.pth")
-        return f"Export again: python -m dpt_deploy.export {source} --out {self.folder}"
+        return f"Export again: python -m dpt_deploy.export {self.manifest.checkpoint.file} --out {self.folder}"

@@ -26,7 +26,7 @@ def install_command(extra: str, *packages: str, flags: tuple[str, ...] = ()) -> 
         extra: An extra of pyproject.toml such as "export"; "" stands for the base dependencies.
         packages: Only these packages of the extra, installed or not. If none are given, those that are missing or too
             old, or all of them if none are.
-        flags: More options for pip, such as "--force-reinstall".
+        flags: More options for pip, such as "--upgrade".
 
     Returns:
         A shell line such as `python -m pip install 'tyro>=1.0' 'rich>=13.9'`.
@@ -39,6 +39,11 @@ def install_command(extra: str, *packages: str, flags: tuple[str, ...] = ()) -> 
                  for one in chosen]
     command = " ".join(["python -m pip install", *flags, *map(shlex.quote, arguments)])
     return f"{command} ({NOTES[extra]})" if extra in NOTES else command
+
+
+def reinstall_command(*packages: str) -> str:
+    """The command that installs packages again, because one is broken."""
+    return shlex.join(["python", "-m", "pip", "install", "--force-reinstall", *packages])
 
 
 def requirements(extra: str) -> list[Requirement]:

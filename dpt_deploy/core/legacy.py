@@ -1,36 +1,51 @@
-"""Reports of version 0.1.0, which named their stages in words: read into today's types, here and nowhere else."""
+"""Reports of version 0.1.0, which named their stages in words: turned into today's JSON, here and nowhere else."""
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
-from .verdict import Fault, Finding, StageId, StageKind
-
-_BY_TITLE = (  # how a title began, what it is, on which backend and device
-    ("weights ", StageKind.WEIGHTS, "", "cpu"),
-    ("PyTorch ", StageKind.PYTORCH, "", "cpu"),
-    ("ONNX Runtime ", StageKind.GRAPH, "onnxruntime-cpu", "cpu"),
-    ("Runtime, ", StageKind.STEPS, "onnxruntime-cpu", "cpu"),
-    ("C++ runtime ", StageKind.BACKEND, "cpp", "cpu"),
-    ("OpenVINO ", StageKind.BACKEND, "openvino", "cpu"),
-    ("tensorrt-rtx ", StageKind.BACKEND, "tensorrt-rtx", "gpu"),
-    ("tensorrt ", StageKind.BACKEND, "tensorrt", "gpu"),
+_BY_TITLE = (  # how a title began; kind, backend and device of the stage
+    ("weights ", "weights", "", "cpu"),
+    ("PyTorch ", "pytorch", "", "cpu"),
+    ("ONNX Runtime ", "graph", "onnxruntime-cpu", "cpu"),
+    ("Runtime, ", "steps", "onnxruntime-cpu", "cpu"),
+    ("C++ runtime ", "backend", "cpp", "cpu"),
+    ("OpenVINO ", "backend", "openvino", "cpu"),
+    ("tensorrt-rtx ", "backend", "tensorrt-rtx", "gpu"),
+    ("tensorrt ", "backend", "tensorrt", "gpu"),
+)
+_HEAD = r"(?P<head>depth|normals|alpha)"
+_OVER_BUDGET = re.compile(_HEAD + r" (?P<metric>\S+) (?P<value>\S+), budget (?P<bound>\S+), worst image (?P<image>.*)")
+_FAULTS = (
+    re.compile(rf".*: {_HEAD}(_logits)? (is NaN or Inf in \S+ of its values|has shape \[.*\])"),
+    re.compile(rf".*: no output {_HEAD}(_logits)?"),
 )
 
 
-def upgraded(entry: dict[str, Any]) -> dict[str, Any]:
-    """A stage as 0.1.0 wrote it, in today's form. Raises `ValueError` for a title that it did not write."""
-    title, reasons = entry["name"], tuple(entry["reasons"])
+def upgraded(stage: dict[str, Any]) -> dict[str, Any]:
+    """A stage as 0.1.0 wrote it, as `core.verdict` reads it. Raises `ValueError` for a title that it did not write."""
+    title, reasons = stage["name"], list(stage["reasons"])
     found = next((row for row in _BY_TITLE if title.startswith(row[0])), None)
     if found is None:
         raise ValueError(f"unknown stage {title!r}")
     _, kind, backend, device = found
-    graph = "model" if " model" in title or kind is StageKind.PYTORCH else "frame"
-    stage = StageId(kind, graph, entry["precision"], backend, device, entry["artifact"], title)
-    kept = {key: value for key, value in entry.items() if key not in ("name", "precision", "artifact", "reasons")}
-    told: dict[str, Any] = {"notes": reasons}
-    if entry["status"] == "failed":
-        told = {"findings": tuple(Finding(Fault.RAISED, detail=reason) for reason in reasons)}
-    elif entry["status"] == "not run":
-        told = {"detail": "; ".join(reasons)}
-    return kept | told | {"id": stage}
+    identity = {
+        "kind": kind, "graph": "model" if " model" in title or kind == "pytorch" else "frame",
+        "precision": stage["precision"], "backend": backend, "device": device, "file": stage["artifact"],
+        "title": title,
+    }
+    because: dict[str, Any] = {"notes": reasons}
+    if stage["status"] == "failed":
+        because = {"findings": [_finding(reason) for reason in reasons]}
+    elif stage["status"] == "not run":
+        because = {"detail": "; ".join(reasons)}
+    return stage | because | {"id": identity}
+
+
+def _finding(reason: str) -> dict[str, Any]:
+    """A reason of a failed stage. Budgets are told apart, so that the stage can be held to another one."""
+    if found := _OVER_BUDGET.fullmatch(reason):
+        return {"fault": "over budget"} | found.groupdict()
+    heads = (about["head"] for pattern in _FAULTS if (about := pattern.fullmatch(reason)))
+    return {"fault": "raised", "head": next(heads, None), "detail": reason}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -25,7 +26,7 @@ Weights = Literal["fixed", "refittable", "stripped"]
 
 
 class Record(BaseModel):
-    """Base of everything in a manifest: immutable, strict about known keys, keeps unknown ones."""
+    """Base of everything in a manifest: immutable, checks the keys that it knows, keeps the others."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
@@ -34,7 +35,8 @@ class Record(BaseModel):
         return json.loads(self.model_dump_json(exclude_unset=True))
 
 
-class PrecisionPlan(Record):
+@dataclass(frozen=True)
+class PrecisionPlan:
     """Which arithmetic each part of a graph uses."""
 
     precision: Precision = "fp16"
@@ -43,6 +45,7 @@ class PrecisionPlan(Record):
     """What stays in FP32: module names such as decoder.fusion.2, and the units residual, activations, resize."""
 
     def to_json(self) -> dict[str, Any]:
+        """Plain JSON values."""
         return {"precision": self.precision, "fp32": list(self.fp32)}
 
 
@@ -127,7 +130,7 @@ class Artifact(Record):
     """The type of most of the graph's arithmetic."""
     key: str | None = None
     """Hash of everything this file was made from; equal keys make a second run reuse the file."""
-    details: GraphDetails | EngineDetails | Record = Field(default_factory=Record)
+    details: GraphDetails | EngineDetails | Record = Field(default_factory=dict, validate_default=True)
 
     @field_validator("file")
     @classmethod
@@ -262,7 +265,7 @@ class Manifest(Record):
         return self.checkpoint.sha256, self.contract, self.model.to_json()
 
     def key(self, *made_from: Any) -> str:
-        """Hash of what a file depends on: checkpoint, contract, model, versions, and `made_from` (plain JSON values)."""
+        """Hash of what a file depends on: checkpoint, contract, model, versions and `made_from` (plain JSON values)."""
         return digest([*self.origin, self.versions, *made_from])
 
 

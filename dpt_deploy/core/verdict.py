@@ -16,6 +16,7 @@ from pydantic import BeforeValidator, TypeAdapter
 
 from .contract import Graph
 from .errors import Cause
+from .legacy import upgraded
 
 Status = Literal["passed", "failed", "not run"]
 AT_LEAST = ("iou", "within_1_percent")  # metrics that a budget bounds from below
@@ -51,8 +52,8 @@ class StageId:
 
     kind: StageKind
     graph: Graph
-    precision: str
-    """Whose budget applies: fp32, fp16 or bf16 (bf16 is held to the FP16 budget)."""
+    precision: Literal["fp32", "bf16", "fp16"]
+    """Whose budget applies; bf16 is held to the FP16 budget."""
     backend: str = ""
     """Name in the registry of backends; empty for weights and PyTorch."""
     device: str = "cpu"
@@ -247,8 +248,18 @@ class ParityReport:
         return [ran[key] for key in wanted if key in ran]
 
     @property
+    def status(self) -> Status:
+        """passed, failed, or not run if nothing could run."""
+        return "failed" if self.failed else "passed" if self.passed else "not run"
+
+    @property
     def verdict(self) -> str:
         """One sentence: passed or failed, and where an error enters."""
+        return f"{self.status.upper()}: {self.summary}"
+
+    @property
+    def summary(self) -> str:
+        """The verdict without its first word."""
         ran = len(self.stages) - len(self.not_run)
         tail = f"; {len(self.not_run)} not run" if self.not_run else ""
         if earlier := sum(stage.earlier for stage in self.stages):
@@ -257,10 +268,10 @@ class ParityReport:
             tail += f"; budget taken from {self.budget_file}"
         if self.failed:
             first = f"first {self.failed[0].name}: {self.blame[0]}"
-            return f"FAILED: {len(self.failed)} of {ran} stages out of budget, {first}{tail}"
+            return f"{len(self.failed)} of {ran} stages out of budget, {first}{tail}"
         if not self.passed:
-            return f"NOT RUN: nothing could run{tail}"
-        return f"PASSED: {ran} of {ran} stages within budget{tail}"
+            return f"nothing could run{tail}"
+        return f"{ran} of {ran} stages within budget{tail}"
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, with every sentence beside the data it is made from."""
@@ -295,11 +306,9 @@ def stage_from_json(value: Any) -> Stage:
 
 def _current(stage: Any) -> Any:
     """A stage's JSON in today's form."""
-    from .legacy import upgraded  # it builds on this module
-
     try:
         return upgraded(stage) if "id" not in stage else stage
-    except (KeyError, TypeError) as error:
+    except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"expected a stage of a parity report ({type(error).__name__}: {error})") from error
 
 

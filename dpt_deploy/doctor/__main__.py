@@ -12,10 +12,11 @@ from .. import cli
 with cli.needing("cli"):
     import tyro
 
+    from ..cli.options import Json
     from ..core.bundle import Bundle
     from . import Check
     from .bundle import check_bundle
-    from .machine import check_machine
+    from .hardware import check_machine
 
 PROG = "python -m dpt_deploy.doctor"
 COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "not installed": "dim", "not checked": "cyan"}
@@ -23,12 +24,11 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "not installed":
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Say what this machine has, and for a bundle whether each file is intact and fits this machine."""
+    """Check this machine, and for a bundle whether each file is intact and fits the machine."""
 
     bundle: tyro.conf.Positional[Path | None] = None
-    """Folder that python -m dpt_deploy.export wrote; the machine alone when not given."""
-    json: bool = False
-    """Print the findings as JSON and nothing else."""
+    """Bundle: the folder that the export command wrote. Default: check only the machine."""
+    json: Json = False
 
 
 def main(config: DoctorConfig) -> int:

@@ -1,16 +1,15 @@
-"""What of a bundle is intact and fits this machine, and the command that mends the rest."""
+"""Which files of a bundle are intact and fit this machine, and the command that mends the rest."""
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
+import dataclasses
 import shlex
 
-from ..backends import device
-from ..backends.tensorrt import MODULES, misfit
-from ..core.bundle import CARD, Artifact, Bundle
+from .. import backends
+from ..core.bundle import MODEL_CARD, Bundle
+from ..core.check import Check
 from ..core.errors import BadBundle
-from . import Check
+from ..core.manifest import Artifact
 
 
 def check_bundle(bundle: Bundle) -> list[Check]:
@@ -30,61 +29,36 @@ def rebuild_command(bundle: Bundle, artifact: Artifact) -> str:
         return f"python -m dpt_deploy.build {folder} --builder tensorrt"
     if artifact.kind == "report":
         return f"python -m dpt_deploy.parity {folder}"
-    command = bundle.header.get("command", "")
-    if "dpt_deploy.export" in command:
-        return command
-    source = bundle.header.get("checkpoint", {}).get("file", "best_model.pth")
-    return f"python -m dpt_deploy.export {shlex.quote(source)} --out {folder}"
+    if bundle.manifest.command:
+        return bundle.manifest.command
+    return f"python -m dpt_deploy.export {shlex.quote(bundle.manifest.checkpoint.file)} --out {folder}"
 
 
 def _check(bundle: Bundle, artifact: Artifact) -> Check:
     try:
         path = bundle.path(artifact)
     except BadBundle as error:
-        if artifact.file == CARD and (bundle.folder / CARD).is_file():
+        if artifact.file == MODEL_CARD and (bundle.folder / MODEL_CARD).is_file():
             return Check(artifact.file, "ok", "edited since it was written, as it is meant to be")
         finding = str(error).partition(". ")[0].removeprefix(f"{bundle.folder}/")
         return Check(artifact.file, "failed", finding, rebuild_command(bundle, artifact))
     size = f"intact, {path.stat().st_size / 1e6:.1f} MB"
-    return _fits(bundle, artifact, size) if artifact.kind == "engine" else Check(artifact.file, "ok", size)
-
-
-def _fits(bundle: Bundle, artifact: Artifact, size: str) -> Check:
-    """An intact engine against its graph, and against the builder and the GPU that are here."""
-    details, command = artifact.details, rebuild_command(bundle, artifact)
-    graphs = [graph.sha256 for graph in bundle.find("onnx")]
-    if details.get("made_from") not in graphs:
-        return Check(artifact.file, "failed", f"{size}; made from a graph that is no longer in the bundle", command)
-    if details.get("certificate", {}).get("status") == "failed":
-        return Check(artifact.file, "failed", f"{size}; its certificate failed", command)
-    installed = _version(MODULES[details["builder"]])
-    if installed is None:
-        return Check(artifact.file, "not checked", f"{size}; {details['builder']} is not installed here")
-    if why := misfit(bundle, artifact, installed, device.compute_capability()):
-        return Check(artifact.file, "warning", f"{size}; {why}", command)
-    if device.compute_capability() is None:
-        return Check(artifact.file, "not checked", f"{size}; version fits; no GPU is visible to load it on")
-    return Check(artifact.file, "ok", f"{size}; fits {details['builder']} {installed} and this GPU")
+    found = [check for backend in backends.registered() if (check := backend.examine(bundle, artifact)) is not None]
+    if not found:
+        return Check(artifact.file, "ok", size)
+    remedy = rebuild_command(bundle, artifact) if found[0].status in ("failed", "warning") else ""
+    return dataclasses.replace(found[0], finding=f"{size}; {found[0].finding}", remedy=found[0].remedy or remedy)
 
 
 def _build_command(folder: str, artifact: Artifact) -> str:
     details = artifact.details
-    words = ["python -m dpt_deploy.build", folder, "--builder", details["builder"], "--precision", artifact.precision]
-    for name, shapes in details.get("profile", {}).items():
-        low, high = shapes["min"], shapes["max"]
-        words += ["--batch", str(low[0]), str(high[0])]
+    words = ["python -m dpt_deploy.build", folder, "--builder", details.builder, "--precisions", artifact.precision]
+    for name, shapes in details.profile.items():
+        words += ["--batch-range", f"{shapes.min[0]},{shapes.max[0]}"]
         if name == "frame":
-            words += ["--frame-size", f"{low[1]}x{low[2]}", f"{high[1]}x{high[2]}"]
-    words += ["--weights", details["weights"]] if "weights" in details else []
-    words += [f"--{name.replace('_', '-')}" for name in ("version_compatible", "hardware_compatible")
-              if details.get(name)]
+            (min_h, min_w), (max_h, max_w) = shapes.min[1:3], shapes.max[1:3]
+            words += ["--frame-size-range", f"{min_h}x{min_w},{max_h}x{max_w}"]
+    words += ["--weights", details.weights] if details.weights != "fixed" else []
+    words += ["--version-compatible"] if details.version_compatible else []
+    words += ["--hardware-compatible"] if details.hardware_compatible else []
     return " ".join(words)
-
-
-def _version(module: str) -> str | None:
-    if importlib.util.find_spec(module) is None:
-        return None
-    try:
-        return importlib.import_module(module).__version__
-    except Exception:  # a broken library is a finding of the machine's checks
-        return None

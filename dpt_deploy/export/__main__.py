@@ -6,17 +6,17 @@ from .. import cli
 
 with cli.needing("export"):
     from ..build import run_line
-    from ..report.table import print_outcome
-    from .pipeline import ExportConfig, export
+    from ..report.terminal import print_outcome
+    from .pipeline import ExportConfig, export_checkpoint
 
 PROG = "python -m dpt_deploy.export"
 
 
 def main(config: ExportConfig) -> int:
     """Exit status 0 only if the verdict is."""
-    bundle, report = export(config, command=cli.command_line(PROG))
+    bundle, report = export_checkpoint(config, command=cli.command_line(PROG))
     print_outcome(bundle, report, [run_line(bundle, engine) for engine in bundle.find("engine")])
-    return 0 if report else 1
+    return 0 if report.passed else 1
 
 
 COMMAND = cli.Command(ExportConfig, main, PROG, renamed={

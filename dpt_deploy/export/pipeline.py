@@ -4,30 +4,34 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
-import hashlib
+import functools
 import importlib.metadata
 import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-import torch
 import tyro
 
 from .. import __version__
-from ..build import EngineOptions, build_engines, choose_builder, parse_size
-from ..core.bundle import Bundle
-from ..core.contract import HEADS, Contract, ResizeRule
+from ..build import EngineOptions, build_engines, choose_builder
+from ..cli.options import Count, Heads, Names, Size
+from ..core import manifest
+from ..core.bundle import Bundle, Recipe
+from ..core.contract import Contract, ResizeRule
 from ..core.errors import BadInput
+from ..core.manifest import Manifest, Precision, PrecisionPlan, PrecisionRecord
+from ..core.verdict import ParityReport, Stage
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
-from ..parity import ParityReport, Stage, load_budget
-from ..parity.judge import judge
+from ..parity import judge, load_budget
 from ..parity.reference import FILE, Reference
+from ..report import write_report
+from ..report.model_card import reset_model_card
 from .graph import export_graph
-from .precision import Precision, PrecisionPlan, check_plan, typed, typed_frame
-from .reference import make_reference, parity_inputs
-from .rejudge import judge_weights
+from .precision import check_plan, typed, typed_frame
+from .pytorch_reference import digest_of, make_reference, parity_inputs
+from .pytorch_stages import judge_weights
 from .search import judge_half, search_plan
 
 
@@ -36,44 +40,47 @@ class ExportConfig:
     """Turn a trained checkpoint into a bundle: ONNX graphs, engines, and a verdict on every one of them."""
 
     checkpoint: tyro.conf.Positional[Path]
-    """File such as best_model.pth."""
+    """Checkpoint file such as best_model.pth."""
     out: Path | None = None
-    """Folder of the bundle; engines/<checkpoint name> when not given."""
-    input_size: str | None = None
-    """Network input, such as 384 or 384x512 (HEIGHTxWIDTH); the checkpoint's own when not given."""
+    """Folder of the bundle. Default: engines/ and the checkpoint's name."""
+    input_size: Size | None = None
+    """Size of the network's input, such as 384 or 384x512. Default: the checkpoint's own."""
     precision: Precision = "fp16"
-    """Arithmetic of the graphs beside the FP32 reference graphs; fp32 makes the latter alone."""
-    fp32: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Keep this in FP32 as well: a module such as decoder.fusion.2, or residual; may be repeated."""
+    """Precision of the graphs that are written beside the FP32 reference graphs; fp32 writes only those."""
+    fp32_modules: Names = ()
+    """Modules that stay in FP32, such as decoder.fusion.2; residual stands for the residual stream."""
     resize: ResizeRule | None = None
-    """How a frame reaches the network's input; the checkpoint's own rule when not given, else stretch."""
-    heads: str | None = None
-    """Comma-separated subset of depth,normals,alpha; all that the checkpoint has when not given."""
+    """How a frame is fitted to the network's input. Default: the checkpoint's rule, or stretch."""
+    heads: Heads | None = None
+    """Heads to export, among depth, normals and alpha. Default: all that the checkpoint has."""
     depth_scale: float | None = None
-    """For a checkpoint without a description: the depth_scale it was trained with."""
+    """The depth scale that the checkpoint was trained with, if it does not say so itself."""
     opset: Literal[23, 20] = 23
-    """ONNX opset; 23 has the Attention operator, 20 serves older TensorRT."""
+    """ONNX opset. 23 has the Attention operator; 20 is for older versions of TensorRT."""
     engines: EngineOptions = field(default_factory=EngineOptions)
     images: Path | None = None
-    """Image or folder to judge parity on; built-in scenes when not given."""
-    max_images: int = 8
-    """At most this many images of a folder are used, evenly spaced."""
+    """Image or folder to judge parity on. Default: built-in scenes."""
+    max_images: Count = 8
+    """Use at most this many images of a folder, evenly spaced."""
     budget: Path | None = None
-    """JSON file with other parity budgets; the report says so."""
+    """JSON file with other parity budgets. The report names it."""
     search: bool = True
-    """Where half precision is out of budget, look for the smallest part that must compute in FP32."""
-    seed: int = 0
-    """Seed of everything random; export itself draws nothing."""
+    """If half precision is out of budget, find the smallest part that must stay in FP32."""
 
 
-def export(
+def export_checkpoint(
     config: ExportConfig, say: Callable[[str], None] = print, command: str = ""
 ) -> tuple[Bundle, ParityReport]:
-    """Export `config.checkpoint` and judge the result. Raises a `DptError` on bad input.
+    """Export `config.checkpoint` and judge the result, reusing every file of an earlier run that is still right.
 
-    Reuses every file of an earlier run whose hash says that it is still right.
+    Args:
+        config: The options of the command.
+        say: Receives progress lines.
+        command: The shell line, for the manifest and the report.
+
+    Raises:
+        DptError: Bad input, a missing package, or a graph or engine that cannot be made.
     """
-    torch.manual_seed(config.seed)
     load_budget(config.budget)  # a bad budget or a missing builder should fail now and not after the export
     choose_builder(config.engines)
     checkpoint = read_checkpoint(config.checkpoint)
@@ -81,16 +88,20 @@ def export(
         say(f"note     {note}")
     model = _load(checkpoint, config)
     contract = _contract(checkpoint, model, config)
-    plan = PrecisionPlan(config.precision, (*PrecisionPlan.fp32, *config.fp32) if config.precision != "fp32" else ())
+    in_fp32 = (*PrecisionPlan.fp32, *config.fp32_modules) if config.precision != "fp32" else ()
+    plan = PrecisionPlan(config.precision, in_fp32)
     check_plan(model, plan)
-    bundle = _create_bundle(checkpoint, model, contract, config, command)
+    folder = config.out or Path("engines") / checkpoint.path.stem
+    bundle = Bundle.create(folder, _manifest(folder, checkpoint, model, contract, config, command), reset_model_card)
     reference = _make_reference(bundle, model, contract, config, say)
-    plan, half = _choose_plan(bundle, model, reference, plan, config, say)
-    _export_graphs(bundle, model, contract, plan, config.opset, say)
-    stages = _judge_with_torch(bundle, model, plan, half)
+    record = _choose_plan(bundle, model, reference, plan, config, say)
+    bundle.update(precision=record)
+    _export_graphs(bundle, model, contract, record.plan, config.opset, say)
+    stages = _judge_with_torch(bundle, model, record)
     build_engines(bundle, config.engines, say)
-    report = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), command)
-    return bundle, report
+    judgement = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"))
+    write_report(bundle, judgement.report, judgement.exhibits, command)
+    return bundle, judgement.report
 
 
 def _load(checkpoint: Checkpoint, config: ExportConfig) -> MultiTaskDPT:
@@ -103,12 +114,8 @@ def _load(checkpoint: Checkpoint, config: ExportConfig) -> MultiTaskDPT:
             )
         model.set_depth_scale(config.depth_scale)
     if config.heads:
-        wanted = tuple(part.strip() for part in config.heads.split(","))
-        if unknown := [head for head in wanted if head not in HEADS]:
-            raise BadInput(f"--heads: expected names among {','.join(HEADS)}, received {','.join(unknown)}.")
-        model.select_heads(wanted)
-    size = config.input_size
-    model.set_input_size(parse_size(size, "--input-size") if size else _own_size(checkpoint, model))
+        model.select_heads(config.heads)
+    model.set_input_size(config.input_size or _own_size(checkpoint, model))
     return model
 
 
@@ -124,26 +131,24 @@ def _contract(checkpoint: Checkpoint, model: MultiTaskDPT, config: ExportConfig)
     )
 
 
-def _create_bundle(
-    checkpoint: Checkpoint, model: MultiTaskDPT, contract: Contract, config: ExportConfig, command: str
-) -> Bundle:
-    folder = config.out or Path("engines") / checkpoint.path.stem
+def _manifest(
+    folder: Path, checkpoint: Checkpoint, model: MultiTaskDPT, contract: Contract, config: ExportConfig, command: str
+) -> Manifest:
     packages = ("torch", "timm", "onnx", "onnxscript", "numpy", "opencv-python")
-    header = {
-        "name": folder.name,
-        "created": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        "command": command,
-        "checkpoint": {"file": checkpoint.path.name, "sha256": checkpoint.sha256},
-        "model": model.config.to_json(),
-        "contract": contract.to_json(),
-        "training": checkpoint.training,
-        "options": _record(config),
-        "versions": {"dpt-deploy": __version__} | {name: importlib.metadata.version(name) for name in packages},
-    }
-    return Bundle.create(folder, header)
+    return Manifest(
+        name=folder.name,
+        created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        command=command,
+        checkpoint=manifest.Checkpoint(file=checkpoint.path.name, sha256=checkpoint.sha256),
+        model=manifest.ModelRecord.model_validate(model.config.to_json()),
+        contract=contract.to_json(),
+        training=checkpoint.training,
+        options=_options(config),
+        versions={"dpt-deploy": __version__} | {name: importlib.metadata.version(name) for name in packages},
+    )
 
 
-def _record(config: ExportConfig) -> dict[str, Any]:
+def _options(config: ExportConfig) -> dict[str, Any]:
     """The options as plain JSON values; file names without the folders of this machine."""
     fields = {key: value.name if isinstance(value, Path) else value for key, value in vars(config).items()}
     return json.loads(json.dumps(fields | {"engines": dataclasses.asdict(config.engines)}))
@@ -153,98 +158,82 @@ def _make_reference(
     bundle: Bundle, model: MultiTaskDPT, contract: Contract, config: ExportConfig, say: Callable[[str], None]
 ) -> Reference:
     inputs = parity_inputs(config.images, config.max_images)
-    digest = hashlib.sha256()
-    for name, _, frame in inputs:
-        digest.update(name.encode() + repr(frame.shape).encode() + frame.tobytes())
-    key = _key(bundle, {"inputs": digest.hexdigest()})
-    if reused := bundle.reusable(FILE, key):
+
+    def make(path: Path) -> None:
+        make_reference(model, contract, inputs, lambda name: say(f"PyTorch  {name}")).save(path)
+
+    artifact, reused = bundle.produce(Recipe(FILE, "reference", bundle.manifest.key(FILE, digest_of(inputs)), make))
+    if reused:
         say(f"reused   {FILE} (same checkpoint and images)")
-        return Reference.load(bundle.path(reused))
-    reference = make_reference(model, contract, inputs, lambda name: say(f"PyTorch  {name}"))
-    reference.save(bundle.folder / FILE)
-    bundle.add(FILE, "reference", key=key)
-    return reference
+    return Reference.load(bundle.path(artifact))
 
 
 def _export_graphs(
     bundle: Bundle, model: MultiTaskDPT, contract: Contract, plan: PrecisionPlan, opset: int,
     say: Callable[[str], None],
 ) -> None:
-    """Write the FP32 graphs and, unless the plan is FP32, those of the plan."""
+    """Make the FP32 graphs and, unless the plan is FP32, those of the plan; remove those of other checkpoints."""
+    plans = [PrecisionPlan("fp32", ()), *([plan] if plan.precision != "fp32" else [])]
     wanted = []
-    for this in (PrecisionPlan("fp32", ()), plan)[: 1 if plan.precision == "fp32" else 2]:
-        inner = None
+    for this in plans:
+        network = functools.cache(lambda plan=this: typed(model, plan))  # made for the first graph that needs it
         for graph in ("model", "frame"):
-            file = f"{graph}.{this.precision}.onnx"
+            def make(path: Path, graph=graph, this=this, network=network) -> dict[str, Any]:
+                module = network() if graph == "model" else typed_frame(network(), contract, this)
+                export_graph(module, graph, contract, path, opset, {"plan": json.dumps(this.to_json())})
+                return {"opset": opset, "plan": this.to_json()}
+
+            file, key = f"{graph}.{this.precision}.onnx", _graph_key(bundle, graph, this, opset)
+            artifact, reused = bundle.produce(Recipe(file, "onnx", key, make, graph, this.precision))
             wanted.append(file)
-            key = _key(bundle, {"graph": graph, "plan": this.to_json(), "opset": opset})
-            if bundle.reusable(file, key):
-                say(f"reused   {file} (same checkpoint, plan and versions)")
-                continue
-            inner = inner or typed(model, this)
-            module = inner if graph == "model" else typed_frame(inner, contract, this)
-            path = bundle.folder / file
-            export_graph(module, graph, contract, path, opset, {"plan": json.dumps(this.to_json())})
-            bundle.add(
-                file, "onnx", graph=graph, precision=this.precision, key=key,
-                details={"opset": opset, "plan": this.to_json()},
-            )
-            say(f"exported {file} ({path.stat().st_size / 1e6:.0f} MB)")
+            say(f"reused   {file} (same checkpoint, plan and versions)" if reused else
+                f"exported {file} ({artifact.bytes / 1e6:.0f} MB)")
     for artifact in bundle.find("onnx"):
-        if artifact.file not in wanted and artifact.key != _key(
-            bundle, {"graph": artifact.graph, "plan": artifact.details["plan"], "opset": artifact.details["opset"]}
-        ):
-            bundle.remove(artifact)  # made from another checkpoint or contract
+        details = artifact.details
+        current = details.plan and _graph_key(bundle, artifact.graph, details.plan, details.opset)
+        if artifact.file not in wanted and artifact.key != current:
+            bundle.remove(artifact)
+
+
+def _graph_key(bundle: Bundle, graph: str, plan: PrecisionPlan, opset: int | None) -> str:
+    return bundle.manifest.key(graph, plan.to_json(), opset)
 
 
 def _choose_plan(
     bundle: Bundle, model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, config: ExportConfig,
     say: Callable[[str], None],
-) -> tuple[PrecisionPlan, Stage | None]:
+) -> PrecisionRecord:
     """The plan to export, and what PyTorch in half precision makes of it (None for FP32).
 
     A plan that is out of budget is replaced by the one that a search finds, unless it was given by hand.
-    The choice is kept in the manifest, so that the same export does not search again.
+    The record stands in the manifest, so that the same export does not search again.
     """
     if plan.precision == "fp32":
-        bundle.header["precision"] = {"plan": plan.to_json()}
-        return plan, None
+        return PrecisionRecord(plan=plan)
     budget, _ = load_budget(config.budget)
-    key = _key(bundle, {"asked": plan.to_json(), "search": config.search, "budget": budget,
-                        "inputs": bundle.find("reference", file=FILE)[0].key})
-    name = f"PyTorch {plan.precision}"
-    if (record := bundle.previous.get("precision", {})).get("key") == key:
-        bundle.header["precision"] = record
-        say(f"reused   {name} (same plan, images and budget)")
-        earlier = dataclasses.replace(Stage.from_json(record["stage"]), earlier=True)
-        return PrecisionPlan.from_json(record["plan"]), earlier
-    say(f"judging  {name}")
-    stage, trials = judge_half(model, plan, reference, budget, name), []
-    if not stage and config.search and not config.fp32:
-        say(f"search   {name} is out of budget: {'; '.join(stage.reasons[:2])}")
+    images = bundle.find("reference", file=FILE)[0].key
+    key = bundle.manifest.key(plan.to_json(), config.search, budget, images)
+    title = f"PyTorch {plan.precision}"
+    earlier = bundle.previous.precision if bundle.previous else None
+    if earlier is not None and earlier.key == key and earlier.stage is not None:
+        say(f"reused   {title} (same plan, images and budget)")
+        stage = dataclasses.replace(earlier.stage, earlier=True)
+        return earlier.model_copy(update={"stage": stage})
+    say(f"judging  {title}")
+    stage, trials = judge_half(model, plan, reference, budget, title), []
+    if not stage.passed and config.search and not config.fp32_modules:
+        say(f"search   {title} is out of budget: {'; '.join(stage.reasons[:2])}")
         plan, stage, trials = search_plan(model, reference, plan, stage, budget, say)
-        if stage:
+        if stage.passed:
             say(f"search   found: in FP32 {', '.join(plan.fp32)}")
-    bundle.header["precision"] = {
-        "key": key, "plan": plan.to_json(), "trials": [trial.to_json() for trial in trials], "stage": stage.to_json(),
-    }
-    return plan, stage
+    return PrecisionRecord(key=key, plan=plan, trials=tuple(trials), stage=stage)
 
 
-def _judge_with_torch(bundle: Bundle, model: MultiTaskDPT, plan: PrecisionPlan, half: Stage | None) -> list[Stage]:
-    """The stages that need PyTorch: half arithmetic, and every weight of every graph."""
+def _judge_with_torch(bundle: Bundle, model: MultiTaskDPT, record: PrecisionRecord) -> list[Stage]:
+    """The stages that need PyTorch: half-precision arithmetic, and every weight of every graph."""
     stages = judge_weights(bundle, model)
-    if half is not None:  # stands for the graph that is made from the same plan
-        (graph,) = bundle.find("onnx", graph="model", precision=plan.precision)
-        stages.append(dataclasses.replace(half, artifact=graph.file, sha256=graph.sha256))
+    if record.stage is not None:  # stands for the graph that is made from the same plan
+        (graph,) = bundle.find("onnx", graph="model", precision=record.plan.precision)
+        identity = dataclasses.replace(record.stage.id, file=graph.file)
+        stages.append(dataclasses.replace(record.stage, id=identity, sha256=graph.sha256))
     return stages
-
-
-def _key(bundle: Bundle, what: dict[str, Any]) -> str:
-    """Hash of everything that a file depends on: checkpoint, contract, model, versions, and `what`."""
-    header = bundle.header
-    made_from = {
-        "checkpoint": header["checkpoint"]["sha256"], "contract": header["contract"], "model": header["model"],
-        "versions": header["versions"], **what,
-    }
-    return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
-from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -12,35 +10,16 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from ..core.contract import Contract
 from ..core.errors import BadInput
+from ..core.manifest import PrecisionPlan
 from ..model.decoder import ResidualConvUnit
 from ..model.frame import FrameModel
 
-Precision = Literal["fp16", "bf16", "fp32"]
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 UNITS = {
     "residual": "the backbone's residual stream and its norms; attention and MLP inside stay in half",
     "activations": "softplus, tanh and sigmoid at the end of each head",
     "resize": "the matrix products that resize frames and maps",
 }
-
-
-@dataclass(frozen=True)
-class PrecisionPlan:
-    """Which arithmetic each part of a graph uses."""
-
-    precision: Precision = "fp16"
-    """The type of everything that `fp32` does not name."""
-    fp32: tuple[str, ...] = ("activations", "resize")
-    """What stays in FP32: module names such as decoder.fusion.2, and the units residual, activations, resize."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {"precision": self.precision, "fp32": list(self.fp32)}
-
-    @classmethod
-    def from_json(cls, value: dict[str, Any]) -> PrecisionPlan:
-        """The inverse of `to_json`."""
-        return cls(value["precision"], tuple(value["fp32"]))
 
 
 def check_plan(model: nn.Module, plan: PrecisionPlan) -> None:

@@ -18,37 +18,16 @@ import numpy as np
 import torch
 from torch import nn
 
+from ..core.manifest import Artifact, Precision, PrecisionPlan, TrialRecord
+from ..core.verdict import Budget, Stage, StageId, StageKind
 from ..model import MultiTaskDPT
 from ..model.decoder import ResidualConvUnit
-from ..parity import Reference, Stage, compare
-from .precision import DTYPES, Precision, PrecisionPlan, cast_to, typed
+from ..parity import Reference, compare
+from .precision import DTYPES, cast_to, typed
 
 IMAGES = 2  # at least so many are judged while searching; the plan that is found is judged on all
 EVALUATIONS = 24  # a search stops after so many trials
 MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
-
-
-@dataclass(frozen=True)
-class Trial:
-    """One precision plan, judged."""
-
-    name: str
-    plan: PrecisionPlan
-    stage: Stage
-    backbone_half: float
-    """Share of the backbone's matrix FLOPs, attention included, that computes in half."""
-    decoder_half: float
-    """The same of decoder and heads."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {
-            "name": self.name, "plan": self.plan.to_json(), "passed": bool(self.stage), "heads": {
-                head: {metric: value if np.isfinite(value) else None for metric, value in values.items()}
-                for head, values in self.stage.heads.items()
-            }, "reasons": list(self.stage.reasons), "backbone_half": round(self.backbone_half, 4),
-            "decoder_half": round(self.decoder_half, 4),
-        }
 
 
 @dataclass(frozen=True)
@@ -64,16 +43,16 @@ class Ranges:
 
 
 def search_plan(
-    model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, stage: Stage, budget: dict[str, Any],
+    model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, stage: Stage, budget: Budget,
     say: Callable[[str], None] = lambda line: None,
-) -> tuple[PrecisionPlan, Stage, list[Trial]]:
+) -> tuple[PrecisionPlan, Stage, list[TrialRecord]]:
     """Enlarge `plan`, which is out of budget as `stage` says, until every image is within budget.
 
     `model` in eval mode, float32; `reference` as the bundle carries it. Returns the last plan, its
     verdict, which fails where nothing helps, and all trials.
     """
     start, trials, seen = plan, [], set()
-    while not stage and (new := set(stage.worst.values()) - seen):
+    while not stage.passed and (new := set(stage.worst.values()) - seen):
         seen |= new
         search = Search(model, reference, plan, budget, say, seen)
         if not trials:
@@ -84,7 +63,7 @@ def search_plan(
             break
         plan = found
         stage = judge_half(model, plan, reference, budget, stage.name)
-    if not stage:
+    if not stage.passed:
         say(f"search   found nothing that is within budget on every image: {stage.reasons[0]}")
     last = Search(model, reference, start, budget, say, seen)
     last.alternatives()
@@ -95,7 +74,7 @@ class Search:
     """A search for the smallest FP32 part of `model` that is within budget."""
 
     def __init__(
-        self, model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, budget: dict[str, Any],
+        self, model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, budget: Budget,
         say: Callable[[str], None] = lambda line: None, worst: Collection[str] = (),
     ) -> None:
         """Starts from `plan`, in fp16 or bf16. `worst` names the images to look at; others fill up to `IMAGES`."""
@@ -105,7 +84,7 @@ class Search:
         images += others[: max(IMAGES - len(images), 0)]
         self.reference = Reference(tuple(images))
         self.ranges = measure(model, torch.from_numpy(np.stack([case.image for case in images])))
-        self.trials: list[Trial] = []
+        self.trials: list[TrialRecord] = []
 
     def run(self) -> PrecisionPlan | None:
         """A larger plan, or None where even FP32 everywhere but in attention does not help."""
@@ -129,9 +108,13 @@ class Search:
             [f"backbone.blocks.{i}.attn" for i in range(len(self.model.backbone.blocks))]
         ))
 
-    def trial(self, name: str, plan: PrecisionPlan, stage: Stage) -> Trial:
+    def trial(self, name: str, plan: PrecisionPlan, stage: Stage) -> TrialRecord:
         """`plan` with its verdict and its shares in half."""
-        return Trial(name, plan, stage, *half_shares(self.model, plan, self.ranges))
+        backbone_half, decoder_half = half_shares(self.model, plan, self.ranges)
+        return TrialRecord(
+            name=name, plan=plan, passed=stage.passed, heads=stage.heads, reasons=stage.reasons,
+            backbone_half=round(backbone_half, 4), decoder_half=round(decoder_half, 4),
+        )
 
     def _plus(self, fp32: list[str]) -> PrecisionPlan:
         return dataclasses.replace(self.start, fp32=(*self.start.fp32, *fp32))
@@ -139,9 +122,9 @@ class Search:
     def _try(self, name: str, plan: PrecisionPlan) -> bool:
         stage = judge_half(self.model, plan, self.reference, self.budget, name)
         self.trials.append(self.trial(name, plan, stage))
-        verdict = "within budget" if stage else stage.reasons[0]
+        verdict = "within budget" if stage.passed else stage.reasons[0]
         self.say(f"search   {len(self.trials)}: {name}: {verdict}")
-        return bool(stage)
+        return stage.passed
 
     def _smallest(self, candidates: list[str], always: list[str]) -> list[str]:
         """A subset of `candidates` that is enough beside `always`; where trials last, no part of it is."""
@@ -164,9 +147,10 @@ class Search:
 
 
 def judge_half(
-    model: MultiTaskDPT, plan: PrecisionPlan, reference: Reference, budget: dict[str, Any], name: str, **fields: Any
+    model: MultiTaskDPT, plan: PrecisionPlan, reference: Reference, budget: Budget, title: str,
+    graph: Artifact | None = None,
 ) -> Stage:
-    """`model` computing as `plan` says, in PyTorch, against `reference`."""
+    """`model` computing as `plan` says, in PyTorch, against `reference`; `graph` is what was made from that plan."""
     half = typed(model, plan)
     _sum_in_fp32(half)
 
@@ -174,7 +158,8 @@ def judge_half(
         with torch.no_grad():
             return {key: value.numpy() for key, value in half(torch.from_numpy(batch)).items()}
 
-    return compare(name, run, reference, "model", plan.precision, budget, **fields)
+    stage = StageId(StageKind.PYTORCH, "model", plan.precision, file=graph.file if graph else None, title=title)
+    return compare(stage, run, reference, budget, graph.sha256 if graph else None)
 
 
 def _sum_in_fp32(model: nn.Module) -> None:

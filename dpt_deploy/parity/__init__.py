@@ -1,6 +1,8 @@
 """How far an artefact is from PyTorch FP32, in the units of the task."""
 
-from .compare import ParityReport, Stage, compare, load_budget
+from ..core.verdict import ParityReport, Stage
+from .compare import compare, load_budget
+from .judge import Judgement, judge
 from .reference import Case, Reference
 
-__all__ = ["Case", "ParityReport", "Reference", "Stage", "compare", "load_budget"]
+__all__ = ["Case", "Judgement", "ParityReport", "Reference", "Stage", "compare", "judge", "load_budget"]

@@ -12,16 +12,24 @@ from typing import Any
 import numpy as np
 
 from ..core import metrics
-from ..core.bundle import Artifact
 from ..core.contract import HEADS, Graph
 from ..core.errors import BadInput, DptError
 from ..core.files import existing_file
-from ..core.verdict import AT_LEAST, LEVELS, ParityReport, Stage, limits_of, not_run, over_budget, share_of_budget
+from ..core.verdict import (
+    AT_LEAST,
+    LEVELS,
+    Budget,
+    Fault,
+    Finding,
+    Stage,
+    StageId,
+    limits_of,
+    over_budget,
+    share_of_budget,
+)
 from .reference import Case, Reference
 
 DEFAULT_BUDGET = Path(__file__).parent / "budget.json"
-
-__all__ = ["Exhibit", "ParityReport", "Run", "Stage", "compare", "error_map", "load_budget", "not_run"]
 
 # run(batch) -> outputs, both with a batch axis
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
@@ -31,7 +39,7 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 class Exhibit:
     """One head's maps of one image, for the report: the reference's beside a stage's."""
 
-    stage: str
+    stage: StageId
     case: Case
     graph: Graph
     head: str
@@ -46,17 +54,17 @@ class Exhibit:
         return as_maps(self.graph, self.case.maps[self.graph])
 
 
-def load_budget(path: Path | None) -> tuple[dict[str, Any], str]:
+def load_budget(path: Path | None) -> tuple[Budget, str]:
     """The budget in `path`, or the project's own; and the name that reports give it.
 
-    A budget limits each head in fp32 and in fp16, which bf16 is held to as well: what it left out would
-    pass unseen, so that it is refused.
+    A budget limits each head in fp32 and in fp16; bf16 is held to the limits of fp16. A budget that leaves
+    something out is refused with `BadInput`, because what it left out would pass unseen.
     """
     path = existing_file(path, "a budget file (JSON)") if path else DEFAULT_BUDGET
     try:
         budget = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        budget, why = None, f"it is no JSON ({error})"
+        budget, why = None, f"it is not valid JSON ({error})"
     else:
         why = _budget_fault(budget)
     if why:
@@ -78,51 +86,57 @@ def _budget_fault(budget: Any) -> str | None:
                 return fault
             for metric, limit in limits.items():
                 if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
-                    return f"{precision}.{head}.{metric} is {json.dumps(limit)} and no number"
+                    return f"{precision}.{head}.{metric} is {json.dumps(limit)} and not a number"
     return None
 
 
 def _keys_fault(value: Any, known: Sequence[str], place: str, every: bool) -> str | None:
     """What is wrong with the keys of a JSON object: all of `known` when `every`, else at least one."""
     if not isinstance(value, dict):
-        return f"{place} is no object of {', '.join(known)}"
+        return f"{place} is not an object of {', '.join(known)}"
     if unknown := [key for key in value if key not in known]:
-        return f"{place} has {', '.join(unknown)}, and known are {', '.join(known)}"
+        return f"{place} has {', '.join(unknown)}; expected {', '.join(known)}"
     missing = [key for key in known if key not in value]
     return f"{place} lacks {', '.join(missing)}" if missing and (every or not value) else None
 
 
 def compare(
-    name: str, run: Run, reference: Reference, graph: Graph, precision: str, budget: dict[str, Any],
-    artifact: Artifact | None = None, notes: tuple[str, ...] = (),
-    show: Callable[[Exhibit], None] = lambda exhibit: None,
+    stage: StageId, run: Run, reference: Reference, budget: Budget, sha256: str | None = None,
+    notes: tuple[str, ...] = (), show: Callable[[Exhibit], None] = lambda exhibit: None,
 ) -> Stage:
-    """Run every case and judge the answers.
+    """Run every case and judge the answers; NaN, Inf, a missing output, a wrong shape and an exception fail.
 
-    `run` takes a batch of what `graph` takes and gives the graph's outputs. NaN, Inf, a missing
-    output, a wrong shape and an exception are failures. `notes` say what a pass does not cover.
-    `show` is given every map that was compared.
+    Args:
+        stage: What is judged; its graph decides what `run` takes, its precision which budget applies.
+        run: Takes a batch of what the graph takes, and returns the graph's outputs.
+        reference: The parity inputs with PyTorch FP32's answers.
+        budget: Limits by precision, head and metric.
+        sha256: Hash of the artefact.
+        notes: What a pass does not cover.
+        show: Receives every map that was compared.
     """
+    graph, precision = stage.graph, stage.precision
     limits = limits_of(budget, precision)
     values: dict[str, dict[str, float]] = {}
     quantiles: dict[str, tuple[float, ...]] = {}
     worst: dict[str, tuple[float, str]] = {}
-    reasons: list[str] = []
+    findings: list[Finding] = []
     for batch in reference.batches(graph):
         try:
             answers = run(np.stack([case.input(graph) for case in batch]))
         except (DptError, RuntimeError, ValueError, TypeError) as error:
             first = (str(error).strip().splitlines() or ["no message"])[0]
-            reasons.append(f"a batch of {len(batch)} of {batch[0].name} raised {type(error).__name__}: {first}")
+            detail = f"a batch of {len(batch)} of {batch[0].name} raised {type(error).__name__}: {first}"
+            findings.append(Finding(Fault.RAISED, detail=detail))
             continue
         for i, case in enumerate(batch):
             faults = _faults(case, graph, answers, i, len(batch))
-            for head, fault in faults:
-                reasons.append(fault)
-                if worst.get(head, (0.0,))[0] < math.inf:
-                    worst[head] = (math.inf, case.name)
+            findings += faults
+            for fault in faults:
+                if worst.get(fault.head, (0.0,))[0] < math.inf:
+                    worst[fault.head] = (math.inf, case.name)
             if faults:
-                _show_faults(name, case, graph, answers, i, show)
+                _show_faults(stage, case, answers, i, show)
             if faults or (case.adversarial and precision != "fp32"):
                 continue
             have = as_maps(graph, {key: value[i] for key, value in answers.items()})
@@ -134,44 +148,39 @@ def compare(
                              for metric, bound in limits.get(head, {}).items()), default=0.0)
                 if head not in worst or share > worst[head][0]:
                     worst[head] = (share, case.name)
-                show(Exhibit(name, case, graph, head, share, have[head]))
+                show(Exhibit(stage, case, graph, head, share, have[head]))
     names = {head: image for head, (_, image) in worst.items()}
-    reasons += over_budget(values, names, limits)
-    expected_heads = _heads(reference.cases[0].maps[graph])
-    reasons += [f"{head} was never measured" for head in expected_heads if head not in values and not reasons]
-    return Stage(
-        name, "failed" if reasons else "passed", precision, artifact.file if artifact else None,
-        artifact.sha256 if artifact else None, values, names, tuple(reasons) or notes, quantiles,
-    )
+    findings += over_budget(values, names, limits)
+    if not findings:
+        findings = [Finding(Fault.NOT_MEASURED, head) for head in _heads(reference.cases[0].maps[graph])
+                    if head not in values]
+    return Stage(stage, "failed" if findings else "passed", sha256, values, names, tuple(findings), notes,
+                 quantiles=quantiles)
 
 
 def _show_faults(
-    name: str, case: Case, graph: Graph, answers: dict[str, np.ndarray], index: int, show: Callable[[Exhibit], None]
+    stage: StageId, case: Case, answers: dict[str, np.ndarray], index: int, show: Callable[[Exhibit], None]
 ) -> None:
     """Show the maps of the right shape that are not finite."""
-    for output, want in case.maps[graph].items():
+    for output, want in case.maps[stage.graph].items():
         have = answers.get(output)
         if have is not None and have.shape[1:] == want.shape and not np.isfinite(have[index]).all():
-            ((head, picture),) = as_maps(graph, {output: have[index]}).items()
-            show(Exhibit(name, case, graph, head, math.inf, picture))
+            ((head, picture),) = as_maps(stage.graph, {output: have[index]}).items()
+            show(Exhibit(stage, case, stage.graph, head, math.inf, picture))
 
 
-def _faults(
-    case: Case, graph: Graph, answers: dict[str, np.ndarray], index: int, batch: int
-) -> list[tuple[str, str]]:
-    """Per head, what is wrong with an answer before any number is compared."""
+def _faults(case: Case, graph: Graph, answers: dict[str, np.ndarray], index: int, batch: int) -> list[Finding]:
+    """What is wrong with an answer before any number is compared, one finding per head."""
     faults = []
     for name, reference in case.maps[graph].items():
+        about = {"head": name.removesuffix("_logits"), "image": case.name, "name": name}
         if name not in answers:
-            fault = f"no output {name}"
+            faults.append(Finding(Fault.NO_OUTPUT, **about))
         elif answers[name].shape != (batch, *reference.shape):
-            fault = f"{name} has shape {list(answers[name].shape)}, expected {[batch, *reference.shape]}"
-        elif not np.isfinite(answers[name][index]).all():
-            share = 1 - np.isfinite(answers[name][index]).mean()
-            fault = f"{name} is NaN or Inf in {share:.1%} of its values"
-        else:
-            continue
-        faults.append((name.removesuffix("_logits"), f"{case.name}: {fault}"))
+            detail = f"{list(answers[name].shape)}, expected {[batch, *reference.shape]}"
+            faults.append(Finding(Fault.WRONG_SHAPE, **about, detail=detail))
+        elif not (finite := np.isfinite(answers[name][index])).all():
+            faults.append(Finding(Fault.NOT_FINITE, **about, value=float(1 - finite.mean())))
     return faults
 
 

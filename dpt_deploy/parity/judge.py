@@ -1,141 +1,123 @@
-"""Judge a bundle: every stage that can run here, against the reference that the bundle carries."""
+"""Judge a bundle: every stage that can run here, against the reference that the bundle carries. Writes nothing."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import importlib.util
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from ..backends import device
-from ..backends.session import Session
-from ..core.bundle import PAGE, RECORD, Artifact, Bundle
-from ..core.errors import BackendError, BadBundle, DptError, MissingPackage
-from ..core.files import write_json, write_text
-from ..core.verdict import held_to, last_report, order
-from ..report.card import write_card
-from ..report.html import render
-from ..runtime.runtime import load, open_session
-from .compare import Exhibit, ParityReport, Stage, compare, load_budget, not_run
+from .. import backends
+from ..backends import Session, StageTask, device
+from ..core.bundle import PARITY_JSON, Bundle
+from ..core.errors import BackendError, BadBundle, Cause, DptError, MissingPackage
+from ..core.manifest import ShapeRange
+from ..core.verdict import (
+    Budget,
+    Fault,
+    Finding,
+    ParityReport,
+    Stage,
+    StageId,
+    StageKind,
+    held_to,
+    in_order,
+    not_run,
+)
+from ..runtime import load
+from .compare import Exhibit, compare, load_budget
 from .reference import FILE, Reference
 
-EARLIER = ("weights", "PyTorch")  # stages that need PyTorch, by how their names begin
-CPU_NOTE = (
-    "graph, weights and names are checked; FP16 arithmetic is not: ONNX Runtime's CPU provider computes most "
-    "operators in FP32"
-)
-NO_GPU = "no GPU is visible here"
-OPENVINO_NOTE = "a second opinion on accuracy; what passes FP16's range may come out finite here"
+NEED_PYTORCH = (StageKind.WEIGHTS, StageKind.PYTORCH)
 
-RUNTIME = "Runtime, NumPy pre- and post-processing"
-
-Budget = dict[str, Any]
 Show = Callable[[Exhibit], None]
 
 
 @dataclass(frozen=True)
-class Task:
-    """A stage that is to be judged."""
+class Judgement:
+    """A report, and the maps to show with it."""
 
-    name: str
-    precision: str
-    what: str
-    """What runs, for people: a file's name, or a few words."""
-    artifact: Artifact | None
-    work: Callable[[str, Reference, Budget, Show], Stage]
-    """Called with the name."""
+    report: ParityReport
+    exhibits: dict[str, Exhibit]
+    """Per head, the map that uses most of its budget."""
 
 
-class Gallery:
-    """Of all maps that are shown to it, per head the one that uses most of its budget."""
+class WorstMaps:
+    """Of all maps that are shown to it, keeps per head the one that uses most of its budget."""
 
     def __init__(self) -> None:
-        self.worst: dict[str, Exhibit] = {}
+        self.by_head: dict[str, Exhibit] = {}
 
     def __call__(self, exhibit: Exhibit) -> None:
-        best = self.worst.get(exhibit.head)
-        if best is None or exhibit.share > best.share:
-            fields = vars(exhibit) | {"have": exhibit.have.copy()}  # a view would keep the whole batch
-            self.worst[exhibit.head] = Exhibit(**fields)
+        worst = self.by_head.get(exhibit.head)
+        if worst is None or exhibit.share > worst.share:
+            # A view would keep the whole batch.
+            self.by_head[exhibit.head] = dataclasses.replace(exhibit, have=exhibit.have.copy())
 
 
 def judge(
     bundle: Bundle, budget_file: Path | None = None, known: Iterable[Stage] = (),
-    progress: Callable[[str], None] = lambda name: None, command: str = "",
-) -> ParityReport:
-    """Run every stage, write parity.json, report.html and the model card into the bundle, and return the report.
-
-    `known` are stages that were just judged elsewhere (those that need PyTorch). Without them, those of the
-    last report are carried over, and so are its verdicts on engines where no GPU is visible: each while
-    its file and the reference that it was judged by are unchanged, marked as judged earlier, and held to
-    the budget of now.
-    """
-    gallery = Gallery()
-    report = assess(bundle, budget_file, known, progress, gallery)
-    write_json(bundle.folder / RECORD, report.to_json())
-    bundle.add(RECORD, "report")
-    write_text(bundle.folder / PAGE, render(report, bundle, gallery.worst, command))
-    bundle.add(PAGE, "report")
-    write_card(bundle)
-    return report
-
-
-def assess(
-    bundle: Bundle, budget_file: Path | None = None, known: Iterable[Stage] = (),
     progress: Callable[[str], None] = lambda name: None, show: Show = lambda exhibit: None,
-) -> ParityReport:
-    """`judge` without a trace: nothing is written. `show` is given every map that was compared."""
+) -> Judgement:
+    """Run every stage that can run here.
+
+    Stages of the bundle's last report are carried over if they cannot be judged now: those that need
+    PyTorch, unless they are among `known`, and those on engines if no GPU is visible. Each only while its
+    file and the reference are unchanged; it is marked as judged earlier and held to the budget of now.
+
+    Args:
+        bundle: What to judge.
+        budget_file: JSON file with another budget; None for the project's own.
+        known: Stages that were just judged elsewhere.
+        progress: Receives the name of each stage before it runs.
+        show: Receives every map that was compared.
+
+    Raises:
+        BadBundle: The bundle has no reference.
+        BadInput: The budget cannot be read.
+    """
     budget, budget_name = load_budget(budget_file)
     reference, digest = load_reference(bundle)
+    worst = WorstMaps()
+
+    def shown(exhibit: Exhibit) -> None:
+        worst(exhibit)
+        show(exhibit)
+
     stages = list(known)
-    for task in tasks(bundle):
-        progress(task.what)
-        stages.append(_judge(task, reference, budget, show))
-    last = last_report(bundle)
-    if last is not None:  # a report that failed is falsy
-        carried = [held_to(stage, last.budget, budget) for stage in _carried_over(bundle, last, stages, digest)]
-        again = {stage.name for stage in carried}
-        stages = [stage for stage in stages if stage.name not in again] + carried
-    stages.sort(key=order)
-    return ParityReport(tuple(stages), budget, budget_name, tuple(case.name for case in reference.cases), digest)
+    for task in stage_tasks(bundle):
+        progress(str(task.id))
+        stages.append(_judge(bundle, task, reference, budget, shown))
+    progress(str(_steps(bundle)))
+    stages.append(_judge_steps(bundle, reference, budget, shown))
+    stages = _with_earlier(bundle, stages, digest, budget)
+    inputs = tuple(case.name for case in reference.cases)
+    return Judgement(ParityReport(tuple(in_order(stages)), budget, budget_name, inputs, digest), worst.by_head)
 
 
-def stage_names(bundle: Bundle) -> list[str]:
-    """The names of the stages that `assess` will report, in its order; nothing is run."""
-    stages = [not_run(task.name, task.precision, "") for task in tasks(bundle)]
-    last, found = last_report(bundle), bundle.find("reference", file=FILE)
-    if last is not None and found:
-        names = {stage.name for stage in stages}
-        stages += [s for s in _carried_over(bundle, last, stages, found[0].sha256) if s.name not in names]
-    return [stage.name for stage in sorted(stages, key=order)]
+def stage_ids(bundle: Bundle) -> list[StageId]:
+    """The stages that `judge` will report, in its order; nothing is run."""
+    planned = [not_run(stage, Cause.NO_GPU if stage.device == "gpu" else Cause.UNSUPPORTED, "")
+               for stage in [*(task.id for task in stage_tasks(bundle)), _steps(bundle)]]
+    found = bundle.find("reference", file=FILE)
+    digest = found[0].sha256 if found else ""
+    return [stage.id for stage in in_order(_with_earlier(bundle, planned, digest, None))]
 
 
-def tasks(bundle: Bundle) -> list[Task]:
-    """Everything to judge, from the manifest alone; what cannot run here says so when it is its turn."""
-    found = [
-        Task(f"ONNX Runtime {a.graph} {a.precision}", a.precision, a.file, a, partial(_judge_onnx, bundle, a))
-        for a in bundle.find("onnx")
-    ]
-    found.append(Task(RUNTIME, "fp32", "runtime on the model graph", None, partial(_judge_runtime, bundle)))
-    for a in bundle.find("onnx", graph="frame", precision="fp32"):
-        found.append(Task("C++ runtime frame fp32", "fp32", "C++ runtime", a, partial(_judge_cpp, bundle, a)))
-    if importlib.util.find_spec("openvino"):
-        for a in bundle.find("onnx", graph="frame"):
-            name = f"OpenVINO frame {a.precision}"
-            found.append(Task(name, a.precision, f"{a.file} on OpenVINO", a, partial(_judge_openvino, bundle, a)))
-    engines = bundle.find("engine")
-    names = [f"{a.details['builder']} {a.graph} {a.precision}" for a in engines]
-    for a, name in zip(engines, names, strict=True):
-        # Engines of several versions and devices may lie side by side.
-        told = name if names.count(name) == 1 else f"{name} ({a.file})"
-        found.append(Task(told, a.precision, a.file, a, partial(_judge_engine, bundle, a)))
-    return found
+def stage_tasks(bundle: Bundle) -> list[StageTask]:
+    """What the backends judge, from the manifest alone; the preferred backend last, as the nearest to the user."""
+    return [task for backend in reversed(backends.registered()) for task in backend.stages(bundle)]
+
+
+def last_report(bundle: Bundle) -> ParityReport | None:
+    """The report that the bundle carries, or None."""
+    try:
+        return ParityReport.from_json(json.loads((bundle.folder / PARITY_JSON).read_text(encoding="utf-8")))
+    except (OSError, ValueError):
+        return None
 
 
 def load_reference(bundle: Bundle) -> tuple[Reference, str]:
@@ -146,107 +128,82 @@ def load_reference(bundle: Bundle) -> tuple[Reference, str]:
     return Reference.load(bundle.path(found[0])), found[0].sha256
 
 
-def _judge(task: Task, reference: Reference, budget: Budget, show: Show) -> Stage:
-    """The task's stage: what is not installed, or cannot run here, is not run; any other refusal is a failure."""
-    file, digest = (task.artifact.file, task.artifact.sha256) if task.artifact else (None, None)
+def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget, show: Show) -> Stage:
+    """The stage of a task. What is not installed or cannot run here is not run; any other refusal is a failure."""
+    digest = task.artifact.sha256
     try:
-        return task.work(task.name, reference, budget, show)
+        session = _opened(bundle, task, reference)
     except (MissingPackage, BackendError) as error:
-        return not_run(task.name, task.precision, str(error), file, digest)
+        if isinstance(error, BackendError) and task.must_open:
+            return _refused(task.id, error, digest)
+        return not_run(task.id, error.cause, str(error), digest)
     except DptError as error:
-        return Stage(task.name, "failed", task.precision, file, digest, reasons=(str(error),))
+        return _refused(task.id, error, digest)
+    notes = task.notes
+    cases = reference.images_alone() if task.images_only else reference
+    if task.profile and (outside := [c for c in cases.cases if not _fits(c.input(task.id.graph).shape, task.profile)]):
+        cases = Reference(tuple(case for case in cases.cases if not any(case is other for other in outside)))
+        notes += (f"not judged on {', '.join(case.name for case in outside)}: outside the engine's profile",)
+    with session:
+        return compare(task.id, _in_pieces(session, task.profile), cases, budget, digest, notes, show)
 
 
-def _judge_onnx(
-    bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
-) -> Stage:
-    gpu = device.compute_capability() is not None
-    if artifact.precision == "bf16" and not gpu:
-        raise BackendError("ONNX Runtime's CPU provider has no BF16 convolution")
-    session = None
-    if artifact.precision != "fp32" and gpu:
-        with contextlib.suppress(BackendError, MissingPackage):
-            session = open_session(bundle, artifact, "onnxruntime-cuda")
-    on_gpu = session is not None
-    if session is None:
-        try:
-            session = open_session(bundle, artifact, "onnxruntime-cpu")
-        except BackendError as error:
-            if artifact.precision == "bf16":
-                raise  # its CPU provider lacks BF16: the graph may be right
-            return Stage(name, "failed", artifact.precision, artifact.file, artifact.sha256, reasons=(str(error),))
-    if artifact.precision == "fp16" and not on_gpu:
-        # Adversarial inputs are there to overflow FP16, which this provider does not compute in.
-        reference, notes = reference.images_alone(), (CPU_NOTE,)
-    else:
-        notes = ()
-    return _compare(name, session, bundle, artifact, reference, budget, show, notes)
+def _opened(bundle: Bundle, task: StageTask, reference: Reference) -> Session:
+    """The task's session, after what can be known without it."""
+    refusal = None
+    images = reference.images_alone().cases
+    if task.id.device == "gpu" and device.compute_capability() is None:
+        refusal = BackendError(device.NO_GPU, Cause.NO_GPU)
+    elif task.profile and not any(_fits(case.input(task.id.graph).shape, task.profile) for case in images):
+        refusal = BackendError("no image has a size within the engine's profile", Cause.OUTSIDE_PROFILE)
+    if refusal is not None:
+        bundle.path(task.artifact)  # a damaged file has failed, whether or not it could run
+        raise refusal
+    return task.open()
 
 
-def _judge_runtime(bundle: Bundle, name: str, reference: Reference, budget: Budget, show: Show) -> Stage:
-    """The Python runtime's own pre- and post-processing around the FP32 model graph."""
-    runtime = load(bundle.folder, backend="onnxruntime-cpu", graph="model", precision="fp32")
+def _refused(stage: StageId, error: DptError, digest: str | None) -> Stage:
+    return Stage(stage, "failed", digest, findings=(Finding(Fault.REFUSED, detail=str(error)),))
+
+
+def _steps(bundle: Bundle) -> StageId:
+    """The stage of the Python runtime's pre- and post-processing around the FP32 model graph."""
+    graph = next(iter(bundle.find("onnx", graph="model", precision="fp32")), None)
+    return StageId(StageKind.STEPS, "frame", "fp32", "onnxruntime-cpu", file=graph.file if graph else None,
+                   title="Runtime, NumPy pre- and post-processing")
+
+
+def _judge_steps(bundle: Bundle, reference: Reference, budget: Budget, show: Show) -> Stage:
+    stage = _steps(bundle)
+    try:
+        runtime = load(bundle.folder, backend=stage.backend, graph="model", precision="fp32")
+    except (MissingPackage, BackendError) as error:
+        return not_run(stage, error.cause, str(error))
+    except DptError as error:
+        return _refused(stage, error, None)
 
     def run(frames: np.ndarray) -> dict[str, np.ndarray]:
         predictions = runtime(frames)
-        heads = bundle.contract.heads
-        return {head: np.stack([getattr(prediction, head) for prediction in predictions]) for head in heads}
+        return {head: np.stack([getattr(prediction, head) for prediction in predictions])
+                for head in bundle.contract.heads}
 
     with runtime:
-        return compare(name, run, reference, "frame", "fp32", budget, runtime.artifact, show=show)
+        return compare(stage, run, reference, budget, runtime.artifact.sha256, show=show)
 
 
-def _judge_cpp(
-    bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
-) -> Stage:
-    from ..backends.cpp import CppSession
-
-    session = CppSession(bundle, "onnxruntime-cpu", artifact.precision)
-    return _compare(name, session, bundle, artifact, reference, budget, show)
-
-
-def _judge_openvino(
-    bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
-) -> Stage:
-    from ..backends.openvino import OpenVINOSession
-
-    session = OpenVINOSession(bundle, artifact)
-    notes = (OPENVINO_NOTE,) if artifact.precision == "fp16" else ()
-    return _compare(name, session, bundle, artifact, reference, budget, show, notes)
-
-
-def _judge_engine(
-    bundle: Bundle, artifact: Artifact, name: str, reference: Reference, budget: Budget, show: Show
-) -> Stage:
-    if device.compute_capability() is None:
-        bundle.path(artifact)  # a damaged file has failed wherever it is found
-        raise BackendError(NO_GPU)
-    profile = artifact.details.get("profile", {}).get(*bundle.contract.inputs(artifact.graph), {})
-    outside = [case for case in reference.cases if not _fits(case.input(artifact.graph).shape, profile)]
-    if all(case in outside for case in reference.cases if not case.adversarial):
-        raise BackendError("no image has a size within the engine's profile")
-    session = open_session(bundle, artifact, artifact.details["builder"])
-    notes = (f"not judged on {', '.join(c.name for c in outside)}: outside the engine's profile",) if outside else ()
-    inside = Reference(tuple(case for case in reference.cases if not any(case is other for other in outside)))
-    return _compare(name, session, bundle, artifact, inside, budget, show, notes, profile)
-
-
-def _fits(shape: tuple[int, ...], profile: dict[str, Any]) -> bool:
+def _fits(shape: tuple[int, ...], profile: ShapeRange) -> bool:
     """Whether an engine's profile takes an input of this shape, the batch axis aside."""
-    if not profile:
-        return True
-    return all(a <= size <= b for a, size, b in zip(profile["min"][1:], shape, profile["max"][1:], strict=True))
+    return all(a <= size <= b for a, size, b in zip(profile.min[1:], shape, profile.max[1:], strict=True))
 
 
-def _compare(
-    name: str, session: Session, bundle: Bundle, artifact: Artifact, reference: Reference, budget: Budget, show: Show,
-    notes: tuple[str, ...] = (), profile: dict[str, Any] | None = None,
-) -> Stage:
+def _in_pieces(
+    session: Session, profile: ShapeRange | None
+) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
+    """`session.run` for batches of any size: too large ones are split, too small ones filled up and cut."""
     (input_name,) = session.inputs
-    fewest = profile["min"][0] if profile else 1
+    fewest = profile.min[0] if profile else 1
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        """In pieces that the session takes; a piece that is too small for it is filled up and cut."""
         most = session.largest_batch(batch.shape[1:3]) or len(batch)
         pieces = []
         for start in range(0, len(batch), most):
@@ -258,22 +215,25 @@ def _compare(
             return pieces[0]
         return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
 
-    with session:
-        return compare(name, run, reference, artifact.graph, artifact.precision, budget, artifact, notes, show)
+    return run
 
 
-def _carried_over(bundle: Bundle, last: ParityReport, stages: list[Stage], reference: str) -> list[Stage]:
-    """Stages of the last report that cannot be judged now, whose artefact is still the one they judged.
-
-    An engine's is kept by name and hash: one that has got a twin since is called otherwise, and judged anew.
-    """
-    current = {artifact.file: artifact.sha256 for artifact in bundle.artifacts}
-    now = {stage.name for stage in stages}
-    without_gpu = {stage.name for stage in stages if stage.status == "not run" and stage.reasons == (NO_GPU,)}
-    return [
-        dataclasses.replace(stage, earlier=True) for stage in last.stages
-        if stage.sha256 is not None and current.get(stage.artifact) == stage.sha256 and stage.status != "not run"
-        and (stage.name in without_gpu or (stage.name.startswith(EARLIER) and stage.name not in now))
+def _with_earlier(bundle: Bundle, stages: list[Stage], reference: str, budget: Budget | None) -> list[Stage]:
+    """`stages`, with those of the last report in place of what cannot be judged now."""
+    last = last_report(bundle)
+    if last is None:
+        return stages
+    hashes = {artifact.file: artifact.sha256 for artifact in bundle.artifacts}
+    now = {stage.id: stage.id for stage in stages}
+    without_gpu = {stage.id for stage in stages if stage.cause is Cause.NO_GPU}
+    earlier = {}
+    for stage in last.stages:
+        unchanged = stage.sha256 is not None and hashes.get(stage.artifact) == stage.sha256
         # Weights were compared with the checkpoint, everything else with the reference of its day.
-        and (stage.name.startswith("weights") or last.reference in (None, reference))
-    ]
+        same_inputs = stage.id.kind is StageKind.WEIGHTS or last.reference in (None, reference)
+        missing = stage.id in without_gpu or (stage.id.kind in NEED_PYTORCH and stage.id not in now)
+        if unchanged and same_inputs and missing and stage.status != "not run":
+            held = held_to(stage, budget) if budget is not None and budget != last.budget else stage
+            # An engine beside it may have changed how people call it.
+            earlier[stage.id] = dataclasses.replace(held, id=now.get(stage.id, stage.id), earlier=True)
+    return [earlier.pop(stage.id, stage) for stage in stages] + list(earlier.values())

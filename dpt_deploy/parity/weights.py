@@ -9,20 +9,22 @@ from typing import Any
 import numpy as np
 
 from ..core.errors import missing_package
-from ..core.files import sha256
-from .compare import Stage
+from ..core.manifest import Artifact
+from ..core.verdict import Fault, Finding, Stage, StageId, StageKind
 
 FLOAT_TYPES = (1, 10, 16)  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16
 
 
-def compare_weights(
-    path: Path, expected: Mapping[str, np.ndarray], precision: str, digest: str | None = None
-) -> Stage:
-    """Judge the initializers of the graph in `path`, whose SHA-256 is `digest` where it is known.
+def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.ndarray]) -> Stage:
+    """Judge the initializers of a graph: each tensor of the checkpoint, rounded once to the type it has there.
 
-    `expected` holds the checkpoint's tensors, float32, by name (batch norms folded). Each must stand
-    in the graph under its name, rounded once to the type it has there and not changed otherwise; what
-    is missing, differs or is left over is named.
+    Args:
+        path: The ONNX file.
+        artifact: The same file, as the manifest describes it.
+        expected: The checkpoint's tensors, float32, by name, batch norms folded.
+
+    Returns:
+        A stage that names what is missing, differs or is left over.
     """
     try:
         import onnx
@@ -34,7 +36,7 @@ def compare_weights(
     for tensor in graph.initializer:
         if tensor.data_type in FLOAT_TYPES:
             found[tensor.name] = numpy_helper.to_array(tensor)
-    reasons: list[str] = []
+    findings: list[Finding] = []
     used: set[str] = set()
     worst = 0.0
     for name, value in expected.items():
@@ -46,28 +48,30 @@ def compare_weights(
             candidates.append((name.replace(".bias", ".convolution.bias"), None))
         key, want = next(((key, want) for key, want in candidates if key in found), (None, None))
         if key is None:
-            reasons.append(f"{name} is missing from the graph")
+            findings.append(Finding(Fault.TENSOR_MISSING, name=name))
             continue
         have = found[key]
         used.add(key)
         if want is None:
             want = np.repeat(value, have.size // value.size)
         if have.shape != want.shape:
-            reasons.append(f"{name} has shape {list(have.shape)}, expected {list(want.shape)}")
+            findings.append(Finding(Fault.TENSOR_SHAPE, name=name,
+                                    detail=f"{list(have.shape)}, expected {list(want.shape)}"))
             continue
         rounded = want.astype(have.dtype)
         scale = max(float(np.abs(want).max()), 1e-12)
         error = float(np.abs(have.astype(np.float64) - rounded.astype(np.float64)).max()) / scale
         worst = max(worst, error)
         if error != 0.0:  # NaN too
-            reasons.append(f"{name} differs by {error:.2%} of its largest weight")
+            findings.append(Finding(Fault.TENSOR_DIFFERS, name=name, value=error))
         if not np.isfinite(have.astype(np.float32)).all():
-            reasons.append(f"{name} does not fit the range of {have.dtype}")
+            findings.append(Finding(Fault.TENSOR_RANGE, name=name, detail=str(have.dtype)))
     prefixes = ("backbone.", "decoder.", "heads.")
     left = [name for name in found if name.startswith(prefixes) and name not in used]
-    reasons += [f"{name} is in the graph and not in the checkpoint" for name in left]
+    findings += [Finding(Fault.TENSOR_UNKNOWN, name=name) for name in left]
     values: dict[str, Any] = {"weights": {"tensors": len(used), "max_relative_difference": worst}}
-    name = f"weights {path.stem.replace('.', ' ')}"
-    status = "failed" if reasons else "passed"
-    told = reasons or [f"all {len(used)} tensors of the checkpoint stand in the graph, rounded once and not changed"]
-    return Stage(name, status, precision, path.name, digest or sha256(path), values, {}, tuple(told))
+    stage = StageId(StageKind.WEIGHTS, artifact.graph, artifact.precision, file=artifact.file,
+                    title=f"weights {artifact.graph} {artifact.precision}")
+    note = f"all {len(used)} tensors of the checkpoint stand in the graph, rounded once and otherwise unchanged"
+    return Stage(stage, "failed" if findings else "passed", artifact.sha256, values, findings=tuple(findings),
+                 notes=() if findings else (note,))

@@ -1,5 +1,1 @@
-"""Images and folders in, panels and raw maps out."""
-
-from ..report.panel import Tile, arrange, panel, write_png
-
-__all__ = ["Tile", "arrange", "panel", "write_png"]
+"""Images, folders, videos and cameras in; panels and maps out."""

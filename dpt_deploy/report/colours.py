@@ -7,7 +7,12 @@ import numpy as np
 
 
 def depth_range(depth: np.ndarray, alpha: np.ndarray | None = None) -> tuple[float, float]:
-    """(near, far) [m] that the colours span: the 1st to 99th percentile of the foreground, if there is any."""
+    """The depths (near, far) [m] that the colours span: the 1st to the 99th percentile.
+
+    Args:
+        depth: (H, W) [m].
+        alpha: (H, W) in [0, 1]. Only the foreground (alpha above 0.5) counts, if there is any.
+    """
     values = depth[np.isfinite(depth)]
     if alpha is not None and (alpha > 0.5).any():
         values = depth[(alpha > 0.5) & np.isfinite(depth)]
@@ -18,7 +23,7 @@ def depth_range(depth: np.ndarray, alpha: np.ndarray | None = None) -> tuple[flo
 
 
 def colour_depth(depth: np.ndarray, limits: tuple[float, float]) -> np.ndarray:
-    """Depth (H, W) [m]: bright is near, dark is far; black where it is not finite."""
+    """Depth (H, W) [m] in colours that span `limits` (near, far): near is bright, far is dark, not finite is black."""
     near, far = limits
     nearness = np.clip((far - np.nan_to_num(depth, nan=far, posinf=far)) / (far - near), 0, 1)
     picture = cv2.applyColorMap((nearness * 255).astype(np.uint8), cv2.COLORMAP_INFERNO)[..., ::-1]
@@ -30,8 +35,19 @@ def colour_normals(normals: np.ndarray) -> np.ndarray:
     return (np.clip(np.nan_to_num(normals) * 0.5 + 0.5, 0, 1) * 255 + 0.5).astype(np.uint8)
 
 
+def colour_alpha(alpha: np.ndarray) -> np.ndarray:
+    """Alpha (H, W) in [0, 1]: white is foreground, black is background."""
+    return (np.clip(np.nan_to_num(alpha), 0, 1)[..., None].repeat(3, axis=2) * 255).astype(np.uint8)
+
+
 def cut_out(image: np.ndarray, alpha: np.ndarray, square: int = 12) -> np.ndarray:
-    """`image` (H, W, 3) over a checkerboard, by alpha (H, W) in [0, 1]."""
+    """The foreground of an image over a checkerboard.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        alpha: (H, W) in [0, 1].
+        square: Side of a square of the checkerboard [pixels].
+    """
     y, x = np.indices(alpha.shape) // square
     board = np.where((x + y) % 2, 200, 240)[..., None]
     weight = np.clip(np.nan_to_num(alpha), 0, 1)[..., None]
@@ -39,7 +55,7 @@ def cut_out(image: np.ndarray, alpha: np.ndarray, square: int = 12) -> np.ndarra
 
 
 def colour_error(error: np.ndarray, top: float) -> np.ndarray:
-    """Error (H, W) >= 0: black is 0, white is `top`; not finite is magenta."""
+    """Error (H, W) >= 0: black is 0, white is `top`, magenta is not finite."""
     level = (np.clip(np.nan_to_num(error, posinf=top) / max(top, 1e-30), 0, 1) * 255).astype(np.uint8)
     picture = cv2.applyColorMap(level, cv2.COLORMAP_HOT)[..., ::-1].copy()
     picture[~np.isfinite(error)] = (255, 0, 255)

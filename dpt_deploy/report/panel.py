@@ -5,20 +5,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
-from ..core.files import replacing
 from ..runtime import Prediction
 from .colours import colour_depth, colour_normals, cut_out, depth_range
 
-# All sizes [pixels].
-AREA, LONGEST, NARROWEST = 480 * 480, 760, 300  # of a tile's picture; of its longer side; of a tile's width
-GAP, TITLE, CAPTION = 24, 40, 56
-PAGE, INK, DIM = (255, 255, 255), (28, 32, 38), (96, 104, 116)
-BEYOND = 0.12  # how much of depth and normals shows where there is no foreground
+# Sizes [pixels].
+PICTURE_AREA, MAX_PICTURE_SIDE, MIN_TILE_WIDTH = 480 * 480, 760, 300
+GAP, TITLE_HEIGHT, CAPTION_HEIGHT = 24, 40, 56
+PAPER, INK, FAINT_INK = (255, 255, 255), (28, 32, 38), (96, 104, 116)
+BACKGROUND_OPACITY = 0.12
+"""Of depth and normals where alpha says background."""
 
 
 @dataclass(frozen=True)
@@ -36,9 +35,16 @@ class Tile:
 def panel(image: np.ndarray, prediction: Prediction, name: str = "") -> np.ndarray:
     """The image, depth in colours, normals as RGB and the cut-out over a checkerboard, as far as they are predicted.
 
-    `image`: uint8 (H, W, 3) RGB; `name` is shown below it. Depth colours span the foreground; depth
-    and normals fade where alpha says background, for there they mean nothing. Returns uint8 (H', W', 3)
-    RGB of a few hundred to two thousand pixels, whatever the image's size.
+    Depth colours span the foreground. Depth and normals fade where alpha says background, because they mean
+    nothing there.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        prediction: The maps of that image.
+        name: Shown below the image.
+
+    Returns:
+        uint8 (H', W', 3) RGB of a few hundred to two thousand pixels, whatever the size of the image.
     """
     h, w = image.shape[:2]
     size = tile_size(h, w)
@@ -47,7 +53,7 @@ def panel(image: np.ndarray, prediction: Prediction, name: str = "") -> np.ndarr
     tiles = [Tile("Image", _resized(image, size), f"{name}  {w} x {h}".strip())]
     if "depth" in small:
         limits = depth_range(prediction.depth, prediction.alpha)
-        bar = depth_scale(limits, max(size[1], NARROWEST))
+        bar = depth_scale(limits, max(size[1], MIN_TILE_WIDTH))
         tiles.append(Tile("Depth", _faded(colour_depth(small["depth"], limits), alpha), legend=bar))
     if "normals" in small:
         picture = _faded(colour_normals(small["normals"]), alpha)
@@ -64,36 +70,36 @@ def panel(image: np.ndarray, prediction: Prediction, name: str = "") -> np.ndarr
 def arrange(tiles: Sequence[Tile], columns: int) -> np.ndarray:
     """A page of tiles, row by row, uint8 (H, W, 3) RGB; each cell is as large as the largest picture needs."""
     cell_h = max(tile.picture.shape[0] for tile in tiles)
-    cell_w = max(NARROWEST, *(tile.picture.shape[1] for tile in tiles))
+    cell_w = max(MIN_TILE_WIDTH, *(tile.picture.shape[1] for tile in tiles))
     columns = min(columns, len(tiles))
     rows = math.ceil(len(tiles) / columns)
-    height = rows * (TITLE + cell_h + CAPTION) + GAP
-    page = np.full((height, columns * (cell_w + GAP) + GAP, 3), PAGE, np.uint8)
+    height = rows * (TITLE_HEIGHT + cell_h + CAPTION_HEIGHT) + GAP
+    page = np.full((height, columns * (cell_w + GAP) + GAP, 3), PAPER, np.uint8)
     for i, tile in enumerate(tiles):
-        y = (i // columns) * (TITLE + cell_h + CAPTION)
+        y = (i // columns) * (TITLE_HEIGHT + cell_h + CAPTION_HEIGHT)
         x = GAP + (i % columns) * (cell_w + GAP)
-        write(page, tile.title, (x, y + TITLE - 10), INK, 0.68, bold=True)
-        _paste(page, tile.picture, y + TITLE, x + (cell_w - tile.picture.shape[1]) // 2)
-        left, base = x, y + TITLE + cell_h + 10
+        draw_text(page, tile.title, (x, y + TITLE_HEIGHT - 10), INK, 0.68, bold=True)
+        _paste(page, tile.picture, y + TITLE_HEIGHT, x + (cell_w - tile.picture.shape[1]) // 2)
+        left, base = x, y + TITLE_HEIGHT + cell_h + 10
         if tile.legend is not None:
             _paste(page, tile.legend, base, x)
             left += tile.legend.shape[1] + 10
         if tile.caption:
             beside = 7 if tile.legend is not None else 0
-            write(page, _elided(tile.caption, x + cell_w - left), (left, base + 18 + beside), DIM)
+            draw_text(page, _elided(tile.caption, x + cell_w - left), (left, base + 18 + beside), FAINT_INK)
     return page
 
 
 def tile_size(height: int, width: int) -> tuple[int, int]:
     """The size (h, w) at which an image of `height` x `width` is shown: one area for all, within bounds."""
-    scale = min(math.sqrt(AREA / (height * width)), LONGEST / max(height, width))
+    scale = min(math.sqrt(PICTURE_AREA / (height * width)), MAX_PICTURE_SIDE / max(height, width))
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
 def depth_scale(limits: tuple[float, float], width: int, height: int = 40) -> np.ndarray:
     """The colour bar of depths from `limits[0]` to `limits[1]` [m] with round ticks, uint8 (height, width, 3) RGB."""
     near, far = limits
-    bar = np.full((height, width, 3), PAGE, np.uint8)
+    bar = np.full((height, width, 3), PAPER, np.uint8)
     colours = colour_depth(np.linspace(near, far, width, dtype=np.float64)[None], limits)
     bar[:12] = colours
     step = _round_step((far - near) / 4)
@@ -106,27 +112,20 @@ def depth_scale(limits: tuple[float, float], width: int, height: int = 40) -> np
         if left < free:
             continue
         cv2.line(bar, (x, 12), (x, 17), INK, 1)
-        write(bar, text, (left, 34), DIM)
+        draw_text(bar, text, (left, 34), FAINT_INK)
         free = left + text_width(text) + 10
     return bar
 
 
-def write(picture: np.ndarray, text: str, origin: tuple[int, int], colour: tuple[int, int, int] = INK,
-          scale: float = 0.52, bold: bool = False) -> None:
+def draw_text(picture: np.ndarray, text: str, origin: tuple[int, int], colour: tuple[int, int, int] = INK,
+              scale: float = 0.52, bold: bool = False) -> None:
     """Draw `text` into `picture`, in place; `origin` (x, y) is where its baseline begins."""
     cv2.putText(picture, text, origin, cv2.FONT_HERSHEY_SIMPLEX, scale, colour, 2 if bold else 1, cv2.LINE_AA)
 
 
 def text_width(text: str, scale: float = 0.52) -> int:
-    """How wide `write` draws `text` [pixels]."""
+    """The width of `text` as `draw_text` draws it [pixels]."""
     return cv2.getTextSize(text, cv2.FONT_HERSHEY_SIMPLEX, scale, 1)[0][0]
-
-
-def write_png(path: Path | str, picture: np.ndarray) -> None:
-    """Write uint8 (H, W, 3) RGB as PNG, atomically. Raises `BadInput` where it cannot be written."""
-    data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
-    with replacing(path) as temporary:
-        temporary.write_bytes(data.tobytes())
 
 
 def _resized(picture: np.ndarray, size: tuple[int, int]) -> np.ndarray:
@@ -138,8 +137,8 @@ def _faded(picture: np.ndarray, alpha: np.ndarray | None) -> np.ndarray:
     """`picture` where there is foreground, and little of it elsewhere; all of it where nothing is foreground."""
     if alpha is None or not (alpha > 0.5).any():
         return picture
-    weight = BEYOND + (1 - BEYOND) * np.clip(np.nan_to_num(alpha), 0, 1)[..., None]
-    return (picture * weight + np.array(PAGE) * (1 - weight) + 0.5).astype(np.uint8)
+    weight = BACKGROUND_OPACITY + (1 - BACKGROUND_OPACITY) * np.clip(np.nan_to_num(alpha), 0, 1)[..., None]
+    return (picture * weight + np.array(PAPER) * (1 - weight) + 0.5).astype(np.uint8)
 
 
 def _sphere(size: int) -> np.ndarray:
@@ -148,7 +147,7 @@ def _sphere(size: int) -> np.ndarray:
     y, x = (np.indices((fine, fine)) + 0.5) / fine * 2 - 1
     inside = x**2 + y**2 < 1
     normals = np.stack([x, -y, np.sqrt(np.clip(1 - x**2 - y**2, 0, 1))], axis=-1)
-    picture = np.where(inside[..., None], colour_normals(normals), np.array(PAGE, np.uint8))
+    picture = np.where(inside[..., None], colour_normals(normals), np.array(PAPER, np.uint8))
     return cv2.resize(picture, (size, size), interpolation=cv2.INTER_AREA)
 
 

@@ -3,30 +3,28 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import numpy as np
 
-from ..backends import cuda, device
-from ..backends.session import Session, host_array
-from ..core.bundle import Artifact, Bundle
+from .. import backends
+from ..backends import Session, SessionOptions
+from ..backends.session import host_array
+from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
+from ..core.manifest import Artifact, Precision
 from .image import check_frames, postprocess, preprocess, read_image
 from .stream import QUEUE, in_order
 
-Backend = Literal["tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu"]
-BACKENDS: tuple[Backend, ...] = ("tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "openvino", "onnxruntime-cpu")
-"""All backends, the one preferred first."""
-Precision = Literal["fp16", "bf16", "fp32"]
+Backend = str
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
-BATCH = 8  # frames per call where the backend sets no limit: more costs memory and wins no time
+BATCH = 8  # frames per call if the backend sets no limit: more costs memory and saves no time
 
 
 @dataclass(frozen=True, eq=False)
@@ -48,7 +46,7 @@ class Prediction:
 
 
 class Runtime:
-    """A loaded bundle; `load` makes one. A context manager; calls from many threads are right."""
+    """A loaded bundle; `load` makes one. A context manager. Thread-safe."""
 
     def __init__(self, bundle: Bundle, artifact: Artifact, session: Session, reason: str) -> None:
         self.bundle = bundle
@@ -57,11 +55,11 @@ class Runtime:
         self.session = session
         """For arrays on a GPU, chosen outputs and streams."""
         self.reason = reason
-        """Which backend was taken, and why each one preferred to it was not."""
+        """Which backend was chosen, and why each one preferred to it was not."""
 
     @property
     def backend(self) -> str:
-        """The backend that runs, one of `BACKENDS`."""
+        """Name of the backend that runs."""
         return self.session.backend
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
@@ -87,7 +85,7 @@ class Runtime:
         """
         if not isinstance(queue, int) or isinstance(queue, bool) or queue < 1:
             raise BadInput(f"queue: expected a number from 1, received {queue!r}.")
-        return in_order(self._one, frames, queue, self.session.lanes)
+        return in_order(self._one, frames, queue, self.session.concurrency)
 
     def _one(self, image: Any) -> Prediction:
         return self._predict([_frame(image, "frame")])[0]
@@ -135,136 +133,72 @@ class Runtime:
 
 
 def load(
-    bundle: Path | str, backend: Backend | None = None, graph: Graph = "frame",
-    precision: Precision | None = None, threads: int | None = None,
+    bundle: Path | str, backend: str | None = None, graph: Graph = "frame", precision: Precision | None = None,
+    threads: int | None = None,
 ) -> Runtime:
-    """Load a bundle's folder on the best backend that runs here.
+    """Load a bundle's folder on the best backend that runs here; `Runtime.reason` says which one, and why.
 
-    The order is TensorRT engine, TensorRT-RTX engine, ONNX Runtime with CUDA, OpenVINO, ONNX Runtime on
-    the CPU; FP16 before FP32 on a GPU. On the CPU, ONNX Runtime computes in FP32 whatever the graph,
-    and OpenVINO takes FP16 only where the processor has FP16 units and the bundle's own parity report
-    found that graph within budget in them. `Runtime.reason` says what was taken. `backend`, `precision`
-    (fp32, fp16, bf16) and `graph` (frame, model) make their choice strict; with OpenVINO, bf16 computes
-    the FP32 graph in BF16 units where the bundle has no BF16 graph. `threads`: CPU threads per operator,
-    None for the backend's own choice.
+    The order of preference is that of the registry: TensorRT, TensorRT-RTX, ONNX Runtime with CUDA, OpenVINO, ONNX
+    Runtime on the CPU; FP16 before FP32 on a GPU. On the CPU, ONNX Runtime computes in FP32 whatever the graph, and
+    OpenVINO takes FP16 only if the processor has FP16 units and the bundle's parity report passed that graph on it.
 
-    Raises `BadInput` for an unknown name, `BackendError` where nothing (or not what was asked for) can
-    run, `BadBundle` and `ContractError` for a bundle that was changed.
+    Args:
+        bundle: The folder that an export wrote.
+        backend: A name of `dpt_deploy.backends.names()`; no other is tried.
+        graph: "frame" takes frames of any size; "model" takes the network's input, and the runtime resizes.
+        precision: "fp16", "bf16" or "fp32"; no other is tried. OpenVINO computes the FP32 graph in BF16 units if
+            BF16 is asked for and the bundle has no BF16 graph.
+        threads: CPU threads per operator; None leaves it to the backend.
+
+    Raises:
+        BadInput: An unknown name.
+        BackendError: Nothing (or not what was asked for) can run here.
+        BadBundle, ContractError: The bundle was changed.
     """
-    _known("backend", backend, BACKENDS)
-    _known("graph", graph, ("frame", "model"), required=True)
-    _known("precision", precision, PRECISIONS)
+    _check_name("graph", graph, ("frame", "model"))
+    if precision is not None:
+        _check_name("precision", precision, PRECISIONS)
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise BadInput(f"threads: expected a number from 1, received {threads!r}.")
+    tried = [backends.get(backend)] if backend is not None else [b for b in backends.registered() if b.automatic]
     opened = Bundle.open(bundle)
-    refusals: list[tuple[str, str]] = []
-    for candidate in (backend,) if backend else BACKENDS:
-        artifacts = _artifacts(opened, candidate, graph, precision)
+    options = SessionOptions(threads, precision)
+    refusals: dict[tuple[str, str], None] = {}
+    for candidate in tried:
+        artifacts = candidate.candidates(opened, graph, precision)
         if not artifacts:
-            nothing = _nothing_for(opened, candidate, graph, precision)
-            if backend is None and candidate.startswith("tensorrt") and device.compute_capability() is None:
-                nothing = nothing.partition(";")[0]  # how to build an engine is of use where it could run
-            refusals.append((candidate, nothing))
+            nothing = candidate.no_candidate(opened, graph, precision)
+            # How to make an artefact is of use only if the backend could run here, or was asked for.
+            useful = backend is not None or candidate.unavailable() is None
+            refusals[candidate.name, str(nothing) if useful else nothing.message] = None
+        # Asked before an engine of hundreds of megabytes is read; a backend asked for by name says it itself.
+        refusal = candidate.unavailable() if artifacts and backend is None else None
+        if refusal is not None:
+            refusals[candidate.name, str(refusal).removeprefix(f"{candidate.name}: ")] = None
+            continue
         for artifact in artifacts:
             try:
-                if backend is None:
-                    _check_gpu(candidate)
-                session = open_session(opened, artifact, candidate, threads, precision)
+                session = candidate.open(opened, artifact, options)
             except (BackendError, MissingPackage) as error:
-                refusal = (candidate, str(error).removeprefix(f"{candidate}: "))
-                refusals += [refusal] if refusal not in refusals else []
+                refusals[candidate.name, str(error).removeprefix(f"{candidate.name}: ")] = None
                 continue
-            return Runtime(opened, artifact, session, _reason(session, artifact, backend, refusals))
-    lines = [f"{candidate}: {refusal}" for candidate, refusal in refusals]
+            return Runtime(opened, artifact, session, _reason(session, artifact, backend, list(refusals)))
+    lines = [f"{name}: {message}" for name, message in refusals]
     if backend:
         raise BackendError(" ".join(lines))
     raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def open_session(
-    bundle: Bundle, artifact: Artifact, backend: Backend, threads: int | None = None,
-    computes: Precision | None = None,
-) -> Session:
-    """A session on one artefact of a bundle; the errors are those of the backend's session.
-
-    `computes` is the arithmetic for OpenVINO, the graph's own precision when None; no other backend
-    can compute a graph in another type than it was written in.
-    """
-    if backend == "openvino":
-        from ..backends.openvino import OpenVINOSession
-
-        return OpenVINOSession(bundle, artifact, computes, threads)
-    if backend in ("tensorrt", "tensorrt-rtx"):
-        from ..backends.tensorrt import TensorRTSession
-
-        return TensorRTSession(bundle, artifact)
-    from ..backends.onnxruntime import OnnxRuntimeSession
-
-    return OnnxRuntimeSession(bundle, artifact, backend.removeprefix("onnxruntime-"), threads)
-
-
-def _artifacts(bundle: Bundle, backend: Backend, graph: Graph, precision: str | None) -> list[Artifact]:
-    """What `backend` could run, the one preferred first."""
-    if backend.startswith("tensorrt"):
-        found = bundle.find("engine", graph=graph, builder=backend)
-    else:
-        found = bundle.find("onnx", graph=graph)
-    if backend == "openvino":
-        return _for_openvino(bundle, found, precision)
-    order = ("fp32", "fp16", "bf16") if backend == "onnxruntime-cpu" else PRECISIONS
-    found = [artifact for artifact in found if artifact.precision in ((precision,) if precision else order)]
-    return sorted(found, key=lambda artifact: order.index(artifact.precision))
-
-
-def _for_openvino(bundle: Bundle, found: list[Artifact], precision: str | None) -> list[Artifact]:
-    """Its graphs for `precision`, which names the arithmetic; without one, FP32, and before it what parity passed."""
-    by_precision = {artifact.precision: artifact for artifact in found}
-    if precision == "bf16":
-        order = ["bf16"] if "bf16" in by_precision else ["fp32"]
-    elif precision:
-        order = [precision]
-    else:
-        half = by_precision.get("fp16")
-        order = ["fp16", "fp32"] if half and _passed(bundle, f"OpenVINO {half.graph} fp16", half) else ["fp32"]
-    return [by_precision[name] for name in order if name in by_precision]
-
-
-def _passed(bundle: Bundle, stage: str, artifact: Artifact) -> bool:
-    """Whether the bundle's parity report has `stage`, passed with this very file."""
-    try:
-        stages = json.loads((bundle.folder / "parity.json").read_text(encoding="utf-8"))["stages"]
-        return any((one["name"], one["status"], one["sha256"]) == (stage, "passed", artifact.sha256) for one in stages)
-    except (OSError, ValueError, KeyError, TypeError):
-        return False
-
-
-def _check_gpu(backend: Backend) -> None:
-    """Raise what keeps an engine from running before its library and file, hundreds of megabytes, are read."""
-    if backend.startswith("tensorrt"):
-        cuda.cudart()
-        if device.compute_capability() is None:
-            raise BackendError("no GPU is visible here")
-
-
-def _nothing_for(bundle: Bundle, backend: Backend, graph: Graph, precision: str | None) -> str:
-    wanted = f"{graph} graph" + (f" in {precision}" if precision else "")
-    if backend.startswith("tensorrt"):
-        return (f"the bundle has no such engine of the {wanted}; to build one, on the GPU that will run it: "
-                f"python -m dpt_deploy.build {bundle.folder} --builder {backend}")
-    have = ", ".join(artifact.file for artifact in bundle.find("onnx")) or "no ONNX graph at all"
-    return f"the bundle has no ONNX file of the {wanted}, it has {have}"
-
-
-def _reason(session: Session, artifact: Artifact, asked: Backend | None, refusals: list[tuple[str, str]]) -> str:
+def _reason(session: Session, artifact: Artifact, asked: str | None, refusals: list[tuple[str, str]]) -> str:
     note = f" {session.note}" if session.note else ""
     taken = f"{session.backend} runs {artifact.file}{note}" + (", as asked for" if asked else "")
     others = "; ".join(f"not {candidate}: {refusal.rstrip('.')}" for candidate, refusal in refusals)
     return f"{taken}; {others}." if others else f"{taken}."
 
 
-def _known(what: str, value: Any, known: Sequence[str], required: bool = False) -> None:
-    if (value is not None or required) and value not in known:
-        raise BadInput(f"{what}: expected one of {', '.join(known)}, received {value!r}.")
+def _check_name(what: str, value: Any, names: Sequence[str]) -> None:
+    if value not in names:
+        raise BadInput(f"{what}: expected one of {', '.join(names)}, received {value!r}.")
 
 
 def _frame(image: Any, name: str, batch: bool = False) -> np.ndarray:

@@ -17,15 +17,16 @@ import numpy as np
 import pytest
 
 from dpt_deploy.backends import cuda
-from dpt_deploy.backends.lane import Lane
+from dpt_deploy.backends.engines import EngineProfile
 from dpt_deploy.backends.session import Session
-from dpt_deploy.backends.tensorrt import Profile, TensorRTSession
+from dpt_deploy.backends.stream_worker import StreamWorker
+from dpt_deploy.backends.tensorrt_session import TensorRTSession
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BackendError
 
 
 class StandIn:
-    """The CUDA runtime as far as a lane uses it: memory is the host's, work is done at once unless captured."""
+    """The CUDA runtime as far as a worker uses it: memory is the host's, work is done at once unless captured."""
 
     def __init__(self) -> None:
         self.memory: dict[int, Any] = {}
@@ -202,22 +203,23 @@ def device(monkeypatch: pytest.MonkeyPatch) -> StandIn:
     return stand_in
 
 
-def lane(device: StandIn, capture: bool = True, outputs: tuple[str, ...] = ("depth",)) -> Lane:
+def worker(device: StandIn, capture: bool = True, outputs: tuple[str, ...] = ("depth",)) -> StreamWorker:
     def expect(succeeded: bool, what: str) -> None:
         if not succeeded:
             raise BackendError(what)
 
-    return Lane(lambda: Context(device), {"frame": "uint8"}, dict.fromkeys(outputs, "float32"), expect, capture)
+    return StreamWorker(lambda: Context(device), {"frame": "uint8"}, dict.fromkeys(outputs, "float32"), expect, capture)
 
 
 def session_on(device: StandIn) -> TensorRTSession:
-    """A TensorRT session with two lanes, and without an engine."""
+    """A TensorRT session with two workers, and without an engine."""
     session = object.__new__(TensorRTSession)
     Session.__init__(session, Contract((32, 32), heads=("depth",)), "frame")
-    session.backend, session.file, session.profile, session._rebuild = "tensorrt", "a.engine", Profile("a", {}), ""
+    session.backend, session.file, session._rebuild = "tensorrt", "a.engine", ""
+    session.profile = EngineProfile("a", {})
     session._closing, session._device, session._cache = threading.Lock(), 0, None
-    session.captures_itself, session._logger = False, types.SimpleNamespace(words=[], said=lambda: "")
-    session._free, session._all = queue.LifoQueue(), [lane(device) for _ in range(2)]
+    session.captures_itself, session._logger = False, types.SimpleNamespace(errors=[], last_errors=lambda: "")
+    session._free, session._all = queue.LifoQueue(), [worker(device) for _ in range(2)]
     for one in session._all:
         session._free.put(one)
     return session

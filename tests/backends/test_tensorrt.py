@@ -5,7 +5,6 @@ What needs a GPU is marked so, and runs on one alone.
 
 from __future__ import annotations
 
-import dataclasses
 import sys
 from pathlib import Path
 
@@ -14,19 +13,20 @@ import pytest
 import torch
 
 from dpt_deploy.backends import cuda, device, dlpack
+from dpt_deploy.backends.engines import EngineProfile, misfit
 from dpt_deploy.backends.session import Session
-from dpt_deploy.backends.tensorrt import Profile, misfit
 from dpt_deploy.build import EngineOptions, build_engines
-from dpt_deploy.core.bundle import Artifact, Bundle
+from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BackendError, BadBundle, ContractError, MissingPackage
-from dpt_deploy.runtime import load, open_session
-from tests.tiny import photo
+from dpt_deploy.core.manifest import Artifact, ShapeRange
+from dpt_deploy.runtime import load
+from tests.tiny import open_session, photo
 
 
 def engine(bundle: Bundle, graph: str = "frame", **details: object) -> Artifact:
     """The bundle's TensorRT-RTX engine, described with other `details`."""
     found = bundle.find("engine", graph=graph, builder="tensorrt-rtx")[0]
-    return dataclasses.replace(found, details=found.details | details)
+    return found.model_copy(update={"details": found.details.model_copy(update=details)})
 
 
 def without_gpu() -> None:
@@ -82,7 +82,7 @@ def test_an_engine_of_another_version_is_refused(tiny_bundle: Path) -> None:
 
 def test_what_does_not_fit_is_named(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
-    version = engine(bundle).details["builder_version"]
+    version = engine(bundle).details.builder_version
     assert misfit(bundle, engine(bundle), version, "12.0") is None
     for_ada = engine(bundle, compute_capability="8.9")
     assert misfit(bundle, for_ada, version, "8.9") is None
@@ -98,17 +98,18 @@ def test_an_engine_outlives_the_graph_it_was_made_from(own_bundle: Path) -> None
     bundle = Bundle.open(own_bundle)
     for graph in bundle.find("onnx"):
         bundle.remove(graph)
-    assert misfit(bundle, engine(bundle), engine(bundle).details["builder_version"], None) is None
+    assert misfit(bundle, engine(bundle), engine(bundle).details.builder_version, None) is None
 
 
 def test_without_the_package_the_command_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     bundle = Bundle.open(tiny_bundle)
     monkeypatch.setitem(sys.modules, "tensorrt_rtx", None)
-    with pytest.raises(MissingPackage, match=r"tensorrt_rtx.*pip install 'dpt-deploy\[tensorrt-rtx\]'"):
+    with pytest.raises(MissingPackage, match=r"tensorrt_rtx.*-m pip install .*tensorrt_rtx"):
         open_session(bundle, engine(bundle), "tensorrt-rtx")
 
 
-PROFILE = Profile("frame.engine", {"frame": {"min": [1, 64, 64, 3], "max": [8, 2160, 3840, 3]}}, 2160 * 3840)
+SHAPES = ShapeRange(min=(1, 64, 64, 3), opt=(1, 720, 1280, 3), max=(8, 2160, 3840, 3))
+PROFILE = EngineProfile("frame.engine", {"frame": SHAPES}, 2160 * 3840)
 
 
 @pytest.mark.parametrize("shape", [(1, 64, 64, 3), (1, 2160, 3840, 3), (8, 1000, 1000, 3), (4, 1080, 1920, 3)])
@@ -132,8 +133,8 @@ def test_a_long_list_is_split_as_the_profile_allows(tiny_bundle: Path) -> None:
     assert PROFILE.largest_batch((1080, 1920)) == 4
     assert PROFILE.largest_batch((4000, 4000)) == 1  # and check() says that it does not fit
     bundle = Bundle.open(tiny_bundle)
-    assert Profile.of(engine(bundle, "model")).largest_batch((4000, 4000)) == 8
-    assert Profile.of(engine(bundle)).max_pixels is not None
+    assert EngineProfile.of(engine(bundle, "model")).largest_batch((4000, 4000)) == 8
+    assert EngineProfile.of(engine(bundle)).max_pixels is not None
 
 
 def test_memory_of_a_dlpack_capsule_is_found() -> None:

@@ -168,7 +168,7 @@ def test_a_stripped_engine_gets_its_weights_back(own_bundle, monkeypatch):  # no
 
 @pytest.mark.parametrize("builder", ["tensorrt-rtx", "none"])
 def test_a_precision_without_a_graph_is_refused(own_bundle, builder):  # noqa: F811
-    with pytest.raises(BadInput, match=r"--precision: .*graphs in fp32, fp16, received bf16\..*--precision bf16"):
+    with pytest.raises(BadInput, match=r"--precisions: .*graphs in fp32, fp16, received bf16\..*--precision bf16"):
         build_engines(Bundle.open(own_bundle), EngineOptions(builder), pytest.fail, ("fp16", "bf16"))
 
 

@@ -6,14 +6,17 @@ import json
 
 import pytest
 
-from dpt_deploy.core.bundle import CARD, HAND, PAGE, RECORD, Bundle, by_hand
+from dpt_deploy.core.bundle import MODEL_CARD, PARITY_JSON, REPORT_HTML, Bundle, Recipe
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadBundle, BadInput
+from dpt_deploy.core.files import write_json
+from dpt_deploy.core.manifest import Artifact, Checkpoint, GraphDetails, Manifest, ModelRecord
+from dpt_deploy.report.model_card import HAND_WRITTEN_MARKER, reset_model_card
 
 
 @pytest.fixture
 def bundle(tmp_path):
-    bundle = Bundle.create(tmp_path / "bundle", {"name": "x", "contract": Contract().to_json()})
+    bundle = Bundle.create(tmp_path / "bundle", Manifest(name="x", contract=Contract().to_json()))
     bundle.folder.mkdir()
     (bundle.folder / "model.fp32.onnx").write_bytes(b"graph")
     bundle.add("model.fp32.onnx", "onnx", graph="model", precision="fp32", key="k", details={"opset": 23})
@@ -23,8 +26,14 @@ def bundle(tmp_path):
 def test_it_opens_as_it_was_saved(bundle):
     again = Bundle.open(bundle.folder)
     assert again.artifacts == bundle.artifacts and again.contract == Contract()
-    assert again.find("onnx", precision="fp32", opset=23) == bundle.artifacts
+    assert again.find("onnx", precision="fp32", opset=23) == list(bundle.artifacts)
     assert again.path(again.artifacts[0]).read_bytes() == b"graph"
+
+
+def test_details_are_typed_by_the_kind_of_file_even_if_none_are_given():
+    assert Artifact(file="a", kind="onnx", sha256="", bytes=0).details == GraphDetails()
+    with pytest.raises(ValueError, match="builder"):
+        Artifact(file="a", kind="engine", sha256="", bytes=0)
 
 
 def test_a_changed_a_shortened_and_a_missing_file_are_refused(bundle):
@@ -41,45 +50,155 @@ def test_a_changed_a_shortened_and_a_missing_file_are_refused(bundle):
 
 
 def test_reuse_needs_the_key_and_the_content(bundle):
-    assert bundle.reusable("model.fp32.onnx", "k")
-    assert not bundle.reusable("model.fp32.onnx", "another")
+    made = []
+
+    def produce(key):
+        def make(path):
+            made.append(key)
+            path.write_bytes(b"graph")
+            return {"opset": 23}
+
+        artifact, reused = bundle.produce(Recipe("model.fp32.onnx", "onnx", key, make, "model", "fp32"))
+        assert Bundle.open(bundle.folder).artifacts == bundle.artifacts == (artifact,) and artifact.key == key
+        assert artifact.details.opset == 23 and (artifact.graph, artifact.precision) == ("model", "fp32")
+        return reused
+
+    assert produce("k") and not made
+    assert not produce("another") and made == ["another"]
     (bundle.folder / "model.fp32.onnx").write_bytes(b"other")
-    assert not bundle.reusable("model.fp32.onnx", "k")
+    assert not produce("another") and made == ["another"] * 2
+    assert produce("another")
+
+
+def test_what_cannot_be_made_is_not_described(bundle):
+    def refuse(path):
+        raise BadInput("not right")
+
+    with pytest.raises(BadInput, match="not right"):
+        bundle.produce(Recipe("model.fp32.onnx", "onnx", "another", refuse, "model", "fp32"))
+    assert Bundle.open(bundle.folder).artifacts == bundle.artifacts and bundle.artifacts[0].key == "k"
+
+
+def changed(bundle, change):
+    """Change what `manifest.json` says, and return the path to it."""
+    path = bundle.folder / "manifest.json"
+    content = json.loads(path.read_text())
+    change(content)
+    write_json(path, content)
+    return path
 
 
 @pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/b", "..", ""])
 def test_a_manifest_cannot_point_outside_its_folder(bundle, name):
-    manifest = bundle.folder / "manifest.json"
-    content = json.loads(manifest.read_text())
-    content["artifacts"][0]["file"] = name
-    manifest.write_text(json.dumps(content))
-    with pytest.raises(BadBundle, match="no name of a file"):
+    changed(bundle, lambda content: content["artifacts"][0].update(file=name))
+    with pytest.raises(BadBundle, match="expected the name of a file in the bundle's folder"):
         Bundle.open(bundle.folder)
 
 
 @pytest.mark.parametrize("change", [{"format": 2}, {"artifacts": [{"file": "x"}]}, {"contract": {}}])
 def test_a_malformed_manifest_is_refused(bundle, change):
-    manifest = bundle.folder / "manifest.json"
-    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | change))
+    changed(bundle, lambda content: content.update(change))
     with pytest.raises(BadBundle):
         Bundle.open(bundle.folder)
 
 
-HEADER = {"name": "x", "contract": Contract().to_json(), "checkpoint": {"file": "a.pth", "sha256": "a"}, "model": {}}
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"name": "x"', "\xff", "[" * 100_000])
+def test_a_file_that_is_not_a_manifest_is_refused(bundle, text):
+    (bundle.folder / "manifest.json").write_bytes(text.encode("latin-1"))
+    with pytest.raises(BadBundle, match=r"manifest\.json: expected a manifest of format 1") as caught:
+        Bundle.open(bundle.folder)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "key"),
+    [
+        (lambda m: m.update(name=5), "name"), (lambda m: m.update(artifacts={}), "artifacts"),
+        (lambda m: m.update(format="1"), "format"), (lambda m: m.update(versions=["torch"]), "versions"),
+        (lambda m: m.update(contract=[]), "contract"),
+        (lambda m: m["contract"].update(input_size="large"), "contract"),
+        (lambda m: m.update(checkpoint={"sha256": 1}), r"checkpoint\.sha256"),
+        (lambda m: m.update(model={"depth_scale": "deep"}), r"model\.depth_scale"),
+        (lambda m: m["artifacts"][0].update(kind="picture"), r"artifacts\.0\.kind"),
+        (lambda m: m["artifacts"][0].update(sha256=None), r"artifacts\.0\.sha256"),
+        (lambda m: m["artifacts"][0].update(bytes="many"), r"artifacts\.0\.bytes"),
+        (lambda m: m["artifacts"][0].update(graph="picture"), r"artifacts\.0\.graph"),
+        (lambda m: m["artifacts"][0].update(details=[]), r"artifacts\.0\.details"),
+        (lambda m: m["artifacts"][0].update(details={"opset": "new"}), r"artifacts\.0\.details\.opset"),
+        (lambda m: m["artifacts"][0].update(details={"plan": {"precision": "fp8"}}),
+         r"artifacts\.0\.details\.plan\.precision"),
+        (lambda m: m["artifacts"][0].update(kind="engine", details={}), r"artifacts\.0\.details\.builder"),
+        (lambda m: m["artifacts"][0].update(kind="engine", details={"builder": "x", "profile": {"image": {"min": 1}}}),
+         r"artifacts\.0\.details\.profile\.image\.min"),
+        (lambda m: m.update(precision={"plan": 1}), r"precision\.plan"),
+    ],
+)
+def test_a_value_of_the_wrong_type_is_one_sentence_that_names_its_key(bundle, change, key):
+    path = changed(bundle, change)
+    with pytest.raises(BadBundle, match=rf"expected a manifest of format 1, but {key}: ") as caught:
+        Bundle.open(bundle.folder)
+    message = str(caught.value)
+    assert message.startswith(f"{path}: ") and "\n" not in message and "For further information" not in message
+    assert message.endswith("Export the checkpoint again.")
+
+
+def test_keys_of_a_newer_version_survive_being_written_again(bundle):
+    def add(content):
+        details = {"builder": "tensorrt-rtx", "profile": {"image": {"min": [1], "opt": [1], "max": [8], "new": 1}},
+                   "certificate": {"status": "passed", "flops": {"new": 2}, "new": [3]}, "new": {"a": None}}
+        engine = content["artifacts"][0] | {"file": "e.engine", "kind": "engine", "details": details}
+        content["artifacts"][0] |= {"new": 4, "details": {"opset": 23, "new": 5}}
+        content["artifacts"].append(engine)
+        trial = {"name": "a", "plan": {"precision": "fp16", "fp32": []}, "passed": True, "new": 6}
+        content |= {
+            "new": {"deep": [1, {"x": 7}]}, "checkpoint": {"file": "a.pth", "sha256": "a", "new": 8},
+            "model": {"backbone": "b", "new": 9}, "precision": {"plan": trial["plan"], "trials": [trial], "new": 10},
+        }
+        content["contract"]["new"] = 11
+
+    path = changed(bundle, add)
+
+    def new(value):
+        """Every value of a key called "new", with the way to it."""
+        if isinstance(value, list):
+            value = dict(enumerate(value))
+        if not isinstance(value, dict):
+            return {}
+        found = {("new",): value["new"]} if "new" in value else {}
+        return found | {(key, *way): it for key, inner in value.items() for way, it in new(inner).items()}
+
+    before = new(json.loads(path.read_text()))
+    assert len(before) == 12
+    opened = Bundle.open(bundle.folder)
+    opened.update(name="renamed")
+    opened.save()
+    after = json.loads(path.read_text())
+    assert new(after) == before and after["name"] == "renamed"
+    opened.add("model.fp32.onnx", "onnx", graph="model", precision="fp32")  # described anew
+    assert len(new(json.loads(path.read_text()))) == 10
+
+
+def test_a_manifest_cannot_be_changed_behind_the_bundles_back(bundle):
+    with pytest.raises(ValueError, match="frozen"):
+        bundle.artifacts[0].file = "other"
+
+
+HEADER = Manifest(name="x", contract=Contract().to_json(), checkpoint=Checkpoint(file="a.pth", sha256="a"),
+                  model=ModelRecord())
 
 
 @pytest.fixture
 def judged(tmp_path):
     """A bundle with external data, an engine, timings and a verdict."""
-    bundle = Bundle.create(tmp_path / "bundle", HEADER)
+    bundle = Bundle.create(tmp_path / "bundle", HEADER, reset_model_card)
     bundle.folder.mkdir()
-    for file in ("model.fp32.onnx", "model.fp32.onnx.data", "e.engine", "t.cache", RECORD, PAGE):
+    for file in ("model.fp32.onnx", "model.fp32.onnx.data", "e.engine", "t.cache", PARITY_JSON, REPORT_HTML):
         (bundle.folder / file).write_text(file)
-    (bundle.folder / CARD).write_text(f"# x\n\nPASSED\n\n{HAND}\nby people\n")
+    (bundle.folder / MODEL_CARD).write_text(f"# x\n\nPASSED\n\n{HAND_WRITTEN_MARKER}\nby people\n")
     bundle.add("model.fp32.onnx", "onnx", graph="model", precision="fp32")
-    bundle.add("e.engine", "engine")
+    bundle.add("e.engine", "engine", graph="model", precision="fp16", details={"builder": "tensorrt-rtx"})
     bundle.add("t.cache", "cache")
-    for file in (RECORD, PAGE, CARD):
+    for file in (PARITY_JSON, REPORT_HTML, MODEL_CARD):
         bundle.add(file, "report")
     return bundle
 
@@ -100,49 +219,59 @@ def test_external_data_belongs_to_its_graph(judged):
     assert "model.fp32.onnx.data" not in lies_in(judged.folder)
 
 
-@pytest.mark.parametrize("changed", [{"checkpoint": {"file": "a.pth", "sha256": "b"}}, {"model": {"features": 1}},
-                                     {"contract": Contract((128, 128)).to_json()}])
-def test_a_bundle_never_holds_files_of_another_checkpoint(judged, changed):
+@pytest.mark.parametrize("fields", [
+    {"checkpoint": Checkpoint(file="a.pth", sha256="b")}, {"model": ModelRecord(features=1)},
+    {"contract": Contract((128, 128)).to_json()},
+])
+def test_a_bundle_never_holds_files_of_another_checkpoint(judged, fields):
     before = lies_in(judged.folder)
-    other = Bundle.create(judged.folder, HEADER | changed)
-    assert not other.find("onnx") and other.previous["checkpoint"] == HEADER["checkpoint"]
+    other = Bundle.create(judged.folder, HEADER.model_copy(update=fields), reset_model_card)
+    assert not other.find("onnx") and other.previous.checkpoint == HEADER.checkpoint
     assert lies_in(judged.folder) == before  # until the first save: an export may yet be refused
     (judged.folder / "reference.npz").write_text("new")
     other.add("reference.npz", "reference")  # and the export is interrupted here
-    assert lies_in(judged.folder) == {"reference.npz", "t.cache", CARD}
-    card = (judged.folder / CARD).read_text()
-    assert "PASSED" not in card and "by people" in card and card.count(HAND) == 1
+    assert lies_in(judged.folder) == {"reference.npz", "t.cache", MODEL_CARD}
+    card = (judged.folder / MODEL_CARD).read_text()
+    assert "PASSED" not in card and "by people" in card and card.count(HAND_WRITTEN_MARKER) == 1
 
 
 def test_the_same_checkpoint_keeps_its_files(judged):
-    again = Bundle.create(judged.folder, HEADER | {"command": "again", "checkpoint": {"file": "b.pth", "sha256": "a"}})
+    renamed = Checkpoint(file="b.pth", sha256="a")
+    again = Bundle.create(judged.folder, HEADER.model_copy(update={"command": "again", "checkpoint": renamed}))
     again.save()
-    assert again.artifacts == judged.artifacts and (judged.folder / RECORD).exists()
+    assert again.artifacts == judged.artifacts and (judged.folder / PARITY_JSON).exists()
+    assert Bundle.open(judged.folder).manifest.checkpoint == renamed
 
 
 @pytest.mark.parametrize("what", ["rewritten", "removed"])
 def test_a_verdict_goes_with_the_graph_that_it_is_on(judged, what):
     judged.add("model.fp32.onnx", "onnx", graph="model", precision="fp32")
-    assert {RECORD, PAGE} <= lies_in(judged.folder)  # the same file again
+    assert {PARITY_JSON, REPORT_HTML} <= lies_in(judged.folder)  # the same file again
     if what == "rewritten":
         (judged.folder / "model.fp32.onnx").write_text("another")
         judged.add("model.fp32.onnx", "onnx", graph="model", precision="fp32")
     else:
         judged.remove(judged.find("onnx")[0])
-    assert {RECORD, PAGE}.isdisjoint(lies_in(judged.folder)) and "by people" in (judged.folder / CARD).read_text()
+    assert {PARITY_JSON, REPORT_HTML}.isdisjoint(lies_in(judged.folder))
+    assert "by people" in (judged.folder / MODEL_CARD).read_text()
 
 
-def test_what_people_wrote_is_found_without_the_line_above_it():
-    assert by_hand(f"# x\n\n{HAND}\n\nmine\n") == "mine\n"
-    assert by_hand("# x\n\n## Licences\n\nMIT\n") == "## Licences\n\nMIT\n"
-    assert by_hand("# my own card\n") == "# my own card\n"
+def test_a_bundle_that_is_told_nothing_about_cards_leaves_what_people_wrote(judged):
+    Bundle.open(judged.folder).remove(judged.find("onnx")[0])
+    assert "by people" in (judged.folder / MODEL_CARD).read_text()
 
 
-def test_what_is_no_bundle_gets_the_command_that_makes_one(tmp_path):
+def test_a_manifest_that_cannot_be_read_is_replaced(judged):
+    (judged.folder / "manifest.json").write_text("{")
+    again = Bundle.create(judged.folder, HEADER)
+    assert not again.artifacts and again.previous is None
+
+
+def test_a_folder_that_is_not_a_bundle_gets_the_command_that_makes_one(tmp_path):
     with pytest.raises(BadBundle, match=r"dpt_deploy\.export"):
         Bundle.open(tmp_path)
     with pytest.raises(BadBundle, match="no such folder"):
         Bundle.open(tmp_path / "absent")
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="expected a folder"):
-        Bundle.create(tmp_path / "file", {})
+        Bundle.create(tmp_path / "file", HEADER)

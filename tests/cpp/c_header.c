@@ -1,10 +1,10 @@
-/* Compiles dpt_runtime.h as C11 with every warning an error, and calls each function from C. */
+/* Compiles dpt_runtime.h as C11 with warnings as errors, and calls every function from C. */
 #include <dpt_runtime.h>
 
 #include <stdio.h>
 #include <string.h>
 
-/* What ABI 1 promises about its structs, on 64-bit machines. */
+/* The layout of the structs in ABI 1, on 64-bit machines. */
 _Static_assert(sizeof(dpt_options) == 104, "dpt_options changed");
 _Static_assert(offsetof(dpt_options, onnxruntime_library) == 24, "dpt_options changed");
 _Static_assert(offsetof(dpt_options, reserved) == 40, "dpt_options changed");
@@ -15,8 +15,8 @@ _Static_assert(DPT_OK == 0 && DPT_INTERNAL_ERROR == 7 && DPT_GRAY == 4, "constan
 
 static int failures = 0;
 
-static void expect(int holds, const char *what) {
-    if (!holds) {
+static void expect(int condition, const char *what) {
+    if (!condition) {
         fprintf(stderr, "FAILED: %s (last error: %s)\n", what, dpt_last_error());
         failures += 1;
     }
@@ -29,20 +29,20 @@ int main(void) {
     float depth = 0;
     const dpt_maps maps = {.depth = &depth};
 
-    expect(strcmp(dpt_version(), DPT_VERSION) == 0, "header and library have one version");
-    expect(options.size == sizeof options && options.backend == DPT_BACKEND_AUTO, "defaults");
-    expect(strcmp(dpt_last_error(), "") == 0, "no error at first");
+    expect(strcmp(dpt_version(), DPT_VERSION) == 0, "header and library have the same version");
+    expect(options.size == sizeof options && options.backend == DPT_BACKEND_AUTO, "default options");
+    expect(strcmp(dpt_last_error(), "") == 0, "no error before the first failure");
 
-    expect(dpt_load("/no/such/bundle", NULL, &runtime) == DPT_BAD_BUNDLE, "no such bundle");
-    expect(runtime == NULL, "NULL on failure");
+    expect(dpt_load("/no/such/bundle", NULL, &runtime) == DPT_BAD_BUNDLE, "missing bundle");
+    expect(runtime == NULL, "handle is NULL on failure");
     expect(strstr(dpt_last_error(), "/no/such/bundle") != NULL, "the message names the folder");
-    expect(strstr(dpt_last_error(), "python -m dpt_deploy.export") != NULL, "the message says what to do");
+    expect(strstr(dpt_last_error(), "python -m dpt_deploy.export") != NULL, "the message contains a command");
     expect(dpt_load(NULL, &options, &runtime) == DPT_BAD_INPUT, "NULL bundle");
-    expect(dpt_load("x", &options, NULL) == DPT_BAD_INPUT, "NULL result");
+    expect(dpt_load("x", &options, NULL) == DPT_BAD_INPUT, "NULL handle pointer");
 
     options.size = 4;
-    expect(dpt_load("x", &options, &runtime) == DPT_BAD_INPUT, "an options struct of another size");
-    expect(strstr(dpt_last_error(), "dpt_options_default") != NULL, "the message says how to start");
+    expect(dpt_load("x", &options, &runtime) == DPT_BAD_INPUT, "options struct of another size");
+    expect(strstr(dpt_last_error(), "dpt_options_default") != NULL, "the message names dpt_options_default");
     options = dpt_options_default();
     options.backend = 5;
     expect(dpt_load("x", &options, &runtime) == DPT_BAD_INPUT, "unknown backend");
@@ -57,13 +57,13 @@ int main(void) {
     expect(dpt_load("x", &options, &runtime) == DPT_BAD_INPUT, "reserved field");
 
     expect(dpt_infer(NULL, &frames, &maps) == DPT_BAD_INPUT, "NULL handle");
-    expect(strcmp(dpt_last_error(), "runtime: expected a pointer, received NULL.") == 0, "its message");
+    expect(strcmp(dpt_last_error(), "runtime: expected a pointer, received NULL.") == 0, "message for a NULL handle");
     expect(dpt_infer_device(NULL, &frames, &maps, NULL) == DPT_BAD_INPUT, "NULL handle, device");
     expect(dpt_largest_batch(NULL, 1, 1) == 0, "NULL handle, batch");
     expect(dpt_heads(NULL) == 0u, "NULL handle, heads");
     expect(dpt_contract_json(NULL) == NULL && dpt_reason(NULL) == NULL, "NULL handle, strings");
     expect(dpt_backend_name(NULL) == NULL, "NULL handle, backend");
     dpt_unload(NULL);
-    expect(strcmp(dpt_last_error(), "") == 0, "success clears the message");
+    expect(strcmp(dpt_last_error(), "") == 0, "a successful call clears the message");
     return failures != 0;
 }

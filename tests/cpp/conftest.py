@@ -1,4 +1,4 @@
-"""The C++ runtime's tests need a compiler and minutes to build: `make cpp-test` runs them, and sets DPT_CPP_TESTS."""
+"""The tests of the C++ runtime build for minutes. They run only if DPT_CPP_TESTS is set, as by `make cpp-test`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,14 @@ import pytest
 
 from dpt_deploy.backends.cpp import find_library, find_onnxruntime
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.manifest import Checkpoint, Manifest, PrecisionPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
 SOURCES = ROOT / "dpt_deploy" / "cpp"
 BUILDS = ROOT / "build-cpp"
 
-# Options of CMake for each build of the native tests.
+# The CMake options of each build of the native tests.
 VARIANTS = {
     "tests": [],
     "address": ["-DDPT_SANITIZE=address,undefined", "-DCMAKE_BUILD_TYPE=Sanitized"],
@@ -31,12 +32,12 @@ VARIANTS = {
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Skip what is here unless `make cpp-test` asks for it."""
+    """Skip the tests of this folder unless `make cpp-test` runs them."""
     reason = None
     if not os.environ.get("DPT_CPP_TESTS"):
-        reason = "tests of the C++ runtime: run by `make cpp-test`"
+        reason = "run the tests of the C++ runtime with `make cpp-test`"
     elif not shutil.which("cmake") or not shutil.which("c++"):
-        reason = "no C++ toolchain here: needs cmake and c++"
+        reason = "needs cmake and c++"
     elif find_library() is None:
         reason = "the C++ runtime is not built: run `make cpp`"
     if reason:
@@ -46,15 +47,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def run(*command: object, **options: object) -> subprocess.CompletedProcess[str]:
-    """Run a command; its output becomes the message of the failure."""
+    """Run a command. If it fails, its output is in the error message."""
     done = subprocess.run([str(part) for part in command], capture_output=True, text=True, check=False, **options)
-    said = f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
-    assert done.returncode == 0, f"{command} exited with {done.returncode}\n{said}"
+    output = f"{done.stdout[-6000:]}\n{done.stderr[-6000:]}"
+    assert done.returncode == 0, f"{command} exited with {done.returncode}\n{output}"
     return done
 
 
 def build_variant(variant: str, *targets: str) -> Path:
-    """The folder of a build of the native tests, made or brought up to date; without targets, all of them."""
+    """Build `targets` of the native tests, or all of them, and return the build folder."""
     folder = BUILDS / variant
     environment = os.environ | {"DPT_CPP_HEADERS": os.environ.get("DPT_CPP_HEADERS") or str(BUILDS / "headers")}
     run("cmake", "-S", HERE, "-B", folder, *VARIANTS[variant], env=environment)
@@ -71,13 +72,13 @@ def build() -> Callable[..., Path]:
 
 @pytest.fixture(scope="session")
 def native(build: Callable[..., Path]) -> Path:
-    """The folder of the plain build of all native tests."""
+    """The build folder of all native tests, without sanitizers."""
     return build("tests")
 
 
 @pytest.fixture(scope="session")
 def library() -> Path:
-    """libdpt_runtime as `make cpp` built it."""
+    """The libdpt_runtime that `make cpp` built."""
     found = find_library()
     assert found is not None
     return found
@@ -85,9 +86,9 @@ def library() -> Path:
 
 @pytest.fixture(scope="session", autouse=True)
 def onnxruntime_library() -> Iterator[Path]:
-    """The wheel's libonnxruntime, named in the environment for everything that these tests start."""
+    """The libonnxruntime of the installed wheel, set in the environment of all tests."""
     found = find_onnxruntime()
-    assert found is not None, "the onnxruntime wheel has no libonnxruntime.so"
+    assert found is not None, "the onnxruntime wheel contains no libonnxruntime.so"
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("DPT_ONNXRUNTIME_LIBRARY", str(found))
         yield found
@@ -95,7 +96,7 @@ def onnxruntime_library() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A toy bundle that tests share and do not change."""
+    """A toy bundle that tests share and must not change."""
     from tests.cpp.toy import make_toy
 
     folder = tmp_path_factory.mktemp("cpp") / "toy"
@@ -105,34 +106,36 @@ def toy_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Bundle:
-    """A toy bundle for one test to change."""
+    """A toy bundle that a test may change."""
     from tests.cpp.toy import make_toy
 
     return make_toy(tmp_path / "toy")
 
 
 def export_tiny(folder: Path, **contract: object) -> Path:
-    """A bundle of a tiny random model whose maps vary over an image: both frame graphs and reference.npz."""
+    """Export a tiny random model whose maps vary over an image: both frame graphs and reference.npz."""
     from dpt_deploy.export.graph import export_graph
-    from dpt_deploy.export.precision import PrecisionPlan, typed, typed_frame
-    from dpt_deploy.export.reference import make_reference
+    from dpt_deploy.export.precision import typed, typed_frame
+    from dpt_deploy.export.pytorch_reference import make_reference
     from dpt_deploy.parity.images import built_in
     from tests.tiny import lively_model
 
     model = lively_model()
-    agreed = dataclasses.replace(model.contract(), **contract)
-    bundle = Bundle.create(folder, {"name": "tiny", "contract": agreed.to_json(), "checkpoint": {"file": "tiny.pth"}})
-    make_reference(model, agreed, built_in()).save(folder / "reference.npz")
+    chosen = dataclasses.replace(model.contract(), **contract)
+    bundle = Bundle.create(
+        folder, Manifest(name="tiny", contract=chosen.to_json(), checkpoint=Checkpoint(file="tiny.pth"))
+    )
+    make_reference(model, chosen, built_in()).save(folder / "reference.npz")
     bundle.add("reference.npz", "reference")
     for plan in (PrecisionPlan("fp32", ()), PrecisionPlan("fp16")):
         file = f"frame.{plan.precision}.onnx"
-        module = typed_frame(typed(model, plan), agreed, plan)
-        export_graph(module, "frame", agreed, folder / file, 23, {})
+        module = typed_frame(typed(model, plan), chosen, plan)
+        export_graph(module, "frame", chosen, folder / file, 23, {})
         bundle.add(file, "onnx", graph="frame", precision=plan.precision)
     return folder
 
 
 @pytest.fixture(scope="session")
 def tiny_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A real bundle of a tiny model, FP32 and FP16, with its reference.npz."""
+    """A bundle of a tiny model, in FP32 and FP16, with reference.npz."""
     return export_tiny(tmp_path_factory.mktemp("cpp_tiny"), resize="letterbox")

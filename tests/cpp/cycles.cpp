@@ -1,4 +1,4 @@
-// cycles BUNDLE COUNT: load, infer in every pixel format, fail once, unload; again and again. For leak checkers.
+// cycles BUNDLE COUNT: repeats load, inference, failing calls and unload, over all pixel formats. For leak checkers.
 #include <cstdio>
 #include <cstdlib>
 #include <exception>

@@ -1,4 +1,4 @@
-/* A stand-in for NVIDIA's driver: one GPU of the compute capability in FAKE_CAPABILITY, such as 9.0. */
+/* A fake of the CUDA driver: one GPU with the compute capability in the environment variable FAKE_CAPABILITY (9.0). */
 #include <stdlib.h>
 
 #define PUBLIC __attribute__((visibility("default")))

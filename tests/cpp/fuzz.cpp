@@ -1,8 +1,7 @@
-// A fuzz target: arbitrary bytes as a bundle's manifest, and truncated or changed artefacts beside it.
+// A fuzz target: loads bundles with mutated manifests and truncated graphs, and runs those that load.
 //
-//   fuzz BUNDLE COUNT [SEED]     the bounded run: COUNT mutations of BUNDLE, any crash is a failure (exit status 1 also
-//                                for a call that fails without a message)
-//   with DPT_LIBFUZZER           DPT_FUZZ_BUNDLE names the bundle, libFuzzer makes the manifests
+//   fuzz BUNDLE COUNT [SEED]     loads COUNT mutations of BUNDLE; aborts if a call crashes or fails without a message
+//   with DPT_LIBFUZZER           libFuzzer generates manifests for the bundle in the variable DPT_FUZZ_BUNDLE
 #include <algorithm>
 #include <cstdint>
 #include <cstdio>
@@ -34,7 +33,7 @@ void write(const fs::path &path, const std::string &content) {
     file.write(content.data(), static_cast<std::streamsize>(content.size()));
 }
 
-// A copy of a bundle in a folder of its own, which goes with this object.
+// A temporary copy of a bundle, which the destructor deletes.
 class Copy {
 public:
     explicit Copy(const fs::path &bundle)
@@ -57,7 +56,7 @@ private:
     fs::path folder_;
 };
 
-// Loads, and where that succeeds infers. Whatever the bundle holds, a failure has words.
+// Loads a bundle and, if it loads, runs it. Aborts if a call fails without a message.
 dpt_status try_bundle(const fs::path &folder) {
     dpt_options options = dpt_options_default();
     options.threads = 1;
@@ -91,7 +90,7 @@ public:
     std::size_t below(std::size_t end) { return end > 0 ? random_() % end : 0; }
 
     std::string mutate(std::string text) {
-        static const char *const words[] = {"null",  "-1",  "1e999", "99999999999999999999", "\"\"", "[]", "{}",
+        static const char *const values[] = {"null",  "-1",  "1e999", "99999999999999999999", "\"\"", "[]", "{}",
                                             "true",  "NaN", "\"../x\"", "\"\\u0000\"", "0.5", "\"frame\"", "[[[[",
                                             "{\"a\":", "\xff\xfe", "18446744073709551615", "-9223372036854775808"};
         for (std::size_t edits = 1 + below(3); edits > 0; --edits) {
@@ -101,8 +100,8 @@ public:
             case 1: text.erase(at, length); break;
             case 2: text.insert(below(text.size()), text.substr(at, length)); break;
             case 3: text.resize(at); break;
-            case 4: text.insert(at, words[below(std::size(words))]); break;
-            case 5: replace_value(text, words[below(std::size(words))]); break;
+            case 4: text.insert(at, values[below(std::size(values))]); break;
+            case 5: replace_value(text, values[below(std::size(values))]); break;
             default: remove_line(text, at); break;
             }
             if (text.empty()) text = " ";
@@ -111,12 +110,12 @@ public:
     }
 
 private:
-    // The value after a colon, up to the comma or the end of the line.
-    void replace_value(std::string &text, const char *word) {
+    // Replaces the value after a random colon, up to the comma or the end of the line.
+    void replace_value(std::string &text, const char *replacement) {
         const std::size_t colon = text.find(": ", below(text.size()));
         if (colon == std::string::npos) return;
         const std::size_t end = text.find_first_of(",\n", colon);
-        if (end != std::string::npos) text.replace(colon + 2, end - colon - 2, word);
+        if (end != std::string::npos) text.replace(colon + 2, end - colon - 2, replacement);
     }
     static void remove_line(std::string &text, std::size_t at) {
         const std::size_t begin = text.rfind('\n', at), end = text.find('\n', at);
@@ -126,8 +125,8 @@ private:
     std::mt19937 random_;
 };
 
-// Puts `content` where `file` is, and its hash and size into the manifest: the loader sees a bundle that fits.
-std::string redescribe(std::string manifest, const std::string &file, const std::string &content) {
+// Returns the manifest with the hash and size of `content` for `file`, so that the loader accepts the file.
+std::string update_manifest(std::string manifest, const std::string &file, const std::string &content) {
     const auto set = [&manifest](std::size_t from, const std::string &key, const std::string &value) {
         const std::size_t at = manifest.find(key, from) + key.size();
         manifest.replace(at, manifest.find_first_of(",\n", at) - at, value);
@@ -157,7 +156,7 @@ int main(int argc, char **argv) {
     const fs::path manifest = copy.folder() / "manifest.json", graph = copy.folder() / "frame.fp32.onnx";
     const std::string intact = read(graph);
     if (try_bundle(copy.folder()) != DPT_OK) {
-        std::fprintf(stderr, "the bundle itself does not load: %s\n", dpt_last_error());
+        std::fprintf(stderr, "the unchanged bundle does not load: %s\n", dpt_last_error());
         return 1;
     }
     int statuses[8] = {};
@@ -165,19 +164,19 @@ int main(int argc, char **argv) {
         write(manifest, mutator.mutate(copy.manifest));
         ++statuses[try_bundle(copy.folder())];
     }
-    std::printf("%d manifests: %d loaded, %d bad bundle, %d contract, %d missing library, %d backend\n", count,
-                statuses[DPT_OK], statuses[DPT_BAD_BUNDLE], statuses[DPT_CONTRACT_ERROR], statuses[DPT_MISSING_LIBRARY],
-                statuses[DPT_BACKEND_ERROR]);
-    int refused = 0, changed = 0;
-    for (int i = 0; i < count / 20; ++i) { // a truncated graph; every second time with a manifest that describes it
-        const std::string cut = intact.substr(0, mutator.below(intact.size()));
-        write(graph, cut);
-        write(manifest, i % 2 == 0 ? copy.manifest : redescribe(copy.manifest, "frame.fp32.onnx", cut));
+    std::printf("%d manifests: %d loaded, %d bad bundle, %d contract error, %d missing library, %d backend error\n",
+                count, statuses[DPT_OK], statuses[DPT_BAD_BUNDLE], statuses[DPT_CONTRACT_ERROR],
+                statuses[DPT_MISSING_LIBRARY], statuses[DPT_BACKEND_ERROR]);
+    int rejected = 0, hash_mismatches = 0;
+    for (int i = 0; i < count / 20; ++i) { // every second graph with an updated manifest
+        const std::string truncated = intact.substr(0, mutator.below(intact.size()));
+        write(graph, truncated);
+        write(manifest, i % 2 == 0 ? copy.manifest : update_manifest(copy.manifest, "frame.fp32.onnx", truncated));
         const dpt_status status = try_bundle(copy.folder());
-        refused += status != DPT_OK ? 1 : 0;
-        changed += i % 2 == 0 && status == DPT_BAD_BUNDLE ? 1 : 0;
+        rejected += status != DPT_OK ? 1 : 0;
+        hash_mismatches += i % 2 == 0 && status == DPT_BAD_BUNDLE ? 1 : 0;
     }
-    std::printf("%d truncated graphs: %d refused, %d by their hash\n", count / 20, refused, changed);
-    return changed == (count / 20 + 1) / 2 ? 0 : 1;
+    std::printf("%d truncated graphs: %d rejected, %d because of their hash\n", count / 20, rejected, hash_mismatches);
+    return hash_mismatches == (count / 20 + 1) / 2 ? 0 : 1;
 }
 #endif

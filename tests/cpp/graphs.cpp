@@ -1,5 +1,7 @@
-// graphs LIBRARY FOLDER: the TensorRT module on the stand-in in LIBRARY. When it captures, replays and forgets CUDA
-// graphs, that the maps are right each time, and with TensorRT-RTX that compiled kernels are kept in FOLDER.
+// graphs LIBRARY FOLDER: tests the TensorRT module with the fake of TensorRT and CUDA in LIBRARY.
+//
+// Checks when CUDA graphs are captured, replayed and destroyed, that all maps are correct, and that with TensorRT-RTX
+// the compiled kernels are written to FOLDER.
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -12,12 +14,12 @@
 #include <cuda_runtime_api.h>
 
 #include "backend.h"
-#include "standin.h"
+#include "fake_tensorrt.h"
 
 namespace {
 
 int failures = 0;
-Standin &told = *standin();
+FakeTensorRt &fake = *fake_tensorrt();
 const dpt_backend_api &api = *dpt_backend_table();
 
 #define EXPECT(condition)                                                                                              \
@@ -28,23 +30,23 @@ const dpt_backend_api &api = *dpt_backend_table();
 
 struct Session {
     explicit Session(const std::string &cache = "", bool no_graph = false) {
-        const dpt_engine_order order = {"PLAN", 4, "toy.engine", cache.c_str(), 7, 0, no_graph ? 1 : 0, 0};
-        status = api.open(&order, &handle, words);
-        told.enqueued = told.captured = told.replayed = 0;
+        const dpt_engine_desc engine = {"PLAN", 4, "toy.engine", cache.c_str(), 7, 0, no_graph ? 1 : 0, 0};
+        status = api.open(&engine, &handle, message);
+        fake.enqueued = fake.captured = fake.replayed = 0;
     }
     ~Session() {
         if (handle != nullptr) api.close(handle);
-        EXPECT(told.contexts == 0 && told.graphs == 0 && told.memory == 0);
-        if (!told.broken.empty()) std::fprintf(stderr, "FAILED: %s\n", told.broken.c_str()), ++failures;
-        told = Standin();
+        EXPECT(fake.contexts == 0 && fake.graphs == 0 && fake.allocations == 0);
+        if (!fake.violations.empty()) std::fprintf(stderr, "FAILED: %s\n", fake.violations.c_str()), ++failures;
+        fake = FakeTensorRt();
     }
 
-    std::string note() {
-        api.note(handle, words);
-        return words;
+    std::string cuda_graph_status() {
+        api.cuda_graph_status(handle, message);
+        return message;
     }
 
-    // One call with new BGR pixels, whose maps must be right.
+    // Runs random BGR pixels and checks the maps.
     void run(int height, int width, bool normals = true) {
         const std::size_t count = static_cast<std::size_t>(height * width);
         std::vector<unsigned char> pixels(count * 3);
@@ -52,7 +54,7 @@ struct Session {
         std::vector<float> depth(count), unit(count * 3), alpha(count);
         const dpt_frames frames = {pixels.data(), 1, height, width, DPT_BGR, 0, 0};
         const dpt_maps maps = {depth.data(), normals ? unit.data() : nullptr, alpha.data()};
-        EXPECT(api.run(handle, &frames, &maps, words) == DPT_OK);
+        EXPECT(api.run(handle, &frames, &maps, message) == DPT_OK);
         std::size_t wrong = 0;
         for (std::size_t i = 0; i < count; ++i) {
             wrong += depth[i] != static_cast<float>(pixels[3 * i + 2] + 1);
@@ -69,52 +71,52 @@ struct Session {
         std::memset(pixels, 9, 3 * count);
         const dpt_frames frames = {static_cast<unsigned char *>(pixels), 1, height, width, DPT_RGB, 0, 0};
         const dpt_maps maps = {static_cast<float *>(depth), nullptr, nullptr};
-        EXPECT(api.run_device(handle, &frames, &maps, reinterpret_cast<void *>(stream), words) == DPT_OK);
+        EXPECT(api.run_device(handle, &frames, &maps, reinterpret_cast<void *>(stream), message) == DPT_OK);
         EXPECT(*static_cast<float *>(depth) == 10);
         cudaFree(pixels), cudaFree(depth);
     }
 
-    // Whether a call replays a graph.
+    // Runs the engine and returns whether that replayed a graph.
     bool replays(int height, int width, bool normals = true) {
-        const int before = told.replayed;
+        const int before = fake.replayed;
         run(height, width, normals);
-        return told.replayed > before;
+        return fake.replayed > before;
     }
 
     void *handle = nullptr;
     int status = DPT_OK;
-    char words[DPT_BACKEND_WORDS] = "";
+    char message[DPT_BACKEND_MESSAGE_SIZE] = "";
 };
 
-void broken_engines() {
-    setenv("STANDIN_REFUSES", "1", 1);
+void test_errors_are_reported() {
+    setenv("FAKE_DESERIALIZE_FAILS", "1", 1);
     Session session;
-    unsetenv("STANDIN_REFUSES");
-    const std::string words = session.words;
-    EXPECT(session.status == DPT_BACKEND_ERROR && words.find("line 79") != std::string::npos);
-    EXPECT(words.find("line 30;") != std::string::npos && words.find("line 29;") == std::string::npos);
+    unsetenv("FAKE_DESERIALIZE_FAILS");
+    const std::string message = session.message;
+    EXPECT(session.status == DPT_BACKEND_ERROR && message.find("line 79") != std::string::npos);
+    EXPECT(message.find("line 30;") != std::string::npos && message.find("line 29;") == std::string::npos);
 }
 
-void callers_streams() {
+void test_streams_of_the_caller() {
     Session session;
-    for (const std::uintptr_t standard : {0U, 1U, 2U}) { // TensorRT would have the host wait around these
-        session.run_device(8, 8, standard);
-        told.order.clear();
-        session.run_device(8, 8, standard);
-        const std::string name = std::to_string(standard);
-        EXPECT(told.order == "7 waits for " + name + "; 7 waits for 7; runs on 7; " + name + " waits for 7; ");
+    for (const std::uintptr_t stream : {0U, 1U, 2U}) { // default streams, which TensorRT would synchronise
+        session.run_device(8, 8, stream);
+        fake.stream_log.clear();
+        session.run_device(8, 8, stream);
+        const std::string name = std::to_string(stream);
+        EXPECT(fake.stream_log == "7 waits for " + name + "; 7 waits for 7; runs on 7; " + name + " waits for 7; ");
     }
-    told.order.clear();
+    fake.stream_log.clear();
     session.run_device(8, 8, 9);
-    EXPECT(told.order == "9 waits for 7; runs on 9; ");
-    told.order.clear();
-    session.run(8, 8); // the buffers are shared with the caller's stream
-    EXPECT(told.order.rfind("7 waits for 9; runs on 7; ", 0) == 0);
+    EXPECT(fake.stream_log == "9 waits for 7; runs on 9; ");
+    fake.stream_log.clear();
+    session.run(8, 8); // uses the same buffers as the work on stream 9
+    EXPECT(fake.stream_log.rfind("7 waits for 9; runs on 7; ", 0) == 0);
 }
 
-#if defined(STANDIN_RTX)
+#if defined(FAKE_TENSORRT_RTX)
 
-void own_graphs(const std::string &folder) {
+void test_runtime_cache(const std::string &folder) {
     const std::string file = folder + "/toy.engine.cache";
     const auto content = [&] {
         std::ifstream stream(file);
@@ -122,79 +124,80 @@ void own_graphs(const std::string &folder) {
     };
     {
         Session session(file);
-        EXPECT(session.note() == "TensorRT-RTX captures CUDA graphs itself.");
+        EXPECT(session.cuda_graph_status() == "CUDA graphs: captured by TensorRT-RTX.");
         for (int i = 0; i < 3; ++i) session.run(8, 8);
-        EXPECT(told.captured == 0 && told.enqueued == 3);
-        told.compiled = "kernels";
+        EXPECT(fake.captured == 0 && fake.enqueued == 3);
+        fake.cache = "kernels";
     }
     EXPECT(content() == "kernels");
     {
         Session session(file);
-        EXPECT(told.compiled == "kernels");
-        std::remove(file.c_str()); // nothing is new: nothing is written
+        EXPECT(fake.cache == "kernels");
+        std::remove(file.c_str()); // an unchanged cache is not written again
     }
     EXPECT(content().empty());
     {
         Session session(folder + "/no_such_folder/cache");
         session.run(8, 8);
-        told.compiled = "kernels";
+        fake.cache = "kernels";
     }
-    told.refuse_capture = true;
+    fake.fail_capture = true;
     Session session(file);
-    EXPECT(session.note() == "No CUDA graph: TensorRT-RTX refuses to capture one, no graphs here.");
+    EXPECT(session.cuda_graph_status() ==
+           "No CUDA graphs: TensorRT-RTX cannot capture them: graphs are not supported.");
     session.run(8, 8);
 }
 
 #else
 
-void sizes_take_turns() {
+void test_least_recently_used_graph_is_replaced() {
     Session session;
-    EXPECT(session.note() == "Frames in host memory replay a CUDA graph from the second call of a size on.");
+    EXPECT(session.cuda_graph_status() == "CUDA graphs: used for host memory, from the second call of each size on.");
     for (int height = 8; height < 12; ++height) EXPECT(!session.replays(height, 8));
-    for (int height = 8; height < 12; ++height) session.run(height, 8); // those that grew memory are at rest now
+    for (int height = 8; height < 12; ++height) session.run(height, 8); // memory has its final size now
     for (int height = 8; height < 12; ++height) EXPECT(session.replays(height, 8));
-    const int captured = told.captured;
+    const int captured = fake.captured;
     for (int i = 0; i < 8; ++i) EXPECT(session.replays(8 + i % 4, 8));
-    EXPECT(told.captured == captured && told.graphs == 4);
-    EXPECT(!session.replays(4, 8)); // the fifth takes the place of the first, 8
-    EXPECT(session.replays(9, 8) && session.replays(4, 8) && told.contexts == 5);
-    EXPECT(!session.replays(8, 8)); // in place of 10
+    EXPECT(fake.captured == captured && fake.graphs == 4);
+    EXPECT(!session.replays(4, 8)); // the fifth graph replaces that of height 8
+    EXPECT(session.replays(9, 8) && session.replays(4, 8) && fake.contexts == 5);
+    EXPECT(!session.replays(8, 8)); // replaces that of height 10
     EXPECT(session.replays(11, 8) && session.replays(9, 8) && !session.replays(10, 8));
 }
 
-void one_size() {
+void test_capture_and_replay() {
     Session session;
     EXPECT(!session.replays(8, 8) && session.replays(8, 8) && session.replays(8, 8));
-    EXPECT(told.captured == 1 && told.enqueued == 2);
+    EXPECT(fake.captured == 1 && fake.enqueued == 2);
     EXPECT(!session.replays(8, 8, false) && session.replays(8, 8, false) && session.replays(8, 8));
 }
 
-void device_memory_in_between() {
+void test_device_memory_between_host_calls() {
     Session session;
     session.run(8, 8);
     session.run_device(6, 6);
     EXPECT(session.replays(8, 8));
     session.run_device(4, 4);
     EXPECT(session.replays(8, 8));
-    session.run_device(16, 16); // scratch memory moves: what was captured before is gone
-    EXPECT(told.graphs == 0);
+    session.run_device(16, 16); // the scratch memory grows, which destroys all graphs
+    EXPECT(fake.graphs == 0);
     EXPECT(!session.replays(8, 8) && session.replays(8, 8));
 }
 
-void no_graphs() {
+void test_disabled_graphs() {
     {
         Session session("", true);
-        EXPECT(session.note() == "No CUDA graph: turned off by no_cuda_graph.");
+        EXPECT(session.cuda_graph_status() == "No CUDA graphs: disabled by no_cuda_graph.");
         for (int i = 0; i < 3; ++i) EXPECT(!session.replays(8, 8));
-        EXPECT(told.captured == 0 && told.contexts == 1);
+        EXPECT(fake.captured == 0 && fake.contexts == 1);
     }
     Session session;
     session.run(8, 8);
-    told.refuse_capture = true;
+    fake.fail_capture = true;
     for (int i = 0; i < 3; ++i) EXPECT(!session.replays(8, 8));
-    EXPECT(told.captured == 1);
-    EXPECT(session.note() ==
-           "No CUDA graph: capturing one failed: toy.engine could not run: not while capturing.");
+    EXPECT(fake.captured == 1);
+    EXPECT(session.cuda_graph_status() ==
+           "No CUDA graphs: capture failed: toy.engine could not run: not while capturing.");
 }
 
 #endif
@@ -206,15 +209,15 @@ int main(int count, char **arguments) {
     setenv("DPT_TENSORRT_LIBRARY", arguments[1], 1);
     setenv("DPT_TENSORRT_RTX_LIBRARY", arguments[1], 1);
     setenv("DPT_CUDART_LIBRARY", arguments[1], 1);
-    broken_engines();
-    callers_streams();
-#if defined(STANDIN_RTX)
-    own_graphs(arguments[2]);
+    test_errors_are_reported();
+    test_streams_of_the_caller();
+#if defined(FAKE_TENSORRT_RTX)
+    test_runtime_cache(arguments[2]);
 #else
-    one_size();
-    sizes_take_turns();
-    device_memory_in_between();
-    no_graphs();
+    test_capture_and_replay();
+    test_least_recently_used_graph_is_replaced();
+    test_device_memory_between_host_calls();
+    test_disabled_graphs();
 #endif
     std::printf("%d failures\n", failures);
     return failures != 0;

@@ -1,4 +1,4 @@
-// internals: SHA-256 against FIPS 180-4's own examples and long messages, through every tail length.
+// internals: tests SHA-256 with the examples of FIPS 180-4, a long message, and all lengths around the block size.
 #include <cstdio>
 #include <string>
 
@@ -17,7 +17,7 @@ int main() {
     expect("abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq",
            "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");
     expect(std::string(1000000, 'a'), "cdc76e5c9914fb9281a1c7e284d73e67f1809a48a497200e046d39ccc7112cd0");
-    // Lengths around a block's end: printed for Python's hashlib to compare.
+    // Printed, so that the caller can compare them with Python's hashlib.
     for (std::size_t size = 0; size < 200; ++size) {
         const std::string message(size, static_cast<char>('a' + size % 26));
         std::printf("%s\n", sha256(message.data(), message.size()).c_str());

@@ -1,4 +1,4 @@
-// Reads .npz files as numpy.savez writes them: a zip archive of stored (not compressed) .npy arrays in C order.
+// Reads .npz files of numpy.savez: uncompressed zip archives of .npy arrays in C order.
 #pragma once
 
 #include <cstdint>
@@ -11,7 +11,7 @@
 #include <vector>
 
 struct Array {
-    std::string dtype; // as NumPy writes it, such as <f4 or |u1
+    std::string dtype; // NumPy's type string, such as <f4 or |u1
     std::vector<std::int64_t> shape;
     std::vector<char> bytes;
 
@@ -27,7 +27,7 @@ struct Array {
     }
 };
 
-inline std::uint64_t little(const std::vector<char> &data, std::size_t at, int bytes) {
+inline std::uint64_t little_endian(const std::vector<char> &data, std::size_t at, int bytes) {
     if (at + static_cast<std::size_t>(bytes) > data.size()) throw std::runtime_error("npz: truncated");
     std::uint64_t value = 0;
     for (int i = bytes - 1; i >= 0; --i) {
@@ -63,23 +63,23 @@ inline std::map<std::string, Array> read_npz(const std::string &path) {
     std::ifstream file(path, std::ios::binary);
     const std::vector<char> data{std::istreambuf_iterator<char>(file), std::istreambuf_iterator<char>()};
     if (data.size() < 22) throw std::runtime_error(path + ": cannot be read");
-    // The end record is the last 22 bytes of an archive without a comment; the directory before it lists the files.
+    // An archive without a comment ends with a 22-byte record, which contains the position of the directory.
     const std::size_t end = data.size() - 22;
-    if (little(data, end, 4) != 0x06054b50) throw std::runtime_error(path + ": no zip archive");
-    const std::uint64_t count = little(data, end + 10, 2);
-    std::size_t entry = little(data, end + 16, 4);
+    if (little_endian(data, end, 4) != 0x06054b50) throw std::runtime_error(path + ": not a zip archive");
+    const std::uint64_t count = little_endian(data, end + 10, 2);
+    std::size_t entry = little_endian(data, end + 16, 4);
     std::map<std::string, Array> arrays;
     for (std::uint64_t i = 0; i < count; ++i) {
-        if (little(data, entry, 4) != 0x02014b50 || little(data, entry + 10, 2) != 0) {
+        if (little_endian(data, entry, 4) != 0x02014b50 || little_endian(data, entry + 10, 2) != 0) {
             throw std::runtime_error(path + ": not a directory entry of a stored file");
         }
-        const std::size_t size = little(data, entry + 24, 4), name = little(data, entry + 28, 2);
-        const std::size_t extra = little(data, entry + 30, 2), comment = little(data, entry + 32, 2);
-        const std::size_t local = little(data, entry + 42, 4);
+        const std::size_t size = little_endian(data, entry + 24, 4), name = little_endian(data, entry + 28, 2);
+        const std::size_t extra = little_endian(data, entry + 30, 2), comment = little_endian(data, entry + 32, 2);
+        const std::size_t local = little_endian(data, entry + 42, 4);
         const std::string key(&data[entry + 46], name);
-        const std::size_t begin = local + 30 + little(data, local + 26, 2) + little(data, local + 28, 2);
+        const std::size_t begin = local + 30 + little_endian(data, local + 26, 2) + little_endian(data, local + 28, 2);
         if (begin + size > data.size()) throw std::runtime_error(path + ": truncated");
-        if (key.size() < 4) throw std::runtime_error(path + ": strange name");
+        if (key.size() < 4) throw std::runtime_error(path + ": invalid name");
         arrays[key.substr(0, key.size() - 4)] = parse_npy(&data[begin], size); // without .npy
         entry += 46 + name + extra + comment;
     }

@@ -1,8 +1,9 @@
-// parity BUNDLE GOLDEN.npz: the maps of this library against what Python wrote.
+// parity BUNDLE GOLDEN.npz: compares the maps of this library with those of the Python runtime and of PyTorch.
 //
-// GOLDEN holds frames in several sizes and pixel formats with the maps of the Python runtime, made with the same
-// ONNX Runtime, threads and artefact: they must be equal bit for bit. The bundle's reference.npz holds what PyTorch
-// made of the parity images: they must agree within the FP32 budgets. Exit status 1 on any difference.
+// GOLDEN.npz contains frames in several sizes and pixel formats and their maps from the Python runtime, computed with
+// the same ONNX Runtime, artefact and number of threads: the maps must be bit-identical. The bundle's reference.npz
+// contains the parity images and their maps from PyTorch: the maps must agree within the FP32 budgets. The exit status
+// is 1 on any difference.
 #include <cmath>
 #include <cstdio>
 #include <exception>
@@ -16,9 +17,9 @@ namespace {
 
 int failures = 0;
 
-void report(bool holds, const std::string &what) {
-    if (!holds) {
-        std::printf("FAILED %s\n", what.c_str());
+void expect(bool condition, const std::string &message) {
+    if (!condition) {
+        std::printf("FAILED %s\n", message.c_str());
         ++failures;
     }
 }
@@ -36,10 +37,10 @@ dpt::Image image_of(const Array &pixels, int format) {
 void compare_bits(const std::string &name, const std::vector<float> &found, const Array &expected) {
     const bool equal = found.size() * sizeof(float) == expected.bytes.size() && !found.empty() &&
                        std::memcmp(found.data(), expected.as<float>("<f4"), expected.bytes.size()) == 0;
-    report(equal, name + " is not bit-identical");
+    expect(equal, name + " is not bit-identical");
 }
 
-// Keys: cases/NAME/FORMAT/pixels, .../depth and so on.
+// Compares all cases and returns their number. Keys: cases/NAME/FORMAT/pixels, cases/NAME/FORMAT/depth and so on.
 int check_golden(const dpt::Runtime &runtime, const std::map<std::string, Array> &golden) {
     int cases = 0;
     for (const auto &[key, pixels] : golden) {
@@ -56,11 +57,13 @@ int check_golden(const dpt::Runtime &runtime, const std::map<std::string, Array>
     return cases;
 }
 
+// Mean depth error, mean angle between normals, largest alpha error.
 struct Errors {
     double abs_rel = 0, degrees = 0, alpha = 0;
 };
 
-// Over the foreground of the reference, and the whole image where that is empty; written so that NaN never passes.
+// Depth and normals are compared in the foreground of the reference, or in the whole image if it is empty. Comparisons
+// are written so that NaN never passes.
 Errors errors(const dpt::Maps &maps, const float *depth, const float *normals, const float *alpha, std::size_t size) {
     Errors found;
     std::size_t foreground = 0, counted = 0;
@@ -93,9 +96,9 @@ int check_reference(const dpt::Runtime &runtime, const std::map<std::string, Arr
         const Errors found = errors(maps, map("depth"), map("normals"), map("alpha"), maps.depth.size());
         std::printf("reference %d: AbsRel %.2e, mean angle %.2e degrees, alpha %.2e\n", i, found.abs_rel, found.degrees,
                     found.alpha);
-        report(found.abs_rel <= 1e-5, "reference " + name + ": depth is out of budget");
-        report(found.degrees <= 0.005, "reference " + name + ": normals are out of budget");
-        report(found.alpha <= 1e-4, "reference " + name + ": alpha is out of budget");
+        expect(found.abs_rel <= 1e-5, "reference " + name + ": depth exceeds its budget");
+        expect(found.degrees <= 0.005, "reference " + name + ": normals exceed their budget");
+        expect(found.alpha <= 1e-4, "reference " + name + ": alpha exceeds its budget");
     }
     return cases;
 }

@@ -1,4 +1,4 @@
-"""What `make cpp` and `cmake --install` give: one ABI, few symbols, packages for CMake and pkg-config, no warnings."""
+"""`make cpp` and `cmake --install`: ABI, symbols, CMake and pkg-config packages, examples, no warnings."""
 
 from __future__ import annotations
 
@@ -47,15 +47,23 @@ endforeach()
 
 @pytest.fixture(scope="module")
 def installed(library: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What `cmake --install` makes of the release build, moved to another folder: nothing may hold the first one."""
+    """The installed release build, moved to another folder: no file may refer to the original one."""
     folder = tmp_path_factory.mktemp("cpp_install")
     run("cmake", "--install", library.parent, "--prefix", folder / "first")
     return (folder / "first").rename(folder / "moved")
 
 
+def cached_folder(variable: str) -> Path:
+    """A folder that CMake stored in the cache of the release build."""
+    cache = (BUILDS / "release" / "CMakeCache.txt").read_text()
+    folder = re.search(rf"^{variable}:\w+=(.+)$", cache, re.MULTILINE)
+    assert folder, f"{variable} is not set"
+    return Path(folder[1])
+
+
 @pytest.fixture
 def consumer(tmp_path: Path) -> Path:
-    """A project outside the tree."""
+    """A CMake project outside of this repository."""
     (tmp_path / "consumer.c").write_text(CONSUMER_C)
     (tmp_path / "consumer.cpp").write_text(CONSUMER_CPP)
     (tmp_path / "CMakeLists.txt").write_text(CONSUMER_CMAKE)
@@ -63,7 +71,7 @@ def consumer(tmp_path: Path) -> Path:
 
 
 def test_header_compiles_as_c11_and_every_function_works_from_c(native):
-    """The build itself is the test of the header: -std=c11 -Wall -Wextra -Wpedantic -Werror and more."""
+    """The header is tested by the build, with -std=c11 -Wall -Wextra -Wpedantic -Werror and more."""
     commands = run("make", "-C", native, "--always-make", "--dry-run", "c_header").stdout
     line = next(line for line in commands.splitlines() if "c_header.c" in line and " -c " in line)
     assert {"-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Werror"} <= set(line.split())
@@ -80,9 +88,9 @@ def test_sha256(native):
     assert found == [hashlib.sha256(message).hexdigest() for message in messages]
 
 
-def test_only_the_c_functions_are_visible(library):
+def test_only_the_declared_functions_are_exported(library):
     lines = run("nm", "-D", "--defined-only", library).stdout.splitlines()
-    names = {line.split()[-1] for line in lines if line.split()[-2] != "A"}  # A: the version itself
+    names = {line.split()[-1] for line in lines if line.split()[-2] != "A"}  # A: the version node
     header = (SOURCES / "include" / "dpt_runtime.h").read_text()
     declared = {f"{name}@@DPT_1" for name in re.findall(r"^DPT_API .*?(dpt_\w+)\(", header, re.MULTILINE)}
     assert len(declared) == 12
@@ -98,7 +106,7 @@ def test_soname_size_and_dependencies(library):
     assert library.resolve().stat().st_size < 1_000_000
 
 
-def test_version_is_the_packages(library):
+def test_version_matches_the_python_package(library):
     assert f'#define DPT_VERSION "{dpt_deploy.__version__}"' in (SOURCES / "include" / "dpt_runtime.h").read_text()
     assert library.resolve().name == f"libdpt_runtime.so.1.{dpt_deploy.__version__}"
 
@@ -110,7 +118,7 @@ def test_consumer_through_find_package(installed, consumer):
         assert run(consumer / "build" / f"consumer_{name}").stdout == f"{dpt_deploy.__version__} 2\n"
 
 
-@pytest.mark.skipif(not shutil.which("pkg-config"), reason="no pkg-config here")
+@pytest.mark.skipif(not shutil.which("pkg-config"), reason="needs pkg-config")
 def test_consumer_through_pkg_config(installed, consumer):
     folder, = installed.rglob("pkgconfig")
     environment = os.environ | {"PKG_CONFIG_PATH": str(folder)}
@@ -132,8 +140,8 @@ def test_installed_files(installed):
             assert str(ROOT) not in path.read_text(), path
 
 
-def test_the_wheel_ships_the_sources():
-    """Every file that git tracks here is package data, so that a user can build from an installed package."""
+def test_the_wheel_contains_the_sources():
+    """Every tracked file of the C++ runtime is package data, so that users can build from an installed package."""
     tracked = subprocess.run(["git", "ls-files", "dpt_deploy/cpp"], cwd=ROOT, capture_output=True, text=True,
                              check=True).stdout.split()
     patterns = re.findall(r'"dpt_deploy" = \[(.*?)\]', (ROOT / "pyproject.toml").read_text())
@@ -143,11 +151,22 @@ def test_the_wheel_ships_the_sources():
     assert set(tracked) <= shipped
 
 
-@pytest.mark.skipif(not shutil.which("clang++"), reason="no clang++ here")
-def test_clang_gives_no_warning(build, toy_folder):
+@pytest.mark.skipif(not shutil.which("clang++"), reason="needs clang++")
+def test_clang_reports_no_warning(build, toy_folder):
     folder = build("clang", "c_header", "wrapper")
     run(folder / "c_header")
     run(folder / "wrapper", toy_folder)
+
+
+def test_examples_build_against_the_installed_runtime(installed, toy_folder, tmp_path):
+    options = [f"-DCMAKE_PREFIX_PATH={installed}", f"-DSTB_INCLUDE_DIR={cached_folder('STB_INCLUDE_DIR')}"]
+    for folder in ("c", "cpp"):
+        run("cmake", "-S", ROOT / "examples" / folder, "-B", tmp_path / folder, *options)
+        run("cmake", "--build", tmp_path / folder)
+    assert "depth at the centre: 129.000 m" in run(tmp_path / "c" / "dpt_minimal", toy_folder).stdout
+    usage = subprocess.run([tmp_path / "cpp" / "dpt_predict"], capture_output=True, text=True, check=False)
+    assert usage.returncode == 2
+    assert "BUNDLE IMAGE OUTPUT" in usage.stderr
 
 
 def test_examples(library, tiny_folder, tmp_path):
@@ -159,13 +178,13 @@ def test_examples(library, tiny_folder, tmp_path):
     from tests.cpp.test_parity import assert_identical
 
     examples = library.parent / "examples"
-    assert len((SOURCES / "examples" / "minimal.c").read_text().splitlines()) <= 40
-    done = run(examples / "dpt_minimal", tiny_folder)
-    assert re.search(r"depth in the middle: [0-9.]+ m", done.stdout)
+    assert len((ROOT / "examples" / "c" / "minimal.c").read_text().splitlines()) <= 40
+    done = run(examples / "c" / "dpt_minimal", tiny_folder)
+    assert re.search(r"depth at the centre: [0-9.]+ m", done.stdout)
 
     image = scene(90, 130, 5)
     cv2.imwrite(str(tmp_path / "image.png"), image[..., ::-1])
-    run(examples / "dpt_predict", tiny_folder, tmp_path / "image.png", tmp_path / "result")
+    run(examples / "cpp" / "dpt_predict", tiny_folder, tmp_path / "image.png", tmp_path / "result")
     panel = cv2.imread(str(tmp_path / "result.png"))[..., ::-1]
     assert panel.shape == (90, 4 * 130, 3)
     np.testing.assert_array_equal(panel[:, :130], image)
@@ -173,13 +192,13 @@ def test_examples(library, tiny_folder, tmp_path):
     with load(tiny_folder, backend="onnxruntime-cpu") as python:
         assert_identical(maps, python(image).maps)
 
-    failed = subprocess.run([examples / "dpt_predict", tiny_folder, library, tmp_path / "x"], capture_output=True,
-                            text=True, check=False)
+    failed = subprocess.run([examples / "cpp" / "dpt_predict", tiny_folder, library, tmp_path / "x"],
+                            capture_output=True, text=True, check=False)
     assert failed.returncode == 1
     assert "expected a PNG or JPEG image" in failed.stderr
 
 
-def test_no_headers_of_others_in_the_public_headers():
+def test_public_headers_include_only_standard_headers():
     for name in ("dpt_runtime.h", "dpt_runtime.hpp"):
         text = (SOURCES / "include" / name).read_text()
         found = re.findall(r"^#include (\S+)", text, re.MULTILINE)
@@ -189,9 +208,7 @@ def test_no_headers_of_others_in_the_public_headers():
         assert set(found) <= allowed
 
 
-def test_headers_are_fetched_into_a_folder_of_their_own():
-    """Where the system has none: fetch_headers.sh put them into the build folder, and nowhere else."""
-    cache = (BUILDS / "release" / "CMakeCache.txt").read_text()
-    folder = re.search(r"ONNXRUNTIME_INCLUDE_DIR:PATH=(.*)", cache)
-    assert folder
-    assert (Path(folder[1]) / "onnxruntime_c_api.h").is_file()
+def test_the_build_found_the_headers():
+    """System headers, or those that fetch_headers.sh downloaded."""
+    folder = cached_folder("ONNXRUNTIME_INCLUDE_DIR")
+    assert (folder / "onnxruntime_c_api.h").is_file()

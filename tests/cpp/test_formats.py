@@ -1,4 +1,4 @@
-"""Pixel formats, strides and batches, on a graph whose maps are known exactly; and what is refused before it runs."""
+"""Pixel formats, strides and batches with a graph whose maps are known exactly, and invalid arguments."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def rgb() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, 21, 34, 3), np.uint8)
 
 
-def known(rgb: np.ndarray, name: str) -> dict[str, np.ndarray]:
+def expected_maps(rgb: np.ndarray, name: str) -> dict[str, np.ndarray]:
     return toy_maps(rgb[..., :1].repeat(3, -1) if name == "gray" else rgb)
 
 
 @pytest.mark.parametrize("name", FORMATS)
 def test_packed(session, rgb, name):
-    assert_identical(session.infer(in_format(rgb, name), name), known(rgb, name))
+    assert_identical(session.infer(in_format(rgb, name), name), expected_maps(rgb, name))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -39,7 +39,7 @@ def test_padded_rows_and_frames(session, rgb, name):
     n, h, w, c = pixels.shape
     padded = np.full((n, h + 2, w + 5, c), 200, np.uint8)
     padded[:, :h, :w] = pixels
-    assert_identical(session.infer(padded[:, :h, :w], name), known(rgb, name))
+    assert_identical(session.infer(padded[:, :h, :w], name), expected_maps(rgb, name))
 
 
 @pytest.mark.parametrize("name", FORMATS)
@@ -48,7 +48,7 @@ def test_bottom_up_images_and_frames_in_reverse(session, rgb, name):
     flipped = np.ascontiguousarray(pixels[::-1, ::-1])[::-1, ::-1]
     assert flipped.strides[0] < 0
     assert flipped.strides[1] < 0
-    assert_identical(session.infer(flipped, name), known(rgb, name))
+    assert_identical(session.infer(flipped, name), expected_maps(rgb, name))
 
 
 def test_a_region_of_a_larger_picture(session):
@@ -62,16 +62,16 @@ def test_frames_far_apart(session):
     assert_identical(session.infer(video[::4], "bgra"), toy_maps(video[::4, ..., 2::-1]))
 
 
-def test_input_is_left_as_it_was(session, rgb):
+def test_input_is_not_modified(session, rgb):
     before = rgb.copy()
     session.infer(rgb)
     np.testing.assert_array_equal(rgb, before)
 
 
-class TestRefused:
+class TestInvalidArguments:
     @pytest.fixture
     def call(self, session, rgb):
-        """dpt_infer with some fields changed; the buffers are large enough for what is meant to be refused."""
+        """Calls dpt_infer or dpt_infer_device with changed fields."""
         buffer = np.empty(rgb.size * 3, np.float32)
 
         def infer(maps: dict | None = None, device: bool = False, **changes: int | None) -> None:
@@ -86,18 +86,18 @@ class TestRefused:
         return infer
 
     @pytest.mark.parametrize(("changes", "message"), [
-        ({"data": None}, r"frames->data: expected pixels, received NULL"),
-        ({"batch": 0}, r"expected batch, height and width from 1, received 0, 21 and 34"),
+        ({"data": None}, r"frames->data: expected a pointer to pixels, received NULL"),
+        ({"batch": 0}, r"expected a batch, height and width of at least 1, received 0, 21 and 34"),
         ({"height": -5}, r"received 3, -5 and 34"),
         ({"width": 0}, r"received 3, 21 and 0"),
         ({"format": 5}, r"frames->format: expected DPT_RGB \(0\).*received 5"),
         ({"format": -1}, r"received -1"),
         ({"row_stride": 101}, r"row_stride: expected 0 or at least 102 bytes.*received 101"),
         ({"row_stride": -101}, r"received -101"),
-        ({"batch": 2**31 - 1, "height": 2**31 - 1, "width": 2**31 - 1}, r"fit in no memory"),
-        ({"row_stride": 2**62}, r"fit in no memory"),
-        ({"row_stride": -(2**63)}, r"fit in no memory"),
-        ({"frame_stride": 2**62}, r"fit in no memory"),
+        ({"batch": 2**31 - 1, "height": 2**31 - 1, "width": 2**31 - 1}, r"exceed the addressable memory"),
+        ({"row_stride": 2**62}, r"exceed the addressable memory"),
+        ({"row_stride": -(2**63)}, r"exceed the addressable memory"),
+        ({"frame_stride": 2**62}, r"exceed the addressable memory"),
     ])
     def test_frames(self, call, changes, message):
         with pytest.raises(BadInput, match=message):
@@ -108,18 +108,18 @@ class TestRefused:
             call(maps={})
 
     def test_device_memory_without_a_gpu(self, call):
-        with pytest.raises(ContractError, match=r"onnxruntime-cpu has no GPU. Call dpt_infer"):
+        with pytest.raises(ContractError, match=r"onnxruntime-cpu does not run on a GPU. Call dpt_infer"):
             call(device=True)
 
     def test_device_memory_in_another_format(self, call):
         with pytest.raises(BadInput, match=r"expected DPT_RGB without padding in device memory, received format 1"):
             call(device=True, format=1)
 
-
     def test_a_head_that_the_bundle_lacks(self, tmp_path, rgb):
         bundle = make_toy(tmp_path / "two", Contract(heads=("depth", "alpha")))
         with CppSession(bundle, threads=1) as session:
             assert session.library.dpt_heads(session.handle) == 5
             assert set(session.infer(rgb)) == {"depth", "alpha"}
-            with pytest.raises(ContractError, match=r"expected names among depth, alpha, received normals"):
+            message = r"expected buffers only for the bundle's heads \(depth, alpha\), received one for normals"
+            with pytest.raises(ContractError, match=message):
                 session.infer(rgb, outputs=["depth", "normals"])

@@ -1,4 +1,4 @@
-"""The C++ runtime gives the maps of the Python runtime, bit for bit, and those of PyTorch within the budgets."""
+"""The maps of the C++ runtime: bit-identical to the Python runtime, and within the budgets of PyTorch."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.parity.images import scene as photo
 from tests.cpp.conftest import run
 
-# Frame sizes (H, W): the smallest of the default profile, odd ones, both orientations, up to 4K.
+# Frame sizes (H, W): the smallest of the default profile, odd sizes, both orientations, tiny ones.
 SIZES = [(64, 64), (65, 127), (160, 160), (101, 333), (517, 333), (480, 640), (1, 1), (3, 500)]
 
 
 def in_format(rgb: np.ndarray, name: str) -> np.ndarray:
-    """RGB (N, H, W, 3) as pixels of another format; gray takes the red channel."""
+    """RGB (N, H, W, 3) converted to another format; gray is the red channel."""
     alpha = np.full_like(rgb[..., :1], 77)
     return np.ascontiguousarray({
         "rgb": rgb, "bgr": rgb[..., ::-1], "rgba": np.concatenate([rgb, alpha], -1),
@@ -35,7 +35,7 @@ def assert_identical(found: dict[str, np.ndarray], expected: dict[str, np.ndarra
 
 @pytest.fixture(scope="module", params=[1, 2], ids=["one thread", "two threads"])
 def sessions(request, tiny_folder):
-    """The same bundle in C++ and in Python, on the same ONNX Runtime with the same number of threads."""
+    """The same bundle in C++ and in Python, with the same ONNX Runtime and number of threads."""
     threads = request.param
     with (
         CppSession(Bundle.open(tiny_folder), "onnxruntime-cpu", threads=threads) as cpp,
@@ -67,7 +67,7 @@ def test_every_pixel_format_gives_the_maps_of_the_same_rgb(sessions, name):
     assert_identical(cpp.infer(in_format(rgb, name), name), python.run({"frame": expected}))
 
 
-def test_each_map_alone_is_the_map_of_all_together(sessions):
+def test_a_single_map_equals_the_map_of_a_full_call(sessions):
     cpp, _ = sessions
     frame = photo(120, 90, 7)[None]
     together = cpp.run({"frame": frame})
@@ -75,7 +75,7 @@ def test_each_map_alone_is_the_map_of_all_together(sessions):
         assert_identical(cpp.run({"frame": frame}, outputs=[head]), {head: expected})
 
 
-def test_the_fp16_graph_is_bit_identical_too(tiny_folder):
+def test_the_fp16_graph_is_bit_identical(tiny_folder):
     frame = photo(200, 333, 7)[None]
     with (
         CppSession(Bundle.open(tiny_folder), "onnxruntime-cpu", precision="fp16", threads=1) as cpp,
@@ -86,7 +86,7 @@ def test_the_fp16_graph_is_bit_identical_too(tiny_folder):
 
 
 def test_native_program_agrees_with_the_golden_file_and_the_reference(native: Path, tiny_folder: Path, tmp_path: Path):
-    """One golden file, written by Python and read by C++; and reference.npz of the bundle, written from PyTorch."""
+    """The golden file is written by Python and read by C++; reference.npz of the bundle comes from PyTorch."""
     arrays = {}
     with dpt_deploy.load(tiny_folder, backend="onnxruntime-cpu", threads=1) as python:
         for (h, w), name in zip(SIZES[:5], FORMATS, strict=True):
@@ -110,7 +110,7 @@ def test_native_program_agrees_with_the_golden_file_and_the_reference(native: Pa
         run(native / "parity", tiny_folder, golden)
 
 
-def test_contract_is_the_manifests(sessions, tiny_folder):
+def test_contract_equals_the_manifest(sessions, tiny_folder):
     import json
 
     cpp, _ = sessions
@@ -123,7 +123,7 @@ def test_contract_is_the_manifests(sessions, tiny_folder):
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.environ.get("DPT_OTHER_ONNXRUNTIME"),
-                    reason="needs a second libonnxruntime, named in DPT_OTHER_ONNXRUNTIME")
+                    reason="needs the path of a second libonnxruntime in DPT_OTHER_ONNXRUNTIME")
 def test_another_version_of_onnxruntime_stays_within_the_fp32_budgets(native, tiny_folder, tmp_path, monkeypatch):
     monkeypatch.setenv("DPT_ONNXRUNTIME_LIBRARY", os.environ["DPT_OTHER_ONNXRUNTIME"])
     np.savez(tmp_path / "none.npz", nothing=np.zeros(1, np.float32))

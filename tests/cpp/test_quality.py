@@ -1,4 +1,4 @@
-"""Memory, threads and hostile files: sanitizers, valgrind, and ten thousand mutated manifests."""
+"""Memory safety, thread safety and malformed files: sanitizers, valgrind, and ten thousand mutated manifests."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 from tests.cpp.conftest import HERE, run
 
 MUTATIONS = 10_000
-# Whatever is found ends the program with a status that `run` does not accept.
+# Every finding ends the program with a non-zero status, which `run` reports.
 ADDRESS = {"ASAN_OPTIONS": "detect_leaks=1:halt_on_error=1", "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1"}
 THREAD = {"TSAN_OPTIONS": f"halt_on_error=1:suppressions={HERE / 'tsan.supp'}"}
 
@@ -33,7 +33,7 @@ def test_address_and_undefined_behaviour(build, toy_folder, tmp_path):
         run(folder / program, toy_folder, env=environment)
     run(folder / "cycles", toy_folder, 10, env=environment)
     for builder in ("", "_rtx"):
-        run(folder / f"graphs{builder}", folder / f"libstandin{builder}.so", tmp_path, env=environment)
+        run(folder / f"graphs{builder}", folder / f"libfake_tensorrt{builder}.so", tmp_path, env=environment)
 
 
 @pytest.mark.parametrize(("sanitizer", "code", "name"), [
@@ -47,8 +47,8 @@ void *add(void *p) { x++; return p; }
 int main(void) { pthread_t t; pthread_create(&t, 0, add, 0); x++; return pthread_join(t, 0); }
 """, "data race"),
 ], ids=["address", "undefined", "thread"])
-def test_the_sanitizers_see_what_they_are_for(tmp_path, sanitizer, code, name):
-    """The checks themselves work: a program that is wrong on purpose fails with the same options."""
+def test_the_sanitizers_detect_errors(tmp_path, sanitizer, code, name):
+    """A program that is wrong on purpose fails with the options of the other tests."""
     (tmp_path / "wrong.c").write_text(code)
     run("cc", "-O0", f"-fsanitize={sanitizer}", "-fno-sanitize-recover=all", tmp_path / "wrong.c",
         "-o", tmp_path / "wrong", "-lpthread")
@@ -71,7 +71,7 @@ def test_mutated_manifests_and_truncated_graphs(build, toy_folder, tmp_path):
     print(done.stdout)
 
 
-@pytest.mark.skipif(not shutil.which("valgrind"), reason="no valgrind here")
+@pytest.mark.skipif(not shutil.which("valgrind"), reason="needs valgrind")
 def test_valgrind_finds_no_leak_in_a_hundred_cycles(native, toy_folder):
     done = run("valgrind", "--leak-check=full", "--show-leak-kinds=definite,indirect",
                "--errors-for-leak-kinds=definite,indirect", "--error-exitcode=1",
@@ -80,7 +80,7 @@ def test_valgrind_finds_no_leak_in_a_hundred_cycles(native, toy_folder):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not shutil.which("clang++"), reason="no clang++ here")
+@pytest.mark.skipif(not shutil.which("clang++"), reason="needs clang++")
 def test_libfuzzer(build, toy_folder, tmp_path):
     folder = build("libfuzzer", "fuzz")
     corpus = tmp_path / "corpus"

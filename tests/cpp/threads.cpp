@@ -1,4 +1,5 @@
-// threads BUNDLE: 8 threads on one handle, then on 8 handles, each with frames of its own, against one thread alone.
+// threads BUNDLE: runs 8 threads on one handle, then on 8 handles, each with its own frames, and compares the maps with
+// those of a single thread.
 #include <cstdio>
 #include <cstring>
 #include <exception>
@@ -17,7 +18,7 @@ struct Work {
     std::vector<std::uint8_t> pixels;
     dpt::Image image;
     dpt::Maps expected;
-    bool right = true;
+    bool correct = true;
 };
 
 void fill(Work &work, int i) {
@@ -37,17 +38,17 @@ void infer(const dpt::Runtime &runtime, Work &work, int i) {
     for (int round = 0; round < kRounds; ++round) {
         try {
             const dpt::Maps maps = runtime.infer(work.image);
-            work.right = work.right && maps.depth == work.expected.depth && maps.normals == work.expected.normals &&
+            work.correct = work.correct && maps.depth == work.expected.depth && maps.normals == work.expected.normals &&
                          maps.alpha == work.expected.alpha;
-            // Errors of one thread are no other thread's.
+            // An error message must come from the same thread.
             const dpt_frames bad = {work.pixels.data(), 1, -1 - i, 1, DPT_RGB, 0, 0};
             dpt_maps none{};
-            const bool refused = dpt_infer(runtime.handle(), &bad, &none) == DPT_BAD_INPUT;
-            const std::string mine = ", " + std::to_string(-1 - i) + " and 1";
-            work.right = work.right && refused && std::strstr(dpt_last_error(), mine.c_str()) != nullptr;
+            const bool rejected = dpt_infer(runtime.handle(), &bad, &none) == DPT_BAD_INPUT;
+            const std::string expected = ", " + std::to_string(-1 - i) + " and 1";
+            work.correct = work.correct && rejected && std::strstr(dpt_last_error(), expected.c_str()) != nullptr;
         } catch (const std::exception &error) {
             std::fprintf(stderr, "%s\n", error.what());
-            work.right = false;
+            work.correct = false;
         }
     }
 }
@@ -76,14 +77,14 @@ int main(int argc, char **argv) {
                         infer(own, work, i);
                     } catch (const std::exception &error) {
                         std::fprintf(stderr, "%s\n", error.what());
-                        work.right = false;
+                        work.correct = false;
                     }
                 });
             }
             for (std::thread &thread : threads) thread.join();
         }
         int wrong = 0;
-        for (const Work &work : works) wrong += work.right ? 0 : 1;
+        for (const Work &work : works) wrong += work.correct ? 0 : 1;
         std::printf("%d threads, %d with a wrong result\n", kThreads, wrong);
         return wrong == 0 ? 0 : 1;
     } catch (const std::exception &error) {

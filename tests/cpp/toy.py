@@ -1,4 +1,4 @@
-"""A bundle whose graph is three lines of ONNX: it loads in milliseconds, and its maps are known exactly."""
+"""A bundle with a tiny ONNX graph: it loads in milliseconds, and its maps are known exactly."""
 
 from __future__ import annotations
 
@@ -13,20 +13,21 @@ from onnx import TensorProto, helper
 
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.manifest import Checkpoint, Manifest
 
 FILE = "frame.fp32.onnx"
-PLAN = b"PLAN of a stand-in"
+PLAN = b"PLAN of the fake module"
 
 
 def toy_maps(frames: np.ndarray) -> dict[str, np.ndarray]:
-    """What the toy graph makes of uint8 RGB (N, H, W, 3)."""
+    """The maps that the toy graph computes from uint8 RGB (N, H, W, 3)."""
     x = frames.astype(np.float32)
     scaled = x / np.float32(255)
     return {"depth": x[..., 0] + np.float32(1), "normals": scaled, "alpha": scaled[..., 1]}
 
 
 def toy_graph(contract: Contract, outputs: tuple[str, ...] | None = None) -> onnx.ModelProto:
-    """`toy_maps` as a graph; `outputs` other than the contract's heads makes a graph that does not fit it."""
+    """`toy_maps` as a graph. `outputs` other than the contract's heads give a graph that violates the contract."""
     nodes = [
         helper.make_node("Cast", ["frame"], ["x"], to=TensorProto.FLOAT),
         helper.make_node("Split", ["x"], ["r", "g", "b"], axis=3, num_outputs=3),
@@ -58,22 +59,22 @@ def make_toy(folder: Path, contract: Contract | None = None, **graph: Any) -> Bu
     """A bundle with the toy graph in `folder`."""
     contract = contract or Contract()
     folder.mkdir(parents=True)
-    header = {"name": "toy", "contract": contract.to_json(), "checkpoint": {"file": "toy.pth"}}
-    bundle = Bundle.create(folder, header)
+    manifest = Manifest(name="toy", contract=contract.to_json(), checkpoint=Checkpoint(file="toy.pth"))
+    bundle = Bundle.create(folder, manifest)
     onnx.save(toy_graph(contract, **graph), folder / FILE)
     bundle.add(FILE, "onnx", graph="frame", precision="fp32")
     return bundle
 
 
 def add_engine(bundle: Bundle, **details: Any) -> str:
-    """Add an engine for the stand-in module, which reads no more of it than its first four bytes."""
+    """Add an engine for the fake module, which reads only its first four bytes."""
     file = "frame.fp16.trt11.4-sm90.engine"
     (bundle.folder / file).write_bytes(PLAN)
-    known = {
+    defaults = {
         "builder": "tensorrt", "builder_version": "11.4.0.23", "compute_capability": "9.0",
         "profile": {"frame": {"min": [1, 8, 8, 3], "opt": [1, 16, 16, 3], "max": [4, 64, 64, 3]}}, "max_pixels": 8192,
     }
-    bundle.add(file, "engine", graph="frame", precision="fp16", details=known | details)
+    bundle.add(file, "engine", graph="frame", precision="fp16", details=defaults | details)
     return file
 
 

@@ -144,4 +144,4 @@ runpy.run_module("dpt_deploy.doctor", run_name="__main__", alter_sys=True)
     found = json.loads(done.stdout)
     assert found["passed"] is True and found["bundle"] == []
     torch = next(check for check in found["machine"] if check["subject"] == "PyTorch")
-    assert torch["status"] == "not installed" and "dpt-deploy[export]" in torch["remedy"]
+    assert torch["status"] == "not installed" and "torch>=" in torch["remedy"]

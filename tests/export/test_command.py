@@ -100,7 +100,7 @@ class Blocker:
 sys.meta_path.insert(0, Blocker())
 runpy.run_module("dpt_deploy.build", run_name="__main__", alter_sys=True)
 """
-    options = ("--builder", "tensorrt-rtx", "--batch", "1", "2", "--frame-size", "64x64", "480x640")
+    options = ("--builder", "tensorrt-rtx", "--batch-range", "1,2", "--frame-size-range", "64x64,480x640")
     done = subprocess.run([sys.executable, "-c", blocked, str(own_bundle), *options], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("built ") == 2 and "PASSED" in done.stdout
@@ -128,7 +128,7 @@ def test_options_and_the_users_images(checkpoint, tmp_path, command):
     out = tmp_path / "bundle"
     status, text, error = command(
         ExportConfig, export_main, checkpoint, "--out", out, "--input-size", "192x128", "--heads", "depth,alpha",
-        "--resize", "letterbox", "--opset", "20", "--images", images, "--max-images", "2", "--fp32",
+        "--resize", "letterbox", "--opset", "20", "--images", images, "--max-images", "2", "--fp32-modules",
         "decoder.fusion.0", "--builder", "none",
     )
     assert status == 0, text + error
@@ -175,9 +175,9 @@ def test_bad_files(checkpoint, tmp_path, command):
         (("--input-size", "150"), "144 or 160"),
         (("--input-size", "abc"), "a size such as 384"),
         (("--heads", "depth,albedo"), "albedo"),
-        (("--batch", "4", "2"), "smallest <= largest"),
-        (("--frame-size", "512", "256"), "smallest then largest"),
-        (("--fp32", "decoder.fusion.9"), "no module decoder.fusion.9"),
+        (("--batch-range", "4,2"), "smallest <= largest"),
+        (("--frame-size-range", "512,256"), "the smallest, then the largest"),
+        (("--fp32-modules", "decoder.fusion.9"), "no module decoder.fusion.9"),
         (("--images", "nowhere"), "no file nowhere"),
         (("--budget", "nowhere.json"), "a budget file"),
         (("--builder", "tensorrt"), "pip install"),
@@ -220,10 +220,10 @@ def test_a_changed_a_missing_and_a_foreign_bundle(own_bundle, tmp_path, command)
     assert command(BuildConfig, build_main, tmp_path / "absent")[0] == 2
     graph = own_bundle / "model.fp16.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"x")
-    status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch", "1", "3")
+    status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch-range", "1,3")
     assert status == 2 and "is not the file that manifest.json describes" in error
     graph.unlink()
-    status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch", "1", "3")
+    status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch-range", "1,3")
     assert status == 2 and "is missing from the bundle" in error
     manifest = own_bundle / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])

@@ -30,7 +30,7 @@ def test_the_exit_status_follows_the_verdict_and_json_is_alone(bundle, capsys, t
 
 
 def test_images_need_the_checkpoint(bundle, tmp_path):
-    with pytest.raises(BadInput, match="--reference CHECKPOINT"):
+    with pytest.raises(BadInput, match="--images needs --checkpoint"):
         main(ParityConfig(bundle.folder, images=tmp_path))
     with pytest.raises(BadInput, match="from 1"):
         parity_inputs(tmp_path, 0)
@@ -42,7 +42,7 @@ def test_another_checkpoint_is_refused(bundle, tmp_path):
     save_checkpoint(other, lively_model(seed=1))
     before = {path.name: path.read_bytes() for path in bundle.folder.iterdir()}
     with pytest.raises(BadInput, match=r"another checkpoint.*python -m dpt_deploy\.export"):
-        main(ParityConfig(bundle.folder, reference=other))
+        main(ParityConfig(bundle.folder, checkpoint=other))
     assert {path.name: path.read_bytes() for path in bundle.folder.iterdir()} == before
 
 
@@ -56,7 +56,7 @@ def test_the_users_images_become_the_reference(tiny_bundle, only_python, tmp_pat
         cv2.imwrite(str(images / f"photo{i}.png"), photo(90 + i, 120, seed=i))
     flat = adversarial()[:1]
     monkeypatch.setattr("dpt_deploy.parity.images.adversarial", lambda: flat)  # the others take a minute
-    options = {"images": images, "max_images": 2, "reference": tiny_bundle.parent / "tiny.pth", "json": True}
+    options = {"images": images, "max_images": 2, "checkpoint": tiny_bundle.parent / "tiny.pth", "json": True}
     main(ParityConfig(own.folder, **options))
     value = json.loads(capsys.readouterr().out)
     again = Bundle.open(own.folder)

@@ -137,7 +137,7 @@ def test_a_gpus_verdict_on_an_engine_is_kept_where_no_gpu_is(bundle, engine, mon
     assert planned == [stage.id for stage in judged.stages]
     assert engine_stage(judged) == engine_stage(judge_and_write(bundle)) == earlier(there)
     (bundle.folder / engine.file).write_bytes(b"other")
-    assert engine_stage(judge(bundle).report).status == "not run"  # nobody would load it here
+    assert engine_stage(judge(bundle).report).status == "failed"
     (bundle.folder / engine.file).write_bytes(engine.file.encode())
     add_engine(bundle, "twin.engine", (100, 100), (600, 600))
     twins = [stage for stage in judge(bundle).report.stages if stage.id.backend == "tensorrt"]

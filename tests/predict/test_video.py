@@ -128,8 +128,6 @@ def test_what_is_no_video_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "bad.mp4").write_bytes(b"not a video" * 100)
     with pytest.raises(BadInput, match="OpenCV can decode"):
         main(PredictConfig(tiny_bundle, tmp_path / "bad.mp4", tmp_path / "out", CPU))
-    with pytest.raises(BadInput, match="--frames"):
-        main(PredictConfig(tiny_bundle, clip(tmp_path / "in.mp4", 2), tmp_path / "out", CPU, frames=0))
 
 
 def test_a_folder_that_cannot_be_written_is_told(tiny_bundle: Path, tmp_path: Path) -> None:

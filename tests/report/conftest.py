@@ -1,3 +1,88 @@
-from tests.tiny import own_bundle, tiny_bundle
+"""A judged bundle of a few bytes, with every kind of stage and an engine."""
 
-__all__ = ["own_bundle", "tiny_bundle"]
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import Cause
+from dpt_deploy.core.manifest import Manifest
+from dpt_deploy.core.verdict import ParityReport, Stage, StageId, StageKind, not_run
+from dpt_deploy.parity.compare import Exhibit, compare, load_budget
+from dpt_deploy.parity.images import scene
+from dpt_deploy.parity.judge import WorstMaps
+from dpt_deploy.parity.reference import Case, Reference
+
+BUDGET, _ = load_budget(None)
+
+
+def photo(height: int, width: int) -> np.ndarray:
+    """A picture, uint8 (height, width, 3) RGB."""
+    return scene(height, width, 7)
+
+
+def random_case(name: str, seed: int) -> Case:
+    """A case of the frame graph whose maps are random numbers of the right kind."""
+    rng = np.random.default_rng(seed)
+    size = 48, 64
+    normals = rng.normal(size=(*size, 3)).astype(np.float32)
+    maps = {
+        "depth": rng.uniform(1, 4, size).astype(np.float32),
+        "normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True),
+        "alpha": rng.uniform(0, 1, size).astype(np.float32),
+    }
+    return Case(name, False, rng.integers(0, 256, (*size, 3), np.uint8), np.zeros((3, 8, 8), np.float32),
+                {"model": {}, "frame": maps})
+
+
+class Judged(NamedTuple):
+    bundle: Bundle
+    report: ParityReport
+    exhibits: dict[str, Exhibit]
+
+
+@pytest.fixture
+def judged(tmp_path: Path) -> Judged:
+    """A failed report: one stage is out of budget, and not finite for an image called <two>."""
+    reference = Reference((random_case("one", 0), random_case("<two>", 1)))
+    answers = {case.frame.tobytes(): case.maps["frame"] for case in reference.cases}
+    worst = WorstMaps()
+
+    def stage(title: str, kind: StageKind, precision: str, error: float, spoil: bool = False) -> Stage:
+        def run(batch: np.ndarray) -> dict[str, np.ndarray]:
+            maps = {key: np.stack([answers[frame.tobytes()][key] for frame in batch]) for key in BUDGET["fp32"]}
+            maps["depth"] = maps["depth"] * np.float32(1 + error)
+            maps["alpha"] = maps["alpha"] + np.float32(error)
+            if spoil:
+                maps["normals"][1, :9] = np.nan
+            return maps
+        return compare(StageId(kind, "frame", precision, title=title), run, reference, BUDGET, show=worst)
+
+    stages = (
+        Stage(StageId(StageKind.WEIGHTS, "frame", "fp16", title="weights frame fp16"), "passed",
+              notes=("all 9 tensors",)),
+        stage("ONNX Runtime frame fp32", StageKind.GRAPH, "fp32", 1e-6),
+        stage("ONNX Runtime frame fp16", StageKind.GRAPH, "fp16", 3e-4),
+        stage("tensorrt frame fp16", StageKind.BACKEND, "fp16", 0.02, spoil=True),
+        not_run(StageId(StageKind.BACKEND, "frame", "fp32", title="C++ runtime frame fp32"), Cause.NOT_BUILT,
+                "not built"),
+    )
+    bundle = Bundle.create(tmp_path / "bundle", Manifest.model_validate({
+        "name": "a bundle", "contract": Contract().to_json(), "versions": {"torch": "2"}, "command": "export <x>",
+        "checkpoint": {"file": "best.pth", "sha256": "c0ffee" * 10}, "created": "2026-01-01T10:00:00+00:00",
+    }))
+    bundle.folder.mkdir()
+    for file in ("frame.fp16.onnx", "frame.engine"):
+        (bundle.folder / file).write_bytes(file.encode())
+    graph = bundle.add("frame.fp16.onnx", "onnx", graph="frame", precision="fp16")
+    certificate = {"status": "passed", "fused_attention": {"found": 12, "expected": 12}, "islands": ["a", "b"],
+                   "layers": [{"name": "x" * 90, "half": True}], "memory": None, "share": 0.98765,
+                   "flops": {"share": 0.97}, "attention": {"layers": 12, "blocks": 12}}
+    bundle.add("frame.engine", "engine", graph="frame", precision="fp16", details={
+        "builder": "tensorrt", "builder_version": "11.4", "made_from": graph.sha256, "certificate": certificate})
+    return Judged(bundle, ParityReport(stages, BUDGET, "default", ("one", "<two>")), worst.by_head)

@@ -12,7 +12,7 @@ import torch
 
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.export import reference
+from dpt_deploy.export import pytorch_reference
 from dpt_deploy.runtime.image import check_frames, list_images, postprocess, preprocess, read_image
 from tests.tiny import photo
 
@@ -29,7 +29,7 @@ SIZES = [(64, 64), (333, 517), (517, 333), (160, 160), (30, 400), (1, 1), (1080,
 def test_preprocessing_is_that_of_pytorch(contract: Contract, size: tuple[int, int]) -> None:
     frames = np.stack([photo(*size, seed) for seed in (1, 2)])
     have = preprocess(frames, contract)
-    want = np.stack([reference.preprocess(frame, contract).numpy() for frame in frames])
+    want = np.stack([pytorch_reference.preprocess(frame, contract).numpy() for frame in frames])
     assert have.dtype == np.float32 and have.flags.c_contiguous
     np.testing.assert_allclose(have, want, atol=5e-5)
 
@@ -50,7 +50,7 @@ def test_postprocessing_is_that_of_pytorch(contract: Contract, size: tuple[int, 
     assert {value.dtype for value in have.values()} == {np.dtype(np.float32)}
     for i in range(2):
         tensors = {name: torch.from_numpy(value[i : i + 1]) for name, value in outputs.items()}
-        for name, want in reference.postprocess(tensors, size, contract).items():
+        for name, want in pytorch_reference.postprocess(tensors, size, contract).items():
             np.testing.assert_allclose(have[name][i], want, atol=5e-5, err_msg=name)
 
 

@@ -1,8 +1,9 @@
-# Backend modules: TensorRT and TensorRT-RTX, each where its headers and CUDA's are found, both from one source.
+# Backend modules for TensorRT and TensorRT-RTX, compiled from the same sources. A module is built if the headers of its
+# SDK and of CUDA are found.
 #
-# Only headers are needed: the libraries are opened at run time, so that a module built here still loads, and refuses
-# with a sentence, on a machine without them. The SDKs give their classes the same names and different layouts; in one
-# library they would mix, so each has a module of its own.
+# Only headers are needed: the libraries are opened at run time, so that a module also loads on a machine without them,
+# and reports a readable error. The two SDKs use the same class names with different layouts, so each has its own
+# module.
 
 set(DPT_BACKEND_MODULES "")
 file(GLOB cuda_roots /usr/local/cuda /usr/local/cuda-*)
@@ -12,17 +13,17 @@ function(dpt_add_backend name root)
   string(TOUPPER ${name} upper)
   find_path(${upper}_INCLUDE_DIR NvInfer.h HINTS ${${root}} $ENV{${root}} PATH_SUFFIXES include NO_DEFAULT_PATH)
   if(name STREQUAL tensorrt)
-    find_path(${upper}_INCLUDE_DIR NvInfer.h) # Debian packages of NVIDIA's put it where compilers look
+    find_path(${upper}_INCLUDE_DIR NvInfer.h) # NVIDIA's Debian packages install it in a system folder
   endif()
   if(NOT ${upper}_INCLUDE_DIR OR NOT CUDA_INCLUDE_DIR)
-    message(STATUS "Backend ${name} is not built: no NvInfer.h (-D${root}=FOLDER) or no CUDA headers "
-                   "(-DCUDA_INCLUDE_DIR=FOLDER)")
+    message(STATUS "Not building backend ${name}: NvInfer.h (-D${root}=FOLDER) or the CUDA headers "
+                   "(-DCUDA_INCLUDE_DIR=FOLDER) not found")
     return()
   endif()
-  message(STATUS "Backend ${name}: ${${upper}_INCLUDE_DIR}, CUDA ${CUDA_INCLUDE_DIR}")
+  message(STATUS "Building backend ${name}: ${${upper}_INCLUDE_DIR}, CUDA ${CUDA_INCLUDE_DIR}")
   set(module dpt_backend_${name})
-  add_library(${module} MODULE src/frames.cpp src/library.cpp src/tensorrt/builder.cpp src/tensorrt/cache.cpp
-                               src/tensorrt/cuda.cpp src/tensorrt/engine.cpp src/tensorrt/module.cpp)
+  add_library(${module} MODULE src/frames.cpp src/library.cpp src/tensorrt/cache.cpp src/tensorrt/cuda.cpp
+                               src/tensorrt/engine.cpp src/tensorrt/module.cpp src/tensorrt/tensorrt_library.cpp)
   target_include_directories(${module} PRIVATE include src)
   target_include_directories(${module} SYSTEM PRIVATE ${${upper}_INCLUDE_DIR} ${CUDA_INCLUDE_DIR})
   target_compile_definitions(${module} PRIVATE DPT_BUILDING_RUNTIME)

@@ -1,9 +1,9 @@
 #!/bin/sh
 # fetch_headers.sh FOLDER: unpack Debian's development packages of ONNX Runtime, nlohmann/json and stb into FOLDER.
 #
-# Header files only: nothing is installed, and the system's package lists stay as they are. The packages come from this
-# machine's own Debian source, with the suite's name changed to the first release that has ONNX Runtime; DPT_DEBIAN_URI
-# names another mirror. Their signatures are checked with Debian's keyring as for any package.
+# Nothing is installed, and the system's package lists do not change. The packages come from the Debian mirror that this
+# machine uses, but from the first release that contains ONNX Runtime. DPT_DEBIAN_URI selects another mirror. Signatures
+# are verified with Debian's keyring.
 set -eu
 
 suite=trixie
@@ -11,19 +11,19 @@ packages="libonnxruntime-dev nlohmann-json3-dev libstb-dev"
 folder=$(mkdir -p "${1:?usage: fetch_headers.sh FOLDER}" && cd "$1" && pwd)
 
 for tool in apt-get dpkg-deb; do
-    command -v "$tool" >/dev/null || { echo "fetch_headers.sh: $tool is not here; this is no Debian" >&2; exit 1; }
+    command -v "$tool" >/dev/null || { echo "fetch_headers.sh: $tool not found; this script needs Debian" >&2; exit 1; }
 done
 keyring=/usr/share/keyrings/debian-archive-keyring.gpg
-[ -f "$keyring" ] || { echo "fetch_headers.sh: no $keyring (package debian-archive-keyring)" >&2; exit 1; }
+[ -f "$keyring" ] || { echo "fetch_headers.sh: $keyring not found (package debian-archive-keyring)" >&2; exit 1; }
 
-# The address of this machine's Debian archive, security archive aside: deb822 files first, then one-line files.
+# The URI of this machine's Debian archive, not of its security archive: from deb822 files, else from one-line files.
 uri=${DPT_DEBIAN_URI:-$(
     { sed -n 's/^URIs:[[:space:]]*//p' /etc/apt/sources.list.d/*.sources 2>/dev/null
       sed -n 's/^deb[[:space:]]\{1,\}\(\[[^]]*\][[:space:]]*\)\{0,1\}//p' \
           /etc/apt/sources.list /etc/apt/sources.list.d/*.list 2>/dev/null
     } | tr ' ' '\n' | grep -E '^[a-z+]+://.*/debian/?$' | head -n 1 || true
 )}
-[ -n "$uri" ] || { echo "fetch_headers.sh: apt has no Debian source here; set DPT_DEBIAN_URI" >&2; exit 1; }
+[ -n "$uri" ] || { echo "fetch_headers.sh: apt has no Debian source on this machine; set DPT_DEBIAN_URI" >&2; exit 1; }
 
 work=$(mktemp -d "$folder/.fetch.XXXXXX")
 trap 'rm -rf "$work"' EXIT INT TERM

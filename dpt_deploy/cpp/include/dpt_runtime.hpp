@@ -1,5 +1,5 @@
-// dpt_runtime.hpp - a thin C++17 face of dpt_runtime.h: RAII, views, exceptions. Header-only; see the C header for
-// units, ranges, threads and ownership.
+// dpt_runtime.hpp - a header-only C++17 wrapper of dpt_runtime.h: RAII, views, exceptions. See dpt_runtime.h for units,
+// ranges, thread safety and ownership.
 //
 //     dpt::Runtime runtime("engines/best_model");
 //     dpt::Maps maps = runtime.infer(dpt::Image{pixels, 720, 1280, dpt::Pixels::bgr});
@@ -19,7 +19,7 @@
 
 namespace dpt {
 
-// A call that failed: what() is dpt_last_error().
+// Thrown if a call fails. what() is dpt_last_error().
 class Error : public std::runtime_error {
 public:
     Error(dpt_status status, const std::string &message) : std::runtime_error(message), status_(status) {}
@@ -29,11 +29,12 @@ private:
     dpt_status status_;
 };
 
+// Throws Error if `status`, the result of this thread's last call, is not DPT_OK.
 inline void check(dpt_status status) {
     if (status != DPT_OK) throw Error(status, dpt_last_error());
 }
 
-// Someone else's contiguous memory, as std::span in C++20; an empty view means "not wanted".
+// A non-owning view of contiguous memory, like std::span of C++20. As an output, an empty view means: do not return it.
 template <typename T>
 class View {
 public:
@@ -55,7 +56,7 @@ private:
 
 enum class Pixels : std::int32_t { rgb = DPT_RGB, bgr = DPT_BGR, rgba = DPT_RGBA, bgra = DPT_BGRA, gray = DPT_GRAY };
 
-// One frame, or with `batch` several of one size. Strides in bytes; 0: tightly packed.
+// One frame, or a batch of frames of one size. Strides are in bytes; 0 means no padding.
 struct Image {
     const std::uint8_t *data = nullptr;
     std::int32_t height = 0;
@@ -68,33 +69,35 @@ struct Image {
     dpt_frames frames() const noexcept {
         return {data, batch, height, width, static_cast<std::int32_t>(format), row_stride, frame_stride};
     }
-    // Values in a map with one value per pixel; 0 for sizes that dpt_infer refuses.
+    // The number of pixels in the batch; 0 for an invalid size, which dpt_infer() reports.
     std::size_t pixels() const noexcept {
         if (batch < 1 || height < 1 || width < 1) return 0;
         return static_cast<std::size_t>(batch) * static_cast<std::size_t>(height) * static_cast<std::size_t>(width);
     }
 };
 
-// Caller's buffers: depth and alpha of Image::pixels() floats, normals of three times that, or empty.
+// Output buffers of the caller. Depth and alpha need Image::pixels() floats, normals three times as many. Empty: not
+// returned.
 struct MapViews {
     View<float> depth, normals, alpha;
 };
 
-// Maps that own their memory. A head that the bundle lacks is empty.
+// Maps that own their memory; laid out as in dpt_runtime.h. A map that the bundle lacks is empty.
 struct Maps {
     std::vector<float> depth, normals, alpha;
 };
 
-// A loaded bundle. Movable; calls from many threads are right.
+// A loaded bundle. Movable, not copyable. Const member functions are thread-safe.
 class Runtime {
 public:
+    // Loads the bundle in a folder; see dpt_load(). Throws Error.
     explicit Runtime(const std::string &bundle, const dpt_options &options = dpt_options_default()) {
         dpt_runtime *handle = nullptr;
         check(dpt_load(bundle.c_str(), &options, &handle));
         handle_.reset(handle);
     }
 
-    // New maps of all heads of the bundle.
+    // Returns all maps of the bundle. Throws Error; see dpt_infer().
     Maps infer(const Image &image) const {
         Maps maps;
         if (has_depth()) maps.depth.resize(image.pixels());
@@ -104,17 +107,17 @@ public:
         return maps;
     }
 
-    // Into buffers of the caller; throws Error(DPT_BAD_INPUT) where one is too small.
+    // Writes maps to buffers of the caller. Throws Error(DPT_BAD_INPUT) if one is too small; see dpt_infer().
     void infer(const Image &image, const MapViews &views) const {
-        expect(views.depth, image.pixels(), "depth");
-        expect(views.normals, image.pixels() * 3, "normals");
-        expect(views.alpha, image.pixels(), "alpha");
+        require_size(views.depth, image.pixels(), "depth");
+        require_size(views.normals, image.pixels() * 3, "normals");
+        require_size(views.alpha, image.pixels(), "alpha");
         const dpt_frames frames = image.frames();
         const dpt_maps maps = {views.depth.data(), views.normals.data(), views.alpha.data()};
         check(dpt_infer(handle_.get(), &frames, &maps));
     }
 
-    // Device pointers and a cudaStream_t; see dpt_infer_device().
+    // For device pointers and a cudaStream_t; see dpt_infer_device(). Throws Error.
     void infer_device(const Image &image, const dpt_maps &maps, void *stream) const {
         const dpt_frames frames = image.frames();
         check(dpt_infer_device(handle_.get(), &frames, &maps, stream));
@@ -132,10 +135,11 @@ public:
     dpt_runtime *handle() const noexcept { return handle_.get(); }
 
 private:
-    static void expect(const View<float> &view, std::size_t wanted, const char *name) {
-        if (!view.empty() && view.size() < wanted) {
-            throw Error(DPT_BAD_INPUT, std::string(name) + ": expected room for " + std::to_string(wanted) +
-                                           " floats, received " + std::to_string(view.size()) + ".");
+    static void require_size(const View<float> &view, std::size_t required, const char *name) {
+        if (!view.empty() && view.size() < required) {
+            throw Error(DPT_BAD_INPUT, std::string(name) + ": expected a buffer of at least " +
+                                           std::to_string(required) + " floats, received " +
+                                           std::to_string(view.size()) + ".");
         }
     }
 

@@ -1,4 +1,4 @@
-// The C ABI: every function of dpt_runtime.h. No exception leaves this file.
+// The C ABI: the functions of dpt_runtime.h. No exception leaves this file.
 #include <memory>
 #include <mutex>
 #include <new>
@@ -11,13 +11,13 @@
 #include "load.h"
 
 struct dpt_runtime {
-    std::string contract, reason;
-    dpt_impl::Contract heads;
+    std::string contract_json, reason;
+    dpt_impl::Contract contract;
     std::unique_ptr<dpt_impl::Session> session;
     const char *backend;
-    // What dpt_reason() returned: each text once, at an address that stays.
-    mutable std::mutex telling = {};
-    mutable std::set<std::string> told = {};
+    // Every string that dpt_reason() has returned, because those must stay valid as long as the handle.
+    mutable std::mutex reasons_mutex = {};
+    mutable std::set<std::string> returned_reasons = {};
 };
 
 namespace {
@@ -26,7 +26,7 @@ using dpt_impl::fail;
 
 thread_local std::string last_error;
 
-// Runs `work` and turns what it throws into a status and this thread's message.
+// Calls `work` and converts an exception to a status and this thread's error message.
 template <typename Work>
 dpt_status guarded(const Work &work) noexcept {
     try {
@@ -37,19 +37,19 @@ dpt_status guarded(const Work &work) noexcept {
         try {
             last_error = error.what();
         } catch (...) {
-            last_error.clear(); // no memory for the message; the status still tells
+            last_error.clear(); // out of memory for the message; the status is enough
         }
         return error.status;
     } catch (const std::bad_alloc &) {
         try {
-            last_error = "host memory ran out. Use smaller frames or batches.";
+            last_error = "Out of host memory. Use smaller frames or batches.";
         } catch (...) {
             last_error.clear();
         }
         return DPT_OUT_OF_MEMORY;
     } catch (const std::exception &error) {
         try {
-            last_error = dpt_impl::text("unexpected: ", error.what(), ". Please report this.");
+            last_error = dpt_impl::concat("internal error: ", error.what(), ". Please report this message.");
         } catch (...) {
             last_error.clear();
         }
@@ -59,26 +59,27 @@ dpt_status guarded(const Work &work) noexcept {
     }
 }
 
-void expect_pointer(const void *pointer, const char *name) {
+void require_pointer(const void *pointer, const char *name) {
     if (pointer == nullptr) fail(DPT_BAD_INPUT, name, ": expected a pointer, received NULL.");
 }
 
 void check_call(const dpt_runtime *runtime, const dpt_frames *frames, const dpt_maps *maps) {
-    expect_pointer(runtime, "runtime");
-    expect_pointer(frames, "frames");
-    expect_pointer(maps, "maps");
+    require_pointer(runtime, "runtime");
+    require_pointer(frames, "frames");
+    require_pointer(maps, "maps");
     dpt_impl::check_frames(*frames);
     const auto check_head = [&](const float *buffer, const char *head) {
-        if (buffer != nullptr && !runtime->heads.has(head)) {
-            fail(DPT_CONTRACT_ERROR, "outputs: expected names among ", dpt_impl::joined(runtime->heads.heads),
-                 ", received ", head, ". Pass NULL for a map that the bundle lacks.");
+        if (buffer != nullptr && !runtime->contract.has(head)) {
+            fail(DPT_CONTRACT_ERROR, "maps: expected buffers only for the bundle's heads (",
+                 dpt_impl::join(runtime->contract.heads), "), received one for ", head,
+                 ". Pass NULL for maps that the bundle lacks.");
         }
         return buffer != nullptr;
     };
     const bool depth = check_head(maps->depth, "depth"), normals = check_head(maps->normals, "normals");
     const bool alpha = check_head(maps->alpha, "alpha");
     if (!depth && !normals && !alpha) {
-        fail(DPT_BAD_INPUT, "maps: expected a buffer for at least one of ", dpt_impl::joined(runtime->heads.heads),
+        fail(DPT_BAD_INPUT, "maps: expected a buffer for at least one of ", dpt_impl::join(runtime->contract.heads),
              ", received NULL for all.");
     }
 }
@@ -95,13 +96,13 @@ dpt_options dpt_options_default(void) {
 
 dpt_status dpt_load(const char *bundle, const dpt_options *options, dpt_runtime **runtime) {
     return guarded([&] {
-        expect_pointer(runtime, "runtime");
+        require_pointer(runtime, "runtime");
         *runtime = nullptr;
-        expect_pointer(bundle, "bundle");
-        if (options != nullptr) dpt_impl::check_options(*options); // its size first, before it is read as a whole
+        require_pointer(bundle, "bundle");
+        if (options != nullptr) dpt_impl::check_options(*options); // checks `size` before the whole struct is read
         const dpt_options chosen = options != nullptr ? *options : dpt_options_default();
         const dpt_impl::Bundle opened{std::string(bundle)};
-        dpt_impl::Loaded loaded = dpt_impl::load(opened, chosen);
+        dpt_impl::LoadedSession loaded = dpt_impl::load(opened, chosen);
         *runtime = new dpt_runtime{opened.contract_json(), std::move(loaded.reason), opened.contract(),
                                    std::move(loaded.session), loaded.backend};
     });
@@ -133,9 +134,9 @@ dpt_status dpt_infer_device(dpt_runtime *runtime, const dpt_frames *frames, cons
 int32_t dpt_largest_batch(const dpt_runtime *runtime, int32_t height, int32_t width) {
     int32_t batch = 0;
     static_cast<void>(guarded([&] {
-        expect_pointer(runtime, "runtime");
+        require_pointer(runtime, "runtime");
         if (height < 1 || width < 1) {
-            fail(DPT_BAD_INPUT, "expected height and width from 1, received ", height, " and ", width, ".");
+            fail(DPT_BAD_INPUT, "expected a height and width of at least 1, received ", height, " and ", width, ".");
         }
         batch = runtime->session->largest_batch(height, width).value_or(0);
     }));
@@ -143,11 +144,11 @@ int32_t dpt_largest_batch(const dpt_runtime *runtime, int32_t height, int32_t wi
 }
 
 uint32_t dpt_heads(const dpt_runtime *runtime) {
-    return runtime != nullptr ? runtime->heads.head_bits() : 0;
+    return runtime != nullptr ? runtime->contract.head_bits() : 0;
 }
 
 const char *dpt_contract_json(const dpt_runtime *runtime) {
-    return runtime != nullptr ? runtime->contract.c_str() : nullptr;
+    return runtime != nullptr ? runtime->contract_json.c_str() : nullptr;
 }
 
 const char *dpt_backend_name(const dpt_runtime *runtime) { return runtime != nullptr ? runtime->backend : nullptr; }
@@ -155,12 +156,12 @@ const char *dpt_backend_name(const dpt_runtime *runtime) { return runtime != nul
 const char *dpt_reason(const dpt_runtime *runtime) {
     if (runtime == nullptr) return nullptr;
     try {
-        const std::string note = runtime->session->note();
-        if (note.empty()) return runtime->reason.c_str();
-        const std::lock_guard<std::mutex> lock(runtime->telling);
-        return runtime->told.insert(runtime->reason + " " + note).first->c_str();
+        const std::string status = runtime->session->cuda_graph_status();
+        if (status.empty()) return runtime->reason.c_str();
+        const std::lock_guard<std::mutex> lock(runtime->reasons_mutex);
+        return runtime->returned_reasons.insert(runtime->reason + " " + status).first->c_str();
     } catch (...) {
-        return runtime->reason.c_str(); // no memory for the rest
+        return runtime->reason.c_str(); // out of memory for the status
     }
 }
 

@@ -5,7 +5,6 @@
 #include <climits>
 #include <cstring>
 #include <fstream>
-#include <set>
 #include <sys/stat.h>
 
 #include "error.h"
@@ -16,7 +15,7 @@ namespace {
 
 constexpr const char *kManifest = "manifest.json";
 constexpr int kFormat = 1;
-constexpr off_t kLargestManifest = 16 << 20; // [bytes]; a real one has ten thousand
+constexpr off_t kMaxManifestBytes = 16 << 20; // a typical manifest has 10 kB
 
 std::optional<std::string> optional_text(const Json &value, const char *key) {
     const auto found = value.find(key);
@@ -27,7 +26,7 @@ std::optional<std::string> optional_text(const Json &value, const char *key) {
 std::vector<std::int64_t> shape(const Json &value) {
     std::vector<std::int64_t> sizes;
     for (const Json &size : value) {
-        if (!size.is_number_integer()) fail(DPT_BAD_BUNDLE, "a profile takes whole numbers");
+        if (!size.is_number_integer()) fail(DPT_BAD_BUNDLE, "profile: expected integers");
         sizes.push_back(size.get<std::int64_t>());
     }
     return sizes;
@@ -47,37 +46,33 @@ EngineDetails parse_engine(const Json &details) {
     engine.hardware_compatible = flag("hardware_compatible");
     engine.stripped = optional_text(details, "weights") == "stripped";
     if (const auto profile = details.find("profile"); profile != details.end()) {
-        if (!profile->is_object()) fail(DPT_BAD_BUNDLE, "a profile is an object");
+        if (!profile->is_object()) fail(DPT_BAD_BUNDLE, "profile: expected an object");
         for (const auto &[input, shapes] : profile->items()) {
             engine.profile[input] = {shape(shapes.at("min")), shape(shapes.at("max"))};
         }
     }
     if (const auto pixels = details.find("max_pixels"); pixels != details.end() && !pixels->is_null()) {
-        if (!pixels->is_number_integer()) fail(DPT_BAD_BUNDLE, "max_pixels is a whole number");
+        if (!pixels->is_number_integer()) fail(DPT_BAD_BUNDLE, "max_pixels: expected an integer");
         engine.max_pixels = pixels->get<std::int64_t>();
     }
     return engine;
 }
 
 Artifact parse_artifact(const Json &entry) {
-    static const std::set<std::string> known = {"file", "kind", "sha256", "bytes", "graph", "precision", "key",
-                                                "details"};
-    if (!entry.is_object()) fail(DPT_BAD_BUNDLE, "an artefact is an object");
-    for (const auto &[key, value] : entry.items()) {
-        if (known.count(key) == 0) fail(DPT_BAD_BUNDLE, "unknown field '", key, "' of an artefact");
-    }
+    if (!entry.is_object()) fail(DPT_BAD_BUNDLE, "artifacts: expected objects");
     Artifact artifact;
     artifact.file = entry.at("file").get<std::string>();
     artifact.kind = entry.at("kind").get<std::string>();
     artifact.sha256 = entry.at("sha256").get<std::string>();
-    if (!entry.at("bytes").is_number_unsigned()) fail(DPT_BAD_BUNDLE, "bytes is a whole number");
+    if (!entry.at("bytes").is_number_unsigned()) fail(DPT_BAD_BUNDLE, "artifacts: bytes: expected an unsigned integer");
     artifact.bytes = entry.at("bytes").get<std::uint64_t>();
     artifact.graph = optional_text(entry, "graph").value_or("");
     artifact.precision = optional_text(entry, "precision").value_or("");
-    // The manifest is data from elsewhere: a name must not lead out of the bundle's folder.
+    // A manifest is untrusted input: a name must not lead out of the bundle's folder.
     if (artifact.file.empty() || artifact.file == "." || artifact.file == ".." ||
         artifact.file.find_first_of(std::string("/\0", 2)) != std::string::npos) {
-        fail(DPT_BAD_BUNDLE, "'", artifact.file, "' is not the name of a file in the bundle's folder");
+        fail(DPT_BAD_BUNDLE, "artifacts: expected the name of a file in the bundle's folder, received '", artifact.file,
+             "'");
     }
     if (artifact.kind == "engine") artifact.engine = parse_engine(entry.at("details"));
     return artifact;
@@ -89,11 +84,12 @@ std::string read_manifest(const std::string &folder) {
     if (stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) {
         const bool exists = stat(folder.c_str(), &status) == 0;
         fail(DPT_BAD_BUNDLE, folder, ": expected a bundle, but ",
-             exists ? text("it has no ", kManifest) : "there is no such folder",
-             ". Make one with: python -m dpt_deploy.export best_model.pth");
+             exists ? concat("it contains no ", kManifest) : "the folder does not exist",
+             ". Create a bundle with: python -m dpt_deploy.export best_model.pth");
     }
-    if (status.st_size > kLargestManifest) {
-        fail(DPT_BAD_BUNDLE, path, ": expected a manifest, received ", status.st_size, " bytes. Export again.");
+    if (status.st_size > kMaxManifestBytes) {
+        fail(DPT_BAD_BUNDLE, path, ": expected at most ", kMaxManifestBytes, " bytes, received ", status.st_size,
+             ". Export the checkpoint again.");
     }
     std::ifstream file(path, std::ios::binary);
     std::string content(static_cast<std::size_t>(status.st_size), '\0');
@@ -109,18 +105,18 @@ Bundle::Bundle(const std::string &folder) : Bundle(folder, read_manifest(folder)
 Bundle::Bundle(const std::string &folder, const std::string &manifest) : folder_(folder) {
     while (folder_.size() > 1 && folder_.back() == '/') folder_.pop_back();
     const std::string path = folder_ + "/" + kManifest;
-    std::string why;
+    std::string cause;
     try {
         parse(manifest);
         return;
     } catch (const Error &error) {
         if (error.status != DPT_BAD_BUNDLE) throw;
-        if (std::strncmp(error.what(), path.c_str(), path.size()) == 0) throw; // it says all itself
-        why = error.what();
+        if (std::strncmp(error.what(), path.c_str(), path.size()) == 0) throw; // a complete message already
+        cause = error.what();
     } catch (const Json::exception &error) {
-        why = error.what();
+        cause = error.what();
     }
-    fail(DPT_BAD_BUNDLE, path, ": expected a manifest of format ", kFormat, ", but it cannot be read (", why,
+    fail(DPT_BAD_BUNDLE, path, ": not a valid manifest of format ", kFormat, " (", cause,
          "). Export the checkpoint again.");
 }
 
@@ -128,12 +124,12 @@ void Bundle::parse(const std::string &manifest) {
     const Json content = Json::parse(manifest);
     const Json &format = content.at("format");
     if (format != kFormat) {
-        fail(DPT_BAD_BUNDLE, folder_, "/", kManifest, ": expected format ", kFormat, ", received ",
+        fail(DPT_BAD_BUNDLE, folder_, "/", kManifest, ": expected manifest format ", kFormat, ", received ",
              format.is_structured() ? std::string(format.type_name()) : format.dump(-1, ' ', true),
              ". Export the checkpoint again with this version of dpt-deploy, or install the version that wrote it.");
     }
     const Json &artifacts = content.at("artifacts");
-    if (!artifacts.is_array()) fail(DPT_BAD_BUNDLE, "artifacts is a list");
+    if (!artifacts.is_array()) fail(DPT_BAD_BUNDLE, "artifacts: expected a list");
     for (const Json &entry : artifacts) artifacts_.push_back(parse_artifact(entry));
     contract_ = parse_contract(content.at("contract"));
     contract_json_ = content.at("contract").dump(2);
@@ -151,7 +147,7 @@ std::string Bundle::path(const Artifact &artifact) const {
     for (const Artifact *part : parts) {
         check_size(*part, artifact);
         const std::string path = folder_ + "/" + part->file;
-        if (sha256_of_file(path) != part->sha256) changed(path, *part, artifact);
+        if (sha256_of_file(path) != part->sha256) fail_modified(path, *part, artifact);
     }
     return folder_ + "/" + artifact.file;
 }
@@ -163,35 +159,35 @@ std::vector<char> Bundle::read(const Artifact &artifact) const {
     std::ifstream file(path, std::ios::binary);
     file.read(content.data(), static_cast<std::streamsize>(content.size()));
     if (!file) fail(DPT_BAD_BUNDLE, path, " cannot be read: ", std::strerror(errno), ". Check its permissions.");
-    if (sha256(content.data(), content.size()) != artifact.sha256) changed(path, artifact, artifact);
+    if (sha256(content.data(), content.size()) != artifact.sha256) fail_modified(path, artifact, artifact);
     return content;
 }
 
-void Bundle::check_size(const Artifact &artifact, const Artifact &blamed) const {
-    const std::string path = folder_ + "/" + artifact.file;
+void Bundle::check_size(const Artifact &part, const Artifact &owner) const {
+    const std::string path = folder_ + "/" + part.file;
     struct stat status {};
     if (stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) {
-        fail(DPT_BAD_BUNDLE, path, " is missing from the bundle. ", remedy(&blamed));
+        fail(DPT_BAD_BUNDLE, path, " is missing from the bundle. ", remedy(&owner));
     }
-    if (static_cast<std::uint64_t>(status.st_size) != artifact.bytes) changed(path, artifact, blamed);
+    if (static_cast<std::uint64_t>(status.st_size) != part.bytes) fail_modified(path, part, owner);
 }
 
-void Bundle::changed(const std::string &path, const Artifact &part, const Artifact &blamed) const {
-    fail(DPT_BAD_BUNDLE, path, " is not the file that ", kManifest, " describes (SHA-256 expected ",
-         part.sha256.substr(0, 12), "...); it was changed, truncated or replaced. ", remedy(&blamed));
+void Bundle::fail_modified(const std::string &path, const Artifact &part, const Artifact &owner) const {
+    fail(DPT_BAD_BUNDLE, path, " does not match ", kManifest, " (expected SHA-256 ", part.sha256.substr(0, 12),
+         "...): the file was modified, truncated or replaced. ", remedy(&owner));
 }
 
 void Bundle::check_contract(const std::string &embedded, const std::string &file) const {
     if (!(parse_contract(embedded) == contract_)) {
-        fail(DPT_CONTRACT_ERROR, folder_, "/", file, " carries another contract than ", kManifest, ". ",
-             remedy(nullptr));
+        fail(DPT_CONTRACT_ERROR, folder_, "/", file, ": the contract embedded in the graph differs from the one in ",
+             kManifest, ". ", remedy(nullptr));
     }
 }
 
-std::string Bundle::rebuild_command() const { return "python -m dpt_deploy.build " + folder_; }
+std::string Bundle::build_command() const { return "python -m dpt_deploy.build " + folder_; }
 
 std::string Bundle::remedy(const Artifact *artifact) const {
-    if (artifact != nullptr && artifact->kind == "engine") return "Build it again: " + rebuild_command();
+    if (artifact != nullptr && artifact->kind == "engine") return "Build it again: " + build_command();
     return "Export again: python -m dpt_deploy.export " + checkpoint_ + " --out " + folder_;
 }
 

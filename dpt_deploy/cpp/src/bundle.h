@@ -1,7 +1,6 @@
-// One export's folder: the manifest, and the way to each artefact. Checks and words follow dpt_deploy/bundle.py.
+// A bundle: the folder that one export writes, described by its manifest. The checks are those of dpt_deploy/core.
 #pragma once
 
-#include <array>
 #include <cstdint>
 #include <map>
 #include <optional>
@@ -12,35 +11,35 @@
 
 namespace dpt_impl {
 
-// The shapes that an engine takes for one input.
-struct Range {
+// The smallest and largest shape that an engine accepts for one input.
+struct ShapeRange {
     std::vector<std::int64_t> min, max;
 };
 
-// What the manifest says of an engine.
+// The manifest's description of an engine.
 struct EngineDetails {
     std::string builder, builder_version;
     std::optional<std::string> compute_capability, made_from;
-    std::map<std::string, Range> profile;
-    std::optional<std::int64_t> max_pixels; // batch times area
-    bool version_compatible = false;        // runs on later versions of its builder too
-    bool hardware_compatible = false;       // runs on Ampere and newer
-    bool stripped = false;                  // holds no weights
+    std::map<std::string, ShapeRange> profile;
+    std::optional<std::int64_t> max_pixels; // largest batch * height * width
+    bool version_compatible = false;        // also runs on later versions of its builder
+    bool hardware_compatible = false;       // runs on any GPU from Ampere on
+    bool stripped = false;                  // contains no weights
 };
 
 // One file of a bundle, as the manifest describes it.
 struct Artifact {
     std::string file, kind, sha256;
     std::uint64_t bytes = 0;
-    std::string graph, precision; // "" for what has none
-    EngineDetails engine;         // of an engine alone
+    std::string graph, precision; // "" if not applicable
+    EngineDetails engine;         // set if kind is "engine"
 };
 
 class Bundle {
 public:
-    // Reads the manifest in `folder`. Throws Error(DPT_BAD_BUNDLE); file hashes are checked by path().
+    // Reads the manifest in `folder`, but no other file. Throws Error(DPT_BAD_BUNDLE).
     explicit Bundle(const std::string &folder);
-    // From a manifest in memory, for tests.
+    // Parses a manifest in memory, for tests.
     Bundle(const std::string &folder, const std::string &manifest);
 
     const std::string &folder() const { return folder_; }
@@ -48,19 +47,22 @@ public:
     const std::string &contract_json() const { return contract_json_; }
     const std::vector<Artifact> &artifacts() const { return artifacts_; }
 
-    // The artefact's file, after checking its hash and that of its external data. Throws Error(DPT_BAD_BUNDLE).
+    // The path of an artefact, after checking the hashes of its file and external data. Throws Error(DPT_BAD_BUNDLE).
     std::string path(const Artifact &artifact) const;
-    // The content of a file, whose hash is checked on the very bytes that are returned.
+    // The content of an artefact, after checking the hash of the returned bytes. Throws Error(DPT_BAD_BUNDLE).
     std::vector<char> read(const Artifact &artifact) const;
-    // Throws Error(DPT_CONTRACT_ERROR) unless the contract inside an ONNX file is the manifest's.
+    // Throws Error(DPT_CONTRACT_ERROR) if the contract embedded in an ONNX file differs from the manifest's.
     void check_contract(const std::string &embedded, const std::string &file) const;
 
-    std::string rebuild_command() const;
+    // The command that builds the engines of this bundle.
+    std::string build_command() const;
 
 private:
     void parse(const std::string &manifest);
-    void check_size(const Artifact &artifact, const Artifact &blamed) const;
-    [[noreturn]] void changed(const std::string &path, const Artifact &part, const Artifact &blamed) const;
+    // `owner` is the artefact that `part` belongs to: itself, or the graph of external data.
+    void check_size(const Artifact &part, const Artifact &owner) const;
+    [[noreturn]] void fail_modified(const std::string &path, const Artifact &part, const Artifact &owner) const;
+    // What to do about an unusable artefact, or with nullptr about an unusable graph.
     std::string remedy(const Artifact *artifact) const;
 
     std::string folder_, contract_json_, checkpoint_;

@@ -9,17 +9,19 @@ namespace dpt_impl {
 namespace {
 
 const std::vector<std::string> kHeads = {"depth", "normals", "alpha"};
-constexpr std::int64_t kLargestInput = 1 << 16; // [pixels]
+constexpr std::int64_t kMaxInputSize = 1 << 16; // [pixels]
 
 template <typename T, std::size_t N>
 std::array<T, N> numbers(const Json &value, const char *field) {
     const Json &list = value.at(field);
-    if (!list.is_array() || list.size() != N) fail(DPT_BAD_BUNDLE, "contract: ", field, " takes ", N, " numbers");
+    if (!list.is_array() || list.size() != N) fail(DPT_BAD_BUNDLE, "contract: ", field, ": expected ", N, " numbers");
     std::array<T, N> result{};
     for (std::size_t i = 0; i < N; ++i) {
-        if (!list[i].is_number()) fail(DPT_BAD_BUNDLE, "contract: ", field, " takes ", N, " numbers");
+        if (!list[i].is_number()) fail(DPT_BAD_BUNDLE, "contract: ", field, ": expected ", N, " numbers");
         const double number = list[i].template get<double>();
-        if (!std::isfinite(number) || std::abs(number) > 1e9) fail(DPT_BAD_BUNDLE, "contract: ", field, " is too large");
+        if (!std::isfinite(number) || std::abs(number) > 1e9) {
+            fail(DPT_BAD_BUNDLE, "contract: ", field, ": number out of range");
+        }
         result[i] = static_cast<T>(number);
     }
     return result;
@@ -43,21 +45,23 @@ Contract parse_contract(const Json &value) {
         contract.resize = value.at("resize").get<std::string>();
         contract.heads = value.at("heads").get<std::vector<std::string>>();
     } catch (const Json::exception &error) {
-        fail(DPT_BAD_BUNDLE, "contract: expected the fields input_size, mean, std, resize, heads, but ", error.what());
+        fail(DPT_BAD_BUNDLE, "contract: expected the fields input_size, mean, std, resize, heads (", error.what(), ")");
     }
     for (const std::int64_t size : contract.input_size) {
-        if (size < 1 || size > kLargestInput) fail(DPT_BAD_BUNDLE, "contract: input_size of ", size, " pixels");
+        if (size < 1 || size > kMaxInputSize) {
+            fail(DPT_BAD_BUNDLE, "contract: input_size: expected 1 to ", kMaxInputSize, " pixels, received ", size);
+        }
     }
     std::vector<std::string> ordered;
     for (const std::string &head : kHeads) {
         if (contract.has(head)) ordered.push_back(head);
     }
     if (contract.heads.empty() || contract.heads != ordered) {
-        fail(DPT_BAD_BUNDLE, "heads: expected a non-empty subset of ", joined(kHeads), ", in that order, received ",
-             contract.heads.empty() ? "nothing" : joined(contract.heads));
+        fail(DPT_BAD_BUNDLE, "contract: heads: expected a non-empty subset of ", join(kHeads),
+             ", in this order, received ", contract.heads.empty() ? "nothing" : join(contract.heads));
     }
     if (contract.resize != "stretch" && contract.resize != "letterbox") {
-        fail(DPT_BAD_BUNDLE, "resize: expected one of stretch, letterbox, received '", contract.resize, "'");
+        fail(DPT_BAD_BUNDLE, "contract: resize: expected stretch or letterbox, received '", contract.resize, "'");
     }
     return contract;
 }
@@ -66,7 +70,7 @@ Contract parse_contract(const std::string &json) {
     try {
         return parse_contract(Json::parse(json));
     } catch (const Json::exception &error) {
-        fail(DPT_BAD_BUNDLE, "contract: expected JSON, but ", error.what());
+        fail(DPT_BAD_BUNDLE, "contract: not valid JSON: ", error.what());
     }
 }
 

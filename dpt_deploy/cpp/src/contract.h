@@ -1,4 +1,4 @@
-// What goes in and what comes out: the contract of a bundle, as the manifest and the graphs carry it.
+// The contract of a bundle: its inputs and outputs, as stored in the manifest and in each graph.
 #pragma once
 
 #include <array>
@@ -12,10 +12,10 @@
 namespace dpt_impl {
 
 struct Contract {
-    std::array<std::int64_t, 2> input_size{}; // height, width of the network's input [pixels]
+    std::array<std::int64_t, 2> input_size{}; // height and width of the network's input [pixels]
     std::array<double, 3> mean{}, std{};      // of RGB in [0, 1]
-    std::string resize;                       // stretch or letterbox
-    std::vector<std::string> heads;           // a non-empty subset of depth, normals, alpha, in that order
+    std::string resize;                       // "stretch" or "letterbox"
+    std::vector<std::string> heads;           // a non-empty subset of depth, normals, alpha, in this order
 
     bool operator==(const Contract &other) const {
         return input_size == other.input_size && mean == other.mean && std == other.std && resize == other.resize &&

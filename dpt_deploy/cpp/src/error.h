@@ -1,4 +1,4 @@
-// Failures inside the library: a status and an instruction. They become status codes at the C ABI (api.cpp).
+// Errors inside the library. The C ABI (api.cpp) turns them into status codes and messages.
 #pragma once
 
 #include <locale>
@@ -16,23 +16,24 @@ public:
     const dpt_status status;
 };
 
-// The arguments one after the other, as text.
+// Concatenates the text of all arguments.
 template <typename... Parts>
-std::string text(const Parts &...parts) {
+std::string concat(const Parts &...parts) {
     std::ostringstream stream;
-    stream.imbue(std::locale::classic()); // the program's locale must not put separators into numbers
+    stream.imbue(std::locale::classic()); // without the thousands separators of the program's locale
     (stream << ... << parts);
     return stream.str();
 }
 
+// Throws Error with the concatenated arguments as its message.
 template <typename... Parts>
 [[noreturn]] void fail(dpt_status status, const Parts &...parts) {
-    throw Error(status, text(parts...));
+    throw Error(status, concat(parts...));
 }
 
 // "a, b, c"
 template <typename List>
-std::string joined(const List &list) {
+std::string join(const List &list) {
     std::ostringstream stream;
     stream.imbue(std::locale::classic());
     bool first = true;

@@ -1,4 +1,4 @@
-// Frames as the caller has them, and as the graph wants them: uint8 (N, H, W, 3) RGB without padding.
+// Converts the caller's frames to what the graph expects: packed RGB, uint8 (N, H, W, 3) without padding.
 #pragma once
 
 #include <cstddef>
@@ -9,19 +9,19 @@
 
 namespace dpt_impl {
 
-// Throws Error(DPT_BAD_INPUT) unless `frames` describes memory that can be read.
+// Throws Error(DPT_BAD_INPUT) if a field is invalid or the total size overflows.
 void check_frames(const dpt_frames &frames);
 
-// Pixels of all frames together; they fit after check_frames.
+// The number of pixels in all frames. Does not overflow after check_frames().
 std::size_t count_pixels(const dpt_frames &frames);
 
-// Whether the memory is RGB without padding already.
+// Whether the frames are packed RGB already.
 bool is_packed_rgb(const dpt_frames &frames);
 
-// Writes the frames to `to` as packed RGB: 3 * count_pixels(frames) bytes.
-void pack_rgb(const dpt_frames &frames, std::uint8_t *to);
+// Writes the frames as packed RGB to `destination`: 3 * count_pixels(frames) bytes.
+void pack_rgb(const dpt_frames &frames, std::uint8_t *destination);
 
-// The frames as packed RGB: the caller's memory where it is that already, a converted copy otherwise.
+// The frames as packed RGB: the caller's memory if it is packed RGB already, otherwise a converted copy.
 class PackedFrames {
 public:
     explicit PackedFrames(const dpt_frames &frames);

@@ -1,4 +1,4 @@
-// The JSON library, in the few files that read JSON. Keys keep the order in which they were written.
+// The JSON type, which preserves the order of keys.
 #pragma once
 
 #include <nlohmann/json.hpp>

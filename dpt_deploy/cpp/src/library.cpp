@@ -7,26 +7,26 @@
 
 namespace dpt_impl {
 
-Library::Library(const std::vector<std::string> &names, const std::string &needed, const std::string &remedy) {
-    std::string words;
+Library::Library(const std::vector<std::string> &names, const std::string &purpose, const std::string &remedy) {
+    std::string errors;
     for (const std::string &name : names) {
         handle_ = dlopen(name.c_str(), RTLD_NOW | RTLD_LOCAL);
         if (handle_ != nullptr) {
             name_ = name;
             return;
         }
-        const char *why = dlerror();
-        words += (words.empty() ? "" : "; ") + (why != nullptr ? std::string(why) : name);
+        const char *error = dlerror();
+        errors += (errors.empty() ? "" : "; ") + (error != nullptr ? std::string(error) : name);
     }
-    fail(DPT_MISSING_LIBRARY, needed, ", and it cannot be loaded (", words, "). ", remedy);
+    fail(DPT_MISSING_LIBRARY, purpose, ", but it could not be loaded (", errors, "). ", remedy);
 }
 
 void *Library::address(const char *symbol) const {
-    void *found = dlsym(handle_, symbol);
-    if (found == nullptr) {
-        fail(DPT_MISSING_LIBRARY, name_, " is not the library that was expected: it has no ", symbol, ".");
+    void *address = dlsym(handle_, symbol);
+    if (address == nullptr) {
+        fail(DPT_MISSING_LIBRARY, name_, " is not the expected library: it does not export ", symbol, ".");
     }
-    return found;
+    return address;
 }
 
 std::string own_folder() {

@@ -1,4 +1,4 @@
-// A shared library opened at run time, so that one build serves machines with and without it.
+// A shared library that is opened at run time, so that the same build works on machines with and without it.
 #pragma once
 
 #include <string>
@@ -6,16 +6,16 @@
 
 namespace dpt_impl {
 
-// Open libraries stay open until the process ends: their threads and thread-local objects may outlive any handle.
+// Libraries are never closed, because their threads and thread-local objects may outlive this object.
 class Library {
 public:
-    // The first of `names` that can be opened. Throws Error(DPT_MISSING_LIBRARY) with the linker's words; `needed`
-    // begins the sentence ("ONNX Runtime is needed to run ONNX graphs") and `remedy` ends it.
-    Library(const std::vector<std::string> &names, const std::string &needed, const std::string &remedy);
+    // Opens the first of `names` that can be opened. Throws Error(DPT_MISSING_LIBRARY) if there is none; its message
+    // is `purpose` ("ONNX Runtime is needed to run ONNX graphs"), the errors of the dynamic linker, and `remedy`.
+    Library(const std::vector<std::string> &names, const std::string &purpose, const std::string &remedy);
 
     const std::string &name() const { return name_; }
 
-    // Throws Error(DPT_MISSING_LIBRARY) for a library without this symbol.
+    // Throws Error(DPT_MISSING_LIBRARY) if the library does not export `symbol`.
     template <typename Function>
     Function *function(const char *symbol) const {
         return reinterpret_cast<Function *>(address(symbol));
@@ -28,9 +28,9 @@ private:
     void *handle_ = nullptr;
 };
 
-// The folder that holds this library (or program, where it is linked in), without a slash at the end.
+// The folder of the library or program that contains this code, without a trailing slash.
 std::string own_folder();
-// An option, or else the environment variable, or else "".
+// The option, if it is not NULL or empty; otherwise the environment variable, if it is set; otherwise "".
 std::string option_or_environment(const char *option, const char *variable);
 
 } // namespace dpt_impl

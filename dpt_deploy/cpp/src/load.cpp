@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <vector>
 
-#include "engine.h"
+#include "cuda_driver.h"
+#include "engine_session.h"
 #include "error.h"
 #include "library.h"
-#include "machine.h"
 #include "onnxruntime.h"
 
 namespace dpt_impl {
@@ -15,47 +15,47 @@ namespace {
 constexpr const char *kBackends[] = {"tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"};
 constexpr const char *kPrecisions[] = {"fp16", "bf16", "fp32"};
 
-struct Refusal {
+// Why a backend is not used.
+struct Rejection {
     const char *backend;
-    std::string why;
+    std::string cause;
 };
 
 bool is_engine(const char *backend) { return std::string(backend).rfind("tensorrt", 0) == 0; }
 
-bool on_gpu(const char *backend) { return std::string(backend) != "onnxruntime-cpu"; }
+bool runs_on_gpu(const char *backend) { return std::string(backend) != "onnxruntime-cpu"; }
 
-// What `backend` could run, the one preferred first.
+// The artefacts that `backend` can run, in order of preference.
 std::vector<const Artifact *> candidates(const Bundle &bundle, const char *backend, const char *precision) {
     std::vector<std::string> order = {"fp16", "bf16", "fp32"};
-    if (!on_gpu(backend)) order = {"fp32", "fp16", "bf16"};
+    if (!runs_on_gpu(backend)) order = {"fp32", "fp16", "bf16"};
     if (precision != nullptr) order = {precision};
     std::vector<const Artifact *> found;
-    for (const std::string &wanted : order) {
+    for (const std::string &candidate : order) {
         for (const Artifact &artifact : bundle.artifacts()) {
-            if (artifact.graph != "frame" || artifact.precision != wanted) continue;
-            const bool fits = is_engine(backend) ? artifact.kind == "engine" && artifact.engine.builder == backend
+            if (artifact.graph != "frame" || artifact.precision != candidate) continue;
+            const bool suitable = is_engine(backend) ? artifact.kind == "engine" && artifact.engine.builder == backend
                                                  : artifact.kind == "onnx";
-            if (fits) found.push_back(&artifact);
+            if (suitable) found.push_back(&artifact);
         }
     }
     return found;
 }
 
-std::string nothing_for(const Bundle &bundle, const char *backend, const char *precision, bool gpu) {
-    const std::string wanted = precision != nullptr ? text("frame graph in ", precision) : "frame graph";
+// Why candidates() is empty. `with_command`: add the command that builds an engine.
+std::string no_candidate(const Bundle &bundle, const char *backend, const char *precision, bool with_command) {
+    const std::string graph = precision != nullptr ? concat("frame graph in ", precision) : "frame graph";
     if (is_engine(backend)) {
-        const std::string nothing = "the bundle has no such engine of the " + wanted;
-        // How to build an engine is of use where it could run.
-        if (!gpu) return nothing;
-        return text(nothing, "; to build one, on the GPU that will run it: ", bundle.rebuild_command(), " --builder ",
-                    backend);
+        const std::string cause = concat("the bundle has no ", backend, " engine of the ", graph);
+        if (!with_command) return cause;
+        return concat(cause, "; to build one, run on the target GPU: ", bundle.build_command(), " --builder ", backend);
     }
-    std::vector<std::string> have;
+    std::vector<std::string> files;
     for (const Artifact &artifact : bundle.artifacts()) {
-        if (artifact.kind == "onnx") have.push_back(artifact.file);
+        if (artifact.kind == "onnx") files.push_back(artifact.file);
     }
-    return text("the bundle has no ONNX file of the ", wanted, ", it has ",
-                have.empty() ? "no ONNX graph at all" : joined(have));
+    return concat("the bundle has no ONNX file of the ", graph,
+                  files.empty() ? ", nor any other" : "; its ONNX files are " + join(files));
 }
 
 std::unique_ptr<Session> open(const Bundle &bundle, const Artifact &artifact, const char *backend,
@@ -67,23 +67,24 @@ std::unique_ptr<Session> open(const Bundle &bundle, const Artifact &artifact, co
     }
     const std::string library = option_or_environment(options.onnxruntime_library, "DPT_ONNXRUNTIME_LIBRARY");
     std::optional<int> device;
-    if (on_gpu(backend)) device = options.device;
+    if (runs_on_gpu(backend)) device = options.device;
     return open_onnxruntime(bundle, artifact, library, options.threads, device);
 }
 
-std::string without_prefix(const std::string &words, const char *backend) {
-    const std::string prefix = text(backend, ": ");
-    return words.rfind(prefix, 0) == 0 ? words.substr(prefix.size()) : words;
+std::string without_prefix(const std::string &message, const char *backend) {
+    const std::string prefix = concat(backend, ": ");
+    return message.rfind(prefix, 0) == 0 ? message.substr(prefix.size()) : message;
 }
 
-std::string reason(const char *backend, const Artifact &artifact, bool asked, const std::vector<Refusal> &refusals) {
-    std::string said = text(backend, " runs ", artifact.file, asked ? ", as asked for" : "");
-    for (const Refusal &refusal : refusals) {
-        std::string why = refusal.why;
-        while (!why.empty() && why.back() == '.') why.pop_back();
-        said += text("; not ", refusal.backend, ": ", why);
+std::string describe_choice(const char *backend, const Artifact &artifact, bool requested,
+                            const std::vector<Rejection> &rejections) {
+    std::string sentence = concat(backend, " runs ", artifact.file, requested ? ", as requested" : "");
+    for (const Rejection &rejection : rejections) {
+        std::string cause = rejection.cause;
+        while (!cause.empty() && cause.back() == '.') cause.pop_back();
+        sentence += concat("; not ", rejection.backend, ": ", cause);
     }
-    return said + ".";
+    return sentence + ".";
 }
 
 } // namespace
@@ -107,39 +108,42 @@ void check_options(const dpt_options &options) {
     }
 }
 
-Loaded load(const Bundle &bundle, const dpt_options &options) {
-    const bool any = options.backend == DPT_BACKEND_AUTO;
+LoadedSession load(const Bundle &bundle, const dpt_options &options) {
+    const bool automatic = options.backend == DPT_BACKEND_AUTO;
     const char *precision = options.precision == DPT_PRECISION_AUTO ? nullptr : kPrecisions[options.precision - 1];
     const bool gpu = compute_capability(options.device).has_value();
-    std::vector<Refusal> refusals;
+    std::vector<Rejection> rejections;
     dpt_status status = DPT_BACKEND_ERROR;
     for (int i = 0; i < 4; ++i) {
         const char *backend = kBackends[i];
-        if (!any && options.backend != i + 1) continue;
-        const std::vector<const Artifact *> found = candidates(bundle, backend, precision);
-        if (found.empty()) refusals.push_back({backend, nothing_for(bundle, backend, precision, gpu || !any)});
-        for (const Artifact *artifact : found) {
+        if (!automatic && options.backend != i + 1) continue;
+        const std::vector<const Artifact *> artifacts = candidates(bundle, backend, precision);
+        if (artifacts.empty()) {
+            // Without a GPU, the command is useful only if this backend was requested.
+            rejections.push_back({backend, no_candidate(bundle, backend, precision, gpu || !automatic)});
+        }
+        for (const Artifact *artifact : artifacts) {
             try {
-                // Before a library and a file of hundreds of megabytes are read.
-                if (any && on_gpu(backend) && !gpu) fail(DPT_BACKEND_ERROR, "no GPU is visible here");
+                // Avoids loading libraries and hashing files of hundreds of megabytes in vain.
+                if (automatic && runs_on_gpu(backend) && !gpu) fail(DPT_BACKEND_ERROR, "no GPU is visible");
                 std::unique_ptr<Session> session = open(bundle, *artifact, backend, options);
-                return {std::move(session), reason(backend, *artifact, !any, refusals), backend};
+                return {std::move(session), describe_choice(backend, *artifact, !automatic, rejections), backend};
             } catch (const Error &error) {
                 if (error.status != DPT_BACKEND_ERROR && error.status != DPT_MISSING_LIBRARY) throw;
-                if (!any) status = error.status;
-                const std::string why = without_prefix(error.what(), backend);
-                const bool known = std::any_of(refusals.begin(), refusals.end(), [&](const Refusal &refusal) {
-                    return refusal.backend == backend && refusal.why == why;
+                if (!automatic) status = error.status;
+                const std::string cause = without_prefix(error.what(), backend);
+                const bool listed = std::any_of(rejections.begin(), rejections.end(), [&](const Rejection &rejection) {
+                    return rejection.backend == backend && rejection.cause == cause;
                 });
-                if (!known) refusals.push_back({backend, why});
+                if (!listed) rejections.push_back({backend, cause});
             }
         }
     }
     std::string lines;
-    for (const Refusal &refusal : refusals) {
-        lines += text(any ? "\n  " : (lines.empty() ? "" : " "), refusal.backend, ": ", refusal.why);
+    for (const Rejection &rejection : rejections) {
+        lines += concat(automatic ? "\n  " : (lines.empty() ? "" : " "), rejection.backend, ": ", rejection.cause);
     }
-    if (any) fail(status, bundle.folder(), ": no backend can run here.", lines);
+    if (automatic) fail(status, bundle.folder(), ": no backend can run this bundle on this machine.", lines);
     fail(status, lines);
 }
 

@@ -8,31 +8,31 @@
 
 #include <onnxruntime_c_api.h>
 
+#include "cuda_driver.h"
 #include "error.h"
 #include "frames.h"
 #include "library.h"
-#include "machine.h"
 
 namespace dpt_impl {
 namespace {
 
-// Only functions of this version of the C interface are called, so that newer headers do no harm. ONNX Runtime 1.22 is
-// the first that runs opset 23.
+// The requested version of the C API, which does not depend on the headers, so that the library may be older than they
+// are. Graphs of opset 23 need ONNX Runtime 1.22.
 constexpr std::uint32_t kApiVersion = 20;
-static_assert(ORT_API_VERSION >= kApiVersion, "the headers of ONNX Runtime 1.20 or newer are needed");
+static_assert(ORT_API_VERSION >= kApiVersion, "needs the headers of ONNX Runtime 1.20 or newer");
 
 constexpr const char *kCuda = "CUDAExecutionProvider";
 constexpr const char *kInstall =
-    "Install ONNX Runtime 1.22 or newer, and name its libonnxruntime.so in dpt_options.onnxruntime_library or in the "
-    "environment variable DPT_ONNXRUNTIME_LIBRARY.";
+    "Install ONNX Runtime 1.22 or newer, and set dpt_options.onnxruntime_library or the environment variable "
+    "DPT_ONNXRUNTIME_LIBRARY to its libonnxruntime.so.";
 
-std::string first_line(std::string words) {
-    words = words.substr(0, words.find('\n'));
-    while (!words.empty() && (words.back() == '.' || words.back() == ' ')) words.pop_back();
-    return words;
+std::string first_line(std::string message) {
+    message = message.substr(0, message.find('\n'));
+    while (!message.empty() && (message.back() == '.' || message.back() == ' ')) message.pop_back();
+    return message;
 }
 
-// A loaded libonnxruntime with its environment. It stays until the process ends, as its thread pools may.
+// A loaded libonnxruntime and its environment. Never destroyed, because its threads may live until the process ends.
 class Ort {
 public:
     explicit Ort(const std::string &path)
@@ -43,16 +43,16 @@ public:
         version_ = base->GetVersionString();
         api_ = base->GetApi(kApiVersion);
         if (api_ == nullptr) {
-            fail(DPT_MISSING_LIBRARY, library_.name(), " is ONNX Runtime ", version_, ". ", kInstall);
+            fail(DPT_MISSING_LIBRARY, library_.name(), " is ONNX Runtime ", version_, ", which is too old. ", kInstall);
         }
         check(api_->CreateEnv(ORT_LOGGING_LEVEL_FATAL, "dpt_runtime", &environment_));
     }
 
     static Ort &get(const std::string &path) {
         static std::mutex mutex;
-        static auto &loaded = *new std::map<std::string, Ort *>(); // never destroyed, like the libraries
+        static auto &instances = *new std::map<std::string, Ort *>();
         const std::lock_guard<std::mutex> lock(mutex);
-        Ort *&entry = loaded[path];
+        Ort *&entry = instances[path];
         if (entry == nullptr) entry = new Ort(path);
         return *entry;
     }
@@ -61,16 +61,17 @@ public:
     const OrtEnv *environment() const { return environment_; }
     const std::string &version() const { return version_; }
 
-    // What ONNX Runtime says when `status` is a failure, and "" when it is none; frees `status`.
-    std::optional<std::string> words(OrtStatus *status) const {
+    // The error message of `status`, or nullopt if it is a success. Releases `status`.
+    std::optional<std::string> take_error(OrtStatus *status) const {
         if (status == nullptr) return std::nullopt;
-        std::string said = first_line(api_->GetErrorMessage(status));
+        std::string error = first_line(api_->GetErrorMessage(status));
         api_->ReleaseStatus(status);
-        return said.empty() ? "without giving a reason" : said;
+        return error.empty() ? "no error message" : error;
     }
 
     void check(OrtStatus *status) const {
-        if (const auto said = words(status)) fail(DPT_BACKEND_ERROR, "ONNX Runtime ", version_, ": ", *said, ".");
+        const auto error = take_error(status);
+        if (error) fail(DPT_BACKEND_ERROR, "ONNX Runtime ", version_, ": ", *error, ".");
     }
 
 private:
@@ -80,7 +81,7 @@ private:
     OrtEnv *environment_ = nullptr;
 };
 
-// Owns an object of ONNX Runtime, which a function of its table frees.
+// Owns an object of ONNX Runtime and releases it with a function of the API table.
 template <typename T>
 class Owned {
 public:
@@ -109,16 +110,16 @@ public:
         const std::string path = bundle.path(artifact);
         Owned<OrtSessionOptions> options(ort_->ReleaseSessionOptions);
         ort_.check(ort_->CreateSessionOptions(options.out()));
-        ort_.check(ort_->SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_FATAL)); // what goes wrong is raised
+        ort_.check(ort_->SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_FATAL)); // errors are thrown
         if (threads > 0) ort_.check(ort_->SetIntraOpNumThreads(options, threads));
         ort_.check(ort_->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, host_.out()));
         if (device_) {
             append_cuda(options);
             ort_.check(ort_->CreateMemoryInfo("Cuda", OrtDeviceAllocator, *device_, OrtMemTypeDefault, gpu_.out()));
         }
-        if (const auto said =
-                ort_.words(ort_->CreateSession(ort_.environment(), path.c_str(), options, session_.out()))) {
-            fail(DPT_BACKEND_ERROR, name(), " cannot load ", path, ": ", *said,
+        if (const auto error =
+                ort_.take_error(ort_->CreateSession(ort_.environment(), path.c_str(), options, session_.out()))) {
+            fail(DPT_BACKEND_ERROR, name(), " could not load ", path, ": ", *error,
                  ". Choose another precision or backend.");
         }
         check_contract(bundle, artifact);
@@ -133,9 +134,9 @@ public:
     void run_device(const dpt_frames &frames, const dpt_maps &maps, void *stream) override {
         if (!device_) {
             fail(DPT_CONTRACT_ERROR, "dpt_infer_device: ", name(),
-                 " has no GPU. Call dpt_infer with host memory, or load a backend on the GPU.");
+                 " does not run on a GPU. Call dpt_infer with host memory, or load another backend.");
         }
-        synchronize(stream, *device_); // ONNX Runtime computes on a stream of its own
+        synchronize(stream, *device_); // because ONNX Runtime computes on its own stream
         run_on(gpu_, frames.data, frames, maps);
     }
 
@@ -148,29 +149,29 @@ private:
         const std::size_t pixel_count = count_pixels(frames);
         Owned<OrtValue> input(ort_->ReleaseValue), depth(ort_->ReleaseValue), normals(ort_->ReleaseValue),
             alpha(ort_->ReleaseValue);
-        // ONNX Runtime takes a pointer to mutable memory, and does not write to inputs.
+        // The API takes a mutable pointer, but ONNX Runtime does not write to inputs.
         ort_.check(ort_->CreateTensorWithDataAsOrtValue(memory, const_cast<std::uint8_t *>(pixels), pixel_count * 3,
                                                         shape.data(), 4, ONNX_TENSOR_ELEMENT_DATA_TYPE_UINT8,
                                                         input.out()));
-        std::vector<const char *> wanted;
+        std::vector<const char *> output_names;
         std::vector<OrtValue *> outputs;
-        const auto want = [&](const char *head, float *buffer, std::size_t channels,
+        const auto add_output = [&](const char *head, float *buffer, std::size_t channels,
                               Owned<OrtValue> &value) {
             if (buffer == nullptr) return;
             ort_.check(ort_->CreateTensorWithDataAsOrtValue(memory, buffer, pixel_count * channels * sizeof(float),
                                                             shape.data(), channels == 1 ? 3 : 4,
                                                             ONNX_TENSOR_ELEMENT_DATA_TYPE_FLOAT, value.out()));
-            wanted.push_back(head);
+            output_names.push_back(head);
             outputs.push_back(value);
         };
-        want("depth", maps.depth, 1, depth);
-        want("normals", maps.normals, 3, normals);
-        want("alpha", maps.alpha, 1, alpha);
+        add_output("depth", maps.depth, 1, depth);
+        add_output("normals", maps.normals, 3, normals);
+        add_output("alpha", maps.alpha, 1, alpha);
         const char *const input_name = "frame";
         const OrtValue *const inputs[] = {input};
-        if (const auto said = ort_.words(ort_->Run(session_, nullptr, &input_name, inputs, 1, wanted.data(),
-                                                   wanted.size(), outputs.data()))) {
-            fail(DPT_BACKEND_ERROR, name(), " could not run frame [", joined(shape), "]: ", *said, ".");
+        if (const auto error = ort_.take_error(ort_->Run(session_, nullptr, &input_name, inputs, 1, output_names.data(),
+                                                   output_names.size(), outputs.data()))) {
+            fail(DPT_BACKEND_ERROR, name(), " could not run frame [", join(shape), "]: ", *error, ".");
         }
     }
 
@@ -178,27 +179,27 @@ private:
         char **providers = nullptr;
         int count = 0;
         ort_.check(ort_->GetAvailableProviders(&providers, &count));
-        const bool there = std::any_of(providers, providers + count,
+        const bool available = std::any_of(providers, providers + count,
                                        [](const char *provider) { return std::string(provider) == kCuda; });
         ort_.check(ort_->ReleaseAvailableProviders(providers, count));
-        if (!there) {
+        if (!available) {
             fail(DPT_BACKEND_ERROR, "onnxruntime-cuda: ONNX Runtime ", ort_.version(),
-                 " was built without CUDA. Name a build with CUDA in dpt_options.onnxruntime_library, or in the "
-                 "environment variable DPT_ONNXRUNTIME_LIBRARY.");
+                 " was built without CUDA. Set dpt_options.onnxruntime_library or the environment variable "
+                 "DPT_ONNXRUNTIME_LIBRARY to a build with CUDA.");
         }
     }
 
     void append_cuda(OrtSessionOptions *options) const {
         Owned<OrtCUDAProviderOptionsV2> cuda(ort_->ReleaseCUDAProviderOptions);
         ort_.check(ort_->CreateCUDAProviderOptions(cuda.out()));
-        const std::string number = text(*device_);
+        const std::string number = concat(*device_);
         const char *const keys[] = {"device_id", "use_tf32"};
-        const char *const values[] = {number.c_str(), "0"}; // FP32 is FP32; the provider's own default is TF32
+        const char *const values[] = {number.c_str(), "0"}; // TF32, the default, is less precise than FP32
         ort_.check(ort_->UpdateCUDAProviderOptions(cuda, keys, values, 2));
-        if (const auto said = ort_.words(ort_->SessionOptionsAppendExecutionProvider_CUDA_V2(options, cuda))) {
-            fail(DPT_BACKEND_ERROR, "onnxruntime-cuda: expected ", kCuda, " to be active, but ONNX Runtime ",
-                 ort_.version(), " cannot start it: ", *said,
-                 ". Check that nvidia-smi lists a GPU, and that the CUDA and cuDNN libraries are those of this version.");
+        if (const auto error = ort_.take_error(ort_->SessionOptionsAppendExecutionProvider_CUDA_V2(options, cuda))) {
+            fail(DPT_BACKEND_ERROR, "onnxruntime-cuda: ONNX Runtime ", ort_.version(), " could not start ", kCuda, ": ",
+                 *error,
+                 ". Check that nvidia-smi lists a GPU, and that the CUDA and cuDNN versions are those it requires.");
         }
     }
 
@@ -231,8 +232,8 @@ private:
             ort_.check(ort_->AllocatorFree(allocator, tensor));
         }
         if (found != expected) {
-            fail(DPT_CONTRACT_ERROR, path, ": expected inputs and outputs ", joined(expected), ", found ",
-                 joined(found), ". Export the checkpoint again.");
+            fail(DPT_CONTRACT_ERROR, path, ": expected inputs and outputs ", join(expected), ", found ",
+                 join(found), ". Export the checkpoint again.");
         }
     }
 

@@ -76,12 +76,12 @@ void compress_portable(State &state, const std::uint8_t *data, std::size_t block
 }
 
 #if defined(__x86_64__)
-// The same with the processor's SHA instructions: hashing a bundle of gigabytes takes seconds otherwise.
+// Uses the SHA instructions of the processor. Without them, hashing a bundle of several gigabytes takes seconds.
 __attribute__((target("sha,sse4.1,ssse3"))) void compress_sha_ni(State &state, const std::uint8_t *data,
                                                                  std::size_t blocks) {
     const auto &k = constants().k;
     const auto word = [&state](std::size_t i) { return static_cast<int>(state[i]); };
-    // The instructions want the state as (a, b, e, f) and (c, d, g, h), from the highest lane down.
+    // The instructions expect the state as (a, b, e, f) and (c, d, g, h), highest lane first.
     __m128i abef = _mm_set_epi32(word(0), word(1), word(4), word(5));
     __m128i cdgh = _mm_set_epi32(word(2), word(3), word(6), word(7));
     const __m128i big_endian = _mm_set_epi8(12, 13, 14, 15, 8, 9, 10, 11, 4, 5, 6, 7, 0, 1, 2, 3);
@@ -92,13 +92,14 @@ __attribute__((target("sha,sse4.1,ssse3"))) void compress_sha_ni(State &state, c
             w[i] = _mm_loadu_si128(reinterpret_cast<const __m128i *>(data) + i);
             w[i] = _mm_shuffle_epi8(w[i], big_endian);
         }
-        for (std::size_t group = 0; group < 16; ++group) { // of four rounds
-            const __m128i now = w[group % 4];
-            const __m128i sum = _mm_add_epi32(now, _mm_load_si128(reinterpret_cast<const __m128i *>(&k[4 * group])));
+        for (std::size_t group = 0; group < 16; ++group) { // four rounds each
+            const __m128i current = w[group % 4];
+            const __m128i keys = _mm_load_si128(reinterpret_cast<const __m128i *>(&k[4 * group]));
+            const __m128i sum = _mm_add_epi32(current, keys);
             cdgh = _mm_sha256rnds2_epu32(cdgh, abef, sum);
             abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(sum, 0x0E));
             const __m128i last = w[(group + 3) % 4];
-            __m128i next = _mm_sha256msg1_epu32(now, w[(group + 1) % 4]);
+            __m128i next = _mm_sha256msg1_epu32(current, w[(group + 1) % 4]);
             next = _mm_add_epi32(next, _mm_alignr_epi8(last, w[(group + 2) % 4], 4));
             w[group % 4] = _mm_sha256msg2_epu32(next, last);
         }
@@ -115,7 +116,7 @@ __attribute__((target("sha,sse4.1,ssse3"))) void compress_sha_ni(State &state, c
 }
 
 bool has_sha_ni() {
-    // CPUID leaf 7: EBX bit 29. GCC 12's __builtin_cpu_supports does not know "sha".
+    // CPUID leaf 7: EBX bit 29. __builtin_cpu_supports of GCC 12 does not accept "sha".
     unsigned a = 7, b = 0, c = 0, d = 0;
     __asm__("cpuid" : "+a"(a), "=b"(b), "+c"(c), "=d"(d));
     return (b >> 29 & 1U) != 0 && __builtin_cpu_supports("sse4.1") != 0;
@@ -130,7 +131,7 @@ void compress(State &state, const std::uint8_t *data, std::size_t blocks) {
     compress_portable(state, data, blocks);
 }
 
-// The last bytes of a message of `total` bytes with the padding, and the hash as text.
+// Processes the last `size` bytes of a message of `total` bytes and the padding. Returns the hash in hexadecimal.
 std::string finish(State &state, const std::uint8_t *rest, std::size_t size, std::uint64_t total) {
     std::array<std::uint8_t, 2 * kBlock> tail{};
     if (size > 0) std::memcpy(tail.data(), rest, size);
@@ -161,7 +162,7 @@ std::string sha256_of_file(const std::string &path) {
     std::vector<std::uint8_t> chunk(kChunk);
     std::uint64_t total = 0;
     for (;;) {
-        const std::size_t size = std::fread(chunk.data(), 1, kChunk, file.get()); // short at the end alone
+        const std::size_t size = std::fread(chunk.data(), 1, kChunk, file.get()); // less than kChunk only at the end
         total += size;
         compress(state, chunk.data(), size / kBlock);
         if (size == kChunk) continue;

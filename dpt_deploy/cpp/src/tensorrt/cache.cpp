@@ -18,8 +18,8 @@ std::vector<char> read_cache(const std::string &path) {
 void replace_cache(const std::string &path, const void *data, std::size_t bytes) noexcept {
     try {
         const std::size_t name = path.find_last_of('/') + 1;
-        // Of this process and, where several threads unload at a time, of this call.
-        const std::string temporary = text(path.substr(0, name), ".", path.substr(name), ".", getpid(), ".", &name);
+        // Unique to this process and, because several threads may unload at once, to this call.
+        const std::string temporary = concat(path.substr(0, name), ".", path.substr(name), ".", getpid(), ".", &name);
         std::FILE *file = std::fopen(temporary.c_str(), "wbx");
         if (file == nullptr) return;
         const bool written = std::fwrite(data, 1, bytes, file) == bytes;
@@ -27,7 +27,7 @@ void replace_cache(const std::string &path, const void *data, std::size_t bytes)
         if (!written || !closed || std::rename(temporary.c_str(), path.c_str()) != 0) {
             static_cast<void>(std::remove(temporary.c_str()));
         }
-    } catch (...) { // no memory: the next process compiles again
+    } catch (...) { // out of memory: the next process compiles the kernels again
     }
 }
 

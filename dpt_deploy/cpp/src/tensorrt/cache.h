@@ -1,4 +1,4 @@
-// A file that may or may not be there, in a folder that may not be writable.
+// Reads and writes the cache file of compiled kernels, which may be missing or in a read-only folder.
 #pragma once
 
 #include <cstddef>
@@ -7,11 +7,11 @@
 
 namespace dpt_impl {
 
-// What the file holds; nothing where it cannot be read.
+// The content of the file; empty if it cannot be read.
 std::vector<char> read_cache(const std::string &path);
 
-// Writes beside `path` under a temporary name and renames it, so that a reader sees the old file or the new one. Where
-// that is not possible, nothing changes.
+// Replaces the file atomically: writes a temporary file in the same folder and renames it. On failure the file is
+// unchanged.
 void replace_cache(const std::string &path, const void *data, std::size_t bytes) noexcept;
 
 } // namespace dpt_impl

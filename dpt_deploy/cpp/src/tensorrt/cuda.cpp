@@ -3,16 +3,16 @@
 namespace dpt_impl {
 
 #if CUDART_VERSION < 12000
-#error "CUDA 12 or newer is needed"
+#error "needs CUDA 12 or newer"
 #endif
 
 Cuda::Cuda() {
     const std::string named = option_or_environment(nullptr, "DPT_CUDART_LIBRARY");
-    const std::string usual = text("libcudart.so.", CUDART_VERSION / 1000);
-    const Library library(named.empty() ? std::vector<std::string>{usual} : std::vector<std::string>{named},
-                          "CUDA's runtime is needed to reach the GPU",
-                          text("Install CUDA ", CUDART_VERSION / 1000,
-                               ", or name its libcudart in the environment variable DPT_CUDART_LIBRARY."));
+    const std::string standard = concat("libcudart.so.", CUDART_VERSION / 1000);
+    const Library library(named.empty() ? std::vector<std::string>{standard} : std::vector<std::string>{named},
+                          "The CUDA runtime is needed to use the GPU",
+                          concat("Install CUDA ", CUDART_VERSION / 1000,
+                                 ", or set the environment variable DPT_CUDART_LIBRARY to its libcudart."));
     const auto find = [&library](auto &function, const char *symbol) {
         function = library.function<std::remove_pointer_t<std::remove_reference_t<decltype(function)>>>(symbol);
     };
@@ -44,20 +44,20 @@ Cuda::Cuda() {
 }
 
 const Cuda &Cuda::get() {
-    static const Cuda loaded;
-    return loaded;
+    static const Cuda instance;
+    return instance;
 }
 
-OnDevice::OnDevice(int device) {
+DeviceGuard::DeviceGuard(int device) {
     const Cuda &cuda = Cuda::get();
-    cuda.check(cuda.cudaGetDevice(&before_), "cudaGetDevice");
-    if (before_ == device) return;
+    cuda.check(cuda.cudaGetDevice(&previous_), "cudaGetDevice");
+    if (previous_ == device) return;
     cuda.check(cuda.cudaSetDevice(device), "cudaSetDevice");
     changed_ = true;
 }
 
-OnDevice::~OnDevice() {
-    if (changed_) static_cast<void>(Cuda::get().cudaSetDevice(before_));
+DeviceGuard::~DeviceGuard() {
+    if (changed_) static_cast<void>(Cuda::get().cudaSetDevice(previous_));
 }
 
 void *Buffer::reserve(std::size_t bytes) {

@@ -1,5 +1,5 @@
-// The CUDA runtime, opened at run time: a module built with CUDA's headers still loads, and refuses with a sentence,
-// on a machine without CUDA.
+// The CUDA runtime library, opened at run time, so that a module also loads on a machine without CUDA and reports a
+// readable error.
 #pragma once
 
 #include <cstddef>
@@ -14,7 +14,7 @@ namespace dpt_impl {
 
 class Cuda {
 public:
-    // Throws Error(DPT_MISSING_LIBRARY) where libcudart of these headers' major version is not to be found.
+    // Throws Error(DPT_MISSING_LIBRARY) if libcudart of the major version of these headers is not found.
     static const Cuda &get();
 
     void check(cudaError_t status, const char *function) const {
@@ -29,7 +29,7 @@ public:
     DPT_CUDA(cudaGetLastError);
     DPT_CUDA(cudaGetDevice);
     DPT_CUDA(cudaSetDevice);
-    cudaError_t (*cudaMalloc)(void **, std::size_t); // C++ has overloads of these two
+    cudaError_t (*cudaMalloc)(void **, std::size_t); // decltype would be ambiguous: C++ overloads these two
     cudaError_t (*cudaMallocHost)(void **, std::size_t);
     DPT_CUDA(cudaFree);
     DPT_CUDA(cudaFreeHost);
@@ -54,21 +54,21 @@ private:
     Cuda();
 };
 
-// Makes a device current for this thread while it lives.
-class OnDevice {
+// Makes a device current for this thread during its lifetime.
+class DeviceGuard {
 public:
-    explicit OnDevice(int device);
-    ~OnDevice();
-    OnDevice(const OnDevice &) = delete;
-    OnDevice &operator=(const OnDevice &) = delete;
+    explicit DeviceGuard(int device);
+    ~DeviceGuard();
+    DeviceGuard(const DeviceGuard &) = delete;
+    DeviceGuard &operator=(const DeviceGuard &) = delete;
 
 private:
-    int before_ = 0;
+    int previous_ = 0;
     bool changed_ = false;
 };
 
-// Memory that grows to the largest size asked for: on the device, or pinned on the host. Its owner sees to it that
-// nothing uses it when it grows.
+// Memory on the device, or pinned memory on the host, which grows to the largest requested size. The owner ensures that
+// nothing uses it while it grows.
 class Buffer {
 public:
     explicit Buffer(bool pinned) : pinned_(pinned) {}
@@ -76,7 +76,7 @@ public:
     Buffer(const Buffer &) = delete;
     Buffer &operator=(const Buffer &) = delete;
 
-    // At least `bytes` bytes; the content is lost when the buffer grows.
+    // Returns at least `bytes` bytes. The content is lost if the buffer grows.
     void *reserve(std::size_t bytes);
     void free() noexcept;
     void *data() const { return data_; }

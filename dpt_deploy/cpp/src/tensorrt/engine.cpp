@@ -9,36 +9,36 @@
 namespace dpt_impl {
 namespace {
 
-constexpr std::size_t kShapesKept = 4; // as in lane.py
+constexpr std::size_t kMaxCachedGraphs = 4; // as in the Python runtime
 
 std::size_t map_bytes(const dpt_frames &frames, int channels) {
     return count_pixels(frames) * static_cast<std::size_t>(channels) * sizeof(float);
 }
 
-// The scratch memory is ours: TensorRT itself would take as much as the profile's largest shape needs.
-constexpr auto kOurs = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
+// Scratch memory is allocated here: TensorRT would allocate as much as the largest shape of the profile needs.
+constexpr auto kUserManaged = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
 
-// Which maps are wanted, as DPT_HAS_* bits.
-std::int64_t bits_of(const std::array<float *, 3> &wanted) {
-    return (wanted[0] != nullptr ? 1 : 0) | (wanted[1] != nullptr ? 2 : 0) | (wanted[2] != nullptr ? 4 : 0);
+// The maps that are not null, as DPT_HAS_* bits.
+std::int64_t bits_of(const std::array<float *, 3> &maps) {
+    return (maps[0] != nullptr ? 1 : 0) | (maps[1] != nullptr ? 2 : 0) | (maps[2] != nullptr ? 4 : 0);
 }
 
 } // namespace
 
-Engine::Engine(const dpt_engine_order &order)
-    : file_(order.file), cache_file_(order.cache), device_(order.device), graphs_(order.no_cuda_graph == 0),
-      heads_{{{"depth", 1, (order.heads & DPT_HAS_DEPTH) != 0}, {"normals", 3, (order.heads & DPT_HAS_NORMALS) != 0},
-              {"alpha", 1, (order.heads & DPT_HAS_ALPHA) != 0}}} {
+Engine::Engine(const dpt_engine_desc &desc)
+    : file_(desc.file), cache_file_(desc.cache), device_(desc.device), use_graphs_(desc.no_cuda_graph == 0),
+      heads_{{{"depth", 1, (desc.heads & DPT_HAS_DEPTH) != 0}, {"normals", 3, (desc.heads & DPT_HAS_NORMALS) != 0},
+              {"alpha", 1, (desc.heads & DPT_HAS_ALPHA) != 0}}} {
     const Cuda &cuda = Cuda::get();
-    const OnDevice current(device_);
+    const DeviceGuard current(device_);
     try {
-        runtime_.reset(Builder::get().create_runtime(logger_));
-        if (!runtime_) fail_with_words("cannot be loaded here");
-        if (order.host_code != 0) runtime_->setEngineHostCodeAllowed(true);
-        engine_.reset(runtime_->deserializeCudaEngine(order.plan, order.bytes));
-        if (!engine_) fail_with_words("cannot be loaded here");
+        runtime_.reset(TensorRtLibrary::get().create_runtime(logger_));
+        if (!runtime_) fail_with_log("could not be loaded");
+        if (desc.allow_host_code != 0) runtime_->setEngineHostCodeAllowed(true);
+        engine_.reset(runtime_->deserializeCudaEngine(desc.plan, desc.bytes));
+        if (!engine_) fail_with_log("could not be loaded");
         check_tensors();
-        create_context(graphs_);
+        create_context();
         cuda.check(cuda.cudaStreamCreateWithFlags(&stream_, cudaStreamNonBlocking), "cudaStreamCreateWithFlags");
         cuda.check(cuda.cudaEventCreateWithFlags(&done_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
         cuda.check(cuda.cudaEventCreateWithFlags(&ready_, cudaEventDisableTiming), "cudaEventCreateWithFlags");
@@ -50,18 +50,18 @@ Engine::Engine(const dpt_engine_order &order)
 
 Engine::~Engine() {
     try {
-        const OnDevice current(device_);
-        keep_cache();
+        const DeviceGuard current(device_);
+        save_cache();
         release();
-    } catch (...) { // the device is gone, and its memory with it
+    } catch (...) { // the device is lost, and its memory with it
     }
 }
 
 void Engine::release() noexcept {
     const Cuda &cuda = Cuda::get();
     if (done_ != nullptr) static_cast<void>(cuda.cudaEventSynchronize(done_));
-    for (Recorded &recorded : recorded_) forget_graph(recorded);
-    recorded_.clear(); // in this order: each lives in the next
+    for (CachedGraph &cached : cached_) destroy_graph(cached);
+    cached_.clear(); // contexts, then the engine, then the runtime that they belong to
     context_.reset();
 #if defined(TRT_MAJOR_RTX)
     cache_.reset();
@@ -77,45 +77,48 @@ void Engine::release() noexcept {
     stream_ = nullptr;
 }
 
-void Engine::create_context(bool with_graphs) {
-    note_ = with_graphs ? "Frames in host memory replay a CUDA graph from the second call of a size on."
-                        : "No CUDA graph: turned off by no_cuda_graph.";
+void Engine::create_context() {
+    cuda_graph_status_ = use_graphs_ ? "CUDA graphs: used for host memory, from the second call of each size on."
+                                     : "No CUDA graphs: disabled by no_cuda_graph.";
 #if defined(TRT_MAJOR_RTX)
     const std::unique_ptr<nvinfer1::IRuntimeConfig> config(engine_->createRuntimeConfig());
-    if (!config) fail_with_words("gives no runtime configuration");
-    config->setExecutionContextAllocationStrategy(kOurs);
-    // TensorRT-RTX swaps in specialised kernels while it runs, so it captures CUDA graphs itself.
-    if (with_graphs) {
-        note_ = "TensorRT-RTX captures CUDA graphs itself.";
+    if (!config) fail_with_log("could not create a runtime configuration");
+    config->setExecutionContextAllocationStrategy(kUserManaged);
+    // TensorRT-RTX replaces kernels by specialised ones while it runs, so it captures CUDA graphs itself.
+    if (use_graphs_) {
+        cuda_graph_status_ = "CUDA graphs: captured by TensorRT-RTX.";
         if (!config->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE)) {
-            note_ = text("No CUDA graph: TensorRT-RTX refuses to capture one, ", logger_.said(), ".");
+            cuda_graph_status_ =
+                concat("No CUDA graphs: TensorRT-RTX cannot capture them: ", logger_.take_errors(), ".");
         }
     }
-    graphs_ = false;
-    // It compiles kernels for shapes as they come; the cache keeps them beside the engine. Python uses the same file.
+    use_graphs_ = false;
+    // Kernels are compiled when a shape first occurs. The Python runtime uses the same cache file.
     cache_.reset(config->createRuntimeCache());
     if (cache_) {
-        cache_read_ = read_cache(cache_file_);
-        // It refuses what another GPU or version wrote, and starts empty then.
-        if (!cache_read_.empty()) static_cast<void>(cache_->deserialize(cache_read_.data(), cache_read_.size()));
+        cache_content_ = read_cache(cache_file_);
+        // Fails for a cache of another GPU or version, and then starts with an empty cache.
+        if (!cache_content_.empty()) {
+            static_cast<void>(cache_->deserialize(cache_content_.data(), cache_content_.size()));
+        }
         static_cast<void>(config->setRuntimeCache(*cache_));
-        static_cast<void>(logger_.said());
+        static_cast<void>(logger_.take_errors());
     }
     context_.reset(engine_->createExecutionContext(config.get()));
 #else
-    context_.reset(engine_->createExecutionContext(kOurs));
+    context_.reset(engine_->createExecutionContext(kUserManaged));
 #endif
-    if (!context_) fail_with_words("gives no execution context");
+    if (!context_) fail_with_log("could not create an execution context");
 }
 
-// Writes what TensorRT-RTX compiled, where something is new.
-void Engine::keep_cache() noexcept {
+// Writes the kernels that TensorRT-RTX compiled, if they differ from those that were read.
+void Engine::save_cache() noexcept {
 #if defined(TRT_MAJOR_RTX)
     if (!cache_) return;
     const std::unique_ptr<nvinfer1::IHostMemory> content(cache_->serialize());
     if (!content || content->size() == 0) return;
     const char *data = static_cast<const char *>(content->data());
-    if (std::equal(data, data + content->size(), cache_read_.begin(), cache_read_.end())) return;
+    if (std::equal(data, data + content->size(), cache_content_.begin(), cache_content_.end())) return;
     replace_cache(cache_file_, data, content->size());
 #endif
 }
@@ -126,192 +129,193 @@ void Engine::check_tensors() {
     std::size_t expected = 1;
     bool fits = engine_->getTensorDataType("frame") == DataType::kUINT8;
     for (const Head &head : heads_) {
-        if (!head.there) continue;
+        if (!head.present) continue;
         ++expected;
         fits = fits && engine_->getTensorDataType(head.name) == DataType::kFLOAT;
     }
     for (std::int32_t i = 0; i < engine_->getNbIOTensors(); ++i) {
         found += (i > 0 ? ", " : "") + std::string(engine_->getIOTensorName(i));
     }
-    static_cast<void>(logger_.said()); // about names that are not there
+    static_cast<void>(logger_.take_errors()); // about missing names
     if (!fits || static_cast<std::size_t>(engine_->getNbIOTensors()) != expected) {
-        fail(DPT_CONTRACT_ERROR, file_, ": expected the tensor frame in uint8 and a float32 map per head, found ", found,
+        fail(DPT_CONTRACT_ERROR, file_, ": expected a uint8 tensor frame and a float32 tensor per head, found ", found,
              ".");
     }
 }
 
 void Engine::run(const dpt_frames &frames, const dpt_maps &maps) {
     const Cuda &cuda = Cuda::get();
-    const OnDevice current(device_);
-    // A call on a stream of the caller's may still use the same buffers.
+    const DeviceGuard current(device_);
+    // A call on a stream of the caller may still use the same buffers.
     cuda.check(cuda.cudaStreamWaitEvent(stream_, done_, 0), "cudaStreamWaitEvent");
-    const Pointers wanted = {maps.depth, maps.normals, maps.alpha};
-    reserve_host(frames, wanted);
+    const Pointers outputs = {maps.depth, maps.normals, maps.alpha};
+    reserve_host(frames, outputs);
     pack_rgb(frames, static_cast<std::uint8_t *>(staging_.data()));
     try {
-        launch(frames, wanted);
+        launch(frames, outputs);
         cuda.check(cuda.cudaEventRecord(done_, stream_), "cudaEventRecord");
         cuda.check(cuda.cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
     } catch (...) {
-        static_cast<void>(cuda.cudaStreamSynchronize(stream_)); // the pinned buffers are the next call's
+        static_cast<void>(cuda.cudaStreamSynchronize(stream_)); // before the next call uses the pinned buffers
         throw;
     }
     for (std::size_t i = 0; i < heads_.size(); ++i) {
-        if (wanted[i] == nullptr) continue;
-        std::memcpy(wanted[i], heads_[i].host.data(), map_bytes(frames, heads_[i].channels));
+        if (outputs[i] == nullptr) continue;
+        std::memcpy(outputs[i], heads_[i].host.data(), map_bytes(frames, heads_[i].channels));
     }
 }
 
 void Engine::run_device(const dpt_frames &frames, const dpt_maps &maps, cudaStream_t stream) {
     const Cuda &cuda = Cuda::get();
-    const OnDevice current(device_);
-    // Around CUDA's default streams TensorRT would have the host wait: the work goes to our own, with waits both ways.
-    const bool standard = stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
-    const cudaStream_t lane = standard ? stream_ : stream;
-    if (standard) {
+    const DeviceGuard current(device_);
+    // On CUDA's default streams TensorRT would synchronise the device, so the work runs on our stream, with events.
+    const bool is_default = stream == nullptr || stream == cudaStreamLegacy || stream == cudaStreamPerThread;
+    const cudaStream_t work_stream = is_default ? stream_ : stream;
+    if (is_default) {
         cuda.check(cuda.cudaEventRecord(ready_, stream), "cudaEventRecord");
-        cuda.check(cuda.cudaStreamWaitEvent(lane, ready_, 0), "cudaStreamWaitEvent");
+        cuda.check(cuda.cudaStreamWaitEvent(work_stream, ready_, 0), "cudaStreamWaitEvent");
     }
-    cuda.check(cuda.cudaStreamWaitEvent(lane, done_, 0), "cudaStreamWaitEvent");
+    cuda.check(cuda.cudaStreamWaitEvent(work_stream, done_, 0), "cudaStreamWaitEvent");
     prepare(*context_, frames, frames.data, {maps.depth, maps.normals, maps.alpha});
-    if (!context_->enqueueV3(lane)) fail_with_words("could not run");
-    cuda.check(cuda.cudaEventRecord(done_, lane), "cudaEventRecord");
-    if (standard) cuda.check(cuda.cudaStreamWaitEvent(stream, done_, 0), "cudaStreamWaitEvent");
+    if (!context_->enqueueV3(work_stream)) fail_with_log("could not run");
+    cuda.check(cuda.cudaEventRecord(done_, work_stream), "cudaEventRecord");
+    if (is_default) cuda.check(cuda.cudaStreamWaitEvent(stream, done_, 0), "cudaStreamWaitEvent");
 }
 
-// Everything that a call in host memory needs but scratch memory.
-void Engine::reserve_host(const dpt_frames &frames, const Pointers &wanted) {
+// Allocates what a call with host memory needs, except scratch memory.
+void Engine::reserve_host(const dpt_frames &frames, const Pointers &maps) {
     reserve(staging_, count_pixels(frames) * 3);
     reserve(input_, count_pixels(frames) * 3);
     for (std::size_t i = 0; i < heads_.size(); ++i) {
-        if (wanted[i] != nullptr) reserve(heads_[i].host, map_bytes(frames, heads_[i].channels));
+        if (maps[i] != nullptr) reserve(heads_[i].host, map_bytes(frames, heads_[i].channels));
     }
 }
 
-// Sets shapes, addresses and scratch memory. A map without an address of the caller's goes to a buffer of ours.
+// Sets shapes, addresses and scratch memory. Maps whose address is null are written to our own buffers.
 void Engine::prepare(nvinfer1::IExecutionContext &context, const dpt_frames &frames, const void *input,
                      const Pointers &outputs) {
     const nvinfer1::Dims4 shape(frames.batch, frames.height, frames.width, 3);
     if (!context.setInputShape("frame", shape)) {
-        fail_with_words(text("refuses frames of shape [", frames.batch, ", ", frames.height, ", ", frames.width,
-                             ", 3]"));
+        fail_with_log(concat("rejected the shape [", frames.batch, ", ", frames.height, ", ", frames.width, ", 3]"));
     }
-    if (!context.setInputTensorAddress("frame", input)) fail_with_words("refuses memory for frame");
+    if (!context.setInputTensorAddress("frame", input)) fail_with_log("rejected the address of frame");
     for (std::size_t i = 0; i < heads_.size(); ++i) {
         Head &head = heads_[i];
-        if (!head.there) continue;
+        if (!head.present) continue;
         void *address = outputs[i];
         if (address == nullptr) address = reserve(head.device, map_bytes(frames, head.channels));
-        if (!context.setTensorAddress(head.name, address)) fail_with_words(text("refuses memory for ", head.name));
+        if (!context.setTensorAddress(head.name, address)) fail_with_log(concat("rejected the address of ", head.name));
     }
     void *memory = reserve(scratch_, context.updateDeviceMemorySizeForShapes());
     context.setDeviceMemoryV2(memory, static_cast<std::int64_t>(scratch_.bytes()));
 }
 
-// Host to device, the engine, device to host, from and to the pinned buffers, on our stream. Nothing else: this is
-// what a CUDA graph holds.
-void Engine::enqueue(nvinfer1::IExecutionContext &context, const dpt_frames &frames, const Pointers &wanted) {
+// Enqueues what a CUDA graph consists of, and nothing else: copy from pinned memory to the device, engine, copy of the
+// maps to pinned memory.
+void Engine::enqueue(nvinfer1::IExecutionContext &context, const dpt_frames &frames, const Pointers &maps) {
     const Cuda &cuda = Cuda::get();
     cuda.check(cuda.cudaMemcpyAsync(input_.data(), staging_.data(), count_pixels(frames) * 3, cudaMemcpyHostToDevice,
                                     stream_),
                "cudaMemcpyAsync");
-    if (!context.enqueueV3(stream_)) fail_with_words("could not run");
+    if (!context.enqueueV3(stream_)) fail_with_log("could not run");
     for (std::size_t i = 0; i < heads_.size(); ++i) {
-        if (wanted[i] == nullptr) continue;
+        if (maps[i] == nullptr) continue;
         cuda.check(cuda.cudaMemcpyAsync(heads_[i].host.data(), heads_[i].device.data(),
                                         map_bytes(frames, heads_[i].channels), cudaMemcpyDeviceToHost, stream_),
                    "cudaMemcpyAsync");
     }
 }
 
-// Replays the CUDA graph of this shape and choice of maps. The first call of a shape runs without one, because TensorRT
-// sets itself up then; the second is captured.
-void Engine::launch(const dpt_frames &frames, const Pointers &wanted) {
+// Replays the CUDA graph of this shape and set of maps. The first call runs without a graph, because TensorRT sets up
+// its state then; the second call is captured.
+void Engine::launch(const dpt_frames &frames, const Pointers &maps) {
     const Cuda &cuda = Cuda::get();
-    Recorded *recorded = graphs_ ? find_recorded(frames, wanted) : nullptr;
-    if (recorded != nullptr && recorded->ready && recorded->graph == nullptr) capture(*recorded, frames, wanted);
-    if (!graphs_) recorded = nullptr; // refused just now
-    if (recorded != nullptr && recorded->graph != nullptr) {
-        cuda.check(cuda.cudaGraphLaunch(recorded->graph, stream_), "cudaGraphLaunch");
+    CachedGraph *cached = use_graphs_ ? find_or_add_graph(frames, maps) : nullptr;
+    if (cached != nullptr && cached->warmed_up && cached->graph == nullptr) capture(*cached, frames, maps);
+    if (!use_graphs_) cached = nullptr; // capture() failed
+    if (cached != nullptr && cached->graph != nullptr) {
+        cuda.check(cuda.cudaGraphLaunch(cached->graph, stream_), "cudaGraphLaunch");
         return;
     }
-    nvinfer1::IExecutionContext &context = recorded != nullptr ? *recorded->context : *context_;
+    nvinfer1::IExecutionContext &context = cached != nullptr ? *cached->context : *context_;
     prepare(context, frames, input_.data(), {});
-    enqueue(context, frames, wanted);
-    if (recorded != nullptr) recorded->ready = true;
+    enqueue(context, frames, maps);
+    if (cached != nullptr) cached->warmed_up = true;
 }
 
-// The entry of this shape and choice of maps, new or in place of the least recently used one. Null: no context for it.
-Engine::Recorded *Engine::find_recorded(const dpt_frames &frames, const Pointers &wanted) {
-    const std::array<std::int64_t, 4> key = {frames.batch, frames.height, frames.width, bits_of(wanted)};
-    auto found = std::find_if(recorded_.begin(), recorded_.end(), [&](const Recorded &one) { return one.key == key; });
-    if (found == recorded_.end() && recorded_.size() < kShapesKept) {
-        Context context(engine_->createExecutionContext(kOurs));
+// Returns the entry of this shape and set of maps. A new entry may replace the least recently used one. Returns null if
+// no context could be created.
+Engine::CachedGraph *Engine::find_or_add_graph(const dpt_frames &frames, const Pointers &maps) {
+    const std::array<std::int64_t, 4> key = {frames.batch, frames.height, frames.width, bits_of(maps)};
+    auto found = std::find_if(cached_.begin(), cached_.end(),
+                              [&](const CachedGraph &entry) { return entry.key == key; });
+    if (found == cached_.end() && cached_.size() < kMaxCachedGraphs) {
+        Context context(engine_->createExecutionContext(kUserManaged));
         if (!context) {
-            go_without_graphs(text("no execution context for one: ", logger_.said()));
+            disable_graphs(concat("could not create an execution context: ", logger_.take_errors()));
             return nullptr;
         }
-        found = recorded_.emplace(recorded_.end());
+        found = cached_.emplace(cached_.end());
         found->context = std::move(context);
-    } else if (found == recorded_.end()) {
+    } else if (found == cached_.end()) {
         --found;
-        forget_graph(*found);
+        destroy_graph(*found);
     }
     found->key = key;
-    std::rotate(recorded_.begin(), found, found + 1);
-    return &recorded_.front();
+    std::rotate(cached_.begin(), found, found + 1);
+    return &cached_.front();
 }
 
-void Engine::capture(Recorded &recorded, const dpt_frames &frames, const Pointers &wanted) {
+void Engine::capture(CachedGraph &cached, const dpt_frames &frames, const Pointers &maps) {
     const Cuda &cuda = Cuda::get();
     cudaGraph_t graph = nullptr;
-    std::string why;
+    std::string cause;
     cudaError_t status = cuda.cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal);
     if (status == cudaSuccess) {
         try {
-            enqueue(*recorded.context, frames, wanted);
+            enqueue(*cached.context, frames, maps);
         } catch (const std::exception &error) {
-            why = error.what();
+            cause = error.what();
         }
         status = cuda.cudaStreamEndCapture(stream_, &graph);
     }
-    if (why.empty() && status == cudaSuccess) status = cuda.cudaGraphInstantiate(&recorded.graph, graph, 0);
+    if (cause.empty() && status == cudaSuccess) status = cuda.cudaGraphInstantiate(&cached.graph, graph, 0);
     if (graph != nullptr) static_cast<void>(cuda.cudaGraphDestroy(graph));
-    if (why.empty() && status != cudaSuccess) why = cuda.cudaGetErrorString(status);
-    if (why.empty()) return;
-    recorded.graph = nullptr;
-    static_cast<void>(cuda.cudaGetLastError()); // or the program would find it after a call of its own
-    static_cast<void>(logger_.said());
-    go_without_graphs("capturing one failed: " + why);
+    if (cause.empty() && status != cudaSuccess) cause = cuda.cudaGetErrorString(status);
+    if (cause.empty()) return;
+    cached.graph = nullptr;
+    static_cast<void>(cuda.cudaGetLastError()); // otherwise the application would see this error
+    static_cast<void>(logger_.take_errors());
+    disable_graphs("capture failed: " + cause);
 }
 
-// Runs kernel by kernel from now on.
-void Engine::go_without_graphs(const std::string &why) {
-    for (Recorded &recorded : recorded_) forget_graph(recorded);
-    recorded_.clear();
-    graphs_ = false;
-    note_ = "No CUDA graph: " + why;
-    if (note_.back() != '.') note_ += '.';
+// Kernels are launched one by one from now on.
+void Engine::disable_graphs(const std::string &cause) {
+    for (CachedGraph &cached : cached_) destroy_graph(cached);
+    cached_.clear();
+    use_graphs_ = false;
+    cuda_graph_status_ = "No CUDA graphs: " + cause;
+    if (cuda_graph_status_.back() != '.') cuda_graph_status_ += '.';
 }
 
-void Engine::forget_graph(Recorded &recorded) noexcept {
-    if (recorded.graph != nullptr) static_cast<void>(Cuda::get().cudaGraphExecDestroy(recorded.graph));
-    recorded.graph = nullptr;
-    recorded.ready = false;
+void Engine::destroy_graph(CachedGraph &cached) noexcept {
+    if (cached.graph != nullptr) static_cast<void>(Cuda::get().cudaGraphExecDestroy(cached.graph));
+    cached.graph = nullptr;
+    cached.warmed_up = false;
 }
 
-// Grows a buffer after the work that uses it, and after the graphs that know its address are gone.
+// Grows a buffer, after waiting for the work that uses it and destroying the graphs that contain its address.
 void *Engine::reserve(Buffer &buffer, std::size_t bytes) {
     if (bytes > buffer.bytes()) {
         const Cuda &cuda = Cuda::get();
         cuda.check(cuda.cudaEventSynchronize(done_), "cudaEventSynchronize");
-        for (Recorded &recorded : recorded_) forget_graph(recorded);
+        for (CachedGraph &cached : cached_) destroy_graph(cached);
     }
     return buffer.reserve(bytes);
 }
 
-void Engine::fail_with_words(const std::string &what) {
-    fail(DPT_BACKEND_ERROR, file_, " ", what, ": ", logger_.said(), ".");
+void Engine::fail_with_log(const std::string &what) {
+    fail(DPT_BACKEND_ERROR, file_, " ", what, ": ", logger_.take_errors(), ".");
 }
 
 } // namespace dpt_impl

@@ -1,0 +1,63 @@
+"""Bundles of models with random weights: neither time nor memory depends on the weights."""
+
+from __future__ import annotations
+
+import platform
+import subprocess
+import sys
+from pathlib import Path
+
+from benchmarks.results import log
+from dpt_deploy import cli
+from dpt_deploy.core.bundle import MANIFEST, Bundle
+from dpt_deploy.core.contract import HEADS
+from dpt_deploy.core.errors import BuildError
+from dpt_deploy.core.manifest import Manifest, ModelRecord
+
+
+def vit_base_bundle() -> Path:
+    """ViT-B at 384, exported and judged by the export command; created once, in engines/bench-vitb."""
+    folder = Path("engines") / "bench-vitb"
+    if (folder / "parity.json").exists():
+        return folder
+    with cli.needing("export"):
+        import torch
+
+        from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+
+    checkpoint = folder.with_suffix(".pth")
+    torch.manual_seed(0)
+    save_checkpoint(checkpoint, create_multitask_dpt_model("vit_base_patch16_384"))
+    command = [sys.executable, "-m", "dpt_deploy.export", str(checkpoint), "--out", str(folder)]
+    if platform.machine() != "x86_64":
+        command += ["--builder", "none"]
+    log(f"exporting {folder}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if not (folder / "parity.json").exists():
+        reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
+        raise BuildError(f"could not export the model to time: {reason}")
+    return folder
+
+
+def frame_graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEADS) -> Path:
+    """A bundle that holds only the FP32 frame graph, without a verdict; created once, in `folder`."""
+    if (folder / MANIFEST).exists():
+        return folder
+    with cli.needing("export"):
+        import torch
+
+        from dpt_deploy.export.graph import export_graph
+        from dpt_deploy.model import create_multitask_dpt_model
+        from dpt_deploy.model.frame import FrameModel
+
+    log(f"exporting {folder.name}")
+    torch.manual_seed(0)
+    model = create_multitask_dpt_model(backbone, heads=heads).eval()
+    contract, file = model.contract(), "frame.fp32.onnx"
+    manifest = Manifest(name=folder.name, contract=contract.to_json(),
+                        model=ModelRecord.model_validate(model.config.to_json()))
+    bundle = Bundle.create(folder, manifest)
+    folder.mkdir(parents=True, exist_ok=True)
+    export_graph(FrameModel(model, contract), "frame", contract, folder / file, 23, {})
+    bundle.add(file, "onnx", graph="frame", precision="fp32")
+    return folder

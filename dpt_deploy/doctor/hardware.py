@@ -1,0 +1,118 @@
+"""What this machine has; each thing is tried and not merely listed."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import platform
+import re
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+
+from .. import backends
+from ..backends import device
+from ..core.check import Check
+from ..core.install import install_command, reinstall_command
+
+SEE_GPU = "nvidia-smi"  # what it prints tells whether driver and GPU still answer
+NO_GPU = "no NVIDIA GPU is visible"
+LEAST_FREE = 4e9  # bytes; an export of a ViT-B with both engines takes 1.8 GB
+
+def check_machine(folder: Path) -> list[Check]:
+    """Every check of the machine; `folder` is where free disk is counted."""
+    checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.machine()}, {sys.platform}")]
+    checks += _guarded("driver", driver) + _guarded("GPU", gpu)
+    for backend in backends.registered():
+        checks += _guarded(backend.title, backend.diagnose, backend.package)
+    checks += _guarded("OpenCV", opencv, "opencv-python") + _guarded("PyTorch", torch, "torch", "torchvision")
+    return [*checks, disk(folder)]
+
+
+def driver() -> list[Check]:
+    """NVIDIA's driver, and CUDA."""
+    file = Path("/proc/driver/nvidia/version")
+    text = file.read_text(encoding="utf-8") if file.is_file() else ""
+    version = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", text)
+    found = [Check("driver", "ok", f"NVIDIA {version[1]}") if version else
+             Check("driver", "not checked", "no NVIDIA driver is loaded")]
+    try:
+        from cuda.bindings import runtime as cudart
+    except ImportError:
+        return [*found, Check("CUDA", "not installed", "cuda-python is missing: no GPU can be seen without it",
+                              install_command("tensorrt-rtx", "cuda-python"))]
+    built = _cuda(cudart.getLocalRuntimeVersion()[1])
+    supported = cudart.cudaDriverGetVersion()[1]
+    driver_says = f"driver supports up to {_cuda(supported)}" if supported else "no driver to ask"
+    return [*found, Check("CUDA", "ok" if supported else "not checked", f"runtime {built}; {driver_says}")]
+
+
+def gpu() -> list[Check]:
+    """The first GPU with its compute capability and memory."""
+    capability = device.compute_capability()
+    if capability is None:
+        return [Check("GPU", "not checked", NO_GPU)]
+    from cuda.bindings import runtime as cudart
+
+    properties = cudart.cudaGetDeviceProperties(0)[1]
+    status, free, total = cudart.cudaMemGetInfo()
+    if status != cudart.cudaError_t.cudaSuccess:
+        raise RuntimeError(f"cudaMemGetInfo answers {status.name}")
+    name = properties.name.decode() if isinstance(properties.name, bytes) else properties.name
+    return [Check("GPU", "ok", f"{name}, compute capability {capability}, {free / 1e9:.1f} of "
+                  f"{total / 1e9:.1f} GB free")]
+
+
+def opencv() -> list[Check]:
+    """OpenCV: an image is written and read again."""
+    cv2 = _imported("cv2")
+    if cv2 is None:
+        return [Check("OpenCV", "failed", "not installed, and nothing runs without it", install_command(""))]
+    image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
+    same = np.array_equal(cv2.imdecode(cv2.imencode(".png", image)[1], cv2.IMREAD_COLOR), image)
+    return [Check("OpenCV", "ok" if same else "failed", f"{cv2.__version__}" + ("" if same else " changes a PNG"))]
+
+
+def torch() -> list[Check]:
+    """PyTorch: needed to train and to export, by nothing else. Its GPU is tried."""
+    module = _imported("torch")
+    if module is None:
+        return [Check("PyTorch", "not installed", "needed only to train and to export",
+                      install_command("export"))]
+    if not module.cuda.is_available():
+        return [Check("PyTorch", "ok", f"{module.__version__}, on the CPU")]
+    total = float(module.ones(8, device="cuda").sum())
+    return [Check("PyTorch", "ok" if total == 8 else "failed", f"{module.__version__}, CUDA {module.version.cuda}")]
+
+
+def disk(folder: Path) -> Check:
+    """Free disk where a bundle is, or would be."""
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    enough = free >= LEAST_FREE
+    return Check("disk", "ok" if enough else "warning", f"{free / 1e9:.0f} GB free" + ("" if enough else
+                 f", and an export needs up to {LEAST_FREE / 1e9:.0f} GB"), "" if enough else f"df -h {folder}")
+
+
+def _guarded(subject: str, look: Callable[[], list[Check]], *packages: str) -> list[Check]:
+    """A check, or what went wrong in it: a broken library breaks in many ways and must not stop the doctor."""
+    try:
+        return look()
+    except Exception as error:
+        first = (str(error).strip().splitlines() or [""])[0]
+        remedy = reinstall_command(*packages) if packages else SEE_GPU
+        return [Check(subject, "failed", f"installed but broken: {type(error).__name__}: {first}", remedy)]
+
+
+def _imported(name: str) -> ModuleType | None:
+    """The module, None where it is not installed. What its import raises is raised."""
+    return importlib.import_module(name) if importlib.util.find_spec(name) else None
+
+
+def _cuda(version: int) -> str:
+    return f"{version // 1000}.{version % 1000 // 10}"

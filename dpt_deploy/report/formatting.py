@@ -1,0 +1,56 @@
+"""How heads, metrics and numbers are shown in the HTML report, in the model card and in the terminal."""
+
+from __future__ import annotations
+
+import math
+
+from ..core.verdict import Stage
+
+HEAD_TITLES = {"depth": "Depth", "normals": "Normals", "alpha": "Alpha"}
+ERROR_UNITS = {"depth": "relative error", "normals": "degrees", "alpha": "difference of coverage"}
+METRIC_TITLES = {
+    "depth": {"abs_rel": "AbsRel", "p99.9": "p99.9", "max": "max"},
+    "normals": {"mean": "mean", "p99": "p99", "max": "max"},
+    "alpha": {"max": "max", "iou": "IoU", "mean": "mean"},
+}
+SUMMARY_COLUMNS = (  # head, metric, title
+    ("depth", "abs_rel", "AbsRel"), ("depth", "p99.9", "depth p99.9"), ("normals", "mean", "normals [deg]"),
+    ("normals", "p99", "normals p99 [deg]"), ("alpha", "max", "alpha max"), ("alpha", "iou", "IoU"),
+)
+
+
+def number(value: float) -> str:
+    """A number with three digits, and an exponent only if it is far from 1."""
+    if not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "infinite"
+    if value == 0 or 1e-3 <= abs(value) < 1e4:
+        return f"{value:.3g}"
+    mantissa, _, exponent = f"{value:.1e}".partition("e")
+    return f"{mantissa.removesuffix('.0')}e{int(exponent)}"
+
+
+def metric_value(metric: str, value: float) -> str:
+    """A metric for the HTML report. IoU is close to 1, so it is shown with five decimals."""
+    return f"{value:.5f}" if metric == "iou" else number(value)
+
+
+def budget_share(share: float) -> str:
+    """The share of a budget that is used: "34%", "12 times" or "not finite"."""
+    if math.isinf(share):
+        return "not finite"
+    if share >= 10:
+        return f"{share:.0f} times"
+    return f"{share:.0%}" if share >= 0.1 or share == 0 else f"{share:.1%}"
+
+
+def metric_cell(stage: Stage, head: str, metric: str) -> str:
+    """A metric for the cell of a table, "" if it was not measured."""
+    value = stage.heads.get(head, {}).get(metric)
+    if value is None:
+        return ""
+    return "NaN" if math.isnan(value) else f"{value:.5f}" if metric == "iou" else f"{value:.1e}"
+
+
+def stage_status(stage: Stage) -> str:
+    """The status of a stage, and whether an earlier run judged it."""
+    return f"{stage.status}, judged earlier" if stage.earlier else stage.status

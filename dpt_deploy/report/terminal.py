@@ -1,0 +1,65 @@
+"""What a command prints when it ends: the files, the verdict, and what to run next."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from ..core.bundle import REPORT_HTML, Bundle
+from ..core.manifest import Artifact, EngineDetails, GraphDetails
+from ..core.verdict import ParityReport, Stage
+from .formatting import SUMMARY_COLUMNS, metric_cell, stage_status
+
+MAX_REASONS = 3
+STATUS_COLOURS = {"passed": "green", "failed": "red", "not run": "yellow"}
+CONTENTS = {
+    "reference": "parity inputs and the answers of PyTorch FP32", "data": "weights of a graph",
+    "cache": "kernel timings of TensorRT's builder", "report": "verdict",
+}
+
+
+def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterable[str]) -> None:
+    """Print the files of a bundle, its stages, the verdict and how to time it.
+
+    Args:
+        bundle: The bundle that was judged.
+        report: The verdict on it.
+        timing_commands: Shell lines that time its engines.
+    """
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    files = Table("file", "MB", "contents", title=Text(f"Bundle {bundle.folder}"), title_justify="left")
+    for artifact in bundle.artifacts:
+        files.add_row(Text(artifact.file), f"{artifact.bytes / 1e6:.1f}", Text(_contents(artifact)))
+    console.print(files)
+    columns = [column for column in SUMMARY_COLUMNS if not column[1].startswith("p99")]
+    stages = Table("stage", "status", title="Parity with PyTorch FP32", title_justify="left")
+    for _, _, title in columns:
+        stages.add_column(Text(title))
+    for stage in report.stages:
+        stages.add_row(Text(stage.name), Text(stage_status(stage), STATUS_COLOURS[stage.status]),
+                       *(metric_cell(stage, head, metric) for head, metric, _ in columns))
+    console.print(stages)
+    for stage in (*report.failed, *report.not_run):
+        console.print(Text(_reasons(stage)))
+    for line in (f"report   {bundle.folder / REPORT_HTML}", *(f"time it  {line}" for line in timing_commands)):
+        console.print(Text(line), soft_wrap=True)
+    console.print(Text(report.verdict, "bold green" if report.passed else "bold red"), soft_wrap=True)
+
+
+def _reasons(stage: Stage) -> str:
+    return f"{stage.name}: {stage.status}: {'; '.join(stage.reasons[:MAX_REASONS])}"
+
+
+def _contents(artifact: Artifact) -> str:
+    if artifact.graph is None:
+        return CONTENTS.get(artifact.kind, artifact.kind)
+    details = ""
+    match artifact.details:
+        case EngineDetails(builder=builder, builder_version=version):
+            details = f", {builder} {version}"
+        case GraphDetails(opset=opset) if opset is not None:
+            details = f", opset {opset}"
+    return f"{artifact.graph} graph, {artifact.precision}{details}"

@@ -1,0 +1,256 @@
+"""An engine's memory and CUDA graphs, call by call: what is allocated when, kept, dropped and given back."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from dpt_deploy.backends import cuda
+from dpt_deploy.backends.stream_worker import SHAPES_KEPT, StreamWorker
+from dpt_deploy.core.errors import BackendError, ContractError
+from tests.backends.stand_in import StandIn, array_at, device, session_on, worker
+
+__all__ = ["device"]
+
+
+def frame(h: int = 6, w: int = 8, seed: int = 0) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (1, h, w, 3), dtype=np.uint8)
+
+
+def check(one: StreamWorker, image: np.ndarray) -> None:
+    result = one.on_host({"frame": image}, ["depth"])["depth"]
+    np.testing.assert_array_equal(result, image.sum(axis=-1, dtype=np.float32))
+    assert result.flags.owndata, "the next call would write into it"
+
+
+def test_after_the_first_call_nothing_is_allocated(device: StandIn) -> None:
+    one = worker(device)
+    check(one, frame())
+    before = device.counts.copy()
+    for seed in range(20):
+        check(one, frame(seed=seed))
+    made = device.counts - before
+    for function in ("cudaMalloc", "cudaHostAlloc", "cudaStreamBeginCapture", "cudaEventCreateWithFlags"):
+        assert made[function] == 0, function
+    assert made["cudaGraphLaunch"] == 20
+    assert made["cudaMemcpyAsync"] == 0, "copies are part of the graph"
+    one.close()
+
+
+def test_shapes_take_turns_without_mixing(device: StandIn) -> None:
+    one = worker(device)
+    sizes = [(6, 8), (4, 4), (10, 12)]
+    for turn in range(4):
+        for h, w in sizes:
+            check(one, frame(h, w, turn))
+            image = frame(5, 5, turn)
+            one.on_device({"frame": cuda.DeviceView(image.ctypes.data, image)}, (("frame", image.shape),), ["depth"], 7)
+    assert device.counts["cudaGraphLaunch"] == 7, "the largest shape moved the scratch memory in the first turn"
+    one.close()
+
+
+def test_a_moved_scratch_memory_takes_the_graphs_along(device: StandIn) -> None:
+    """A graph launched with the old address would write into memory that is not its own."""
+    one = worker(device)
+    check(one, frame(4, 4))
+    check(one, frame(4, 4))
+    check(one, frame(40, 40))
+    launched = device.counts["cudaGraphLaunch"]
+    check(one, frame(4, 4, 1))
+    assert device.counts["cudaGraphLaunch"] == launched
+    check(one, frame(4, 4, 2))
+    assert device.counts["cudaGraphLaunch"] == launched + 1
+    one.close()
+
+
+def test_the_number_of_shapes_kept_is_bounded(device: StandIn) -> None:
+    one = worker(device)
+    check(one, frame(40, 40))
+    most = 0
+    for h in range(2, 20):
+        check(one, frame(h, 8))
+        check(one, frame(40, 40))  # used all the time, and so never the one to go
+        most = max(most, len(device.memory))
+    assert most <= SHAPES_KEPT * 4 + 1
+    assert device.counts["cudaStreamBeginCapture"] == 19
+    one.close()
+
+
+def test_closing_gives_everything_back(device: StandIn) -> None:
+    one = worker(device)
+    for h in range(2, 9):
+        check(one, frame(h, 8))
+    one.close()
+    one.close()
+    assert not device.memory and not device.alive
+
+
+def test_where_capture_fails_calls_go_on_without(device: StandIn) -> None:
+    device.can_capture = False
+    one = worker(device)
+    for seed in range(3):
+        check(one, frame(seed=seed))
+    assert device.counts["cudaStreamBeginCapture"] == 1 and not device.counts["cudaGraphLaunch"]
+    one.close()
+
+
+def test_a_capture_that_breaks_off_leaves_nothing_behind(device: StandIn) -> None:
+    def fail() -> None:
+        raise BackendError("a.engine could not run")
+
+    for device.can_capture in (True, False):  # False: CUDA invalidated the capture as well
+        with pytest.raises(BackendError, match="could not run"):
+            cuda.capture(1, fail)
+        assert not device.alive and device.capturing is None
+
+
+def test_a_runtime_that_captures_by_itself_is_left_to_it(device: StandIn) -> None:
+    one = worker(device, capture=False)
+    for seed in range(3):
+        check(one, frame(seed=seed))
+    assert not device.counts["cudaStreamBeginCapture"]
+    one.close()
+
+
+def test_without_a_graph_a_shape_is_bound_once(device: StandIn) -> None:
+    """TensorRT-RTX captures anew what was bound anew."""
+    one = worker(device, capture=False)
+    check(one, frame())
+    before = device.counts["set_input_shape"]
+    check(one, frame(seed=1))
+    assert device.counts["set_input_shape"] == before
+    check(one, frame(4, 4))
+    check(one, frame(seed=2))
+    one.close()
+
+
+def test_where_scratch_memory_cannot_grow_no_graph_stays_on_the_old_one(device: StandIn) -> None:
+    one = worker(device)
+    check(one, frame(4, 4))
+    slot = one._slot({"frame": frame(40, 40)}, ["depth"])
+    device.full = True
+    with pytest.raises(BackendError, match="out of memory"):
+        one._bind(slot)
+    device.full = False
+    launched = device.counts["cudaGraphLaunch"]
+    check(one, frame(4, 4, 1))
+    assert device.counts["cudaGraphLaunch"] == launched
+    check(one, frame(40, 40))
+    one.close()
+    assert not device.memory
+
+
+def test_only_the_maps_asked_for_come_to_the_host(device: StandIn) -> None:
+    one = worker(device, outputs=("depth", "alpha"))
+    image = frame()
+    for _ in range(2):
+        have = one.on_host({"frame": image}, ["alpha"])
+        np.testing.assert_array_equal(have["alpha"], -image.sum(axis=-1, dtype="f4"))
+        assert list(have) == ["alpha"] and device.counts["cudaHostAlloc"] == 2, "the frame and one map"
+    check(one, image)
+    one.close()
+    assert not device.memory
+
+
+def test_any_strides_are_taken(device: StandIn) -> None:
+    one = worker(device)
+    check(one, frame(12, 16)[:, ::2, ::-1])
+    one.close()
+
+
+def test_the_steps_of_a_call_are_told_apart(device: StandIn) -> None:
+    one, image = worker(device), frame()
+    steps = one.steps({"frame": image}, ["depth"])
+    for name, copies in (("h2d", 1), ("engine", 1), ("d2h", 2)):
+        steps[name]()
+        assert device.counts["cudaMemcpyAsync"] == copies, name
+    (slot,) = one._slots.values()
+    np.testing.assert_array_equal(slot.host["depth"], image.sum(axis=-1, dtype="f4"))
+    one.close()
+
+
+@pytest.mark.parametrize("stream", [None, 0, 1])
+def test_a_default_stream_is_waited_for_and_not_computed_on(device: StandIn, stream: int | None) -> None:
+    """TensorRT would synchronise the whole device around it."""
+    one, image = worker(device), frame()
+    own, view = one.stream, cuda.DeviceView(image.ctypes.data, image)
+    result = one.on_device({"frame": view}, (("frame", image.shape),), ["depth"], stream)["depth"]
+    assert one.context.streams == [own]
+    back = [] if stream is None else [(stream, "waits for", own)]
+    assert device.order == [("allocate", 1), (own, "waits for", stream or 1), *back]
+    assert device.counts["cudaStreamSynchronize"] == (stream is None)
+    one.close()
+    del result
+    assert device.order[-1] == ("free", 1), "the worker's stream is gone by now"
+    assert not device.memory
+
+
+@pytest.mark.parametrize(("reader", "before"), [(7, []), (0, [(7, "waits for", 1)]), (9, [("all wait",)])])
+def test_memory_goes_when_its_readers_are_done(device: StandIn, reader: int, before: list[Any]) -> None:
+    array = cuda.DeviceArray.empty((2, 3), "float32", 7)
+    array._shared_with(reader or cuda.LEGACY_STREAM)
+    device.order.clear()
+    del array
+    assert device.order == [*before, ("free", 7)] and not device.memory
+
+
+def test_device_arrays_are_used_in_place(device: StandIn) -> None:
+    one = worker(device)
+    image = frame()
+    view = cuda.DeviceView(image.ctypes.data, image)
+    copies = device.counts["cudaMemcpyAsync"]
+    result = one.on_device({"frame": view}, (("frame", image.shape),), ["depth"], stream=7)["depth"]
+    assert one.context.streams == [7] and device.order == [("allocate", 7)], "nothing but the caller's stream"
+    assert device.counts["cudaMemcpyAsync"] == copies and result.stream == 7
+    np.testing.assert_array_equal(array_at(result.pointer, result.shape, result.dtype), image.sum(axis=-1, dtype="f4"))
+    check(one, frame(4, 4))  # and the host's way works after it
+    del result
+    one.close()
+    assert not device.memory
+
+
+def test_one_thread_uses_one_worker(device: StandIn) -> None:
+    """Each worker allocates and captures for itself: taking turns would do both twice."""
+    session = session_on(device)
+    for seed in range(4):
+        image = frame(seed=seed)
+        have = session.run({"frame": image})["depth"]
+        np.testing.assert_array_equal(have, image.sum(axis=-1, dtype="f4"))
+    assert sorted(len(one._slots) for one in session._all) == [0, 1]
+    assert device.counts["cudaStreamBeginCapture"] == 1 and session.note == "with CUDA graphs"
+    session.close()
+    assert not device.memory and not device.alive
+
+
+def test_without_graphs_the_session_says_why(device: StandIn) -> None:
+    device.can_capture = False
+    with session_on(device) as session:
+        session.run({"frame": frame()})
+        assert session.note == "without CUDA graphs: CUDA: cudaStreamEndCapture failed"
+
+
+def test_closing_gives_the_workers_back_whatever_the_cache_does(device: StandIn) -> None:
+    session = session_on(device)
+    session.run({"frame": frame()})
+
+    class Broken:
+        def serialize(self) -> bytes:
+            raise ValueError("no")
+
+    session._cache = Broken()
+    with pytest.raises(ValueError, match="no"):
+        session.close()
+    assert not device.memory and not device.alive
+
+
+def test_an_array_on_another_gpu_is_refused(device: StandIn) -> None:
+    class Elsewhere:
+        shape, dtype = (1, 6, 8, 3), np.dtype("uint8")
+
+        def __dlpack_device__(self) -> tuple[int, int]:
+            return 2, 1
+
+    with session_on(device) as session, pytest.raises(ContractError, match=r"GPU 0, where the session.*on GPU 1"):
+        session.run({"frame": Elsewhere()})

@@ -1,0 +1,119 @@
+"""The page that a verdict comes with: complete, self-contained, and readable on a phone."""
+
+from __future__ import annotations
+
+import html.parser
+import shutil
+import subprocess
+
+import pytest
+
+from dpt_deploy.core.verdict import LEVELS, Stage, StageId, StageKind
+from dpt_deploy.report.formatting import budget_share, number
+from dpt_deploy.report.html import environment, render_html
+from dpt_deploy.report.plots import quantile_plot
+from tests.report.conftest import BUDGET
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.fixture
+def page(judged):
+    return render_html(*judged, "judge & command")
+
+
+class Links(html.parser.HTMLParser):
+    """What a browser would fetch, and tags that are not closed."""
+
+    def __init__(self):
+        super().__init__()
+        self.fetched, self.open = [], []
+
+    def handle_starttag(self, tag, attrs):
+        self.fetched += [value for name, value in attrs if name in ("src", "href") and not value.startswith("data:")]
+        if tag == "script":
+            self.fetched.append("script")
+        if tag not in ("meta", "img", "br", "line", "path"):
+            self.open.append(tag)
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+
+def test_the_page_fetches_nothing_and_is_well_formed(page):
+    links = Links()
+    links.feed(page.replace("/>", ">"))
+    assert links.fetched == [] and links.open == [] and "url(" not in page and "@import" not in page
+    assert "http://" not in page and "https://" not in page and " id=" not in page
+    assert len(page) < 2_000_000
+
+
+def test_the_page_says_everything(page, judged):
+    bundle, report, _ = judged
+    start = page.index("FAILED")
+    assert start < page.index("<h2>")  # verdict first
+    for sentence in report.blame:
+        assert sentence in page
+    for stage in report.stages:
+        assert stage.name in page
+    assert "judge &amp; command" in page and "export &lt;x&gt;" in page
+    assert "&lt;two&gt;" in page and "<two>" not in page
+    hashes = [bundle.manifest.checkpoint.sha256, *(artifact.sha256 for artifact in bundle.artifacts)]
+    assert [page.index(digest, page.index("Chain of files")) for digest in hashes] == sorted(
+        page.index(digest, page.index("Chain of files")) for digest in hashes)
+    assert page.count("<svg") == 3 and page.count("FP16 budget") >= 3
+    assert "magenta is NaN or Inf" in page and "Normals: &lt;two&gt; in tensorrt frame fp16, not finite" in page
+    assert page.count('class="maps"') == 3 and page.count("data:image/") == 12
+    assert page.count("no valid answer for an input") == 1
+    assert "fused attention" in page and "0.988" in page and "not built" in page
+
+
+def test_any_json_becomes_definitions():
+    definitions = environment().get_template("definitions.html.j2").module.definitions
+    value = {"a_b": [1, 2], "c": {"d": None, "e": True}, "f": [{"g": "<"}], "h": [], "i": {}}
+    assert definitions(value) == (
+        "<dl><dt>a b</dt><dd>1, 2</dd><dt>c</dt><dd>d not known; e yes</dd>"
+        "<dt>f</dt><dd><ul><li><dl><dt>g</dt><dd>&lt;</dd></dl></li></ul></dd><dt>h</dt><dd>none</dd><dt>i</dt>"
+        "<dd>none</dd></dl>"
+    )
+    assert "<th>k</th><th>l m</th>" in definitions([{"k": 1000000, "l_m": [1, 2]}])
+    assert "<td>1,000,000</td><td>1, 2</td>" in definitions([{"k": 1000000, "l_m": [1, 2]}])
+
+
+def test_numbers_read_well():
+    assert [number(x) for x in (0.0, 0.057123, 6.84e-4, 1e-7, 12.0, float("nan"), float("inf"))] == [
+        "0", "0.0571", "6.8e-4", "1e-7", "12", "NaN", "infinite"]
+    assert [budget_share(x) for x in (0.0, 0.0123, 0.34, 1.5, 12.3, float("inf"))] == [
+        "0%", "1.2%", "34%", "150%", "12 times", "not finite"]
+
+
+def test_a_plot_shows_lines_within_its_axes_and_is_the_same_every_time():
+    def stage(name, *values):
+        return Stage(StageId(StageKind.GRAPH, "frame", "fp16", title=name), "passed", quantiles={"depth": values})
+
+    stages = [stage("a & <b>", *(10.0**-k for k in range(len(LEVELS), 0, -1))),
+              stage("nothing", *[float("nan")] * len(LEVELS)), stage("exact", *[0.0] * len(LEVELS))]
+    svg = quantile_plot("depth", stages, BUDGET)
+    assert svg == quantile_plot("depth", stages, BUDGET)
+    assert "<title>a &amp; &lt;b&gt;</title>" in svg and "<title>exact</title>" in svg and "var(--ink)" in svg
+    assert not any(word in svg for word in ("xmlns", "<style", "<defs", "#010101", "nan", "inf,"))
+    assert quantile_plot("alpha", stages, BUDGET) == "" and quantile_plot("depth", stages[2:], {
+        "fp16": {"depth": {"abs_rel": 1.0}}, "fp32": {}}) == ""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
+@pytest.mark.parametrize("width", [390, 1280])
+def test_the_page_is_no_wider_than_the_window(page, tmp_path, width):
+    (tmp_path / "report.html").write_text(page)
+    (tmp_path / "frame.html").write_text(
+        f'<iframe id="f" src="report.html" style="border:0;width:{width}px;height:900px"></iframe><script>'
+        "f.onload = () => { document.title = 'wide ' + f.contentDocument.documentElement.scrollWidth }</script>"
+    )
+    done = subprocess.run(
+        [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+         "--disable-component-update", "--disable-sync", f"--user-data-dir={tmp_path / 'profile'}",
+         "--allow-file-access-from-files", "--hide-scrollbars", "--virtual-time-budget=5000", "--dump-dom",
+         f"file://{tmp_path / 'frame.html'}"], capture_output=True, text=True, check=True, timeout=120,
+    )
+    assert f"<title>wide {width}</title>" in done.stdout

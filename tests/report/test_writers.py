@@ -1,0 +1,56 @@
+"""Every file holds what was given to its writer, or is not there."""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import OpenEXR
+import pytest
+
+from dpt_deploy.core.errors import BadInput
+from dpt_deploy.report.prediction_files import write_prediction
+from dpt_deploy.report.writers import write_depth_exr, write_exr, write_npz, write_png
+from dpt_deploy.runtime import Prediction
+from tests.report.conftest import photo
+
+
+def channels(path):
+    with OpenEXR.File(str(path), separate_channels=True) as file:
+        return {name: channel.pixels.copy() for name, channel in file.channels().items()}
+
+
+def test_a_png_keeps_its_colours_and_a_bad_place_is_named(tmp_path):
+    image = photo(20, 30)
+    write_png(tmp_path / "new" / "a.png", image)
+    np.testing.assert_array_equal(cv2.imread(str(tmp_path / "new" / "a.png"))[..., ::-1], image)
+    with pytest.raises(BadInput, match=r"cannot write .*a\.png"):
+        write_png(tmp_path / "new" / "a.png" / "a.png", image)
+
+
+def test_exr_keeps_types_and_arrays_that_are_not_contiguous(tmp_path):
+    depth = np.random.default_rng(0).uniform(0, 9, (7, 10)).astype(np.float32)
+    write_depth_exr(tmp_path / "depth.exr", depth.T)
+    found = channels(tmp_path / "depth.exr")
+    assert list(found) == ["Z"] and found["Z"].dtype == np.float32
+    np.testing.assert_array_equal(found["Z"], depth.T)
+    half = {name: depth[::2, ::2].astype(np.float16) * i for i, name in enumerate("BGR")}
+    write_exr(tmp_path / "half.exr", half)
+    for name, channel in channels(tmp_path / "half.exr").items():
+        assert channel.dtype == np.float16
+        np.testing.assert_array_equal(channel, half[name])
+    with pytest.raises(BadInput, match=r"cannot write .*depth\.exr"):
+        write_depth_exr(tmp_path / "half.exr" / "depth.exr", depth)
+
+
+def test_npz_keeps_its_arrays(tmp_path):
+    write_npz(tmp_path / "a.npz", {"x": np.arange(3), "y": np.ones((2, 2), np.float32)})
+    with np.load(tmp_path / "a.npz") as file:
+        assert sorted(file.files) == ["x", "y"] and file["x"].tolist() == [0, 1, 2]
+
+
+def test_a_prediction_without_depth_has_no_exr(tmp_path):
+    alpha = np.ones((20, 30), np.float32)
+    files = write_prediction(tmp_path, "a", photo(20, 30), Prediction(alpha=alpha))
+    assert [file.name for file in files] == ["a.panel.png", "a.npz"] and all(file.is_file() for file in files)
+    files = write_prediction(tmp_path, "b", photo(20, 30), Prediction(depth=alpha))
+    assert files[2].name == "b.depth.exr" and channels(files[2])["Z"].shape == (20, 30)
