@@ -71,6 +71,8 @@ def alpha_loss(logits: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) ->
 class LossOptions:
     """Which heads are trained, and the weights of their losses."""
 
+    heads: Heads = HEADS
+    """Heads to train, separated by commas."""
     w_depth: float = 1.0
     """Weight of the depth loss."""
     w_normal: float = 1.0
@@ -79,8 +81,6 @@ class LossOptions:
     """Weight of the alpha loss."""
     w_gradient: float = 0.0
     """Weight of the multi-scale gradient loss on depth; 0 is off, 0.5 is usual."""
-    heads: Heads = HEADS
-    """Heads to train, separated by commas."""
 
 
 class Losses(LossOptions):

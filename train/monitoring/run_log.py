@@ -15,9 +15,9 @@ from tqdm import tqdm
 
 from dpt_deploy.core.errors import missing_package
 from dpt_deploy.core.files import write_json, write_text
+from dpt_deploy.report.writers import write_png
 
 from ..config import TrainConfig, to_yaml
-from .pictures import write_picture
 from .tables import Table, epoch_line, metrics_table, write_csv, write_curves
 
 PACKAGES = ("dpt-deploy", "torch", "timm", "numpy", "opencv-python", "OpenEXR")
@@ -77,7 +77,7 @@ class RunLog:
         self.say(epoch_line(row, self.config.epochs) + ("  best" if better else ""))
         if not self.main or picture is None:
             return
-        write_picture(self.out / "training_samples" / f"epoch_{epoch:02d}.png", picture)
+        write_png(self.out / "training_samples" / f"epoch_{epoch:02d}.png", picture)
         write_csv(self.out / "metrics.csv", history)
         write_curves(self.out / "curves.png", history, constants)
         if table:
