@@ -38,11 +38,7 @@ def berhu(depth: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch
 def gradient_matching(depth: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor, scales: int = 4) -> torch.Tensor:
     """Multi-scale gradients of the depth error (Li and Snavely 2018, section 4.2), per image (N,) [m].
 
-    Args:
-        depth: float32 (N, 1, H, W) [m].
-        truth: float32 (N, 1, H, W) [m].
-        mask: bool (N, 1, H, W), the valid pixels.
-        scales: Number of scales; each takes every second pixel of the one before.
+    Arguments as for `berhu`; each scale takes every second pixel of the one before.
     """
     error = torch.where(mask, depth - truth, 0.0)
     total = torch.zeros(len(depth), device=depth.device)
