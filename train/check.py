@@ -6,11 +6,13 @@ prints statistics of the data set.
 
 from __future__ import annotations
 
+import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
 from dpt_deploy import cli
+from dpt_deploy.core.errors import BadInput
 
 with cli.needing("train"):
     from dpt_deploy.cli.options import Limit
@@ -54,8 +56,14 @@ def main(config: CheckConfig) -> int:
     return 1 if broken else 0
 
 
+def _no_positional() -> None:
+    """Raise `BadInput` if the data folder comes first, without --data-root, as it did in earlier versions."""
+    if sys.argv[1:] and not sys.argv[1].startswith("-"):
+        raise BadInput(f"expected options, received {sys.argv[1]!r}. For a data folder, use --data-root {sys.argv[1]}.")
+
+
 RENAMED = {"--samples": "--max-samples", "--data": "--data-root"}
-COMMAND = cli.Command(CheckConfig, main, f"python -m {__package__}.check", renamed=RENAMED)
+COMMAND = cli.Command(CheckConfig, main, f"python -m {__package__}.check", default=_no_positional, renamed=RENAMED)
 
 if __name__ == "__main__":
     COMMAND.run()

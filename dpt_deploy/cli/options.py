@@ -73,6 +73,8 @@ def _positive(text: str) -> int:
 
 
 def _workers(text: str) -> int | Literal["auto"]:
+    if text != "auto" and not text.isdecimal():
+        raise ValueError(f"expected auto or a whole number from 0, received {text!r}")
     return "auto" if text == "auto" else _number(text, 0)
 
 

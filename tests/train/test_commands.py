@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import re
 import shutil
@@ -252,7 +253,22 @@ def test_yaml_options_and_the_command_line_are_one(tmp_path, data, config, monke
     assert module.TrainConfig(**module.read_yaml(again)) == config(ema=0.5, heads=("depth",))
 
 
+@pytest.mark.parametrize(("command", "arguments", "new"), [
+    ("__main__", ["--tasks", "depth"], "use --heads"), ("__main__", ["--limit-val-batches=3"], "use --max-val-batches"),
+    ("evaluate", ["m.pth", "--limit", "3"], "use --max-samples"), ("check", ["data"], "use --data-root data"),
+    ("check", ["--samples", "3"], "use --max-samples"), ("synthetic", ["--size", "64"], "use --image-size"),
+])
+def test_an_old_spelling_names_the_new_one(command, arguments, new, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["program", *arguments])
+    with pytest.raises(SystemExit) as stopped:
+        importlib.import_module(f"train.{command}").COMMAND.run()
+    assert stopped.value.code == 2
+    assert new in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(("text", "said"), [
+    ("tasks: [depth]\n", "use heads"), ("limit_train_batches: 3\n", "use max_train_batches"),
+    ("workers: -1\n", "expected auto or"), ("input_size: 0\n", "expected a size"),
     ("learning_rate: 1\n", "learning_rate"), ("epochs: many\n", "epochs"), ("a: [\n", "YAML"),
     ("- 1\n", "a list"), ("pretrained: maybe\n", "pretrained"),
 ])

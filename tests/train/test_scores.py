@@ -81,6 +81,12 @@ def test_every_metric_agrees_with_a_second_implementation(batch):
             assert value == pytest.approx(expected[metric], rel=1e-5, abs=tolerance), (name, metric)
 
 
+def test_arrays_and_tensors_have_the_same_angle_and_iou():
+    a, b = torch.randn(2, 50, 3, generator=torch.Generator().manual_seed(0))
+    np.testing.assert_allclose(metrics.angle(a, b).numpy(), metrics.angle(a.numpy(), b.numpy()), rtol=1e-14)
+    assert metrics.iou(a, b) == metrics.iou(a.numpy(), b.numpy())
+
+
 def test_batches_and_processes_change_nothing(batch):
     maps, truth = batch
     whole, parts = Scores(), [Scores(), Scores()]

@@ -193,6 +193,31 @@ def test_resuming_another_config_or_other_data_is_refused(config, tmp_path):
             state.load(run.out / "last.pth", run, trainer.resolved | {name: here}, trainer.data.fingerprint)
 
 
+def test_a_state_with_the_option_names_of_earlier_versions_resumes(config):
+    trainer = Trainer(config(epochs=2, input_size=(64, 64)))
+    stop_at(trainer, 5)
+    with pytest.raises(RuntimeError):
+        trainer.run()
+    content = torch.load(trainer.last, weights_only=True)
+    for new, old, value in (("heads", "tasks", ["depth", "normals", "alpha"]), ("max_train_batches", None, None),
+                            ("max_val_batches", "limit_val_batches", 0), ("input_size", "input_size", 64)):
+        del content["config"][new]
+        content["config"] |= {old or "limit_train_batches": value or 0}
+    torch.save(content, trainer.last)
+    again = Trainer(config(epochs=2, input_size=(64, 64), resume="auto"))
+    assert again.progress.epoch == 1
+    with pytest.raises(BadInput, match="heads was"):
+        Trainer(config(epochs=2, input_size=(64, 64), heads=("alpha",), resume="auto"))
+    with pytest.raises(BadInput, match="input_size was '64x64', now None"):
+        Trainer(config(epochs=2, resume="auto"))
+
+
+def test_a_network_of_a_non_square_input_trains(config):
+    run = config(max_train_batches=1, input_size=(48, 64), backbone_kwargs=())
+    Trainer(run).run()
+    assert read_checkpoint(run.out / "best_model.pth").contract.input_size == (48, 64)
+
+
 def test_the_steps_count_not_how_they_are_made(config):
     run = config(epochs=2, batch_size=4)
     trainer = Trainer(run)
