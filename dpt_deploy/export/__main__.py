@@ -5,7 +5,7 @@ from __future__ import annotations
 from .. import cli
 
 with cli.needing("export"):
-    from ..build import run_line
+    from ..build import benchmark_command
     from ..report.terminal import print_outcome
     from .pipeline import ExportConfig, export_checkpoint
 
@@ -15,7 +15,7 @@ PROG = "python -m dpt_deploy.export"
 def main(config: ExportConfig) -> int:
     """Exit status 0 only if the verdict is."""
     bundle, report = export_checkpoint(config, command=cli.command_line(PROG))
-    print_outcome(bundle, report, [run_line(bundle, engine) for engine in bundle.find("engine")])
+    print_outcome(bundle, report, [benchmark_command(bundle, engine) for engine in bundle.find("engine")])
     return 0 if report.passed else 1
 
 
