@@ -1,4 +1,4 @@
-"""python -m dpt_deploy.export CHECKPOINT: bundle, engines and verdict in one command."""
+"""python -m dpt_deploy.export CHECKPOINT: export a bundle, build engines and judge them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PROG = "python -m dpt_deploy.export"
 
 
 def main(config: ExportConfig) -> int:
-    """Exit status 0 only if the verdict is."""
+    """Exit status: 0 if the verdict passed, else 1."""
     bundle, report = export_checkpoint(config, command=cli.command_line(PROG))
     print_outcome(bundle, report, [benchmark_command(bundle, engine) for engine in bundle.find("engine")])
     return 0 if report.passed else 1
@@ -21,7 +21,7 @@ def main(config: ExportConfig) -> int:
 
 COMMAND = cli.Command(ExportConfig, main, PROG, renamed={
     "--fp32": "--fp32-modules", "--batch": "--batch-range", "--frame-size": "--frame-size-range",
-    "--seed": "this option did nothing and is gone; leave it out.",
+    "--seed": "this option had no effect and was removed; omit it.",
 })
 
 if __name__ == "__main__":
