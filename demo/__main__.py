@@ -16,7 +16,8 @@ from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.files import write_json
 from dpt_deploy.parity.judge import last_report
 from dpt_deploy.report.panel import panel
-from dpt_deploy.report.writers import write_png, write_prediction
+from dpt_deploy.report.prediction_files import write_prediction
+from dpt_deploy.report.writers import write_png
 from dpt_deploy.runtime import Prediction, Runtime
 from train.evaluate import EvaluateConfig, evaluate
 from train.logs import metrics_table

@@ -21,7 +21,7 @@ with cli.needing("cli"):
     from rich.table import Table
 
     from ..cli.options import Count, Limit, Name
-from ..report.writers import PANEL_SUFFIX, write_prediction
+from ..report.prediction_files import PANEL_SUFFIX, write_prediction
 from .video import Look, Reader, is_video, predict_video
 
 PROG = "python -m dpt_deploy.predict"
