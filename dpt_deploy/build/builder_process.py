@@ -105,10 +105,8 @@ def _layers(trt: Any, network: Any) -> list[Layer]:
 def _tensors(network: Any) -> list[dict[str, Any]]:
     sides = [("input", network.get_input(i)) for i in range(network.num_inputs)]
     sides += [("output", network.get_output(i)) for i in range(network.num_outputs)]
-    return [
-        {"name": tensor.name, "mode": mode, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
-        for mode, tensor in sides
-    ]
+    return [{"name": tensor.name, "mode": mode, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
+            for mode, tensor in sides]
 
 
 def _config_arguments(trt: Any, request: dict[str, Any]) -> dict[str, Any]:

@@ -81,9 +81,7 @@ def certify(
     types = {layer.node: layer.dtype for layer in layers if layer.kind != "ATTENTION_OUTPUT"}
     in_half = [item for item in work if types.get(item.node) in HALF.values()]
     certificate = {
-        "asked": precision,
-        "status": "passed",
-        "reasons": [],
+        "asked": precision, "status": "passed", "reasons": [],
         "layers": _share(len(half), len(computing), "computing"),
         "flops": _share(sum(item.flops for item in in_half), sum(item.flops for item in work), "total"),
         "size": list(size),
@@ -214,11 +212,9 @@ def _islands(
     for group in members.values():
         counted = [layer for layer in group if layer.kind != "CAST"]
         if counted:
-            islands.append({
-                "name": _island_name(group, modules, tensors),
-                "layers": len(counted),
-                "flops": sum(flops.get(layer.node, 0) for layer in counted if layer.kind != "ATTENTION_OUTPUT"),
-            })
+            island_flops = sum(flops.get(layer.node, 0) for layer in counted if layer.kind != "ATTENTION_OUTPUT")
+            name = _island_name(group, modules, tensors)
+            islands.append({"name": name, "layers": len(counted), "flops": island_flops})
     return sorted(islands, key=lambda island: (-island["flops"], -island["layers"], island["name"]))
 
 

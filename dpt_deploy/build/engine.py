@@ -7,7 +7,6 @@ its own: `python -m dpt_deploy.build.builder_process`, with a request as JSON on
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -102,11 +101,8 @@ def default_profile(
 ) -> dict[str, ShapeRange]:
     """The optimization profile of a graph's input, tuned for the smallest batch.
 
-    Args:
-        contract: Gives the input size of the model graph.
-        graph: model or frame. The frame graph is tuned for 720x1280, or the nearest size within `frame_sizes`.
-        batch: Smallest and largest batch size.
-        frame_sizes: Smallest and largest frame, (H, W) [pixels].
+    `batch` and `frame_sizes`, (H, W) [pixels], are pairs of the smallest and the largest. The frame graph is tuned for
+    720x1280, or the nearest size in that range; the model graph has the input size of the contract.
     """
     low, high = batch
     if graph == "model":
@@ -156,23 +152,16 @@ def build_engine(
         if new_timings and new_timings.is_file():
             with replacing(timings) as temporary_timings:
                 new_timings.rename(temporary_timings)
-    return {
-        "builder": builder.name,
-        "builder_version": builder.version,
-        "compute_capability": device.compute_capability() if builder.name == "tensorrt" else None,
-        "profile": shapes,
-        **options.variant,
-        **result,
-    }
+    capability = device.compute_capability() if builder.name == "tensorrt" else None
+    return {"builder": builder.name, "builder_version": builder.version, "compute_capability": capability,
+            "profile": shapes, **options.variant, **result}
 
 
 def run_builder(request: dict[str, Any], builder: Builder, failure: str) -> dict[str, Any]:
     """The result of `builder_process` for a request. Raises `BuildError`: `failure`, and the first error it printed."""
     environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": "1" if builder.name == "tensorrt-rtx" else "0"}
-    process = subprocess.run(
-        [sys.executable, "-m", "dpt_deploy.build.builder_process"], input=json.dumps(request), env=environment,
-        capture_output=True, text=True, check=False,
-    )
+    command = [sys.executable, "-m", "dpt_deploy.build.builder_process"]
+    process = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True)
     if process.returncode:
         errors = [line for line in (process.stdout + process.stderr).splitlines() if "[E]" in line or "rror:" in line]
         lines = errors[:1] or (process.stderr or process.stdout).strip().splitlines() or ["no output"]

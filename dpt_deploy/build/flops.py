@@ -187,13 +187,11 @@ def _fold_sizes(model: onnx.ModelProto) -> None:
         [tensor for name, tensor in constants.items() if name in sources],
     )
     submodel = onnx.helper.make_model(subgraph, opset_imports=model.opset_import, ir_version=model.ir_version)
-    feeds = {
-        value.name: np.zeros(
-            [dim.dim_value for dim in value.type.tensor_type.shape.dim],
-            onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type),
-        )
-        for value in subgraph.input
-    }
+    feeds = {}
+    for value in subgraph.input:
+        tensor = value.type.tensor_type
+        dtype = onnx.helper.tensor_dtype_to_np_dtype(tensor.elem_type)
+        feeds[value.name] = np.zeros([dim.dim_value for dim in tensor.shape.dim], dtype)
     for name, value in zip(targets, ReferenceEvaluator(submodel).run(None, feeds), strict=True):
         node = producers[name]
         graph.node.remove(node)

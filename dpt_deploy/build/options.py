@@ -47,10 +47,7 @@ class EngineOptions:
     @property
     def variant(self) -> dict[str, str | bool]:
         """The options that change the kind of engine and are not the default."""
-        values = {
-            "weights": self.weights, "version_compatible": self.version_compatible,
-            "hardware_compatible": self.hardware_compatible,
-        }
+        values = {name: getattr(self, name) for name in ("weights", "version_compatible", "hardware_compatible")}
         return {name: value for name, value in values.items() if value not in (False, "fixed")}
 
 

@@ -95,9 +95,7 @@ def _description(path: Path) -> dict[str, str]:
     return description
 
 
-def _refit(
-    bundle: Bundle, source: Bundle, engine: Artifact, graph: Artifact, say: Callable[[str], None]
-) -> Artifact:
+def _refit(bundle: Bundle, source: Bundle, engine: Artifact, graph: Artifact, say: Callable[[str], None]) -> Artifact:
     details: EngineDetails = engine.details
     builder = find_builder(details.builder)
     # A stripped engine never fits: check the engine that it becomes.

@@ -135,15 +135,13 @@ def _manifest(
     packages = ("torch", "timm", "onnx", "onnxscript", "numpy", "opencv-python")
     # Options as plain JSON values, with file names instead of paths of this machine.
     options = {key: value.name if isinstance(value, Path) else value for key, value in vars(config).items()}
+    options["engines"] = dataclasses.asdict(config.engines)
     return Manifest(
-        name=folder.name,
+        name=folder.name, command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=command,
         checkpoint=manifest.Checkpoint(file=checkpoint.path.name, sha256=checkpoint.sha256),
         model=manifest.ModelRecord.model_validate(model.config.to_json()),
-        contract=contract.to_json(),
-        training=checkpoint.training,
-        options=json.loads(json.dumps(options | {"engines": dataclasses.asdict(config.engines)})),
+        contract=contract.to_json(), training=checkpoint.training, options=json.loads(json.dumps(options)),
         versions={"dpt-deploy": __version__} | {name: importlib.metadata.version(name) for name in packages},
     )
 
@@ -211,8 +209,7 @@ def _choose_plan(
     earlier = bundle.previous.precision if bundle.previous else None
     if earlier is not None and earlier.key == key and earlier.stage is not None:
         say(f"reused   {title} (same plan, images and budget)")
-        stage = dataclasses.replace(earlier.stage, earlier=True)
-        return earlier.model_copy(update={"stage": stage})
+        return earlier.model_copy(update={"stage": dataclasses.replace(earlier.stage, earlier=True)})
     say(f"judging  {title}")
     stage, trials = judge_half(model, plan, reference, budget, title), []
     if not stage.passed and config.search and not config.fp32_modules:
@@ -228,6 +225,6 @@ def _judge_with_torch(bundle: Bundle, model: MultiTaskDPT, record: PrecisionReco
     stages = judge_weights(bundle, model)
     if record.stage is not None:  # judged before the graph existed
         (graph,) = bundle.find("onnx", graph="model", precision=record.plan.precision)
-        identity = dataclasses.replace(record.stage.id, file=graph.file)
-        stages.append(dataclasses.replace(record.stage, id=identity, sha256=graph.sha256))
+        stage_id = dataclasses.replace(record.stage.id, file=graph.file)
+        stages.append(dataclasses.replace(record.stage, id=stage_id, sha256=graph.sha256))
     return stages

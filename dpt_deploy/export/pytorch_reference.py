@@ -39,13 +39,9 @@ def make_reference(
         image = preprocess(frame, contract)
         with torch.no_grad():
             outputs = model(image[None])
-        cases.append(Case(
-            name, adversarial, frame, image.numpy(),
-            {
-                "model": {key: value[0].numpy() for key, value in outputs.items()},
-                "frame": postprocess(outputs, frame.shape[:2], contract),
-            },
-        ))
+        model_outputs = {key: value[0].numpy() for key, value in outputs.items()}
+        maps = {"model": model_outputs, "frame": postprocess(outputs, frame.shape[:2], contract)}
+        cases.append(Case(name, adversarial, frame, image.numpy(), maps))
     return Reference(tuple(cases))
 
 
@@ -87,9 +83,7 @@ def preprocess(frame: np.ndarray, contract: Contract) -> torch.Tensor:
     return ((x - mean) / std)[0]
 
 
-def postprocess(
-    outputs: dict[str, torch.Tensor], size: tuple[int, int], contract: Contract
-) -> dict[str, np.ndarray]:
+def postprocess(outputs: dict[str, torch.Tensor], size: tuple[int, int], contract: Contract) -> dict[str, np.ndarray]:
     """Outputs of the model graph for one image -> maps of the frame's `size` (H, W)."""
     box = contract.content_box(size)
 

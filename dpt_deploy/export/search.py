@@ -117,10 +117,8 @@ class Search:
     def trial(self, name: str, plan: PrecisionPlan, stage: Stage) -> TrialRecord:
         """The record of `plan` with its verdict and its FLOPs in half precision."""
         backbone_half, decoder_half = half_shares(self.model, plan, self.ranges)
-        return TrialRecord(
-            name=name, plan=plan, passed=stage.passed, heads=stage.heads, reasons=stage.reasons,
-            backbone_half=round(backbone_half, 4), decoder_half=round(decoder_half, 4),
-        )
+        return TrialRecord(name=name, plan=plan, passed=stage.passed, heads=stage.heads, reasons=stage.reasons,
+                           backbone_half=round(backbone_half, 4), decoder_half=round(decoder_half, 4))
 
     def _extended(self, fp32: list[str]) -> PrecisionPlan:
         return dataclasses.replace(self.start, fp32=(*self.start.fp32, *fp32))
@@ -156,15 +154,9 @@ def judge_half(
     model: MultiTaskDPT, plan: PrecisionPlan, reference: Reference, budget: Budget, title: str,
     graph: Artifact | None = None,
 ) -> Stage:
-    """Judge PyTorch in the precision of `plan` against `reference`.
+    """Judge PyTorch in the precisions of `plan` against `reference`.
 
-    Args:
-        model: The model, float32, in eval mode.
-        plan: The precision plan to apply.
-        reference: The parity images with the outputs of PyTorch FP32.
-        budget: Limits by precision, head and metric.
-        title: Title of the stage.
-        graph: The ONNX graph that was exported with this plan, if there is one.
+    `model` is float32 and in eval mode. `title` is that of the stage, `graph` the ONNX graph exported with `plan`.
     """
     half = typed(model, plan)
     _sum_in_fp32(half)
