@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -104,8 +106,7 @@ def completion(arguments: list[str]) -> str:
         from .help import completion_script
     found = {}
     for row in ROWS.values():
-        try:
+        # A command without its packages says so and exits.
+        with contextlib.suppress(ImportError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
             found[row] = importlib.import_module(_module(row.module)).COMMAND.config
-        except (ImportError, SystemExit):
-            continue
     return completion_script({row.name: (row.help, config) for row, config in found.items()}, arguments[0])

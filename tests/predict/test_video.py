@@ -39,7 +39,7 @@ class StandIn(Runtime):
     """A runtime without a network: alpha follows the frame's brightness."""
 
     def __init__(self) -> None:
-        self.session = type("Session", (), {"lanes": 1})()
+        self.session = type("Session", (), {"concurrency": 1})()
 
     def _predict(self, frames: list[np.ndarray]) -> list[Prediction]:
         return [Prediction(np.ones(f.shape[:2], np.float32), None, f[..., 0] / np.float32(255)) for f in frames]
