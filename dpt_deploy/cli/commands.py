@@ -76,7 +76,7 @@ def help_page() -> str:
         *lines,
         f"  {'completion':{width}}completion script for a shell: dpt completion bash|zsh",
         f"  {'--version':{width}}the version",
-        f"  {'-h, --help':{width}}this page; after a command, its options of a command",
+        f"  {'-h, --help':{width}}this page; after a command, its options",
         "",
         "Exit status: 0 done and passed, 1 verdict failed or input skipped, 2 error, 130 interrupted.",
     ])
