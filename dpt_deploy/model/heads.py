@@ -24,7 +24,7 @@ class DepthActivation(nn.Module):
 
 
 class Head(nn.Module):
-    """3x3 to features/2, bilinear to the input's size, 3x3 to 32, ReLU, 1x1, activation."""
+    """3x3 conv to features/2 channels, bilinear upsampling to `size`, 3x3 conv to 32, ReLU, 1x1 conv, activation."""
 
     def __init__(self, features: int, channels: int, activation: nn.Module) -> None:
         super().__init__()
@@ -41,7 +41,7 @@ class Head(nn.Module):
 
 
 def create_head(name: str, features: int, depth_scale: float) -> Head:
-    """The head called `name`: depth (softplus times depth_scale), normals (tanh), alpha (raw logits)."""
+    """The head `name`: depth (softplus times depth_scale), normals (tanh) or alpha (logits)."""
     channels, activation = {
         "depth": (1, DepthActivation(depth_scale)),
         "normals": (3, nn.Tanh()),
@@ -50,11 +50,14 @@ def create_head(name: str, features: int, depth_scale: float) -> Head:
     return Head(features, channels, activation)
 
 
-def start_values(name: str, depth_scale: float, depth: float, foreground: float) -> list[float]:
-    """Biases of a head's last convolution that make a new model predict something plausible.
+def initial_bias(name: str, depth_scale: float, depth: float, foreground: float) -> list[float]:
+    """Bias of a head's last convolution with which an untrained model makes a plausible prediction.
 
-    `depth` [m] is a typical distance, `foreground` the share of pixels that are foreground; the
-    normals start facing the camera, (0, 0, tanh(1.5) = 0.905).
+    Args:
+        name: depth, normals (they face the camera: (0, 0, tanh(1.5) = 0.905)) or alpha.
+        depth_scale: That of the depth head.
+        depth: A typical depth [m].
+        foreground: The share of pixels that are foreground, in (0, 1).
     """
     if name == "depth":
         return [math.log(math.expm1(depth / depth_scale))]
