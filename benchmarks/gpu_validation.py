@@ -114,7 +114,7 @@ def _build(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any
         # The build command judges parity too, which is the next step here.
         code = ("import sys; from dpt_deploy.build import *; from dpt_deploy.core.bundle import Bundle; "
                 "build_engines(Bundle.open(sys.argv[1]), EngineOptions(builder=sys.argv[2], "
-                "batch=(int(sys.argv[3]), int(sys.argv[4]))))")
+                "batch_range=(int(sys.argv[3]), int(sys.argv[4]))))")
         status, lines = run_for(max(30.0, left * 0.25), [sys.executable, "-c", code, str(folder), builder, *batches])
         found[builder] = {"status": "not run" if status else "ran", "exit": status,
                           "said": lines[-1:] if status else lines}
