@@ -12,8 +12,8 @@ import torch
 from onnx import numpy_helper
 
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.manifest import PrecisionPlan
 from dpt_deploy.export.graph import export_graph
-from dpt_deploy.export.precision import PrecisionPlan
 from dpt_deploy.export.pytorch_reference import make_reference
 from dpt_deploy.export.search import judge_half
 from dpt_deploy.model.frame import FrameModel
