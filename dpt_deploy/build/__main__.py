@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from .. import cli
 
@@ -28,7 +29,7 @@ class BuildConfig:
 
     bundle: tyro.conf.Positional[Path]
     """Bundle: the folder that the export command wrote."""
-    engines: EngineOptions = field(default_factory=EngineOptions)
+    engines: Annotated[EngineOptions, tyro.conf.arg(name="engine")] = field(default_factory=EngineOptions)
     budget: Path | None = None
     """JSON file with parity budgets that replace the default ones. The report names it."""
     precisions: Precisions = ()

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -57,7 +57,7 @@ class ExportConfig:
     """Depth scale of the training, for checkpoints without a description."""
     opset: Literal[23, 20] = 23
     """ONNX opset. 23 has the Attention operator; 20 is for older versions of TensorRT."""
-    engines: EngineOptions = field(default_factory=EngineOptions)
+    engines: Annotated[EngineOptions, tyro.conf.arg(name="engine")] = field(default_factory=EngineOptions)
     images: Path | None = None
     """Image or folder of images for the parity verdict. Default: built-in scenes."""
     max_images: Count = 8
