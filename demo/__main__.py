@@ -19,9 +19,10 @@ from dpt_deploy.report.panel import panel
 from dpt_deploy.report.prediction_files import write_prediction
 from dpt_deploy.report.writers import write_png
 from dpt_deploy.runtime import Prediction, Runtime
+from train.data.synthetic.scene import Scene, generate, kind_of
 from train.evaluate import EvaluateConfig, evaluate
-from train.logs import metrics_table
-from train.synthetic import Scene, SyntheticConfig, generate, kind_of, write_dataset
+from train.monitoring.tables import metrics_table
+from train.synthetic import SyntheticConfig, write_dataset
 
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "demo" / "model" / "best_model.pth"
@@ -93,7 +94,7 @@ def stack(rows: list[np.ndarray]) -> np.ndarray:
 def print_scores() -> None:
     """Print task metrics of the bundle on held-out images, next to those of constant predictions."""
     data = OUT / "cache"
-    write_dataset(SyntheticConfig(data, COUNT, SIZE, SEED, workers=1, prepared=True))
+    write_dataset(SyntheticConfig(data, COUNT, (SIZE, SIZE), SEED, workers=1, prepared=True))
     result = evaluate(EvaluateConfig(BUNDLE, data, workers=0))
     console.print(f"The bundle on {COUNT} held-out generated images ({SIZE} px, seed {SEED}):")
     console.print(metrics_table(result["metrics"], result["constant"]), markup=False)
