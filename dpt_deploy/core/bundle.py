@@ -82,15 +82,23 @@ class Bundle:
         return bundle
 
     @classmethod
-    def open(cls, folder: Path | str) -> Bundle:
-        """Read the manifest in `folder`; file hashes are checked by `path`. Raises `BadBundle`."""
+    def open(cls, folder: Path | str, when_unjudged: Callable[[Bundle], None] = lambda bundle: None) -> Bundle:
+        """Read the manifest in `folder`; file hashes are checked by `path`.
+
+        Args:
+            folder: Where the bundle is.
+            when_unjudged: Called when the verdict on earlier files is forgotten.
+
+        Raises:
+            BadBundle: There is no manifest, or it is not one that this version reads.
+        """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
             what = "there is no such folder" if not folder.exists() else f"it has no {MANIFEST}"
             raise BadBundle(
                 f"{folder}: expected a bundle, but {what}. Make one with: python -m dpt_deploy.export best_model.pth"
             )
-        return cls(folder, Manifest.read(folder / MANIFEST))
+        return cls(folder, Manifest.read(folder / MANIFEST), when_unjudged)
 
     @property
     def contract(self) -> Contract:
