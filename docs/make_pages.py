@@ -17,6 +17,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from markdown.extensions.toc import slugify  # noqa: E402
 from mkdocs.config.defaults import MkDocsConfig  # noqa: E402
 from mkdocs.structure.files import File, Files  # noqa: E402
 from mkdocs.structure.pages import Page  # noqa: E402
@@ -59,6 +60,8 @@ def with_links_of_the_site(markdown: str, source: str) -> str:
 
     def link(found: re.Match[str]) -> str:
         path = (ROOT / source).parent.joinpath(found[1]).resolve().relative_to(ROOT).as_posix()
+        if path.startswith("examples/") and path.endswith(".py"):
+            return f"examples.md#{slugify(path.removeprefix('examples/'), '-')}"
         return pages.get(path, path.removeprefix("docs/") if path.startswith("docs/") else found[1]) + (found[2] or "")
 
     return LINK.sub(link, markdown)
