@@ -11,8 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from .. import backends
-from ..backends import Session, StageTask
-from ..backends.device import NO_GPU, compute_capability
+from ..backends import Session, StageTask, device
 from ..core.bundle import PARITY_JSON, Bundle
 from ..core.errors import BackendError, BadBundle, Cause, DptError, MissingPackage
 from ..core.manifest import ShapeRange
@@ -91,7 +90,7 @@ def judge(
     stages = list(known)
     for task in stage_tasks(bundle):
         progress(str(task.id))
-        stages.append(_judge(task, reference, budget, shown))
+        stages.append(_judge(bundle, task, reference, budget, shown))
     progress(str(_steps(bundle)))
     stages.append(_judge_steps(bundle, reference, budget, shown))
     stages = _with_earlier(bundle, stages, digest, budget)
@@ -129,11 +128,11 @@ def load_reference(bundle: Bundle) -> tuple[Reference, str]:
     return Reference.load(bundle.path(found[0])), found[0].sha256
 
 
-def _judge(task: StageTask, reference: Reference, budget: Budget, show: Show) -> Stage:
+def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget, show: Show) -> Stage:
     """The stage of a task. What is not installed or cannot run here is not run; any other refusal is a failure."""
     digest = task.artifact.sha256
     try:
-        session = _opened(task, reference)
+        session = _opened(bundle, task, reference)
     except (MissingPackage, BackendError) as error:
         if isinstance(error, BackendError) and task.must_open:
             return _refused(task.id, error, digest)
@@ -149,13 +148,17 @@ def _judge(task: StageTask, reference: Reference, budget: Budget, show: Show) ->
         return compare(task.id, _in_pieces(session, task.profile), cases, budget, digest, notes, show)
 
 
-def _opened(task: StageTask, reference: Reference) -> Session:
+def _opened(bundle: Bundle, task: StageTask, reference: Reference) -> Session:
     """The task's session, after what can be known without it."""
-    if task.id.device == "gpu" and compute_capability() is None:
-        raise BackendError(NO_GPU, Cause.NO_GPU)
+    refusal = None
     images = reference.images_alone().cases
-    if task.profile and not any(_fits(case.input(task.id.graph).shape, task.profile) for case in images):
-        raise BackendError("no image has a size within the engine's profile", Cause.OUTSIDE_PROFILE)
+    if task.id.device == "gpu" and device.compute_capability() is None:
+        refusal = BackendError(device.NO_GPU, Cause.NO_GPU)
+    elif task.profile and not any(_fits(case.input(task.id.graph).shape, task.profile) for case in images):
+        refusal = BackendError("no image has a size within the engine's profile", Cause.OUTSIDE_PROFILE)
+    if refusal is not None:
+        bundle.path(task.artifact)  # a damaged file has failed, whether or not it could run
+        raise refusal
     return task.open()
 
 
@@ -221,7 +224,7 @@ def _with_earlier(bundle: Bundle, stages: list[Stage], reference: str, budget: B
     if last is None:
         return stages
     hashes = {artifact.file: artifact.sha256 for artifact in bundle.artifacts}
-    now = {stage.id for stage in stages}
+    now = {stage.id: stage.id for stage in stages}
     without_gpu = {stage.id for stage in stages if stage.cause is Cause.NO_GPU}
     earlier = {}
     for stage in last.stages:
@@ -231,5 +234,6 @@ def _with_earlier(bundle: Bundle, stages: list[Stage], reference: str, budget: B
         missing = stage.id in without_gpu or (stage.id.kind in NEED_PYTORCH and stage.id not in now)
         if unchanged and same_inputs and missing and stage.status != "not run":
             held = held_to(stage, budget) if budget is not None and budget != last.budget else stage
-            earlier[stage.id] = dataclasses.replace(held, earlier=True)
+            # An engine beside it may have changed how people call it.
+            earlier[stage.id] = dataclasses.replace(held, id=now.get(stage.id, stage.id), earlier=True)
     return [earlier.pop(stage.id, stage) for stage in stages] + list(earlier.values())

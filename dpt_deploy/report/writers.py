@@ -1,4 +1,4 @@
-"""One writer for each type of file that holds pictures or maps. Every file is written atomically."""
+"""One writer for each type of file that holds pictures or maps, for commands and for training; writes are atomic."""
 
 from __future__ import annotations
 
@@ -10,10 +10,6 @@ import numpy as np
 
 from ..core.errors import missing_package
 from ..core.files import cannot_write, replacing
-from ..runtime import Prediction
-from .panel import panel
-
-PANEL_SUFFIX = ".panel.png"
 
 
 def write_png(path: Path | str, picture: np.ndarray) -> None:
@@ -57,27 +53,3 @@ def write_exr(path: Path | str, channels: Mapping[str, np.ndarray]) -> None:
 def write_depth_exr(path: Path | str, depth: np.ndarray) -> None:
     """Write depth (H, W) [m] as OpenEXR with one float32 channel, Z. Raises as `write_exr` does."""
     write_exr(path, {"Z": depth.astype(np.float32, copy=False)})
-
-
-def write_prediction(
-    folder: Path, stem: str, image: np.ndarray, prediction: Prediction, caption: str = ""
-) -> list[Path]:
-    """Write the panel, the maps and the depth of one image.
-
-    Args:
-        folder: Where the files go; it is made if it does not exist.
-        stem: How the names of the files begin.
-        image: uint8 (H, W, 3) RGB.
-        prediction: The maps of that image.
-        caption: Shown below the image in the panel.
-
-    Returns:
-        The files: panel (PNG), all maps (.npz) and, if depth was predicted, depth (OpenEXR).
-    """
-    files = [folder / f"{stem}{PANEL_SUFFIX}", folder / f"{stem}.npz"]
-    write_png(files[0], panel(image, prediction, caption))
-    write_npz(files[1], prediction.maps)
-    if prediction.depth is not None:
-        files.append(folder / f"{stem}.depth.exr")
-        write_depth_exr(files[2], prediction.depth)
-    return files

@@ -17,7 +17,7 @@ from benchmarks.pipeline import Unavailable
 from benchmarks.pytorch_pipeline import count_flops, load_network
 from benchmarks.results import RESULTS
 from dpt_deploy import backends
-from dpt_deploy.backends import device
+from dpt_deploy.backends.device import compute_capability
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.manifest import Artifact
 from dpt_deploy.runtime import load
@@ -46,8 +46,9 @@ def test_every_row_ran_or_says_why_not(tiny_bundle: Path, tmp_path: Path, capsys
     assert ran["onnxruntime-cpu frame fp32"]["sha256"] == Bundle.open(tiny_bundle).find(
         "onnx", graph="frame", precision="fp32")[0].sha256
     assert {"pre", "engine", "post"} == set(ran[PEER]["parts_ms"]) and result["peer"] == PEER and ran[PEER]["peer"]
-    if device.compute_capability() is None:
-        assert "no GPU" in rows["onnxruntime-cuda frame fp32"]["reason"]
+    if compute_capability() is None:
+        assert rows["onnxruntime-cuda frame fp32"]["status"] == "not run"
+        assert "no GPU" in rows["DAViD-style pipeline, ONNX Runtime cuda"]["reason"]
     assert (tmp_path / "latency.png").stat().st_size > 1000
     committed = json.loads((RESULTS / "cpu_latency.json").read_text())
     assert set(result) == set(committed), "result files keep their format"

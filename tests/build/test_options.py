@@ -24,8 +24,8 @@ from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
     [
         ({"version_compatible": True}, "lean library"),
         ({"hardware_compatible": True}, "every GPU that it supports"),
-        ({"weights": "refittable"}, "only where a GPU is visible"),
-        ({"weights": "stripped"}, "only where a GPU is visible"),
+        ({"weights": "refittable"}, "only if a GPU is visible"),
+        ({"weights": "stripped"}, "only if a GPU is visible"),
     ],
 )
 def test_tensorrt_rtx_refuses_before_anything_is_attempted(own_bundle, options, part, monkeypatch):  # noqa: F811
@@ -136,7 +136,7 @@ def test_a_refit_without_a_gpu_is_refused(own_bundle, tiny_bundle, monkeypatch):
     for engine in source.find("engine"):
         engine.details["weights"] = "refittable"
     monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: None)
-    with pytest.raises(BackendError, match="none is visible"):
+    with pytest.raises(BackendError, match="no GPU is visible"):
         refit_engines(Bundle.open(tiny_bundle), source)
 
 

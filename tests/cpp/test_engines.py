@@ -166,7 +166,8 @@ def test_a_missing_module(toy, run):
 
 
 @pytest.mark.parametrize("details", [
-    {"profile": {"frame": {"min": [1, 8], "max": []}}}, {"profile": {"frame": {"min": [], "max": []}}},
+    {"profile": {"frame": {"min": [1, 8], "opt": [], "max": []}}},
+    {"profile": {"frame": {"min": [], "opt": [], "max": []}}},
     {"profile": {}}, {"max_pixels": -1}, {"profile": {}, "max_pixels": None},
 ])
 def test_malformed_profiles_do_not_crash(toy, run, details):

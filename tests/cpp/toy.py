@@ -13,6 +13,7 @@ from onnx import TensorProto, helper
 
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.manifest import Checkpoint, Manifest
 
 FILE = "frame.fp32.onnx"
 PLAN = b"PLAN of the fake module"
@@ -58,8 +59,8 @@ def make_toy(folder: Path, contract: Contract | None = None, **graph: Any) -> Bu
     """A bundle with the toy graph in `folder`."""
     contract = contract or Contract()
     folder.mkdir(parents=True)
-    header = {"name": "toy", "contract": contract.to_json(), "checkpoint": {"file": "toy.pth"}}
-    bundle = Bundle.create(folder, header)
+    manifest = Manifest(name="toy", contract=contract.to_json(), checkpoint=Checkpoint(file="toy.pth"))
+    bundle = Bundle.create(folder, manifest)
     onnx.save(toy_graph(contract, **graph), folder / FILE)
     bundle.add(FILE, "onnx", graph="frame", precision="fp32")
     return bundle

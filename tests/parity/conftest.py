@@ -11,9 +11,15 @@ import shutil
 import numpy as np
 import pytest
 
+from dpt_deploy import backends
 from dpt_deploy.core.bundle import Bundle
-from dpt_deploy.parity import Case, Reference, judge
-from dpt_deploy.parity.compare import not_run
+from dpt_deploy.core.errors import BackendError, Cause
+from dpt_deploy.core.manifest import Manifest
+from dpt_deploy.core.verdict import Stage, StageId, StageKind
+from dpt_deploy.parity import Case, Reference
+from dpt_deploy.parity.judge import judge
+from dpt_deploy.report import write_report
+from dpt_deploy.report.model_card import reset_model_card
 from tests.tiny import lively_model, own_bundle, tiny_bundle  # noqa: F401
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: each channel its own
@@ -21,16 +27,49 @@ MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: each cha
 
 @pytest.fixture
 def only_python(monkeypatch):
-    """Judge without the C++ runtime and OpenVINO: they say `not run`."""
-    for name in ("_judge_cpp", "_judge_openvino"):
-        monkeypatch.setattr(judge, name, lambda bundle, artifact, name, *rest: not_run(name, artifact.precision, "off"))
+    """Judge without the C++ runtime and OpenVINO: their stages say `not run`."""
+    for name in ("cpp", "openvino"):
+        switch_off(monkeypatch, name)
+
+
+def switch_off(monkeypatch, name):
+    """Let a backend plan its stages and open none of them."""
+    def refuse():
+        raise BackendError("off", Cause.NOT_BUILT)
+
+    backend = backends.get(name)
+    planned = backend.stages
+    monkeypatch.setattr(backend, "stages", lambda bundle: [
+        dataclasses.replace(task, open=refuse, must_open=False) for task in planned(bundle)
+    ])
+
+
+def weights_stage(graph, status="passed", **fields):
+    """A stage that compared the weights of an artefact."""
+    identity = StageId(StageKind.WEIGHTS, graph.graph, graph.precision, file=graph.file,
+                       title=f"weights {graph.graph} {graph.precision}")
+    return Stage(identity, status, graph.sha256, **fields)
+
+
+def pytorch_stage(graph, status="passed", **fields):
+    """A stage that judged PyTorch in FP16, for an artefact."""
+    identity = StageId(StageKind.PYTORCH, "model", "fp16", file=graph.file, title="PyTorch fp16")
+    return Stage(identity, status, graph.sha256, **fields)
+
+
+def judge_and_write(bundle, budget_file=None, known=(), command=""):
+    """Judge a bundle as the commands do: with everything written into it. Returns the report."""
+    judgement = judge(bundle, budget_file, known)
+    write_report(bundle, judgement.report, judgement.exhibits, command)
+    return judgement.report
 
 
 @pytest.fixture
 def bundle(tiny_bundle, tmp_path, only_python):  # noqa: F811
     """A bundle with the frame graph and three small inputs, that a test may change."""
     source = Bundle.open(tiny_bundle)
-    copy = Bundle(tmp_path / "bundle", source.header, [])
+    manifest = source.manifest.model_copy(update={"artifacts": ()})
+    copy = Bundle(tmp_path / "bundle", manifest, reset_model_card)
     copy.folder.mkdir()
     few(Reference.load(tiny_bundle / "reference.npz")).save(copy.folder / "reference.npz")
     copy.add("reference.npz", "reference")
@@ -76,7 +115,7 @@ def describe(bundle, precision="fp32"):
 def imagenet(tmp_path_factory):
     """Model, contract with ImageNet's mean and std, and a bundle of the frame graph alone; made once. Read only."""
     from dpt_deploy.export.graph import export_graph
-    from dpt_deploy.export.reference import make_reference
+    from dpt_deploy.export.pytorch_reference import make_reference
     from dpt_deploy.model.frame import FrameModel
     from dpt_deploy.parity.images import scene
 
@@ -88,8 +127,7 @@ def imagenet(tmp_path_factory):
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not (shared / "imagenet.done").exists():
             shutil.rmtree(folder, ignore_errors=True)
-            header = {"name": "imagenet", "contract": contract.to_json(), "checkpoint": {"file": "x.pth", "sha256": ""}}
-            made = Bundle.create(folder, header)
+            made = Bundle.create(folder, Manifest(name="imagenet", contract=contract.to_json()))
             inputs = [("large", False, scene(300, 420, 1)), ("a", False, scene(96, 128, 2)),
                       ("b", False, scene(96, 128, 3))]
             folder.mkdir()

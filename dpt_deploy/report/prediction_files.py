@@ -1,0 +1,37 @@
+"""The files that one prediction gives: a panel to look at, the maps, and depth for other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from ..runtime import Prediction
+from .panel import panel
+from .writers import write_depth_exr, write_npz, write_png
+
+PANEL_SUFFIX = ".panel.png"
+
+
+def write_prediction(
+    folder: Path, stem: str, image: np.ndarray, prediction: Prediction, caption: str = ""
+) -> list[Path]:
+    """Write the panel, the maps and the depth of one image.
+
+    Args:
+        folder: Where the files go; it is made if it does not exist.
+        stem: How the names of the files begin.
+        image: uint8 (H, W, 3) RGB.
+        prediction: The maps of that image.
+        caption: Shown below the image in the panel.
+
+    Returns:
+        The files: panel (PNG), all maps (.npz) and, if depth was predicted, depth (OpenEXR).
+    """
+    files = [folder / f"{stem}{PANEL_SUFFIX}", folder / f"{stem}.npz"]
+    write_png(files[0], panel(image, prediction, caption))
+    write_npz(files[1], prediction.maps)
+    if prediction.depth is not None:
+        files.append(folder / f"{stem}.depth.exr")
+        write_depth_exr(files[2], prediction.depth)
+    return files
