@@ -1,4 +1,4 @@
-"""One finding of the doctor, for the parts that contribute findings and the command that prints them."""
+"""The result of one diagnostic check, which backends report and the doctor prints."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ CheckStatus = Literal["ok", "warning", "failed", "not installed", "not checked"]
 
 @dataclass(frozen=True)
 class Check:
-    """One thing that was examined."""
+    """The result of one diagnostic check."""
 
     subject: str
     status: CheckStatus
-    """warning: works, but not as one might expect; failed: broken or wrong; not checked: needs a GPU to know."""
+    """warning: works with a limitation; failed: broken or incorrect; not checked: needs a GPU."""
     finding: str
-    """What was found, for people."""
+    """The result, in words."""
     remedy: str = ""
-    """The exact command that fixes it, "" if there is nothing to fix."""
+    """The command that fixes the problem, or an empty string."""

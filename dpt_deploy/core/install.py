@@ -1,7 +1,7 @@
-"""The one place that makes install commands.
+"""Install commands for error messages. No other module writes them.
 
-There is no distribution of dpt-deploy on a package index, so a command names the packages of an extra themselves. They
-are read from pyproject.toml in a clone, and from the metadata of the installed distribution otherwise.
+dpt-deploy is not on a package index, so a command lists the packages of an extra. They are read from pyproject.toml in
+a clone and from the metadata of the installed distribution otherwise.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ NOTES = {"tensorrt": "its libraries come from NVIDIA's package index"}
 
 
 def install_command(extra: str, *packages: str, flags: tuple[str, ...] = ()) -> str:
-    """The command that installs what an extra needs.
+    """The command that installs the packages of an extra.
 
     Args:
-        extra: An extra of pyproject.toml such as "export"; "" stands for the base dependencies.
-        packages: Only these packages of the extra, installed or not. If none are given, those that are missing or too
-            old, or all of them if none are.
-        flags: More options for pip, such as "--upgrade".
+        extra: An extra of pyproject.toml such as "export", or "" for the base dependencies.
+        packages: Install only these packages of the extra. Default: those that are missing or too old, or all if
+            every package is up to date.
+        flags: Options for pip, such as "--upgrade".
 
     Returns:
         A shell line such as `python -m pip install 'tyro>=1.0' 'rich>=13.9'`.
@@ -42,12 +42,12 @@ def install_command(extra: str, *packages: str, flags: tuple[str, ...] = ()) -> 
 
 
 def reinstall_command(*packages: str) -> str:
-    """The command that installs packages again, because one is broken."""
+    """The command that reinstalls broken packages."""
     return shlex.join(["python", "-m", "pip", "install", "--force-reinstall", *packages])
 
 
 def requirements(extra: str) -> list[Requirement]:
-    """What an extra asks for, with the extras of dpt-deploy that it refers to; "" stands for the base dependencies."""
+    """The requirements of an extra and of the extras that it includes. "" stands for the base dependencies."""
     found: dict[str, Requirement] = {}
     waiting, seen = [extra], set()
     while waiting:
@@ -62,7 +62,6 @@ def requirements(extra: str) -> list[Requirement]:
 
 
 def _declared(extra: str) -> list[Requirement]:
-    """The requirements of an extra as they are written."""
     if PYPROJECT.is_file():
         project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8")).get("project", {})
         if project.get("name") == DISTRIBUTION:
