@@ -315,10 +315,9 @@ def test_the_installed_commands_run_to_their_end(built: Built, tmp_path: Path) -
     where = run("-c", "import dpt_deploy; print(dpt_deploy.__file__)", cwd=tmp_path, **path).stdout
     assert Path(where.strip()).is_relative_to(built.folder)
     assert dpt("--version").strip() == f"dpt-deploy {dpt_deploy.__version__}"
-    dpt("export", "tiny.pth", "--out", "tiny", "--builder", "none")
+    dpt("export", "tiny.pth", "--out", "tiny", "--builder", "none", "--precision", "fp32", "--images", "photo.png")
     assert (tmp_path / "tiny" / "report.html").is_file()
     assert json.loads(dpt("parity", "tiny", "--json"))["passed"]
-    dpt("build", "tiny", "--builder", "none")
     dpt("predict", "tiny", "photo.png", "--out", "maps")
     assert (tmp_path / "maps" / "photo.npz").is_file()
     assert json.loads(dpt("doctor", "tiny", "--json"))["passed"]

@@ -1,4 +1,4 @@
-"""`python -m train --data-root DIR`: train; see `--help` for every option."""
+"""`python -m train --data-root DIR`: train a model; `--help` lists the options."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from dpt_deploy import cli
 from dpt_deploy.core.errors import DptError
 
 with cli.needing("train"):
-    from train.config import TrainConfig, from_command_line
-    from train.trainer import Trainer
+    from .commands import command
+    from .config import RENAMED, TrainConfig, from_command_line
+    from .loop.trainer import Trainer
 
 
 def main(config: TrainConfig) -> None:
@@ -17,12 +18,19 @@ def main(config: TrainConfig) -> None:
         return
     best = config.out / "best_model.pth"
     if not best.exists():
-        raise DptError(f"no epoch had a finite loss, so there is no {best}. Lower --lr, and look at the data: "
-                       f"python -m train.check {config.data_root}")
-    print(f"best weights: {best}. Next: python -m dpt_deploy.export {best}")
+        raise DptError(f"no epoch had a finite loss, so there is no {best}. Lower --lr, and check the data: "
+                       f"{command('train.check')} --data-root {config.data_root}")
+    print(f"best weights: {best}. Next: {command('dpt_deploy.export')} {best}")
 
 
-COMMAND = cli.Command(TrainConfig, main, "python -m train", default=from_command_line)
+def _option(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+COMMAND = cli.Command(
+    TrainConfig, main, f"python -m {__package__}", default=from_command_line,
+    renamed={_option(old): _option(new) for old, new in RENAMED.items()},
+)
 
 if __name__ == "__main__":
     COMMAND.run()

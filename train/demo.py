@@ -1,6 +1,6 @@
-"""The training half in three minutes on two cores: `python -m train.demo`.
+"""Training in three minutes on two cores: `python -m train.demo`.
 
-Generates people, trains a small model on them, and scores it on people it has not seen.
+Generates people, trains a small model on them, and scores it on people that it has not seen.
 """
 
 from __future__ import annotations
@@ -12,41 +12,45 @@ from pathlib import Path
 from dpt_deploy import cli
 
 with cli.needing("train"):
-    from train.config import TrainConfig
-    from train.evaluate import EvaluateConfig, evaluate
-    from train.logs import metrics_table
-    from train.synthetic import SyntheticConfig, write_dataset
-    from train.trainer import Trainer
+    from dpt_deploy.cli.options import Size
+
+    from .commands import command
+    from .config import TrainConfig
+    from .evaluate import EvaluateConfig, evaluate
+    from .loop.trainer import Trainer
+    from .monitoring.tables import metrics_table
+    from .synthetic import SyntheticConfig, write_dataset
 
 
 @dataclass(frozen=True)
 class DemoConfig:
-    """Generate data, train a small model, show samples, curve and held-out metrics."""
+    """Generate data, train a small model, and show sample pictures, curves and held-out metrics."""
 
     out: Path = Path("runs/demo-train")
-    """Folder for all of it; what an earlier demonstration left there is replaced."""
-    samples: int = 1200
+    """Folder for data and run; those of an earlier demonstration are replaced."""
+    count: int = 1200
     """Training images to generate."""
     epochs: int = 8
-    """Validations; between two of them, two fifths of the images are seen."""
-    size: int = 64
-    """Height and width [pixels]."""
+    """Number of validations; two fifths of the images are seen before each."""
+    image_size: Size = (64, 64)
+    """Size of the images [pixels]."""
     seed: int = 0
-    """Seed of data and weights; the held-out images take the next one."""
+    """Seed of data and weights; the held-out images use the next one."""
 
 
 def demo(config: DemoConfig) -> dict:
-    """Run it; returns `train.evaluate`'s result on the held-out images."""
+    """Run it; returns the result of `evaluate` on the held-out images."""
     data, held_out, run = config.out / "data", config.out / "held_out", config.out / "run"
     for folder in (data, held_out, run):
         shutil.rmtree(folder, ignore_errors=True)
-    write_dataset(SyntheticConfig(data, config.samples, config.size, config.seed, prepared=True))
-    write_dataset(SyntheticConfig(held_out, 150, config.size, config.seed + 1, prepared=True))
+    write_dataset(SyntheticConfig(data, config.count, config.image_size, config.seed, prepared=True))
+    write_dataset(SyntheticConfig(held_out, 150, config.image_size, config.seed + 1, prepared=True))
     Trainer(TrainConfig(
         data_root=data, out=run, epochs=config.epochs, batch_size=8, lr=8e-4, ema=0.99, warmup=0.1, seed=config.seed,
-        backbone="vit_tiny_patch16_384", backbone_kwargs=(f"img_size={config.size}", "patch_size=8", "depth=4"),
+        backbone="vit_tiny_patch16_384", input_size=config.image_size,
+        backbone_kwargs=("patch_size=8", "depth=4"),
         features=32, pretrained=False, depth_scale=1.0, amp="bf16", channels_last=True, zoom=1.0, blur=0.0, noise=0.0,
-        jpeg=0.0, val_fraction=0.04, workers=1, limit_train_batches=config.samples // 20,
+        jpeg=0.0, val_fraction=0.04, workers=1, max_train_batches=config.count // 20,
     )).run()
     return evaluate(EvaluateConfig(run / "best_model.pth", held_out, workers=0))
 
@@ -54,11 +58,14 @@ def demo(config: DemoConfig) -> dict:
 def main(config: DemoConfig) -> None:
     result = demo(config)
     run = config.out / "run"
-    print(f"\n{result['samples']} people it has not seen, beside what constant predictions score:")
+    print(f"\n{result['samples']} people that the model has not seen, beside constant predictions:")
     print(metrics_table(result["metrics"], result["constant"]))
     print(f"\nsamples     {run}/training_samples/\ncurve       {run}/curves.png\ncheckpoint  {run}/best_model.pth\n"
-          f"next        python -m dpt_deploy.export {run}/best_model.pth")
+          f"next        {command('dpt_deploy.export')} {run}/best_model.pth")
 
+
+RENAMED = {"--samples": "--count", "--size": "--image-size"}
+COMMAND = cli.Command(DemoConfig, main, f"python -m {__package__}.demo", renamed=RENAMED)
 
 if __name__ == "__main__":
-    cli.run(DemoConfig, main, "python -m train.demo")
+    COMMAND.run()

@@ -1,12 +1,15 @@
-"""Task metrics of a checkpoint or an exported bundle: `python -m train.evaluate CHECKPOINT_OR_BUNDLE --data-root DIR`.
+"""Task metrics of a checkpoint or a bundle: `python -m train.evaluate CHECKPOINT_OR_BUNDLE --data-root DIR`.
 
-Both are judged at the network's input size, on the same pixels, so that their tables stand side by side.
+Both are scored at the network's input size and on the same pixels, so that their tables can be compared.
 """
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -19,70 +22,84 @@ with cli.needing("train"):
     import tyro
     from tqdm import tqdm
 
+    from dpt_deploy.cli.options import Json, Limit, Workers
     from dpt_deploy.core.contract import Contract
     from dpt_deploy.model import load_model, read_checkpoint
-    from train.broken import Broken
-    from train.dataset import MapDataset, ValBatches, create_loader
-    from train.distributed import join
-    from train.geometry import AXES
-    from train.logs import metrics_table
-    from train.network import maps_of, to_device
-    from train.scores import Scores
-    from train.sources import open_source, split
-    from train.statistics import ConstantScores, measure, readable, spread
 
-Predictor = Callable[[dict[str, Any]], dict[str, torch.Tensor]]
+    from .data.conventions import AXES
+    from .data.dataset import MapDataset, ValBatches, create_loader
+    from .data.sources import BrokenSamples, open_source, split
+    from .data.statistics import measure, readable, spread
+    from .data.workers import worker_count
+    from .loop.process import join
+    from .model.forward import ForwardPass, in_metres
+    from .monitoring.scores import ConstantScores, Scores
+    from .monitoring.tables import metrics_table
 
 
 @dataclass(frozen=True)
 class EvaluateConfig:
-    """Score a checkpoint or a bundle on SynthHuman-format data, beside constant predictions."""
+    """Score a checkpoint or a bundle on data in SynthHuman's format, beside constant predictions."""
 
     model: Annotated[Path, tyro.conf.Positional]
     """best_model.pth, or the folder of an exported bundle."""
     data_root: Path
     """Folder of samples, or a prepared cache."""
     split: Literal["all", "val", "train"] = "all"
-    """Every sample, or those that training held out (or not), by the checkpoint's own share."""
-    limit: int = 0
-    """Only so many samples, spread over the set; 0 is all."""
+    """All samples, those that training held out, or the others; by the share that the checkpoint was trained with."""
+    max_samples: Limit = None
+    """Largest number of samples, evenly spaced over the data set."""
     batch_size: int = 8
-    """Images at once."""
-    workers: int = 2
-    """Processes that read samples; 0 reads in this one."""
+    """Images per batch."""
+    workers: Workers = "auto"
+    """Processes that read samples; 0 is in this process, auto is one per core, at most 8."""
     device: str = "auto"
-    """For a checkpoint: auto, cpu, cuda or cuda:0."""
+    """For a checkpoint: auto, cpu, cuda, or a GPU such as cuda:0."""
     backend: str | None = None
-    """For a bundle: a backend of dpt_deploy.load; by default the best that runs here."""
+    """For a bundle: the backend; by default the best that runs here."""
     precision: str | None = None
     """For a bundle: fp32, fp16 or bf16."""
     normal_axes: str = AXES
-    """What the files' normal components are."""
+    """How the files store the components of normals."""
     max_broken: int = 20
-    """Broken and incomplete samples that are named and skipped before the command stops."""
-    json: Path | None = None
-    """Also write the table here."""
+    """Broken and incomplete samples that are skipped and named before the command stops with an error."""
+    json: Json = False
+    out: Path | None = None
+    """Also write the result to this JSON file."""
 
 
-def open_model(config: EvaluateConfig) -> tuple[Predictor, Contract, dict[str, Any], str]:
-    """A function from batch to maps (depth [m], normals, alpha), its contract, training record, and a name for it."""
+@dataclass(frozen=True)
+class Evaluated:
+    """What is scored."""
+
+    predict: Callable[[dict[str, Any]], dict[str, torch.Tensor]]
+    """From a batch to maps on the CPU: depth [m], normals, alpha."""
+    contract: Contract
+    training: dict[str, Any]
+    """The training record of the checkpoint; empty without one."""
+    name: str
+    """How it is run, for people."""
+
+
+def open_model(config: EvaluateConfig) -> Evaluated:
+    """Open the checkpoint or the bundle. Raises `DptError` if it cannot be opened."""
     if config.model.is_dir():
         return _open_bundle(config)
     checkpoint = read_checkpoint(config.model)
     device = join(config.device).device
     model = load_model(checkpoint).to(device)
     contract = checkpoint.contract or model.contract()
-    canonical = checkpoint.training.get("canonical_focal")
+    forward = ForwardPass(contract, device, canonical_focal=checkpoint.training.get("canonical_focal") or 0.0)
 
     @torch.no_grad()
     def predict(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
-        outputs = model(to_device(batch, device, contract)["pixels"])
-        return maps_of({name: value.cpu() for name, value in outputs.items()}, _factor(batch, canonical))
+        batch = forward.to_device(batch)
+        return {name: values.cpu() for name, values in forward.maps(forward(model, batch), batch).items()}
 
-    return predict, contract, checkpoint.training, f"PyTorch FP32 on {device.type}"
+    return Evaluated(predict, contract, checkpoint.training, f"PyTorch FP32 on {device.type}")
 
 
-def _open_bundle(config: EvaluateConfig) -> tuple[Predictor, Contract, dict[str, Any], str]:
+def _open_bundle(config: EvaluateConfig) -> Evaluated:
     import dpt_deploy
 
     runtime = dpt_deploy.load(config.model, backend=config.backend, precision=config.precision)
@@ -94,52 +111,61 @@ def _open_bundle(config: EvaluateConfig) -> tuple[Predictor, Contract, dict[str,
         for name in predictions[0].maps:
             stacked = torch.stack([torch.from_numpy(p.maps[name]) for p in predictions])
             maps[name] = stacked.permute(0, 3, 1, 2) if name == "normals" else stacked[:, None]
-        factor = _factor(batch, training.get("canonical_focal"))
-        if factor is not None and "depth" in maps:
-            maps["depth"] = maps["depth"] * factor.view(-1, 1, 1, 1)
+        if "depth" in maps:
+            maps["depth"] = in_metres(maps["depth"], batch, training.get("canonical_focal") or 0.0)
         return maps
 
-    return predict, runtime.bundle.contract, training, runtime.reason
-
-
-def _factor(batch: dict[str, Any], canonical: float | None) -> torch.Tensor | None:
-    return batch["focal"] / canonical if canonical else None
+    return Evaluated(predict, runtime.bundle.contract, training, runtime.reason)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """The tables: {"model", "samples", "metrics": {"all": {metric: value}, kind: ...}, "constant": ...}."""
+    """Score a model on labelled data.
+
+    Returns:
+        "model" and how many "samples" were scored and "skipped"; "metrics" of all samples and per kind, and "constant",
+        the same of constant predictions: {"all": {metric: value}, kind: ...}.
+
+    Raises:
+        DptError: The model or the data cannot be used, or too many samples are broken.
+    """
     source = open_source(config.data_root, config.normal_axes)
-    broken = Broken(source, config.max_broken, tqdm.write)
-    predict, contract, training, name = open_model(config)
-    train, val = split(source.names, source.kinds, training.get("config", {}).get("val_fraction", 0.05))
-    positions = {"all": list(range(len(source.names))), "val": val, "train": train}[config.split]
-    if config.limit:
-        positions = spread(positions, config.limit)
+    to = sys.stderr if config.json else sys.stdout  # with --json, standard output holds the result and nothing else
+    broken = BrokenSamples(source, config.max_broken, partial(tqdm.write, file=to))
+    model = open_model(config)
+    train, val = split(source.names, source.kinds, model.training.get("config", {}).get("val_fraction", 0.05))
+    positions = {"all": list(range(len(source))), "val": val, "train": train}[config.split]
+    positions = spread(positions, config.max_samples)
     if not positions:
         raise BadInput(f"{config.data_root}: no samples in the split {config.split!r}. Give --split all.")
-    dataset = MapDataset(source, positions, contract)
+    dataset = MapDataset(source, positions, model.contract)
     batches = ValBatches(len(dataset), config.batch_size, 0, 1)
+    loader = create_loader(dataset, batches, min(worker_count(config.workers), len(batches)))
     statistics = measure(readable(source, spread(positions, 64)))
-    scores, constants = Scores(), ConstantScores(statistics, contract.heads)
-    for batch in tqdm(create_loader(dataset, batches, config.workers), "evaluate", len(batches)):
+    scores, constants = Scores(), ConstantScores(statistics, model.contract.heads)
+    for batch in tqdm(loader, "evaluate", len(batches)):
         for entry in batch["broken"]:
             broken.add(*entry)
         if "image" in batch:
-            scores.add(predict(batch), batch)
+            scores.add(model.predict(batch), batch)
             constants.add(batch)
-    return {"model": name, "samples": len(positions) - len(broken.reasons), "metrics": scores.table(),
-            "constant": constants.table()}
+    return {"model": model.name, "samples": len(positions) - len(broken.reasons), "skipped": len(broken),
+            "metrics": scores.table(), "constant": constants.table()}
 
 
-def main(config: EvaluateConfig) -> None:
+def main(config: EvaluateConfig) -> int:
     result = evaluate(config)
-    print(f"{config.model}: {result['model']}; {result['samples']} samples of {config.data_root}")
-    print(metrics_table(result["metrics"], result["constant"]))
+    if config.out:
+        write_json(config.out, result)
     if config.json:
-        write_json(config.json, result)
+        print(json.dumps(result, indent=2))
+    else:
+        print(f"{config.model}: {result['model']}; {result['samples']} samples of {config.data_root}")
+        print(metrics_table(result["metrics"], result["constant"]))
+    return 1 if result["skipped"] else 0
 
 
-COMMAND = cli.Command(EvaluateConfig, main, "python -m train.evaluate")
+RENAMED = {"--limit": "--max-samples"}
+COMMAND = cli.Command(EvaluateConfig, main, f"python -m {__package__}.evaluate", renamed=RENAMED)
 
 if __name__ == "__main__":
     COMMAND.run()

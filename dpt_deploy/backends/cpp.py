@@ -20,7 +20,7 @@ from ..core.contract import Graph
 from ..core.errors import BackendError, BadBundle, BadInput, Cause, ContractError, DptError, MissingPackage
 from ..core.manifest import Artifact, Precision
 from .base import Backend, Refusal, SessionOptions, StageTask
-from .session import Session, host_array, no_stream
+from .session import Session, host_array, reject_stream
 
 VARIABLE = "DPT_RUNTIME_LIBRARY"
 ABI = 1
@@ -170,7 +170,7 @@ class CppSession(Session):
             raise ERRORS[status](self.library.dpt_last_error().decode())
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
-        no_stream(stream, "the C++ runtime in Python")
+        reject_stream(stream, "the C++ runtime in Python")
         return self.infer(host_array(inputs["frame"], "frame"), outputs=outputs)
 
     def infer(

@@ -19,7 +19,7 @@ from ..core.manifest import Artifact, Precision
 from ..core.verdict import StageKind
 from . import cuda, device
 from .base import Backend, Refusal, SessionOptions, StageTask
-from .session import Session, first_line, host_array, no_stream
+from .session import Session, first_line, host_array, reject_stream
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
@@ -156,7 +156,7 @@ class OnnxRuntimeSession(Session):
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
         session = self._session
         if self.device == "cpu":
-            no_stream(stream, self.backend)
+            reject_stream(stream, self.backend)
         elif pointers := self._on_gpu(inputs, stream):
             return self._run_bound(pointers, inputs, outputs)
         feeds = {name: host_array(value, name) for name, value in inputs.items()}

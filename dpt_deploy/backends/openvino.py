@@ -17,15 +17,14 @@ from typing import Any
 
 import numpy as np
 
-from ..core.bundle import PARITY_JSON, Bundle
+from ..core.bundle import Bundle
 from ..core.check import Check
 from ..core.contract import Graph
 from ..core.errors import BackendError, Cause, ContractError, MissingPackage, missing_package
 from ..core.install import install_command
 from ..core.manifest import Artifact, Precision
-from ..core.verdict import ParityReport
 from .base import Backend, Refusal, SessionOptions, StageTask
-from .session import Session, host_array, no_stream
+from .session import Session, host_array, reject_stream
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
 FP16_NOTE = "a second opinion on accuracy; FP16 overflow may give finite values in OpenVINO"
@@ -63,7 +62,7 @@ class OpenVINO(Backend):
 
     def _has_passed(self, bundle: Bundle, artifact: Artifact | None) -> bool:
         """Whether the bundle's parity report passed this file on OpenVINO."""
-        report = ParityReport.read(bundle.folder / PARITY_JSON) if artifact is not None else None
+        report = bundle.last_report() if artifact is not None else None
         if report is None:
             return False
         wanted = self.stage_id(artifact)
@@ -154,7 +153,7 @@ class OpenVINOSession(Session):
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, np.ndarray]:
         import openvino
 
-        no_stream(stream, self.backend)
+        reject_stream(stream, self.backend)
         (name,) = self.inputs
         array = host_array(inputs[name], name)
         if not array.flags.writeable:
@@ -306,13 +305,17 @@ def _names(units: Sequence[str]) -> str:
     return " and ".join(unit.upper() for unit in units)
 
 
-@functools.cache  # OpenVINO unloads its plugins with the last Core
 def shared_core() -> Any:
     """OpenVINO's Core, one per process. Raises `MissingPackage` without OpenVINO."""
     try:
         import openvino
     except ImportError as error:
         raise missing_package("openvino", "cpu", "run graphs on OpenVINO") from error
+    return _core(openvino)
+
+
+@functools.cache  # OpenVINO unloads its plugins with the last Core
+def _core(openvino: Any) -> Any:
     return openvino.Core()
 
 

@@ -122,16 +122,9 @@ class StreamWorker:
     def run_on_device(
         self, views: Mapping[str, cuda.DeviceView], shapes: Shapes, wanted: list[str], stream: int | None
     ) -> dict[str, cuda.DeviceArray]:
-        """Run on device memory without copying it.
+        """Run on device memory without copying it, and return new device arrays.
 
-        Args:
-            views: Input memory by name.
-            shapes: Shapes of the inputs.
-            wanted: Names of the outputs to return.
-            stream: The caller's stream, on which inputs are ready. None for none.
-
-        Returns:
-            New device arrays, ready on `stream`, or complete if it is None.
+        Inputs and outputs are ready on the caller's `stream`. If it is None, outputs are complete on return.
         """
         default = stream is None or stream in cuda.DEFAULT_STREAMS
         target = self.stream if default else stream  # TensorRT synchronises on default streams

@@ -7,6 +7,7 @@ ONNX tools can read them.
 from __future__ import annotations
 
 import contextlib
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +17,7 @@ from .contract import Contract
 from .errors import BadBundle, BadInput, ContractError
 from .files import sha256, write_json
 from .manifest import Artifact, Kind, Manifest, Record
+from .verdict import ParityReport
 
 MANIFEST = "manifest.json"
 PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
@@ -105,6 +107,13 @@ class Bundle:
         """All files, in manifest order."""
         return self.manifest.artifacts
 
+    def last_report(self) -> ParityReport | None:
+        """The parity report of the last run. None if there is none or it is not readable."""
+        try:
+            return ParityReport.from_json(json.loads((self.folder / PARITY_JSON).read_text(encoding="utf-8")))
+        except (OSError, ValueError):
+            return None
+
     def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:
         """Artefacts of `kind` whose fields, or fields of `details`, equal `wanted`, in manifest order."""
         return [
@@ -156,14 +165,9 @@ class Bundle:
         ), False
 
     def add(self, file: str, kind: Kind, **fields: Any) -> Artifact:
-        """Register a file of the folder, and a graph's external data, and save the manifest.
+        """Register a file with other `fields` of `Artifact`, and a graph's external data, and save the manifest.
 
         Replacing a graph by a different one removes the verdict.
-
-        Args:
-            file: Name of the file in the folder.
-            kind: What the file is.
-            fields: Other fields of the `Artifact`.
         """
         artifact = self._described(file, kind, **fields)
         others = [a for a in self.artifacts if a.file != file]

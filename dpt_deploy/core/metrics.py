@@ -1,9 +1,12 @@
-"""Per-head error metrics for parity and training, in NumPy and float64.
+"""Per-head error metrics for parity and training, in float64.
 
 Maps are (H, W) or (H, W, 3). An empty set of pixels gives NaN, which exceeds every budget.
 """
 
 from __future__ import annotations
+
+import sys
+from typing import Any
 
 import numpy as np
 
@@ -21,14 +24,16 @@ def relative_depth_error(depth: np.ndarray, reference: np.ndarray) -> np.ndarray
     return np.abs(depth.astype(np.float64) - reference) / np.maximum(np.abs(reference), 1e-12)
 
 
-def angle(normals: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """Angle between vectors (..., 3) in degrees, float64 (...).
+def angle(normals: Any, reference: Any) -> Any:
+    """Angle between vectors (..., 3) in degrees, float64 (...), for NumPy arrays or PyTorch tensors.
 
     Computed as atan2(|a x b|, a . b), because arccos in float32 gives 0.007 degrees for identical vectors.
     """
-    a, b = normals.astype(np.float64), reference.astype(np.float64)
-    cross = np.linalg.norm(np.cross(a, b), axis=-1)
-    return np.degrees(np.arctan2(cross, np.sum(a * b, axis=-1)))
+    xp = np if isinstance(normals, np.ndarray) else sys.modules["torch"]  # tensors imply that PyTorch is imported
+    a, b = (xp.asarray(vectors, dtype=xp.float64) for vectors in (normals, reference))
+    (ax, ay, az), (bx, by, bz) = ([vectors[..., i] for i in range(3)] for vectors in (a, b))
+    x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
+    return xp.rad2deg(xp.arctan2(xp.sqrt(x * x + y * y + z * z), ax * bx + ay * by + az * bz))
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
@@ -36,11 +41,11 @@ def sigmoid(logits: np.ndarray) -> np.ndarray:
     return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
 
 
-def iou(alpha: np.ndarray, reference: np.ndarray, threshold: float = 0.5) -> float:
-    """Intersection over union of the masks alpha > threshold. 1 if both are empty."""
+def iou(alpha: Any, reference: Any, threshold: float = 0.5) -> float:
+    """Intersection over union of alpha > threshold, 1 if both are empty, for NumPy arrays or PyTorch tensors."""
     a, b = alpha > threshold, reference > threshold
-    union = np.logical_or(a, b).sum()
-    return 1.0 if union == 0 else float(np.logical_and(a, b).sum() / union)
+    union = int((a | b).sum())
+    return int((a & b).sum()) / union if union else 1.0
 
 
 def depth_summary(error: np.ndarray) -> dict[str, float]:

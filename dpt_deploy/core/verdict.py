@@ -10,7 +10,6 @@ import json
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BeforeValidator, TypeAdapter
@@ -281,14 +280,6 @@ class ParityReport:
             entry |= {"name": stage.name, "precision": stage.precision, "artifact": stage.artifact,
                       "reasons": stage.reasons}
         return json.loads(json.dumps(value))
-
-    @classmethod
-    def read(cls, path: Path) -> ParityReport | None:
-        """Read a report from a JSON file. None if it does not exist or is not a report."""
-        try:
-            return cls.from_json(json.loads(path.read_text(encoding="utf-8")))
-        except (OSError, ValueError):
-            return None
 
     @classmethod
     def from_json(cls, value: Any) -> ParityReport:

@@ -1,4 +1,4 @@
-"""timm ViT -> four token maps, returned and not hooked."""
+"""A timm ViT as backbone: it returns the token maps of four evenly spaced blocks, without hooks."""
 
 from __future__ import annotations
 
@@ -20,42 +20,46 @@ EXAMPLES = (
 
 
 def create_backbone(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
-    """A timm plain patch transformer without its final norm and classifier.
+    """Create a plain patch transformer of timm, without its final norm and classifier.
 
-    `kwargs` go to `timm.create_model` (img_size, patch_size, depth, ...). Raises `BadInput` for a
-    name that timm does not know, an architecture that is not a plain patch transformer, or weights
-    that cannot be downloaded.
+    Args:
+        name: timm name of the model.
+        pretrained: Load timm's pretrained weights; they are downloaded if they are not cached.
+        kwargs: Passed to `timm.create_model`, such as img_size, patch_size or depth.
+
+    Raises:
+        BadInput: Unknown name, unsupported architecture or arguments, or failed download.
     """
     if not timm.is_model(name):
-        near = timm.list_models(f"*{name.split('.')[0][:12]}*")[:8]
+        similar = timm.list_models(f"*{name.split('.')[0][:12]}*")[:8]
         raise BadInput(
-            f"backbone: timm has no model {name!r}. Near it: {', '.join(near) or 'none'}. Fitting: {EXAMPLES}."
+            f"backbone: timm has no model {name!r}. Similar: {', '.join(similar) or 'none'}. Supported: {EXAMPLES}."
         )
     try:
         vit = timm.create_model(name, pretrained=pretrained, num_classes=0, **kwargs)
     except (TypeError, AssertionError) as error:
-        raise BadInput(f"backbone: timm refused {name} with {kwargs}: {error}. Check backbone_kwargs.") from error
+        raise BadInput(f"backbone: timm rejected {name} with {kwargs}: {error}. Check backbone_kwargs.") from error
     except Exception as error:
         if not pretrained:
             raise
         raise BadInput(
-            f"backbone: the pretrained weights of {name} could not be fetched ({type(error).__name__}). "
-            "Use pretrained=False (--no-pretrained), run once where there is a network and copy the HF_HOME cache, or "
-            "name a local file: backbone_kwargs={'pretrained_cfg_overlay': {'file': 'weights.safetensors'}}."
+            f"backbone: the pretrained weights of {name} could not be downloaded ({type(error).__name__}). "
+            "Use pretrained=False (--no-pretrained), run once with network access and copy the HF_HOME cache, or "
+            "give a local file: backbone_kwargs={'pretrained_cfg_overlay': {'file': 'weights.safetensors'}}."
         ) from error
     if not is_plain(vit):
         raise BadInput(
-            f"backbone: {name} is a {type(vit).__name__}; expected a plain patch transformer "
-            f"(one resolution, one convolution as patch embedding). Fitting: {EXAMPLES}."
+            f"backbone: expected a plain patch transformer (one resolution, patch embedding by one convolution), "
+            f"received {name}, a {type(vit).__name__}. Supported: {EXAMPLES}."
         )
     if len(vit.blocks) < 4:
-        raise BadInput(f"backbone: {name} has {len(vit.blocks)} blocks; four taps need at least 4.")
+        raise BadInput(f"backbone: expected at least 4 blocks, received {name} with {len(vit.blocks)}.")
     vit.prune_intermediate_layers(len(vit.blocks) - 1, prune_norm=True, prune_head=True)
     return vit
 
 
 def is_plain(vit: nn.Module) -> bool:
-    """Whether a timm model is a plain patch transformer whose tokens form one grid."""
+    """Whether a timm model is a plain patch transformer: its tokens form a single grid."""
     return (
         isinstance(vit, VisionTransformer | Eva)
         and isinstance(vit.patch_embed, PatchEmbed)
@@ -69,7 +73,7 @@ def taps(depth: int) -> tuple[int, int, int, int]:
 
 
 def has_class_token(vit: nn.Module) -> bool:
-    """Whether the first prefix token is a class token, which the readout uses."""
+    """Whether the first prefix token is a class token; the readout uses it."""
     return getattr(vit, "cls_token", None) is not None
 
 
@@ -79,19 +83,19 @@ def patch_size(vit: nn.Module) -> tuple[int, int]:
 
 
 def input_size(vit: nn.Module) -> tuple[int, int]:
-    """Height and width of the input the positional embedding is made for [pixels]."""
+    """Height and width of the current input [pixels]."""
     return tuple(vit.patch_embed.img_size)
 
 
 def set_input_size(vit: nn.Module, size: tuple[int, int]) -> None:
-    """Resize the input in place; positional embeddings are resampled. Raises `BadInput` if patches do not fit."""
+    """Set height and width [pixels], resampling positional embeddings. Raises `BadInput` if patches do not fit."""
     check_divisible(size, patch_size(vit))
     if size != input_size(vit):
         vit.set_input_size(img_size=size)
 
 
 def check_divisible(size: tuple[int, int], patch: tuple[int, int]) -> None:
-    """Raise `BadInput`, with the nearest sizes that fit, unless `patch` divides `size`."""
+    """Raise `BadInput`, with the nearest valid sizes, unless `size` is a multiple of `patch` (both (H, W) [pixels])."""
     if any(s % p or s < p for s, p in zip(size, patch, strict=True)):
         fitting = sorted({max(1, s // p + k) * p for s, p in zip(size, patch, strict=True) for k in (0, 1)})
         raise BadInput(
@@ -101,10 +105,10 @@ def check_divisible(size: tuple[int, int], patch: tuple[int, int]) -> None:
 
 
 def token_maps(vit: nn.Module, image: torch.Tensor) -> list[tuple[torch.Tensor, torch.Tensor | None]]:
-    """Raw outputs, without the final norm, of the four tapped blocks.
+    """Outputs of the four tapped blocks for `image` (N, 3, H, W), before the final norm.
 
-    `image`: (N, 3, H, W). Each entry: patch tokens (N, L, D) and the class token (N, D) or None;
-    other prefix tokens are dropped.
+    Returns four pairs: patch tokens (N, L, D), and the class token (N, D) or None. Other prefix tokens, such as
+    registers, are dropped.
     """
     layers = vit.forward_intermediates(
         image, indices=list(taps(len(vit.blocks))), return_prefix_tokens=True, norm=False, output_fmt="NLC",

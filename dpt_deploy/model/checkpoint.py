@@ -1,8 +1,7 @@
-"""Read and write checkpoints that describe themselves.
+"""Read and write self-describing checkpoints.
 
-A checkpoint is a plain state dict of CPU tensors. The description (architecture, contract, training
-record) is JSON in the state dict's `_metadata`, where it survives `torch.load(weights_only=True)`
-and strict loading alike.
+A checkpoint is a plain state dict of CPU tensors. Its description (architecture, contract, training record) is JSON
+in the state dict's `_metadata`, which survives `torch.load(weights_only=True)` and strict loading.
 """
 
 from __future__ import annotations
@@ -18,8 +17,8 @@ import torch
 from ..core.contract import Contract
 from ..core.errors import BadCheckpoint
 from ..core.files import cannot_write, existing_file, replacing, sha256
-from . import infer
 from .dpt import DESCRIPTION_KEY, ModelConfig, MultiTaskDPT
+from .infer import infer_config
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "ema")
 PREFIXES = ("module.", "_orig_mod.")
@@ -27,43 +26,48 @@ PREFIXES = ("module.", "_orig_mod.")
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """What a checkpoint file holds."""
+    """The content of a checkpoint file."""
 
     path: Path
     sha256: str
     state_dict: dict[str, torch.Tensor]
     config: ModelConfig
     contract: Contract | None
-    """What the checkpoint says of its inputs; None where it says nothing."""
+    """The contract in the description; None if the file has no description."""
     training: dict[str, Any]
-    """The training record, {} where there is none."""
+    """The training record; empty if there is none."""
     notes: tuple[str, ...]
-    """What had to be unwrapped or inferred, for people."""
+    """What was unwrapped or inferred, as messages for the user."""
 
 
 def save_checkpoint(
     path: Path | str, model: MultiTaskDPT, contract: Contract | None = None, training: dict[str, Any] | None = None,
     state_dict: Mapping[str, torch.Tensor] | None = None,
 ) -> None:
-    """Write `model` (or `state_dict`, such as its EMA weights) to `path`, atomically, with its description.
+    """Write a checkpoint with its description, atomically.
 
-    `contract` defaults to `model.contract()`. Raises `BadInput` when the file cannot be written.
+    Args:
+        path: The file to write.
+        model: The model; its configuration becomes part of the description.
+        contract: The contract; `model.contract()` by default.
+        training: The training record, as plain JSON values.
+        state_dict: Weights to write instead of the model's own, such as their moving average.
+
+    Raises:
+        BadInput: The file cannot be written.
     """
     state = model.state_dict()
-    metadata = state._metadata  # the root entry is a dict of ours to extend; torch reads only "version"
+    metadata = state._metadata  # torch reads only "version" from the root entry, so further keys are safe
     for key, value in (state_dict if state_dict is not None else dict(state)).items():
         state[key] = value.detach().to("cpu", copy=True).contiguous()
-    description = {
-        "model": model.config.to_json(),
-        "contract": (contract or model.contract()).to_json(),
-        "training": training or {},
-    }
+    contract = contract or model.contract()
+    description = {"model": model.config.to_json(), "contract": contract.to_json(), "training": training or {}}
     metadata[""] = metadata.get("", {}) | {DESCRIPTION_KEY: json.dumps(description)}
     save_torch(path, state)
 
 
 def save_torch(path: Path | str, value: Any) -> None:
-    """`torch.save`, atomically. Raises `BadInput` when the file cannot be written."""
+    """`torch.save`, atomically. Raises `BadInput` if the file cannot be written."""
     with replacing(path) as temporary:
         try:
             torch.save(value, temporary)
@@ -72,45 +76,48 @@ def save_torch(path: Path | str, value: Any) -> None:
 
 
 def read_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a `.pth`, `.pt` or `.safetensors` file; `weights_only=True`, nothing in it is executed.
+    """Read a `.pth`, `.pt` or `.safetensors` file with `weights_only=True`: no code in it is executed.
 
-    Accepts a plain state dict, one wrapped under `state_dict`, `model_state_dict`, `model` or `ema`,
-    and `module.` and `_orig_mod.` prefixes. Without a description the architecture is inferred from
-    the shapes. Raises `BadInput` or `BadCheckpoint`.
+    Accepts a state dict, plain or under `state_dict`, `model_state_dict`, `model` or `ema`, with or without the
+    prefixes `module.` and `_orig_mod.`. Without a description, the architecture is inferred from the shapes.
+
+    Raises:
+        BadInput: There is no such file.
+        BadCheckpoint: The file cannot be read, has weights that are not finite, or is of an unknown architecture.
     """
     path, state, metadata, notes = _read(path)
     description = _description(path, metadata)
     if description:
         config, contract = ModelConfig.from_json(description["model"]), Contract.from_json(description["contract"])
     else:
-        config, contract = infer.config(state), None
+        config, contract = infer_config(state), None
         notes.append(
-            f"no description inside; architecture inferred from the shapes: {config.backbone} "
+            f"the checkpoint has no description; architecture inferred from the shapes: {config.backbone} "
             f"{config.backbone_kwargs or ''} features {config.features}, use_bn {config.use_bn}, "
-            f"heads {', '.join(config.heads)}, depth_scale {config.depth_scale} (not visible in shapes; "
-            "give --depth-scale if you trained with another)"
+            f"heads {', '.join(config.heads)}, depth_scale {config.depth_scale} (the default; shapes do not show it: "
+            "use --depth-scale if you trained with another value)"
         )
     return Checkpoint(path, sha256(path), state, config, contract, description.get("training", {}), tuple(notes))
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors of any checkpoint file under their own names, and notes on what was unwrapped.
+    """Tensors by name, and notes on what was unwrapped.
 
-    Reads the same files as `read_checkpoint`, of whatever architecture. Raises `BadInput` or `BadCheckpoint`.
+    Reads the files that `read_checkpoint` reads, of any architecture. Raises `BadInput` or `BadCheckpoint`.
     """
     _, state, _, notes = _read(path)
     return state, notes
 
 
 def _read(path: Path | str) -> tuple[Path, dict[str, torch.Tensor], Mapping[str, Any], list[str]]:
-    """Path, finite tensors without wrappers and prefixes, metadata, and notes."""
+    """Path, tensors without wrappers and prefixes, metadata, and notes."""
     path = existing_file(path, "a checkpoint file such as best_model.pth")
     content, metadata = _load_file(path)
     notes: list[str] = []
     for wrapper in WRAPPERS:
         inner = content.get(wrapper)
         if isinstance(inner, Mapping) and any(isinstance(v, torch.Tensor) for v in inner.values()):
-            notes.append(f"weights taken from the entry {wrapper!r}")
+            notes.append(f"weights read from the entry {wrapper!r}")
             content, metadata = inner, metadata or getattr(inner, "_metadata", {})
             break
     state = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
@@ -120,7 +127,7 @@ def _read(path: Path | str) -> tuple[Path, dict[str, torch.Tensor], Mapping[str,
             notes.append(f"prefix {prefix!r} removed")
     if not state:
         raise BadCheckpoint(
-            f"{path}: expected a state dict of tensors, received entries {sorted(map(str, content))[:8]}. "
+            f"{path}: expected a state dict of tensors, received the keys {sorted(map(str, content))[:8]}. "
             "Save it with torch.save(model.state_dict(), path)."
         )
     _check_finite(path, state)
@@ -128,33 +135,33 @@ def _read(path: Path | str) -> tuple[Path, dict[str, torch.Tensor], Mapping[str,
 
 
 def load_model(checkpoint: Checkpoint | Path | str) -> MultiTaskDPT:
-    """The model of a checkpoint, in eval mode on the CPU, loaded strictly.
+    """The model of a checkpoint, float32, in eval mode on the CPU.
 
-    Raises `BadCheckpoint` naming the missing, the left-over and the mis-shaped keys.
+    Raises `BadCheckpoint` with the missing keys, the unexpected keys and the keys of another shape.
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint)
     model = MultiTaskDPT(checkpoint.config)
-    want, have = model.state_dict(), checkpoint.state_dict
+    expected, received = model.state_dict(), checkpoint.state_dict
     problems = {
-        "missing": sorted(set(want) - set(have)),
-        "left over": sorted(set(have) - set(want)),
-        "mis-shaped": [
-            f"{key} {list(have[key].shape)} for {list(want[key].shape)}"
-            for key in want if key in have and have[key].shape != want[key].shape
+        "missing": sorted(set(expected) - set(received)),
+        "unexpected": sorted(set(received) - set(expected)),
+        "of another shape": [
+            f"{key} {list(received[key].shape)} instead of {list(value.shape)}"
+            for key, value in expected.items() if key in received and received[key].shape != value.shape
         ],
     }
     if any(problems.values()):
-        raise BadCheckpoint(f"{checkpoint.path} does not fit {checkpoint.config.backbone}: " + "; ".join(
+        raise BadCheckpoint(f"{checkpoint.path} does not match {checkpoint.config.backbone}: " + "; ".join(
             f"{len(keys)} {kind} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})"
             for kind, keys in problems.items() if keys
         ) + ". Expected the state dict of create_multitask_dpt_model().")
-    model.load_state_dict(have)
+    model.load_state_dict(received)
     return model.float().eval()
 
 
 def _load_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The mapping in a file, and the metadata of its root."""
+    """The mapping in a file, and its metadata by module name."""
     try:
         if path.suffix == ".safetensors":
             from safetensors import safe_open
@@ -164,11 +171,11 @@ def _load_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # torch raises many kinds for a damaged file; none of them tells what to do
+    except Exception as error:  # torch raises exceptions of many types for a damaged file
         raise BadCheckpoint(
-            f"{path}: expected a PyTorch checkpoint, but it cannot be read with weights_only=True "
-            f"({type(error).__name__}); it is truncated, of another kind, or holds more than tensors. "
-            "Copy it again, or save it with torch.save(model.state_dict(), path)."
+            f"{path}: expected a PyTorch checkpoint, but torch.load with weights_only=True failed "
+            f"({type(error).__name__}): the file is truncated, has another format, or contains other objects than "
+            "tensors. Copy it again, or save it with torch.save(model.state_dict(), path)."
         ) from error
     if not isinstance(content, Mapping):
         raise BadCheckpoint(
@@ -179,7 +186,7 @@ def _load_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
 
 
 def _description(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The description that travelled with the weights, or {}."""
+    """The description in the metadata, or {}."""
     text = (metadata.get("") or {}).get(DESCRIPTION_KEY) or next(
         (entry[DESCRIPTION_KEY] for entry in metadata.values() if entry and DESCRIPTION_KEY in entry), None
     )
@@ -189,7 +196,7 @@ def _description(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
         description = json.loads(text)
         description["model"], description["contract"]
     except (ValueError, KeyError, TypeError) as error:
-        raise BadCheckpoint(f"{path}: its description cannot be read ({error}). Save it again.") from error
+        raise BadCheckpoint(f"{path}: its description is not valid ({error}). Save the checkpoint again.") from error
     return description
 
 
@@ -197,8 +204,6 @@ def _check_finite(path: Path, state: Mapping[str, torch.Tensor]) -> None:
     bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
     if bad:
         raise BadCheckpoint(
-            f"{path}: expected finite weights, but {len(bad)} tensors hold NaN or Inf ({', '.join(bad[:4])}). "
-            "Take an earlier checkpoint."
+            f"{path}: expected finite weights, but {len(bad)} tensors contain NaN or Inf ({', '.join(bad[:4])}). "
+            "Use an earlier checkpoint."
         )
-
-

@@ -1,4 +1,4 @@
-"""Reassemble and fuse: four token maps -> one feature map (Ranftl et al. 2021, section 3 and figure 1)."""
+"""DPT decoder: reassemble and fuse four token maps into one feature map (Ranftl et al. 2021, section 3, figure 1)."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ TokenMap = tuple[torch.Tensor, torch.Tensor | None]
 
 
 def reassemble_channels(dim: int) -> tuple[int, int, int, int]:
-    """Channels of the four reassembled maps: the paper's for base and large, in proportion otherwise."""
+    """Channels of the four reassembled maps: those of the paper for ViT-B and ViT-L, in proportion for other widths."""
     if dim == 1024:
         return (256, 512, 1024, 1024)
     return (dim // 8, dim // 4, dim // 2, dim)
 
 
 class Readout(nn.Module):
-    """The paper's "project" readout: GELU(Linear([patch, class]))."""
+    """The "project" readout of the paper: GELU(Linear([patch, class]))."""
 
     def __init__(self, dim: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class ResidualConvUnit(nn.Module):
 
 
 class FeatureFusion(nn.Module):
-    """Add the skip through a residual unit, refine, upsample to `size`, project."""
+    """Add the skip connection through a residual unit, refine, upsample to `size`, project."""
 
     def __init__(self, features: int, use_bn: bool, skip: bool) -> None:
         super().__init__()
@@ -92,14 +92,14 @@ class Decoder(nn.Module):
             Reassemble(dim, channels, features, scale, class_token)
             for channels, scale in zip(reassemble_channels(dim), (4, 2, 1, 0.5), strict=True)
         )
-        # fusion[i] takes the skip of reassemble[i]; the deepest has only its own map.
+        # fusion[i] takes reassemble[i] as its skip connection; the deepest block has no skip.
         self.fusion = nn.ModuleList(FeatureFusion(features, use_bn, skip=i < 3) for i in range(4))
 
     def forward(self, token_maps: list[TokenMap], grid: tuple[int, int]) -> torch.Tensor:
         return self.fuse(token_maps, grid)[0]
 
     def fuse(self, token_maps: list[TokenMap], grid: tuple[int, int]) -> list[torch.Tensor]:
-        """The four fused maps, finest first; `forward` gives the finest."""
+        """The four fused maps, finest first; `forward` returns the finest."""
         maps = [layer(tokens, grid) for layer, tokens in zip(self.reassemble, token_maps, strict=True)]
         sizes = [(2 * maps[0].shape[2], 2 * maps[0].shape[3]), *(m.shape[2:] for m in maps[:3])]
         fused = [self.fusion[3](maps[3], None, sizes[3])]

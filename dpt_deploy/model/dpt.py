@@ -1,4 +1,4 @@
-"""MultiTaskDPT and its factory. `forward` is raw tensors; sizes, units and files stay outside."""
+"""The model, its configuration and its factory function."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from ..core.contract import HEADS, Contract, ResizeRule, check_heads
 from ..core.errors import BadInput
 from . import backbone as vits
 from .decoder import Decoder
-from .heads import create_head, start_values
+from .heads import create_head, initial_bias
 
 OUTPUT_NAMES = {"depth": "depth", "normals": "normals", "alpha": "alpha_logits"}
 DESCRIPTION_KEY = "dpt_deploy"
@@ -23,14 +23,14 @@ DESCRIPTION_KEY = "dpt_deploy"
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """What it takes to build the same model again; travels inside every checkpoint."""
+    """The arguments that build the same model again; every checkpoint has them in its description."""
 
     backbone: str = "vit_base_patch16_384"
-    """timm name of a plain patch transformer."""
+    """timm name of the backbone, a plain patch transformer."""
     features: int = 256
     """Channels of the decoder."""
     use_bn: bool = False
-    """Batch norm in the residual convolution units."""
+    """Use batch norm in the residual convolution units."""
     depth_scale: float = 5.0
     """Depth is softplus(x) * depth_scale [m]."""
     backbone_kwargs: dict[str, Any] = field(default_factory=dict)
@@ -44,17 +44,18 @@ class ModelConfig:
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> ModelConfig:
-        """The inverse of `to_json`; fields this version does not know are refused by name."""
+        """The inverse of `to_json`. Raises `BadInput` for fields that this version does not know."""
         known = {f.name for f in dataclasses.fields(cls)}
         if unknown := set(value) - known:
-            raise BadInput(f"model description: unknown {sorted(unknown)}; a newer dpt-deploy wrote it. Upgrade.")
+            raise BadInput(f"model description: expected fields among {sorted(known)}, received {sorted(unknown)}. "
+                           "A newer dpt-deploy wrote the checkpoint; upgrade.")
         return cls(**value | {"heads": tuple(value.get("heads", HEADS))})
 
 
 class MultiTaskDPT(nn.Module):
     """Dense Prediction Transformer (Ranftl et al. 2021) with depth, normals and alpha heads.
 
-    `backbone` is the timm model itself, so that its state dict keeps timm's names.
+    `backbone` is the timm model itself, so its keys in the state dict are those of timm.
     """
 
     def __init__(self, config: ModelConfig, pretrained: bool = False) -> None:
@@ -65,29 +66,26 @@ class MultiTaskDPT(nn.Module):
         _check_depth_scale(config.depth_scale)
         self.config = config
         self.backbone = vits.create_backbone(config.backbone, pretrained, **config.backbone_kwargs)
-        self.decoder = Decoder(
-            self.backbone.embed_dim, config.features, config.use_bn, vits.has_class_token(self.backbone)
-        )
-        self.heads = nn.ModuleDict(
-            {head: create_head(head, config.features, config.depth_scale) for head in config.heads}
-        )
+        class_token = vits.has_class_token(self.backbone)
+        self.decoder = Decoder(self.backbone.embed_dim, config.features, config.use_bn, class_token)
+        self.heads = nn.ModuleDict({h: create_head(h, config.features, config.depth_scale) for h in config.heads})
         self.initialise()
 
     @property
     def input_size(self) -> tuple[int, int]:
-        """Height and width the backbone is set to [pixels]."""
+        """Height and width of the input [pixels]."""
         return vits.input_size(self.backbone)
 
     def set_input_size(self, size: tuple[int, int]) -> None:
-        """Set height and width [pixels]; resamples positional embeddings. Raises `BadInput` if patches do not fit."""
+        """Set height and width [pixels], resampling positional embeddings. Raises `BadInput` if patches do not fit."""
         vits.set_input_size(self.backbone, size)
 
     def initialise(self, depth: float = 2.0, foreground: float = 0.3) -> None:
         """Initialise decoder and heads; the backbone keeps timm's initialisation or its pretrained weights.
 
-        He initialisation for convolutions, truncated normal (0.02) for the readout. The last
-        convolution of each head starts small, with a bias for a typical `depth` [m], normals facing
-        the camera, and a `foreground` share of pixels.
+        He initialisation for convolutions, truncated normal (std 0.02) for the readout. The last convolution of each
+        head gets small weights, and a bias that predicts `depth` [m], normals that face the camera, and `foreground`
+        as alpha.
         """
         for module in (*self.decoder.modules(), *self.heads.modules()):
             if isinstance(module, nn.Conv2d | nn.ConvTranspose2d):
@@ -99,7 +97,7 @@ class MultiTaskDPT(nn.Module):
         for name, head in self.heads.items():
             nn.init.normal_(head.conv3.weight, std=1e-3)
             with torch.no_grad():
-                head.conv3.bias.copy_(torch.tensor(start_values(name, self.config.depth_scale, depth, foreground)))
+                head.conv3.bias.copy_(torch.tensor(initial_bias(name, self.config.depth_scale, depth, foreground)))
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
         """`image`: (N, 3, H, W), normalised RGB.
@@ -113,54 +111,54 @@ class MultiTaskDPT(nn.Module):
         return {OUTPUT_NAMES[name]: head(features, size) for name, head in self.heads.items()}
 
     def select_heads(self, heads: tuple[str, ...]) -> None:
-        """Keep only `heads`, in place. Raises `BadInput` for a head the model does not have."""
+        """Keep only `heads`, in place. Raises `BadInput` for a head that the model does not have."""
         if absent := [head for head in heads if head not in self.heads]:
-            raise BadInput(f"heads: the model has {', '.join(self.heads)}; received {', '.join(absent)}.")
+            raise BadInput(f"heads: expected names among {', '.join(self.heads)}, received {', '.join(absent)}.")
         for head in [head for head in self.heads if head not in heads]:
             del self.heads[head]
         self.config = dataclasses.replace(self.config, heads=tuple(h for h in HEADS if h in heads))
 
     def set_depth_scale(self, depth_scale: float) -> None:
-        """Depth becomes softplus(x) * depth_scale [m]. Raises `BadInput` unless it is positive."""
+        """Set the factor in depth = softplus(x) * depth_scale [m]. Raises `BadInput` unless it is positive."""
         _check_depth_scale(depth_scale)
         self.config = dataclasses.replace(self.config, depth_scale=depth_scale)
         if "depth" in self.heads:
             self.heads["depth"].activation.depth_scale = depth_scale
 
     def contract(self, resize: ResizeRule = "stretch") -> Contract:
-        """The contract of this model: its input size and heads, and timm's mean and std."""
+        """The contract of this model: its input size, its heads, and the mean and std of timm."""
         cfg = self.backbone.pretrained_cfg
-        return Contract(
-            input_size=self.input_size, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), resize=resize,
-            heads=self.config.heads,
-        )
+        return Contract(self.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), resize, self.config.heads)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
-        # depth_scale is no tensor: without this, weights trained at another scale would load and be wrong.
+        # depth_scale is not a tensor: weights trained with another one would load and give wrong depth.
         if description := local_metadata.get(DESCRIPTION_KEY):
-            scale = json.loads(description)["model"]["depth_scale"]
-            self.set_depth_scale(scale)
+            self.set_depth_scale(json.loads(description)["model"]["depth_scale"])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
 
 
 def _check_depth_scale(depth_scale: float) -> None:
     if not 0 < depth_scale < math.inf:
-        raise BadInput(f"depth_scale: expected a positive number of metres, received {depth_scale}.")
+        raise BadInput(f"depth_scale: expected a positive number [m], received {depth_scale}.")
 
 
 def create_multitask_dpt_model(
-    backbone: str = "vit_base_patch16_384",
-    features: int = 256,
-    use_bn: bool = False,
-    pretrained: bool = False,
-    depth_scale: float = 5.0,
-    backbone_kwargs: dict[str, Any] | None = None,
-    heads: tuple[str, ...] = HEADS,
+    backbone: str = "vit_base_patch16_384", features: int = 256, use_bn: bool = False, pretrained: bool = False,
+    depth_scale: float = 5.0, backbone_kwargs: dict[str, Any] | None = None, heads: tuple[str, ...] = HEADS,
 ) -> MultiTaskDPT:
-    """Create the model of the training guide.
+    """Create the model of the training guide, with new weights for decoder and heads.
 
-    `backbone` is any timm ViT that is a plain patch transformer; `backbone_kwargs` go to timm.
-    `pretrained=True` downloads timm's weights. Raises `BadInput` for what does not fit.
+    Args:
+        backbone: timm name of a ViT that is a plain patch transformer.
+        features: Channels of the decoder, an even number.
+        use_bn: Use batch norm in the residual convolution units.
+        pretrained: Load timm's pretrained weights of the backbone; they are downloaded if they are not cached.
+        depth_scale: Depth is softplus(x) * depth_scale [m].
+        backbone_kwargs: Further arguments of `timm.create_model`, such as img_size.
+        heads: Non-empty subset of depth, normals, alpha.
+
+    Raises:
+        BadInput: An argument is outside its range, or timm cannot create the backbone.
     """
     config = ModelConfig(backbone, features, use_bn, depth_scale, dict(backbone_kwargs or {}), tuple(heads))
     return MultiTaskDPT(config, pretrained)

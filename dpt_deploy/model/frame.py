@@ -1,4 +1,4 @@
-"""FrameModel: uint8 frame in, full-size maps out; the resize rule of the contract as nodes of the graph."""
+"""FrameModel: from a uint8 frame to maps of the frame's size, with pre- and post-processing as graph nodes."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from ..core.contract import Contract
 
 
 class FrameModel(nn.Module):
-    """A MultiTaskDPT between the contract's pre- and post-processing.
+    """A model with the contract's pre- and post-processing around it.
 
-    Resizing is two matrix products, A_h X A_w^T, with antialiased triangle-filter matrices computed
-    from the frame's shape, so that one graph serves every frame size.
+    Resizing is two matrix products, A_h X A_w^T. Their antialiased triangle-filter matrices are computed from the
+    frame's shape, so that one graph accepts every frame size.
     """
 
     def __init__(self, model: nn.Module, contract: Contract, resize_dtype: torch.dtype = torch.float32) -> None:
-        """`model` is a `MultiTaskDPT` set to `contract.input_size`; `resize_dtype` is the type of the products."""
+        """`model` is a `MultiTaskDPT` with `contract.input_size`; `resize_dtype` is the dtype of the products."""
         super().__init__()
         self.model = model
         self.contract = contract
@@ -27,16 +27,16 @@ class FrameModel(nn.Module):
         self.register_buffer("shift", (-mean / std).view(3, 1, 1), persistent=False)
 
     def forward(self, frame: torch.Tensor) -> dict[str, torch.Tensor]:
-        """`frame`: uint8 (N, H, W, 3) RGB.
+        """Predict the maps of `frame`, uint8 (N, H, W, 3) RGB.
 
-        Returns float32 depth (N, H, W) [m], normals (N, H, W, 3) of unit length, alpha (N, H, W) in
-        [0, 1], for the heads of the contract.
+        Returns, for the heads of the contract, float32 depth (N, H, W) [m], normals (N, H, W, 3) of unit length, and
+        alpha (N, H, W) in [0, 1].
         """
         n, h, w, _ = frame.shape
         input_h, input_w = self.contract.input_size
         box_h, box_w = self._box(h, w)
         x = frame.to(self.resize_dtype).reshape(n, h, w * 3)  # (N, H, W * 3)
-        x = self._matrix(h, input_h, box_h) @ x  # (N, h, W * 3): rows first, where memory is contiguous
+        x = self._matrix(h, input_h, box_h) @ x  # (N, h, W * 3): rows first, because they are contiguous in memory
         x = x.reshape(n, input_h, w, 3).permute(0, 3, 1, 2)  # (N, 3, h, W)
         x = x @ self._matrix(w, input_w, box_w).T  # (N, 3, h, w)
         maps = self.model(x.float() * self.scale + self.shift)
@@ -54,12 +54,12 @@ class FrameModel(nn.Module):
             length = normals.square().sum(dim=-1, keepdim=True).sqrt()
             result["normals"] = normals / length.clamp(min=1e-6)
         if "alpha_logits" in maps:
-            # Coverage averages linearly and logits do not: sigmoid before the resize.
+            # Sigmoid before the resize: coverage can be averaged linearly, logits cannot.
             result["alpha"] = to_frame(torch.sigmoid(maps["alpha_logits"]))[:, 0]
         return result
 
     def _box(self, h: int, w: int) -> tuple[tuple, tuple]:
-        """(offset, extent) of the content in rows and in columns, as `contract.content_box` finds them."""
+        """(offset, extent) of the content in rows and in columns, the same as `contract.content_box`."""
         input_h, input_w = self.contract.input_size
         if self.contract.resize == "stretch":
             return (0, input_h), (0, input_w)
@@ -68,16 +68,16 @@ class FrameModel(nn.Module):
         return ((input_h - height) // 2, height), ((input_w - width) // 2, width)
 
     def _matrix(self, size: int, input_size: int, box: tuple) -> torch.Tensor:
-        """Weights (input_size, size) that bring a frame's axis of `size` pixels into the input."""
+        """Weights (input_size, size) that resize an axis of the frame to the input."""
         offset, extent = box
         position = torch.arange(input_size, device=self.scale.device)
-        if self.contract.resize == "letterbox":  # rows in the padding repeat the content's edge
+        if self.contract.resize == "letterbox":  # padding repeats the edge of the content
             position = (position - offset).clamp(min=0)
             position = torch.minimum(position, torch.full_like(position, 1) * (extent - 1))
         return self._triangle(position, torch.arange(size, device=self.scale.device), size, extent)
 
     def _matrix_back(self, size: int, input_size: int, box: tuple) -> torch.Tensor:
-        """Weights (size, input_size) that bring a map's content back to a frame's axis of `size` pixels."""
+        """Weights (size, input_size) that resize the content of a map to an axis of the frame."""
         offset, extent = box
         source = torch.arange(input_size, device=self.scale.device) - offset
         weights = self._triangle(torch.arange(size, device=self.scale.device), source, extent, size, normalise=False)

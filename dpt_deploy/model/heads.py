@@ -24,7 +24,7 @@ class DepthActivation(nn.Module):
 
 
 class Head(nn.Module):
-    """3x3 to features/2, bilinear to the input's size, 3x3 to 32, ReLU, 1x1, activation."""
+    """3x3 conv to features/2 channels, bilinear upsampling to `size`, 3x3 conv to 32, ReLU, 1x1 conv, activation."""
 
     def __init__(self, features: int, channels: int, activation: nn.Module) -> None:
         super().__init__()
@@ -41,20 +41,16 @@ class Head(nn.Module):
 
 
 def create_head(name: str, features: int, depth_scale: float) -> Head:
-    """The head called `name`: depth (softplus times depth_scale), normals (tanh), alpha (raw logits)."""
-    channels, activation = {
-        "depth": (1, DepthActivation(depth_scale)),
-        "normals": (3, nn.Tanh()),
-        "alpha": (1, nn.Identity()),
-    }[name]
-    return Head(features, channels, activation)
+    """The head `name`: depth (softplus times depth_scale), normals (tanh) or alpha (logits)."""
+    activations = {"depth": DepthActivation(depth_scale), "normals": nn.Tanh(), "alpha": nn.Identity()}
+    return Head(features, 3 if name == "normals" else 1, activations[name])
 
 
-def start_values(name: str, depth_scale: float, depth: float, foreground: float) -> list[float]:
-    """Biases of a head's last convolution that make a new model predict something plausible.
+def initial_bias(name: str, depth_scale: float, depth: float, foreground: float) -> list[float]:
+    """Bias of a head's last convolution with which an untrained model makes a plausible prediction.
 
-    `depth` [m] is a typical distance, `foreground` the share of pixels that are foreground; the
-    normals start facing the camera, (0, 0, tanh(1.5) = 0.905).
+    `depth` is a typical depth [m], `foreground` the share of foreground pixels in (0, 1). Normals face the camera:
+    (0, 0, tanh(1.5) = 0.905).
     """
     if name == "depth":
         return [math.log(math.expm1(depth / depth_scale))]

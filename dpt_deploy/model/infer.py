@@ -1,4 +1,4 @@
-"""The architecture of a state dict that does not describe itself, read from its keys and shapes."""
+"""Infer the architecture of a state dict without a description from its keys and shapes."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from ..core.contract import HEADS
 from ..core.errors import BadCheckpoint
 from .dpt import ModelConfig, MultiTaskDPT
 
-# Shapes do not show the number of attention heads, nor mean and std; within a family the width fixes
-# the former, and families are tried in this order. (augreg before deit: the guide's own backbone.)
+# Shapes show neither the number of attention heads nor mean and std, which differ between families. Families are
+# tried in this order: augreg before deit, because it is the training guide's backbone.
 _FAMILIES = {
     192: ("vit_tiny_patch16_384", "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"),
     384: (
@@ -31,11 +31,10 @@ _FAMILIES = {
 }
 
 
-def config(state: Mapping[str, torch.Tensor]) -> ModelConfig:
+def infer_config(state: Mapping[str, torch.Tensor]) -> ModelConfig:
     """The `ModelConfig` whose model has exactly these keys and shapes.
 
-    Raises `BadCheckpoint` when the keys are not those of `create_multitask_dpt_model`, or when no
-    known backbone family fits.
+    Raises `BadCheckpoint` if the keys are not those of `create_multitask_dpt_model`, or if no known backbone matches.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     patch = shapes.get("backbone.patch_embed.proj.weight")
@@ -43,28 +42,27 @@ def config(state: Mapping[str, torch.Tensor]) -> ModelConfig:
     heads = tuple(head for head in HEADS if f"heads.{head}.conv3.weight" in shapes)
     if patch is None or fusion is None or not heads:
         raise BadCheckpoint(
-            "checkpoint of another architecture: expected the keys of create_multitask_dpt_model() "
+            "the checkpoint has another architecture: expected the keys of create_multitask_dpt_model() "
             "(backbone.patch_embed.proj.weight, decoder.fusion.0.out.weight, heads.depth.conv3.weight, ...), "
             f"received {len(shapes)} keys such as {', '.join(sorted(shapes)[:4])}."
         )
     dim, _, patch_h, _ = patch
     depth = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("backbone.blocks."))
+    use_bn = "decoder.fusion.0.unit.bn1.weight" in shapes
     for name in _FAMILIES.get(dim, ()):
-        kwargs: dict[str, Any] = {"patch_size": patch_h, "depth": depth}
-        found = _fit(name, kwargs, fusion[0], "decoder.fusion.0.unit.bn1.weight" in shapes, heads, shapes)
-        if found:
-            return found
+        if config := _match(name, {"patch_size": patch_h, "depth": depth}, fusion[0], use_bn, heads, shapes):
+            return config
     raise BadCheckpoint(
-        f"checkpoint of another architecture: its backbone (width {dim}, {depth} blocks, patch {patch_h}) fits none of "
-        f"{', '.join(_FAMILIES.get(dim, ())) or 'the known widths ' + str(sorted(_FAMILIES))}. Save it with "
-        "dpt_deploy.model.save_checkpoint(path, model), which describes the architecture inside the file."
+        f"the checkpoint has another architecture: its backbone (width {dim}, {depth} blocks, patch {patch_h}) matches "
+        f"none of {', '.join(_FAMILIES.get(dim, ())) or 'the known widths ' + str(sorted(_FAMILIES))}. Save it with "
+        "dpt_deploy.model.save_checkpoint(path, model), which writes the architecture to the file."
     )
 
 
-def _fit(
+def _match(
     name: str, kwargs: dict[str, Any], features: int, use_bn: bool, heads: tuple[str, ...], shapes: dict[str, tuple]
 ) -> ModelConfig | None:
-    """A config of backbone `name` that has exactly `shapes`, or None. Built without memory."""
+    """The config with backbone `name` that has exactly `shapes`, or None. Allocates no memory."""
     with torch.device("meta"):
         try:
             native = MultiTaskDPT(ModelConfig(name, features, use_bn, heads=heads))
@@ -79,6 +77,6 @@ def _fit(
             size = side * kwargs.get("patch_size", defaults["patch_size"])
             if size != native.input_size[0]:
                 kwargs["img_size"] = size
-        found = ModelConfig(name, features, use_bn, backbone_kwargs=kwargs, heads=heads)
-        model = MultiTaskDPT(found) if kwargs else native
-    return found if {key: tuple(value.shape) for key, value in model.state_dict().items()} == shapes else None
+        config = ModelConfig(name, features, use_bn, backbone_kwargs=kwargs, heads=heads)
+        model = MultiTaskDPT(config) if kwargs else native
+    return config if {key: tuple(value.shape) for key, value in model.state_dict().items()} == shapes else None

@@ -7,7 +7,7 @@ import dataclasses
 import onnx
 import pytest
 
-from dpt_deploy.backends.tensorrt import misfit
+from dpt_deploy.backends.tensorrt import incompatibility
 from dpt_deploy.build import EngineOptions, build_engines, choose_builder, refit
 from dpt_deploy.build import __main__ as command
 from dpt_deploy.build import engine as engine_module
@@ -24,8 +24,8 @@ from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
     [
         ({"version_compatible": True}, "lean library"),
         ({"hardware_compatible": True}, "every GPU that it supports"),
-        ({"weights": "refittable"}, "only where a GPU is visible"),
-        ({"weights": "stripped"}, "only where a GPU is visible"),
+        ({"weights": "refittable"}, "only if a GPU is visible"),
+        ({"weights": "stripped"}, "only if a GPU is visible"),
     ],
 )
 def test_tensorrt_rtx_refuses_before_anything_is_attempted(own_bundle, options, part, monkeypatch):  # noqa: F811
@@ -73,7 +73,7 @@ def test_the_runtime_takes_what_an_engine_was_built_to_fit(own_bundle):  # noqa:
     def fits(version, capability, **details):
         made = {"builder": "tensorrt", "builder_version": "11.4.1", "compute_capability": "8.9"} | details
         engine.details.update(made)
-        reason = misfit(bundle, engine, version, capability)
+        reason = incompatibility(bundle, engine, version, capability)
         for name in details:
             del engine.details[name]
         return reason
@@ -136,7 +136,7 @@ def test_a_refit_without_a_gpu_is_refused(own_bundle, tiny_bundle, monkeypatch):
     for engine in source.find("engine"):
         engine.details["weights"] = "refittable"
     monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: None)
-    with pytest.raises(BackendError, match="none is visible"):
+    with pytest.raises(BackendError, match="no GPU is visible"):
         refit_engines(Bundle.open(tiny_bundle), source)
 
 
@@ -147,7 +147,7 @@ def test_a_stripped_engine_gets_its_weights_back(own_bundle, monkeypatch):  # no
     bundle.remove(bundle.find("engine", graph="model")[0])
     engine.details["weights"] = "stripped"
     version = engine.details["builder_version"]
-    assert "--refit" in misfit(bundle, engine, version, "8.9")
+    assert "--refit" in incompatibility(bundle, engine, version, "8.9")
 
     def pretend(order, builder, failure):
         with open(order["plan"], "wb") as file:
@@ -163,7 +163,7 @@ def test_a_stripped_engine_gets_its_weights_back(own_bundle, monkeypatch):  # no
     engine.details["builder_version"] = version
     (filled,) = refit_engines(bundle, bundle, lambda line: None)
     assert bundle.path(filled).read_bytes() == b"filled" and "weights" not in filled.details
-    assert misfit(bundle, filled, version, "8.9") is None
+    assert incompatibility(bundle, filled, version, "8.9") is None
 
 
 @pytest.mark.parametrize("builder", ["tensorrt-rtx", "none"])

@@ -67,17 +67,17 @@ class Ort:
 
 
 def test_a_listed_provider_that_falls_back_is_found(no_gpu, monkeypatch):
-    check = doctor._tried(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
+    check = doctor._check_provider(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
     assert check.status == "warning" and "falls back to CPU" in check.finding and "no NVIDIA GPU" in check.finding
     monkeypatch.setattr(doctor.machine, "compute_capability", lambda: "9.0")
-    check = doctor._tried(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
+    check = doctor._check_provider(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
     assert "libraries are not found" in check.finding and "pip install" in check.remedy
 
 
 def test_a_provider_that_fails_or_computes_wrongly_is_not_ok():
-    assert doctor._tried(Ort("CPUExecutionProvider", error="no kernel"), "CPUExecutionProvider").status == "failed"
-    assert doctor._tried(Ort("CPUExecutionProvider", answer=(2.0, 5.0)), "CPUExecutionProvider").status != "ok"
-    assert doctor._tried(Ort("CUDAExecutionProvider"), "CUDAExecutionProvider").status == "ok"
+    assert doctor._check_provider(Ort("CPUExecutionProvider", error="no kernel"), "CPUExecutionProvider").status == "failed"
+    assert doctor._check_provider(Ort("CPUExecutionProvider", answer=(2.0, 5.0)), "CPUExecutionProvider").status != "ok"
+    assert doctor._check_provider(Ort("CUDAExecutionProvider"), "CUDAExecutionProvider").status == "ok"
 
 
 def test_a_broken_library_does_not_stop_the_doctor(monkeypatch):

@@ -81,7 +81,7 @@ def test_architecture_is_inferred_from_shapes(tmp_path, backbone, kwargs):
     assert read_checkpoint(path).config.backbone == backbone
 
 
-def test_missing_left_over_and_mis_shaped_keys_are_named(model, checkpoint):
+def test_missing_and_unexpected_keys_and_shapes_are_named(model, checkpoint):
     state = torch.load(checkpoint, weights_only=True)
     state["extra.weight"] = torch.zeros(1)
     state["heads.depth.conv3.bias"] = torch.zeros(2)
@@ -89,7 +89,7 @@ def test_missing_left_over_and_mis_shaped_keys_are_named(model, checkpoint):
     torch.save(state, checkpoint)
     with pytest.raises(BadCheckpoint) as caught:
         load_model(checkpoint)
-    for part in ("1 missing (heads.alpha.conv3.bias)", "1 left over (extra.weight)", "conv3.bias [2] for [1]"):
+    for part in ("1 missing (heads.alpha.conv3.bias)", "1 unexpected (extra.weight)", "conv3.bias [2] instead of [1]"):
         assert part in str(caught.value)
 
 

@@ -114,10 +114,10 @@ def test_a_backbone_without_class_token_skips_the_readout():
     [
         ({"backbone": "swin_tiny_patch4_window7_224"}, "expected a plain patch transformer"),
         ({"backbone": "vit_base_r50_s16_224"}, "expected a plain patch transformer"),
-        ({"backbone": "no_such_model"}, "Fitting: vit_tiny_patch16_384"),
+        ({"backbone": "no_such_model"}, "Supported: vit_tiny_patch16_384"),
         ({"backbone": "test_vit", "features": 33}, "even number"),
-        ({"backbone": "test_vit", "depth_scale": 0.0}, "positive number of metres"),
-        ({"backbone": "test_vit", "backbone_kwargs": {"depth": 3}}, "four taps"),
+        ({"backbone": "test_vit", "depth_scale": 0.0}, r"a positive number \[m\]"),
+        ({"backbone": "test_vit", "backbone_kwargs": {"depth": 3}}, "at least 4 blocks"),
         ({"backbone": "test_vit", "heads": ("depth", "albedo")}, "subset of depth, normals, alpha"),
     ],
 )

@@ -17,7 +17,7 @@ from train.synthetic import SyntheticConfig, write_dataset
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """24 samples of 64x64 in SynthHuman's layout: eight faces, eight full bodies, eight upper bodies."""
     root = tmp_path_factory.mktemp("synthhuman")
-    write_dataset(SyntheticConfig(root, count=24, size=64, seed=3, workers=1))
+    write_dataset(SyntheticConfig(root, count=24, image_size=(64, 64), seed=3, workers=1))
     return root
 
 

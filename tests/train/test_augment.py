@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from dpt_deploy.core.contract import Contract
-from train.augment import Augment, mirrored, zoomed
-from train.dataset import MapDataset
-from train.geometry import normals_from_depth
-from train.sample import Sample, to_network
-from train.sources import open_source
-from train.synthetic import as_sample, generate
+from train.data.augmentation import Augment, mirrored, zoomed
+from train.data.conventions import normals_from_depth
+from train.data.dataset import MapDataset
+from train.data.sample import Sample, to_network
+from train.data.sources import open_source
+from train.data.synthetic.scene import as_sample, generate
 
 CONTRACT = Contract(input_size=(128, 128))
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -18,19 +17,19 @@ import torch
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput, MissingPackage
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
-from train import check, demo, exr
-from train.cache import CacheSource
-from train.check import compare_conventions, require_assumed
+from train import check, demo
 from train.config import TrainConfig, read_yaml, to_yaml
-from train.dataset import MapDataset
+from train.data import exr
+from train.data.cache import CacheSource
+from train.data.conventions import AXES, all_axes, compare_conventions, composed, require_assumed, with_axes
+from train.data.dataset import MapDataset
+from train.data.sample import to_network
+from train.data.sources import open_source
+from train.data.statistics import readable
 from train.evaluate import EvaluateConfig, evaluate
-from train.geometry import AXES, all_axes, composed, with_axes
+from train.loop.trainer import Trainer
+from train.monitoring.scores import METRICS
 from train.prepare import PrepareConfig, prepare, verify
-from train.sample import to_network
-from train.scores import METRICS
-from train.sources import open_source
-from train.statistics import readable
-from train.trainer import Trainer
 
 
 def run(*arguments: str, root: Path = Path(".")) -> subprocess.CompletedProcess[str]:
@@ -67,7 +66,7 @@ def test_another_convention_is_found_and_named_as_the_files_store_it(data, axes,
     assert convention.best == axes
     assert any(line.startswith(assumed) and line.endswith("assumed") for line in convention.lines())
     with pytest.raises(BadInput, match=re.escape(f"give --normal-axes={axes};")):
-        require_assumed(convention, source)
+        require_assumed(convention, prepared=False)
 
 
 def test_axes_compose():
@@ -84,17 +83,17 @@ def test_training_stops_before_it_starts_on_normals_of_another_convention(config
 
 
 def test_a_cache_of_another_convention_is_to_be_prepared_again(data, config, tmp_path):
-    prepare(PrepareConfig(data, tmp_path / "cache", input_size=64, workers=1, normal_axes="+y-z+x"))
-    with pytest.raises(BadInput, match=r"train\.check on the files.*prepare"):
+    prepare(PrepareConfig(data, tmp_path / "cache", input_size=(64, 64), workers=1, normal_axes="+y-z+x"))
+    with pytest.raises(BadInput, match=r"train\.check on the original files.*prepare"):
         Trainer(config(data_root=tmp_path / "cache"))
 
 
 def test_check_prints_table_and_statistics(data, root):
-    result = run("train.check", str(data), root=root)
+    result = run("train.check", "--data-root", str(data), root=root)
     assert result.returncode == 0, result.stderr
     for text in ("24 samples: 8 face, 8 full_body, 8 upper_body", "--depth-scale", "+x+y+z", "assumed", "fits"):
         assert text in result.stdout
-    result = run("train.check", str(data), "--normal-axes=-x+y+z", root=root)
+    result = run("train.check", "--data-root", str(data), "--normal-axes=-x+y+z", root=root)
     assert result.returncode == 2
     assert "Traceback" not in result.stderr
 
@@ -106,13 +105,13 @@ def test_check_prints_table_and_statistics(data, root):
 def cache(data, tmp_path_factory) -> Path:
     """`data` prepared at 48x48."""
     out = tmp_path_factory.mktemp("cache") / "48"
-    assert prepare(PrepareConfig(data, out, input_size=48, workers=1)) == 24
+    assert prepare(PrepareConfig(data, out, input_size=(48, 48), workers=1)) == (24, 0)
     return out
 
 
 @pytest.mark.parametrize("resize", ["stretch", "letterbox"])
 def test_a_cache_gives_the_samples_of_the_files(data, tmp_path, resize):
-    prepare(PrepareConfig(data, tmp_path, input_size=48, resize=resize, workers=1))
+    prepare(PrepareConfig(data, tmp_path, input_size=(48, 48), resize=resize, workers=1))
     contract = Contract(input_size=(48, 48), resize=resize)
     source, cached = open_source(data), open_source(tmp_path)
     assert isinstance(cached, CacheSource)
@@ -127,7 +126,7 @@ def test_a_cache_gives_the_samples_of_the_files(data, tmp_path, resize):
 
 
 def test_a_run_on_a_cache_trains(config, cache):
-    Trainer(config(data_root=cache, backbone_kwargs=("img_size=48",), limit_train_batches=1)).run()
+    Trainer(config(data_root=cache, backbone_kwargs=("img_size=48",), max_train_batches=1)).run()
     with pytest.raises(BadInput, match="prepared with --resize stretch"):
         Trainer(config(data_root=cache, backbone_kwargs=("img_size=48",), resize="letterbox",
                        out=cache.parent / "run")).run()
@@ -136,7 +135,7 @@ def test_a_run_on_a_cache_trains(config, cache):
 def test_a_damaged_cache_is_noticed(data, cache, tmp_path):
     copy = tmp_path / "copy"
     shutil.copytree(cache, copy)
-    options = PrepareConfig(data, copy, input_size=48, workers=1)
+    options = PrepareConfig(data, copy, input_size=(48, 48), workers=1)
     assert verify(options) == 24
     array = np.load(copy / "depth.npy", mmap_mode="r+")
     array[3, 20, 20] += 1
@@ -153,16 +152,16 @@ def test_a_damaged_cache_is_noticed(data, cache, tmp_path):
 
 def test_a_cache_of_other_data_is_noticed(data, cache, tmp_path):
     with pytest.raises(BadInput, match="other data"):
-        verify(PrepareConfig(data / "SynthHuman_0000", cache, input_size=48))
+        verify(PrepareConfig(data / "SynthHuman_0000", cache, input_size=(48, 48)))
 
 
 def test_broken_samples_are_left_out_of_a_cache(data, tmp_path, capsys):
     shutil.copytree(data / "SynthHuman_0000", tmp_path / "data")
     (tmp_path / "data" / "alpha_0000002.png").write_bytes(b"no picture")
-    assert prepare(PrepareConfig(tmp_path / "data", tmp_path / "cache", input_size=32, workers=1)) == 7
+    assert prepare(PrepareConfig(tmp_path / "data", tmp_path / "cache", input_size=(32, 32), workers=1)) == (7, 1)
     assert len(open_source(tmp_path / "cache")) == 7
     with pytest.raises(BadInput, match="--max-broken 0"):
-        prepare(PrepareConfig(tmp_path / "data", tmp_path / "other", input_size=32, workers=1, max_broken=0))
+        prepare(PrepareConfig(tmp_path / "data", tmp_path / "other", input_size=(32, 32), workers=1, max_broken=0))
     assert not (tmp_path / "other" / "cache.json").exists(), "nothing that looks like a cache"
 
 
@@ -177,13 +176,13 @@ def test_a_checkpoint_is_scored_beside_constants(data, tmp_path):
     assert result["samples"] == 24
     assert list(result["metrics"]) == ["all", "face", "full_body", "upper_body"]
     assert set(result["metrics"]["all"]) == set(result["constant"]["all"]) == set(METRICS)
-    fewer = evaluate(EvaluateConfig(tmp_path / "m.pth", data, workers=0, limit=17))
+    fewer = evaluate(EvaluateConfig(tmp_path / "m.pth", data, workers=0, max_samples=17))
     assert fewer["samples"] == 17
     assert list(fewer["metrics"]) == ["all", "face", "full_body", "upper_body"], "spread over the set"
 
 
 def test_evaluation_refuses_a_cache_of_another_resize_rule(data, tmp_path):
-    prepare(PrepareConfig(data, tmp_path / "cache", input_size=64, resize="letterbox", workers=1))
+    prepare(PrepareConfig(data, tmp_path / "cache", input_size=(64, 64), resize="letterbox", workers=1))
     save_checkpoint(tmp_path / "m.pth", create_multitask_dpt_model(
         "test_vit", features=8, backbone_kwargs={"img_size": 64}))
     with pytest.raises(BadInput, match="prepared with --resize letterbox"):
@@ -199,7 +198,7 @@ def test_incomplete_samples_are_named_counted_and_limited(data, tmp_path, config
         "test_vit", features=8, backbone_kwargs={"img_size": 64}))
     commands = [
         lambda limit: check.main(check.CheckConfig(root, max_broken=limit)),
-        lambda limit: prepare(PrepareConfig(root, tmp_path / "cache", 32, workers=1, max_broken=limit)),
+        lambda limit: prepare(PrepareConfig(root, tmp_path / "cache", (32, 32), workers=1, max_broken=limit)),
         lambda limit: evaluate(EvaluateConfig(tmp_path / "m.pth", root, workers=0, max_broken=limit)),
         lambda limit: Trainer(config(data_root=root, max_broken=limit)),
     ]
@@ -242,20 +241,20 @@ def test_yaml_options_and_the_command_line_are_one(tmp_path, data, config, monke
 
     path = tmp_path / "run.yaml"
     path.write_text("data_root: data\nlr: 8e-4\nbackbone_kwargs: {img_size: 64, patch_size: 16}\n"
-                    "tasks: [alpha, depth]\npretrained: false\ninit: null\n")
+                    "heads: [alpha, depth]\npretrained: false\ninit: null\n")
     values = module.read_yaml(path)
     assert values == {"data_root": Path("data"), "lr": 8e-4, "backbone_kwargs": ("img_size=64", "patch_size=16"),
-                      "tasks": ("alpha", "depth"), "pretrained": False, "init": None}
+                      "heads": ("alpha", "depth"), "pretrained": False, "init": None}
     monkeypatch.setattr(sys, "argv", ["train", "--config", str(path)])
     assert module.from_command_line().timm_kwargs == {"img_size": 64, "patch_size": 16}
     again = tmp_path / "again.yaml"
-    again.write_text(module.to_yaml(config(ema=0.5, tasks=("depth",))))
-    assert module.TrainConfig(**module.read_yaml(again)) == config(ema=0.5, tasks=("depth",))
+    again.write_text(module.to_yaml(config(ema=0.5, heads=("depth",))))
+    assert module.TrainConfig(**module.read_yaml(again)) == config(ema=0.5, heads=("depth",))
 
 
 @pytest.mark.parametrize(("text", "said"), [
     ("learning_rate: 1\n", "learning_rate"), ("epochs: many\n", "epochs"), ("a: [\n", "YAML"),
-    ("- 1\n", "something else"), ("pretrained: maybe\n", "pretrained"),
+    ("- 1\n", "a list"), ("pretrained: maybe\n", "pretrained"),
 ])
 def test_bad_yaml_is_one_sentence(tmp_path, text, said):
     from train.config import read_yaml
@@ -266,9 +265,9 @@ def test_bad_yaml_is_one_sentence(tmp_path, text, said):
 
 
 @pytest.mark.parametrize(("changes", "said"), [
-    ({"epochs": 0}, "epochs"), ({"lr": -1.0}, "lr"), ({"ema": 1.0}, "ema"), ({"tasks": ("colour",)}, "tasks"),
+    ({"epochs": 0}, "epochs"), ({"lr": -1.0}, "lr"), ({"ema": 1.0}, "ema"), ({"heads": ("colour",)}, "heads"),
     ({"clip_norm": -1.0}, "clip_norm"), ({"seed": -1}, "seed"), ({"keep": -1}, "keep"), ({"w_alpha": -1.0}, "w_alpha"),
-    ({"weight_decay": -0.1}, "weight_decay"), ({"limit_val_batches": -1}, "limit_val"),
+    ({"weight_decay": -0.1}, "weight_decay"), ({"max_val_batches": -1}, "max_val_batches.*no limit"),
     ({"max_broken": -1}, "max_broken"),
     ({"canonical_focal": -1.0}, "canonical_focal"), ({"lr": float("nan")}, "lr"), ({"workers": -2}, "workers"),
     ({"amp": "int8"}, "auto, fp16, bf16, fp32, received 'int8'"), ({"resize": "crop"}, "stretch, letterbox"),
@@ -289,7 +288,7 @@ def test_the_guides_values_are_the_defaults():
     assert (default.batch_size, default.epochs, default.lr, default.clip_norm) == (6, 20, 8e-4, 1.0)
     assert (default.backbone, default.features, default.use_bn) == ("vit_base_patch16_384", 256, False)
     assert (default.pretrained, default.depth_scale) == (True, 5.0)
-    assert (default.limit_train_batches, default.limit_val_batches) == (0, 0)
+    assert (default.max_train_batches, default.max_val_batches) == (None, None)
 
 
 def test_errors_of_the_command_are_one_sentence_and_status_2(tmp_path, root):
@@ -328,7 +327,7 @@ def test_a_run_goes_without_curves_and_event_files_and_says_so(config, monkeypat
     for package in ("matplotlib", "tensorboard", "matplotlib.figure", "torch.utils.tensorboard"):
         monkeypatch.setitem(sys.modules, package, None)
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
-    run = config(limit_train_batches=1, tensorboard=True)
+    run = config(max_train_batches=1, tensorboard=True)
     Trainer(run).run()
     text = capsys.readouterr().out
     assert "matplotlib is needed to draw curves.png" in text and "tensorboard is needed to write" in text
@@ -336,15 +335,15 @@ def test_a_run_goes_without_curves_and_event_files_and_says_so(config, monkeypat
 
 
 def test_the_demonstration_runs_to_its_end(tmp_path, capsys):
-    demo.main(demo.DemoConfig(tmp_path, samples=60, epochs=2, size=32))
+    demo.main(demo.DemoConfig(tmp_path, count=60, epochs=2, image_size=(32, 32)))
     text = capsys.readouterr().out
-    assert "150 people it has not seen" in text and "constant" in text
+    assert "150 people that the model has not seen" in text and "constant" in text
     for name in ("curves.png", "best_model.pth", "training_samples/epoch_02.png"):
         assert (tmp_path / "run" / name).stat().st_size > 0
 
 
 def test_workers_read_the_same_samples(data, cache):
-    from train.dataset import ValBatches, create_loader
+    from train.data.dataset import ValBatches, create_loader
 
     dataset = MapDataset(open_source(cache), list(range(24)), Contract(input_size=(48, 48)))
     names = [list(batch["name"]) for batch in create_loader(dataset, ValBatches(24, 5, 0, 1), 1)]
@@ -354,9 +353,9 @@ def test_workers_read_the_same_samples(data, cache):
 def test_json_of_an_evaluation(data, tmp_path, root):
     save_checkpoint(tmp_path / "m.pth", create_multitask_dpt_model(
         "test_vit", features=8, backbone_kwargs={"img_size": 64}))
-    result = run("train.evaluate", str(tmp_path / "m.pth"), "--data-root", str(data), "--workers", "0", "--limit", "6",
-                 "--json", str(tmp_path / "m.json"), root=root)
+    result = run("train.evaluate", str(tmp_path / "m.pth"), "--data-root", str(data), "--workers", "0",
+                 "--max-samples", "6", "--json", "--out", str(tmp_path / "m.json"), root=root)
     assert result.returncode == 0, result.stderr
-    assert "constant" in result.stdout
-    assert json.loads((tmp_path / "m.json").read_text())["samples"] == 6
-    assert os.path.exists(tmp_path / "m.json")
+    printed = json.loads(result.stdout)
+    assert printed == json.loads((tmp_path / "m.json").read_text())
+    assert printed["samples"] == 6 and set(printed["constant"]["all"]) == set(METRICS)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from train.losses import Losses, alpha_loss, berhu, cosine, gradient_matching
+from train.model.losses import Losses, alpha_loss, berhu, cosine, gradient_matching
 
 
 @pytest.fixture
@@ -111,11 +111,11 @@ def test_nothing_outside_the_content_counts(maps):
         torch.testing.assert_close(value, before[name])
 
 
-def test_weights_and_tasks_choose_the_sum(maps):
+def test_weights_and_heads_choose_the_sum(maps):
     weighted = per_image(maps, Losses(w_depth=2, w_normal=3, w_alpha=5))
     expected = 2 * weighted["depth"] + 3 * weighted["normals"] + 5 * weighted["alpha"]
     torch.testing.assert_close(weighted["loss"], expected)
-    assert set(per_image(maps, Losses(tasks=("normals",)))) == {"normals", "loss"}
+    assert set(per_image(maps, Losses(heads=("normals",)))) == {"normals", "loss"}
 
 
 def test_losses_are_float32_for_half_outputs(maps):

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from dpt_deploy.model import create_multitask_dpt_model
-from train.optim import Ema, parameter_groups, rate_factor
+from train.loop.optim import MovingAverage, parameter_groups, rate_factor
 
 
 @pytest.fixture(scope="module")
@@ -54,15 +54,23 @@ def test_the_rate_rises_and_falls():
     assert rate_factor(0, 10, 0) == pytest.approx(1)
 
 
-def test_the_moving_average_follows_and_is_put_back():
-    layer = torch.nn.Linear(2, 2)
-    ema = Ema(layer, 0.9)
-    start = layer.weight.detach().clone()
-    with torch.no_grad():
-        layer.weight += 1
-    ema.update()
-    decay = min(0.9, 2 / 11)
-    torch.testing.assert_close(ema.state["weight"], start * decay + (start + 1) * (1 - decay))
-    with ema.applied():
-        torch.testing.assert_close(layer.weight, ema.state["weight"])
-    torch.testing.assert_close(layer.weight, start + 1)
+def test_the_moving_average_follows_the_model_and_resumes():
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    average = MovingAverage(model, 0.9)
+    start, expected = model[0].weight.detach().clone(), model[0].weight.detach().clone()
+    for update in range(1, 40):
+        with torch.no_grad():
+            model[0].weight += 1
+        model(torch.rand(3, 2))
+        average.update_parameters(model)
+        decay = min(0.9, (1 + update) / (10 + update))
+        expected = expected * decay + (start + update) * (1 - decay)
+    torch.testing.assert_close(average.module[0].weight, expected)
+    torch.testing.assert_close(model[0].weight, start + 39)
+    assert average.module[1].num_batches_tracked == 39, "a counter is copied"
+    assert average.updates == 39
+    again = MovingAverage(model, 0.9)
+    again.load(average.module.state_dict(), average.updates)
+    for one in (average, again):
+        one.update_parameters(model)
+    torch.testing.assert_close(again.module[0].weight, average.module[0].weight, rtol=0, atol=0)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from dpt_deploy.core.contract import Contract, resize_weights
-from train.geometry import normals_from_depth
-from train.sample import Sample, to_network
-from train.synthetic import as_sample, generate
+from train.data.conventions import normals_from_depth
+from train.data.sample import Sample, to_network
+from train.data.synthetic.scene import as_sample, generate
 
 
 def sample_of(number: int, height: int, width: int, seed: int = 5) -> Sample:

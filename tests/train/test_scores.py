@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from dpt_deploy.core import metrics
-from train.scores import METRICS, Scores
-from train.sources import open_source
-from train.statistics import ConstantScores, Statistics, measure
+from train.data.sources import open_source
+from train.data.statistics import Statistics, measure
+from train.monitoring.scores import METRICS, ConstantScores, Scores
 
 
 @pytest.fixture

@@ -11,8 +11,9 @@ import OpenEXR
 import pytest
 
 from dpt_deploy.core.errors import BadInput
-from train import exr
-from train.sources import FILES, find_samples, open_source, read_files, split
+from train.data import exr
+from train.data.sources import open_source, split
+from train.data.synthhuman import FILES, find_samples, read_files
 
 
 def flat_copy(data: Path, folder: Path, count: int = 6) -> list[str]:

@@ -9,12 +9,12 @@ import OpenEXR
 import pytest
 
 from dpt_deploy.core.errors import BadInput
-from train.body import SKIN, Body
-from train.geometry import normals_from_depth
-from train.layout import kind_of_index
-from train.render import Camera, render
-from train.sources import read_files
-from train.synthetic import SyntheticConfig, file_index, generate, kind_of, write_dataset
+from train.data.conventions import normals_from_depth
+from train.data.synthetic.body import SKIN, Body
+from train.data.synthetic.render import Camera, render
+from train.data.synthetic.scene import file_index, generate, kind_of
+from train.data.synthhuman import kind_of_index, read_files
+from train.synthetic import SyntheticConfig, write_dataset
 
 
 def ball(centre: tuple[float, float, float], radius: float) -> Body:
@@ -88,7 +88,7 @@ def test_files_are_those_of_synthhuman(data: Path):
 
 
 def test_several_processes_write_the_same_files(data: Path, tmp_path: Path):
-    write_dataset(SyntheticConfig(tmp_path, count=12, size=64, seed=3, workers=2))
+    write_dataset(SyntheticConfig(tmp_path, count=12, image_size=(64, 64), seed=3, workers=2))
     for path in tmp_path.rglob("rgb_*.png"):
         assert path.read_bytes() == (data / path.relative_to(tmp_path)).read_bytes()
 
@@ -97,7 +97,7 @@ def test_impossible_options_are_refused(tmp_path: Path):
     with pytest.raises(BadInput, match="count"):
         SyntheticConfig(tmp_path, count=0)
     with pytest.raises(BadInput, match="at least 16"):
-        SyntheticConfig(tmp_path, size=4)
+        SyntheticConfig(tmp_path, image_size=(4, 4))
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot write"):
-        write_dataset(SyntheticConfig(tmp_path / "file" / "x", count=1, size=16, workers=1))
+        write_dataset(SyntheticConfig(tmp_path / "file" / "x", count=1, image_size=(16, 16), workers=1))

@@ -12,7 +12,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,8 +22,10 @@ import yaml
 
 from dpt_deploy.core.errors import BadInput, DptError
 from dpt_deploy.model import create_multitask_dpt_model, load_model, read_checkpoint
-from train import memory, network, state
-from train.trainer import Stopped, Trainer
+from train.loop import memory, setup, state
+from train.loop.process import Stopped
+from train.loop.trainer import Trainer
+from train.loop.validation import Validated
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -50,6 +54,21 @@ def stop_at(trainer: Trainer, step: int) -> None:
         return original(*args)
 
     trainer.stepper = step_or_die
+
+
+def spied(validation, then: Callable[[], object] = lambda: None) -> list[str]:
+    """The names of the images that a validation has seen, as it goes; `then` is called at its first batch."""
+    per_image, seen = validation.losses.per_image, []
+
+    def spy(outputs, batch):
+        first = not seen
+        seen.extend(batch["name"])
+        if first:
+            then()
+        return per_image(outputs, batch)
+
+    validation.losses = SimpleNamespace(per_image=spy, heads=validation.losses.heads)
+    return seen
 
 
 def test_a_run_leaves_what_the_guide_lists(config, capsys):
@@ -126,7 +145,7 @@ def test_a_run_goes_on_from_an_older_save_after_a_kill(config, tmp_path):
 
 
 def test_the_loss_scale_is_that_of_the_save(config):
-    common = {"amp": "fp16", "epochs": 2, "limit_train_batches": 2}
+    common = {"amp": "fp16", "epochs": 2, "max_train_batches": 2}
     trainer = Trainer(config(**common))
     handle = trainer.model.heads["depth"].conv3.weight.register_hook(lambda grad: grad * float("inf"))
     stop_at(trainer, 2)
@@ -134,14 +153,14 @@ def test_the_loss_scale_is_that_of_the_save(config):
         trainer.run()
     handle.remove()
     again = Trainer(config(resume="auto", **common))
-    assert again.scaler.get_scale() == 65536 / 4, "two overflows"
-    assert again.scaler.state_dict() == trainer.scaler.state_dict()
+    assert again.optimization.scaler.get_scale() == 65536 / 4, "two overflows"
+    assert again.optimization.scaler.state_dict() == trainer.optimization.scaler.state_dict()
 
 
 def test_tensorboard_holds_every_epoch_once_after_resuming(config, tmp_path):
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    common = {"epochs": 3, "limit_train_batches": 2, "tensorboard": True}
+    common = {"epochs": 3, "max_train_batches": 2, "tensorboard": True}
     trainer = Trainer(config(**common))
     stop_at(trainer, 3)
     with pytest.raises(RuntimeError, match="killed"):
@@ -160,18 +179,18 @@ def test_resuming_another_config_or_other_data_is_refused(config, tmp_path):
     stop_at(trainer, 5)
     with pytest.raises(RuntimeError):
         trainer.run()
-    with pytest.raises(BadInput, match=r"lr 0\.001 then, 0\.002 now"):
+    with pytest.raises(BadInput, match=r"lr was 0\.001, now 0\.002"):
         Trainer(config(epochs=2, lr=2e-3, resume="auto"))
     (tmp_path / "bad.pth").write_bytes(b"nothing")
     with pytest.raises(DptError, match=r"last\.pth"):
         Trainer(config(epochs=2, resume=str(tmp_path / "bad.pth"), out=tmp_path / "other"))
-    progress, _ = state.load(run.out / "last.pth", run, trainer.resolved, trainer.data)
-    with pytest.raises(BadInput, match="data are not those"):
+    progress, _ = state.load(run.out / "last.pth", run, trainer.resolved, trainer.data.fingerprint)
+    with pytest.raises(BadInput, match="run on other data"):
         state.load(run.out / "last.pth", run, trainer.resolved, "other")
     assert progress.epoch == 1
     for name, there, here in (("amp", "fp32", "fp16"), ("backbone_lr_scale", 1.0, 0.1), ("images_per_step", 4, 8)):
-        with pytest.raises(BadInput, match=re.escape(f"{name} {there!r} then, {here!r} now")):
-            state.load(run.out / "last.pth", run, trainer.resolved | {name: here}, trainer.data)
+        with pytest.raises(BadInput, match=re.escape(f"{name} was {there!r}, now {here!r}")):
+            state.load(run.out / "last.pth", run, trainer.resolved | {name: here}, trainer.data.fingerprint)
 
 
 def test_the_steps_count_not_how_they_are_made(config):
@@ -184,20 +203,20 @@ def test_the_steps_count_not_how_they_are_made(config):
     assert again.progress.epoch == 1
     again.run()
     assert again.progress.total_steps == 8
-    with pytest.raises(BadInput, match="images_per_step 4 then, 2 now"):
+    with pytest.raises(BadInput, match="images_per_step was 4, now 2"):
         Trainer(config(epochs=2, batch_size=2, resume="auto"))
 
 
 def test_a_folder_that_holds_a_run_is_not_overwritten(config, tmp_path):
-    run = config(limit_train_batches=1)
+    run = config(max_train_batches=1)
     Trainer(run).run()
     with pytest.raises(BadInput, match="--resume auto"):
         Trainer(run)
-    other = config(limit_train_batches=1, out=tmp_path / "other")
+    other = config(max_train_batches=1, out=tmp_path / "other")
     Trainer(other).run()
     with pytest.raises(BadInput, match="--resume auto"):
-        Trainer(config(limit_train_batches=1, resume=str(other.out / "last.pth")))
-    Trainer(config(limit_train_batches=1, resume=str(run.out / "last.pth")))
+        Trainer(config(max_train_batches=1, resume=str(other.out / "last.pth")))
+    Trainer(config(max_train_batches=1, resume=str(run.out / "last.pth")))
 
 
 def test_an_unwritable_output_folder_is_named(config, tmp_path):
@@ -214,14 +233,14 @@ def test_accumulation_equals_a_larger_batch(config, tmp_path):
 
 
 def test_only_the_latest_checkpoints_are_kept(config):
-    run = config(epochs=4, limit_train_batches=1, keep=2)
+    run = config(epochs=4, max_train_batches=1, keep=2)
     Trainer(run).run()
     kept = sorted(path.name for path in run.out.glob("checkpoint_*"))
     assert kept == ["checkpoint_epoch_03.pth", "checkpoint_epoch_04.pth"]
 
 
 def test_the_latest_checkpoints_are_the_latest_beyond_epoch_99_too(config):
-    trainer = Trainer(config(epochs=101, limit_train_batches=1, limit_val_batches=1, keep=2))
+    trainer = Trainer(config(epochs=101, max_train_batches=1, max_val_batches=1, keep=2))
     trainer.progress.epoch = 98
     for epoch in (97, 98):
         (trainer.config.out / f"checkpoint_epoch_{epoch}.pth").touch()
@@ -231,22 +250,20 @@ def test_the_latest_checkpoints_are_the_latest_beyond_epoch_99_too(config):
 
 
 def test_a_run_stops_early_when_nothing_improves(config):
-    run = config(epochs=30, early_stopping=2, lr=1e-12, warmup=0.0, limit_train_batches=1, augment=False)
+    run = config(epochs=30, early_stopping=2, lr=1e-12, warmup=0.0, max_train_batches=1, augment=False)
     trainer = Trainer(run)
     losses = iter([1.0, 0.5, 0.6, 0.7, 0.1])
-    trainer.validation.run = lambda: {"val_loss": next(losses)}
+    trainer.validation.run = lambda *_, **__: Validated({"val_loss": next(losses)}, {}, {})
     assert trainer.run()["epoch"] == 4
     assert trainer.progress.best_epoch == 2
 
 
 def test_batch_limits_bound_an_epoch(config):
-    trainer = Trainer(config(batch_size=2, limit_train_batches=2, limit_val_batches=1))
-    forward, seen = trainer.validation._forward, []
-    trainer.validation._forward = lambda batch: seen.extend(batch["name"]) or forward(batch)
-    trainer.validation.picture = lambda: None
+    trainer = Trainer(config(batch_size=2, max_train_batches=2, max_val_batches=1))
+    seen = spied(trainer.validation)
     trainer.run()
     assert trainer.progress.total_steps == 2
-    assert len(seen) == 2 < len(trainer.val_positions)
+    assert len(seen) == 2 < len(trainer.data.val_positions)
 
 
 def test_one_loss_that_is_not_finite_skips_its_step(config, capsys):
@@ -276,7 +293,7 @@ def test_ten_bad_losses_in_a_row_stop_the_run_with_advice(config):
 
 
 def test_a_gradient_that_is_not_finite_skips_too(config):
-    trainer = Trainer(config(limit_train_batches=2))
+    trainer = Trainer(config(max_train_batches=2))
     head = trainer.model.heads["depth"].conv3.weight
     handle = head.register_hook(lambda grad: grad * float("nan"))
     before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
@@ -287,8 +304,8 @@ def test_a_gradient_that_is_not_finite_skips_too(config):
 
 
 def test_overflows_of_the_loss_scaler_are_no_failure(config):
-    trainer = Trainer(config(amp="fp16", limit_train_batches=2, epochs=1))
-    assert trainer.scaler.is_enabled()
+    trainer = Trainer(config(amp="fp16", max_train_batches=2, epochs=1))
+    assert trainer.optimization.scaler.is_enabled()
     handle = trainer.model.heads["depth"].conv3.weight.register_hook(lambda grad: grad * float("inf"))
     trainer.run()
     handle.remove()
@@ -297,7 +314,7 @@ def test_overflows_of_the_loss_scaler_are_no_failure(config):
 
 def test_overflows_that_no_scale_mends_stop_the_run(config):
     trainer = Trainer(config(amp="fp16", epochs=20))
-    trainer.scaler = trainer.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
+    trainer.stepper.scaler = torch.amp.GradScaler("cpu", init_scale=2.0)
     trainer.model.heads["depth"].conv3.weight.register_hook(lambda grad: grad * float("nan"))
     with pytest.raises(DptError, match="gradient has not been finite for 10 steps"):
         trainer.run()
@@ -307,38 +324,38 @@ def test_overflows_that_no_scale_mends_stop_the_run(config):
 @pytest.mark.parametrize("how", ["init", "resume"])
 def test_weights_that_would_be_replaced_are_not_fetched(config, tmp_path, monkeypatch, how):
     asked = []
-    create = network.create_multitask_dpt_model
+    create = setup.create_multitask_dpt_model
 
     def recording(*args):
         asked.append(args[3])
         return create(*args[:3], False, *args[4:])
 
-    monkeypatch.setattr(network, "create_multitask_dpt_model", recording)
-    run = config(pretrained=True, limit_train_batches=1)
+    monkeypatch.setattr(setup, "create_multitask_dpt_model", recording)
+    run = config(pretrained=True, max_train_batches=1)
     Trainer(run).run()
     if how == "init":
         Trainer(config(pretrained=True, init=run.out / "best_model.pth", out=tmp_path / "other"))
     else:
-        Trainer(config(pretrained=True, limit_train_batches=1, resume="auto"))
+        Trainer(config(pretrained=True, max_train_batches=1, resume="auto"))
     assert asked == [True, False]
 
 
 def test_broken_samples_are_named_and_skipped_up_to_a_limit(config, capsys):
     trainer = Trainer(config(check_data=False))
-    read, bad = trainer.source.read, set(trainer.train_positions[:2])
+    read, bad = trainer.data.source.read, set(trainer.data.train_positions[:2])
 
     def sometimes(position):
         if position in bad:
             raise BadInput(f"sample {position} is broken")
         return read(position)
 
-    trainer.source.read = sometimes
+    trainer.data.source.read = sometimes
     trainer.run()
     text = capsys.readouterr().out
     assert all(f"sample {position} is broken" in text for position in bad)
-    bad = set(trainer.train_positions[:5])
+    bad = set(trainer.data.train_positions[:5])
     trainer = Trainer(config(check_data=False, max_broken=2, out=trainer.config.out / "again"))
-    trainer.source.read = sometimes
+    trainer.data.source.read = sometimes
     with pytest.raises(BadInput, match="--max-broken 2"):
         trainer.run()
 
@@ -359,9 +376,12 @@ def test_out_of_memory_is_answered_with_a_batch_size_that_was_tried(config, fits
         trainer.run()
 
 
-@pytest.mark.parametrize("where", ["train.trainer.to_device", "train.validation.to_device", "train.optim.Ema.update"])
+@pytest.mark.parametrize("where", [
+    "train.model.forward.ForwardPass.to_device", "train.monitoring.scores.Scores.add",
+    "train.loop.optim.MovingAverage.update_parameters",
+])
 def test_memory_that_ends_anywhere_is_answered(config, monkeypatch, where):
-    trainer = Trainer(config(batch_size=4, ema=0.9, limit_train_batches=1))
+    trainer = Trainer(config(batch_size=4, ema=0.9, max_train_batches=1))
 
     def full(*args):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -399,18 +419,10 @@ def test_a_signal_during_validation_saves_and_validation_is_done_again(config, t
     common = {"epochs": 2, "ema": 0.9, "batch_size": 2}
     Trainer(config(out=tmp_path / "whole", **common)).run()
     trainer = Trainer(config(**common))
-    forward, calls = trainer.validation._forward, []
-
-    def interrupt_once(batch):
-        calls.append(batch)
-        if len(calls) == 1:
-            os.kill(os.getpid(), number)
-        return forward(batch)
-
-    trainer.validation._forward = interrupt_once
+    calls = spied(trainer.validation, lambda: os.kill(os.getpid(), number))
     with pytest.raises(Stopped, match="--resume auto"):
         trainer.run()
-    assert len(calls) == 1, "the rest of the validation is left out"
+    assert len(calls) == 2, "the rest of the validation is left out"
     again = Trainer(config(resume="auto", **common))
     assert (again.progress.epoch, again.progress.step) == (0, again.batches.steps)
     again.run()
@@ -418,8 +430,8 @@ def test_a_signal_during_validation_saves_and_validation_is_done_again(config, t
     assert table(again.config.out)[0]["val_loss"] == table(tmp_path / "whole")[0]["val_loss"]
 
 
-def test_tasks_choose_the_heads(config):
-    run = config(tasks=("alpha",))
+def test_options_choose_the_heads(config):
+    run = config(heads=("alpha",))
     row = Trainer(run).run()
     assert "val_alpha" in row and "val_depth" not in row
     assert read_checkpoint(run.out / "best_model.pth").config.heads == ("alpha",)
@@ -427,7 +439,7 @@ def test_tasks_choose_the_heads(config):
 
 def test_gradient_checkpointing_changes_no_weight(config, tmp_path):
     for name, on in (("a", False), ("b", True)):
-        Trainer(config(out=tmp_path / name, grad_checkpointing=on, limit_train_batches=2)).run()
+        Trainer(config(out=tmp_path / name, grad_checkpointing=on, max_train_batches=2)).run()
     a, b = weights(tmp_path / "a" / "final_model.pth"), weights(tmp_path / "b" / "final_model.pth")
     assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-6
 
@@ -436,7 +448,7 @@ def test_gradient_checkpointing_changes_no_weight(config, tmp_path):
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile on the CPU needs a C++ compiler, g++")
 def test_a_compiled_network_trains_to_the_same_weights(config, tmp_path):
     for name, on in (("a", False), ("b", True)):
-        Trainer(config(out=tmp_path / name, compile=on, limit_train_batches=2)).run()
+        Trainer(config(out=tmp_path / name, compile=on, max_train_batches=2)).run()
     a, b = weights(tmp_path / "a" / "final_model.pth"), weights(tmp_path / "b" / "final_model.pth")
     assert a.keys() == b.keys()
     assert max((a[key] - b[key]).abs().max().item() for key in a) < 1e-4
@@ -485,7 +497,7 @@ ONE_BAD_LOSS = """
 import hashlib, json
 import torch
 from train.config import TrainConfig, read_yaml
-from train.trainer import Trainer
+from train.loop.trainer import Trainer
 
 trainer = Trainer(TrainConfig(**read_yaml("{path}")))
 original, bad, calls = trainer.stepper.per_image, [], []

@@ -1,0 +1,1 @@
+"""Samples on disk, in memory and as tensors."""

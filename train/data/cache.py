@@ -1,0 +1,164 @@
+"""A cache of samples at training size: one memory-mapped array per map, and a checksum per sample.
+
+    cache.json      format, input size, resize rule, the source's fingerprint, SHA-256 of samples.npz
+    samples.npz     names, kinds, intrinsics, content boxes, CRC-32 per sample
+    rgb.npy         uint8 (N, H, W, 3)
+    depth.npy       float16 (N, H, W) [m]
+    normals.npy     float16 (N, H, W, 3)
+    alpha.npy       uint8 (N, H, W)
+"""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.files import cannot_write, sha256, write_json
+
+from ..commands import command
+from .conventions import AXES
+from .sample import Sample
+
+FORMAT = 1
+_MAPS = {"rgb": (np.uint8, 3), "depth": (np.float16, 0), "normals": (np.float16, 3), "alpha": (np.uint8, 0)}
+
+
+def is_cache(root: Path) -> bool:
+    """Whether `root` is a prepared cache."""
+    return (root / "cache.json").is_file()
+
+
+def write_cache(root: Path, samples: Iterable[Sample], count: int, contract: Contract, source: str) -> int:
+    """Write a cache. cache.json comes last, so that an interrupted cache is not taken for a whole one.
+
+    Args:
+        root: Folder of the cache.
+        samples: Samples of the contract's input size.
+        count: The largest number of samples; files are made for that many.
+        contract: Gives input size and resize rule.
+        source: Fingerprint of what the samples were made from.
+
+    Returns:
+        The number of samples written.
+
+    Raises:
+        BadInput: The folder cannot be written.
+    """
+    h, w = contract.input_size
+    try:
+        root.mkdir(parents=True, exist_ok=True)
+        (root / "cache.json").unlink(missing_ok=True)
+        arrays = {
+            name: np.lib.format.open_memmap(
+                root / f"{name}.npy", "w+", dtype, (count, h, w, *((channels,) if channels else ()))
+            ) for name, (dtype, channels) in _MAPS.items()
+        }
+        names, kinds, intrinsics, boxes, checksums = [], [], [], [], []
+        for i, sample in enumerate(samples):
+            for name, array in arrays.items():
+                array[i] = np.rint(sample.alpha * 255) if name == "alpha" else getattr(sample, name)
+            names.append(sample.name)
+            kinds.append(sample.kind)
+            intrinsics.append(sample.intrinsics)
+            boxes.append(_box(sample))
+            checksums.append(_checksum({name: array[i] for name, array in arrays.items()}))
+        for array in arrays.values():
+            array.flush()
+        with open(root / "samples.npz", "wb") as file:
+            np.savez(file, names=np.array(names), kinds=np.array(kinds), intrinsics=np.array(intrinsics),
+                     boxes=np.array(boxes), checksums=np.array(checksums, np.uint32))
+    except OSError as error:
+        raise cannot_write(root, error) from error
+    write_json(root / "cache.json", {
+        "format": FORMAT, "input_size": list(contract.input_size), "resize": contract.resize,
+        "count": len(names), "source": source, "samples_sha256": sha256(root / "samples.npz"),
+    })
+    return len(names)
+
+
+def _box(sample: Sample) -> tuple[int, int, int, int]:
+    """Top, left, bottom and right of the content, without padding."""
+    h, w = sample.alpha.shape
+    if sample.inside is None:
+        return 0, 0, h, w
+    rows, columns = np.flatnonzero(sample.inside.any(axis=1)), np.flatnonzero(sample.inside.any(axis=0))
+    return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
+
+
+def _checksum(maps: dict[str, np.ndarray]) -> int:
+    checksum = 0
+    for name in _MAPS:
+        checksum = zlib.crc32(np.ascontiguousarray(maps[name]).data, checksum)
+    return checksum
+
+
+@dataclass
+class CacheSource:
+    """A `Source` that reads a prepared cache by memory mapping, and compares every sample with its checksum."""
+
+    root: Path
+    input_size: tuple[int, int]
+    resize: str
+    source: str
+    names: list[str]
+    kinds: list[str]
+    intrinsics: np.ndarray
+    boxes: np.ndarray
+    checksums: np.ndarray
+    _arrays: dict[str, np.ndarray] = field(default_factory=dict, repr=False)
+    incomplete: tuple[str, ...] = ()  # such samples were skipped when the cache was made
+    normal_axes: str = AXES  # the cache holds converted normals
+
+    @classmethod
+    def open(cls, root: Path) -> CacheSource:
+        """Open a cache. Raises `BadInput` if it is damaged or has another format."""
+        again = f"Make it again: {command('train.prepare')} --data-root DIR --out {root}"
+        try:
+            record = json.loads((root / "cache.json").read_text())
+            if record["format"] != FORMAT:
+                raise BadInput(f"{root}: expected cache format {FORMAT}, received {record['format']}. {again}")
+            if sha256(root / "samples.npz") != record["samples_sha256"]:
+                raise BadInput(f"{root}/samples.npz: its SHA-256 differs from the one in cache.json. {again}")
+            table = np.load(root / "samples.npz")
+            return cls(
+                root, tuple(record["input_size"]), record["resize"], record["source"], table["names"].tolist(),
+                table["kinds"].tolist(), table["intrinsics"], table["boxes"], table["checksums"],
+            )
+        except (OSError, ValueError, KeyError) as error:
+            raise BadInput(f"{root}: expected a prepared cache, but it cannot be read ({error}). {again}") from error
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __getstate__(self) -> dict:
+        return self.__dict__ | {"_arrays": {}}  # every worker process maps the files itself
+
+    def read(self, position: int) -> Sample:
+        if not self._arrays:
+            try:
+                self._arrays = {name: np.load(self.root / f"{name}.npy", mmap_mode="r") for name in _MAPS}
+            except (OSError, ValueError) as error:
+                raise BadInput(f"{self.root}: the cache cannot be read ({error}).") from error
+        maps = {name: np.array(array[position]) for name, array in self._arrays.items()}
+        name = self.names[position]
+        if _checksum(maps) != self.checksums[position]:
+            raise BadInput(f"{self.root}: sample {name} is damaged (its checksum differs).")
+        top, left, bottom, right = self.boxes[position]
+        inside = None
+        if (top, left, bottom, right) != (0, 0, *self.input_size):
+            inside = np.zeros(self.input_size, bool)
+            inside[top:bottom, left:right] = True
+        return Sample(
+            name, self.kinds[position], maps["rgb"], maps["depth"].astype(np.float32),
+            maps["normals"].astype(np.float32), maps["alpha"] / np.float32(255), self.intrinsics[position], inside,
+        )
+
+    def fingerprint(self) -> str:
+        return self.source

@@ -1,0 +1,132 @@
+"""Where samples come from, the split into training and validation, and samples that cannot be used."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Protocol
+
+from dpt_deploy.core.errors import BadInput
+
+from ..commands import command
+from .cache import CacheSource, is_cache
+from .conventions import AXES, parse_axes
+from .sample import Sample
+from .synthhuman import KINDS, find_samples
+
+
+class Source(Protocol):
+    """Samples by position."""
+
+    root: Path
+    names: Sequence[str]
+    kinds: Sequence[str]
+    incomplete: Sequence[str]
+    """Samples left out because a file is missing: one line each."""
+    normal_axes: str
+    """How the components of normals are stored."""
+    input_size: tuple[int, int] | None
+    """Height and width that all samples were prepared at; None for original files."""
+    resize: str | None
+    """The resize rule that they were prepared with; None for original files."""
+
+    def __len__(self) -> int: ...
+
+    def read(self, position: int) -> Sample:
+        """Read a sample. Raises `BadInput`, which names it, if it is missing or broken."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A hash that changes when samples are added or removed, or a file changes in size."""
+        ...
+
+
+def open_source(root: Path | str, normal_axes: str = AXES) -> Source:
+    """Find the samples of a folder.
+
+    Args:
+        root: A prepared cache, one chunk (SynthHuman_0000), the parent of chunks, or a flat folder.
+        normal_axes: How the files store the components of normals. A cache holds them converted.
+
+    Raises:
+        BadInput: There are no samples.
+    """
+    parse_axes(normal_axes)
+    root = Path(root)
+    if not root.is_dir():
+        what = "a file" if root.is_file() else "nothing there"
+        raise BadInput(
+            f"data root {root}: expected a folder of SynthHuman samples, found {what}. Give --data-root the folder of "
+            f"SynthHuman_0000, or generate data: {command('train.synthetic')} --out data/synthetic"
+        )
+    return CacheSource.open(root) if is_cache(root) else find_samples(root, normal_axes)
+
+
+def split(names: Sequence[str], kinds: Sequence[str], val_fraction: float) -> tuple[list[int], list[int]]:
+    """Split samples into training and validation by a hash of the name.
+
+    So a sample stays on its side whatever else is added or removed. If a kind with two or more samples would have none
+    for validation, the one with the lowest hash is held out.
+
+    Args:
+        names: The name of each sample.
+        kinds: The kind of each sample.
+        val_fraction: Share of each kind to hold out, in [0, 1).
+
+    Returns:
+        Positions for training in ascending order, and for validation in the order of the hash.
+    """
+    fractions = [int.from_bytes(hashlib.sha256(name.encode()).digest()[:8], "big") / 2**64 for name in names]
+    held_out: set[int] = set()
+    for kind in KINDS:
+        members = [i for i, k in enumerate(kinds) if k == kind]
+        chosen = {i for i in members if fractions[i] < val_fraction}
+        if not chosen and len(members) > 1 and val_fraction > 0:
+            chosen = {min(members, key=fractions.__getitem__)}
+        if len(chosen) == len(members) > 1:
+            chosen.remove(max(members, key=fractions.__getitem__))
+        held_out |= chosen
+    # In the order of the hash, the first few samples for validation are of every kind.
+    return [i for i in range(len(names)) if i not in held_out], sorted(held_out, key=fractions.__getitem__)
+
+
+class BrokenSamples:
+    """Names and counts the samples that cannot be used; more than a limit are an error.
+
+    Args:
+        source: Its incomplete samples count from the start.
+        limit: How many samples may be incomplete or broken.
+        say: Prints a line about incomplete samples, which every process finds.
+        say_own: Prints a line about a broken sample that this process met; `say` by default.
+
+    Raises:
+        BadInput: There are more than `limit`; also from `add`.
+    """
+
+    def __init__(
+        self, source: Source, limit: int, say: Callable[[str], None], say_own: Callable[[str], None] | None = None
+    ) -> None:
+        self.incomplete, self.limit, self.say = source.incomplete, limit, say_own or say
+        self.reasons: dict[str, str] = {}
+        for line in self.incomplete[:5]:
+            say(f"incomplete sample skipped: {line}")
+        if len(self.incomplete) > 5:
+            say(f"incomplete samples skipped: {len(self.incomplete) - 5} more")
+        if self.incomplete:
+            self._check_limit("incomplete", self.incomplete[0])
+
+    def __len__(self) -> int:
+        return len(self.incomplete) + len(self.reasons)
+
+    def add(self, name: str, reason: str) -> None:
+        """Count a sample that could not be read; a second time changes nothing."""
+        if name not in self.reasons:
+            self.reasons[name] = reason
+            self.say(f"broken sample skipped: {reason}")
+            self._check_limit("broken", reason)
+
+    def _check_limit(self, what: str, example: str) -> None:
+        if len(self) > self.limit:
+            raise BadInput(f"data: {len(self)} {what} samples, more than --max-broken {self.limit}; one of them: "
+                           f"{example} Repair the data, or allow more.")

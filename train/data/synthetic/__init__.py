@@ -1,0 +1,1 @@
+"""Generated samples: people made of ellipsoids, with analytic depth and normals."""
