@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from ..core.errors import BadInput
-from .base import Backend, Refusal, SessionOptions, StageTask
+from .base import Backend, Check, Refusal, SessionOptions, StageTask
 from .cpp import CppRuntime
 from .onnxruntime import OnnxRuntime
 from .openvino import OpenVINO
@@ -18,7 +18,7 @@ _registry: dict[str, Backend] = {
 }
 
 __all__ = [
-    "Backend", "Refusal", "Session", "SessionOptions", "StageTask", "get", "names", "register", "registered",
+    "Backend", "Check", "Refusal", "Session", "SessionOptions", "StageTask", "get", "names", "register", "registered",
     "unregister",
 ]
 

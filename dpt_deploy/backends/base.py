@@ -8,12 +8,24 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..core.bundle import Bundle
-from ..core.check import Check
 from ..core.contract import Graph
 from ..core.errors import Cause
 from ..core.manifest import Artifact, Precision, ShapeRange
 from ..core.verdict import StageId, StageKind
 from .session import Session
+
+
+@dataclass(frozen=True)
+class Check:
+    """The result of one diagnostic check."""
+
+    subject: str
+    status: Literal["ok", "warning", "failed", "not installed", "not checked"]
+    """warning: works with a limitation; failed: broken or incorrect; not checked: needs a GPU."""
+    finding: str
+    """The result, in words."""
+    remedy: str = ""
+    """The command that fixes the problem, or an empty string."""
 
 
 @dataclass(frozen=True)

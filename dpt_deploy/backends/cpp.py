@@ -89,11 +89,8 @@ def load_library(path: Path) -> ctypes.CDLL:
         library.dpt_largest_batch.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
         library.dpt_heads.argtypes = (ctypes.c_void_p,)
         library.dpt_heads.restype = ctypes.c_uint32
-        for name in ("dpt_contract_json", "dpt_backend_name", "dpt_reason"):
-            getattr(library, name).argtypes = (ctypes.c_void_p,)
-            getattr(library, name).restype = ctypes.c_char_p
-        for name in ("dpt_last_error", "dpt_version"):
-            getattr(library, name).argtypes = ()
+        for name in ("dpt_contract_json", "dpt_backend_name", "dpt_reason", "dpt_last_error", "dpt_version"):
+            getattr(library, name).argtypes = () if name in ("dpt_last_error", "dpt_version") else (ctypes.c_void_p,)
             getattr(library, name).restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
         raise MissingPackage(f"{path}: expected the C++ runtime, but {error}. Build it with: make cpp") from error

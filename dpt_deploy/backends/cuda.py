@@ -73,13 +73,9 @@ def wait_stream(stream: int, other: int) -> None:
 
 
 def capture(stream: int, enqueue: Callable[[], Any]) -> Any:
-    """Capture the work that `enqueue` submits to `stream`, without running it.
+    """Capture the work that `enqueue` submits to `stream` as an executable CUDA graph, without running it.
 
-    Returns:
-        An executable CUDA graph for cudaGraphLaunch. The caller destroys it with cudaGraphExecDestroy.
-
-    Raises:
-        BackendError: The work cannot be captured.
+    The caller destroys the graph with cudaGraphExecDestroy. Raises `BackendError` if capture fails.
     """
     call("cudaStreamBeginCapture", stream, cudart().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
     graph = None

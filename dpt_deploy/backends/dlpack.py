@@ -54,14 +54,9 @@ def _destructor(capsule: int) -> None:
 
 
 def make_capsule(pointer: int, shape: tuple[int, ...], dtype: Any, device: tuple[int, int], owner: Any) -> Any:
-    """Create a capsule for C-contiguous memory.
+    """Create a capsule for C-contiguous memory at `pointer` on `device` (DLDeviceType, index).
 
-    Args:
-        pointer: Address of the memory.
-        shape: Shape of the array.
-        dtype: Integer or floating-point dtype of the array.
-        device: DLDeviceType and device index.
-        owner: Keeps the memory alive. Released by the consumer, or with a capsule that was never consumed.
+    `owner` keeps the memory alive until the consumer releases it, or until an unused capsule is destroyed.
     """
     dtype = np.dtype(dtype)
     dims = (ctypes.c_int64 * len(shape))(*shape)

@@ -53,13 +53,9 @@ class EngineProfile:
 
 
 def incompatibility(bundle: Bundle, artifact: Artifact, version: str, capability: str | None) -> str | None:
-    """Why an engine cannot run, or None.
+    """Why an engine cannot run with the installed `version` of its builder and a GPU of this `capability`, or None.
 
-    Args:
-        bundle: The bundle with the engine.
-        artifact: The engine.
-        version: Installed version of the engine's builder.
-        capability: Compute capability of the GPU. None skips this check.
+    A `capability` of None skips the check of the GPU.
     """
     details = artifact.details
     builder, built_by = details.builder, details.builder_version

@@ -11,14 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.bundle import Bundle
-from ..core.check import Check
 from ..core.contract import Graph
 from ..core.errors import BackendError, Cause, ContractError, MissingPackage, missing_package
 from ..core.install import install_command
 from ..core.manifest import Artifact, Precision
 from ..core.verdict import StageKind
 from . import cuda, device
-from .base import Backend, Refusal, SessionOptions, StageTask
+from .base import Backend, Check, Refusal, SessionOptions, StageTask
 from .session import Session, first_line, host_array, reject_stream
 
 Device = Literal["cpu", "cuda"]
@@ -136,21 +135,19 @@ class OnnxRuntimeSession(Session):
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no other common base class
-            raise BackendError(
-                f"{self.backend} cannot load {path}: {first_line(error)}. Choose another precision or backend."
-            ) from error
+            raise BackendError(f"{self.backend} cannot load {path}: {first_line(error)}. Choose another precision or "
+                               "backend.") from error
         if PROVIDERS[provider] not in session.get_providers():
             raise BackendError(
                 f"expected {PROVIDERS[provider]} to be active, but ONNX Runtime {ort.__version__} fell back to "
-                f"{session.get_providers()[0]}. Check that nvidia-smi lists a GPU, and that the CUDA and cuDNN libraries "
-                f"match this version: {install_command('gpu')}", backend="onnxruntime-cuda"
-            )
+                f"{session.get_providers()[0]}. Check that nvidia-smi lists a GPU, and that the CUDA and cuDNN "
+                f"libraries match this version: {install_command('gpu')}", backend=self.backend)
         embedded = session.get_modelmeta().custom_metadata_map.get("contract")
         bundle.check_contract(json.loads(embedded) if embedded else None, artifact.file)
         names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
         if names != [*self.inputs, *self.outputs]:
-            raise ContractError(f"{path}: expected inputs and outputs {[*self.inputs, *self.outputs]}, received {names}. "
-                                "Export the checkpoint again.")
+            raise ContractError(f"{path}: expected inputs and outputs {[*self.inputs, *self.outputs]}, received "
+                                f"{names}. Export the checkpoint again.")
         self._session = session
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
@@ -219,9 +216,8 @@ def _onnxruntime(provider: Device) -> Any:
         raise missing_package("onnxruntime", "gpu" if provider == "cuda" else "cpu", "run ONNX graphs") from error
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
         raise BackendError(
-            f"the installed ONNX Runtime {onnxruntime.__version__} was built without CUDA. Run: python -m pip uninstall "
-            f"onnxruntime; {install_command('gpu')}", backend="onnxruntime-cuda"
-        )
+            f"the installed ONNX Runtime {onnxruntime.__version__} was built without CUDA. Run: python -m pip "
+            f"uninstall onnxruntime; {install_command('gpu')}", backend="onnxruntime-cuda")
     if provider == "cuda":
         preload(onnxruntime)
     return onnxruntime

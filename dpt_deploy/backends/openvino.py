@@ -18,12 +18,11 @@ from typing import Any
 import numpy as np
 
 from ..core.bundle import Bundle
-from ..core.check import Check
 from ..core.contract import Graph
 from ..core.errors import BackendError, Cause, ContractError, MissingPackage, missing_package
 from ..core.install import install_command
 from ..core.manifest import Artifact, Precision
-from .base import Backend, Refusal, SessionOptions, StageTask
+from .base import Backend, Check, Refusal, SessionOptions, StageTask
 from .session import Session, host_array, reject_stream
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
@@ -147,8 +146,8 @@ class OpenVINOSession(Session):
             bundle.check_contract(json.loads(text), artifact.file)
         names = [port.get_any_name() for port in (*graph.inputs, *graph.outputs)]
         if names != [*self.inputs, *self.outputs]:
-            raise ContractError(f"{artifact.file}: expected inputs and outputs {[*self.inputs, *self.outputs]}, received "
-                                f"{names}. Export the checkpoint again.")
+            raise ContractError(f"{artifact.file}: expected inputs and outputs {[*self.inputs, *self.outputs]}, "
+                                f"received {names}. Export the checkpoint again.")
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, np.ndarray]:
         import openvino
@@ -237,11 +236,8 @@ def _compile(core: Any, graph: Any, computes: str, options: dict[str, Any], fram
 def prefer_convolution_kernel(graph: Any, min_in_features: int = MIN_IN_FEATURES) -> int:
     """Make OpenVINO compute linear layers of at least `min_in_features` inputs with its convolution kernel.
 
-    OpenVINO uses the convolution kernel only if it can fuse a following activation. This function inserts a
-    PReLU with a slope of one in place, which is the identity for every value including infinities and NaN.
-
-    Returns:
-        The number of layers changed.
+    OpenVINO uses that kernel only to fuse a following activation, so this inserts a PReLU of slope one, which is
+    the identity even for infinities and NaN. Modifies the graph in place and returns the number of layers found.
     """
     from openvino import opset13
 

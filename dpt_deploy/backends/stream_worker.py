@@ -211,7 +211,7 @@ class StreamWorker:
         slot.bound = True
 
     def _reserve_scratch(self, context: Any) -> None:
-        """Set scratch memory for the context's shapes. If it moves, CUDA graphs that contain its address are discarded."""
+        """Set scratch memory for the context's shapes. If it moves, CUDA graphs with its address are discarded."""
         nbytes = context.update_device_memory_size_for_shapes()
         if nbytes > self._scratch.nbytes:
             cuda.call("cudaEventSynchronize", self._done)

@@ -7,19 +7,16 @@ import importlib.util
 from typing import Any
 
 from ..core.bundle import Bundle
-from ..core.check import Check
 from ..core.contract import Graph
 from ..core.errors import Cause, MissingPackage
 from ..core.install import install_command
 from ..core.manifest import Artifact, Precision
 from . import cuda, device
-from .base import Backend, Refusal, SessionOptions, StageTask
+from .base import Backend, Check, Refusal, SessionOptions, StageTask
 from .engines import MODULES, incompatibility
 from .session import Session
 from .tensorrt_faults import known_faults
 from .tensorrt_session import TensorRTSession
-
-TITLES = {"tensorrt": "TensorRT", "tensorrt-rtx": "TensorRT-RTX"}
 
 
 class TensorRT(Backend):
@@ -29,7 +26,8 @@ class TensorRT(Backend):
 
     def __init__(self, name: str) -> None:
         self.name = self.extra = name
-        self.title, self.package = TITLES[name], MODULES[name]
+        self.title = "TensorRT-RTX" if name == "tensorrt-rtx" else "TensorRT"
+        self.package = MODULES[name]
         self.runs = {
             "tensorrt": "engines, on the GPU family and version that built them",
             "tensorrt-rtx": "engines built anywhere, on GPUs of compute capability 8.6, 8.9 and 12.x",
@@ -72,7 +70,7 @@ class TensorRT(Backend):
         ]
 
     def diagnose(self) -> list[Check]:
-        """Whether the builder starts. For TensorRT, which needs a GPU for that, also the known issues of its version."""
+        """Whether the builder starts, which needs a GPU for TensorRT, and known issues of TensorRT's version."""
         module = MODULES[self.name]
         if importlib.util.find_spec(module) is None:
             what = {"tensorrt": "engines built on the target GPU", "tensorrt-rtx": "engines built without a GPU"}

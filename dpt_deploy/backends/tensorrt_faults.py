@@ -30,7 +30,7 @@ class KnownFault:
 
 REPORTS = "https://github.com/NVIDIA/TensorRT/issues"
 KNOWN_FAULTS = (
-    KnownFault((8, 5, 1), (8, 5, 1), "a timm ViT in FP16 loses most of its accuracy; FP32 is correct", f"{REPORTS}/2709"),
+    KnownFault((8, 5, 1), (8, 5, 1), "a timm ViT in FP16 loses most accuracy; FP32 is correct", f"{REPORTS}/2709"),
     KnownFault((10, 0, 0), (10, 0, 0), "fused attention (_gemm_mha_v2) in FP16 differs from PyTorch; fixed in 10.0.1",
                f"{REPORTS}/3777"),
     KnownFault((10, 3), (10, 3), "a DINOv3 ViT in FP16 predicts one class everywhere; a transformer with dynamic sizes "
@@ -48,14 +48,9 @@ KNOWN_FAULTS = (
 
 
 def known_faults(version: str, capability: str | None) -> list[tuple[KnownFault, bool]]:
-    """The documented issues of a TensorRT version.
+    """The documented issues of a TensorRT version, each with whether it certainly affects this GPU.
 
-    Args:
-        version: Version of TensorRT.
-        capability: Compute capability of the GPU, None without one.
-
-    Returns:
-        Issues, each with whether it certainly affects this GPU. False if that depends on an unknown GPU.
+    `capability` is the GPU's compute capability. Without a GPU it is None, and issues of some GPUs are uncertain.
     """
     number = tuple(int(part) for part in version.split(".") if part.isdecimal())
     found = []

@@ -117,8 +117,8 @@ class TensorRTSession(Session):
     def _context(self, trt: Any) -> Any:
         """Create a context with user-managed scratch memory, because TensorRT would allocate it for the largest shape.
 
-        TensorRT-RTX compiles kernels when a shape is first used. Its runtime cache stores them beside the
-        engine. It captures its own CUDA graphs of the final kernels; a graph captured here could contain preliminary ones.
+        TensorRT-RTX compiles kernels when a shape is first used, and its runtime cache stores them beside the engine.
+        It captures CUDA graphs itself once the final kernels exist; a graph captured here could contain earlier ones.
         """
         user_managed = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         if not self.captures_internally:

@@ -149,11 +149,7 @@ class Bundle:
         return self.damage(artifact) is None
 
     def produce(self, recipe: Recipe) -> tuple[Artifact, bool]:
-        """Produce or reuse the file of a recipe, and register it in the manifest.
-
-        Returns:
-            The artefact, and whether it was reused.
-        """
+        """Produce or reuse the file of a recipe and register it. Returns the artefact and whether it was reused."""
         for artifact in self.artifacts:
             if artifact.file == recipe.file and artifact.key == recipe.key and self.intact(artifact):
                 return artifact, True

@@ -126,44 +126,32 @@ class Contract:
     def inputs(self, graph: Graph) -> dict[str, TensorSpec]:
         """The inputs of a graph by name."""
         if graph == "model":
-            spec = TensorSpec(
-                "image", "float32", ("batch", 3, *self.input_size), "1", (None, None),
-                "RGB in [0, 1], minus mean, divided by std, channels first.",
-            )
+            spec = TensorSpec("image", "float32", ("batch", 3, *self.input_size), "1", (None, None),
+                              "RGB in [0, 1], minus mean, divided by std, channels first.")
         else:
-            spec = TensorSpec(
-                "frame", "uint8", ("batch", "height", "width", 3), "1", (0, 255),
-                "RGB pixels, channels last, of any size; all frames of a batch share one size.",
-            )
+            spec = TensorSpec("frame", "uint8", ("batch", "height", "width", 3), "1", (0, 255),
+                              "RGB pixels, channels last, of any size; all frames of a batch share one size.")
         return {spec.name: spec}
 
     def outputs(self, graph: Graph) -> dict[str, TensorSpec]:
         """The outputs of a graph by name, for this contract's heads."""
         h, w = self.input_size
         if graph == "model":
-            specs = {
-                "depth": TensorSpec("depth", "float32", ("batch", 1, h, w), "m", (0, None), "z-depth."),
-                "normals": TensorSpec(
-                    "normals", "float32", ("batch", 3, h, w), "1", (-1, 1),
-                    "Camera-space normals, x right, y up, z towards the viewer; not yet of unit length.",
-                ),
-                "alpha": TensorSpec(
-                    "alpha_logits", "float32", ("batch", 1, h, w), "1", (None, None),
-                    "Foreground logits; the sigmoid is coverage.",
-                ),
-            }
+            specs = (
+                TensorSpec("depth", "float32", ("batch", 1, h, w), "m", (0, None), "z-depth."),
+                TensorSpec("normals", "float32", ("batch", 3, h, w), "1", (-1, 1),
+                           "Camera-space normals, x right, y up, z towards the viewer; not yet of unit length."),
+                TensorSpec("alpha_logits", "float32", ("batch", 1, h, w), "1", (None, None),
+                           "Foreground logits; the sigmoid is coverage."),
+            )
         else:
-            specs = {
-                "depth": TensorSpec("depth", "float32", ("batch", "height", "width"), "m", (0, None), "z-depth."),
-                "normals": TensorSpec(
-                    "normals", "float32", ("batch", "height", "width", 3), "1", (-1, 1),
-                    "Unit camera-space normals, x right, y up, z towards the viewer.",
-                ),
-                "alpha": TensorSpec(
-                    "alpha", "float32", ("batch", "height", "width"), "1", (0, 1), "Foreground coverage.",
-                ),
-            }
-        return {specs[head].name: specs[head] for head in self.heads}
+            specs = (
+                TensorSpec("depth", "float32", ("batch", "height", "width"), "m", (0, None), "z-depth."),
+                TensorSpec("normals", "float32", ("batch", "height", "width", 3), "1", (-1, 1),
+                           "Unit camera-space normals, x right, y up, z towards the viewer."),
+                TensorSpec("alpha", "float32", ("batch", "height", "width"), "1", (0, 1), "Foreground coverage."),
+            )
+        return {spec.name: spec for head, spec in zip(HEADS, specs, strict=True) if head in self.heads}
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values, including the tensors of both graphs for readers in other languages."""

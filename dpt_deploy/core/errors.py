@@ -32,7 +32,7 @@ class DptError(Exception):
 
     @property
     def message(self) -> str:
-        """The text without the name of a backend."""
+        """The text without the backend's name."""
         return str(self)
 
 

@@ -33,10 +33,10 @@ def install_command(extra: str, *packages: str, flags: tuple[str, ...] = ()) -> 
     """
     wanted = requirements(extra)
     names = {canonicalize_name(name) for name in packages}
-    chosen = [one for one in wanted if canonicalize_name(one.name) in names if packages] or \
-        [one for one in wanted if not _installed(one)] or wanted
-    arguments = [one.name + (f"[{','.join(sorted(one.extras))}]" if one.extras else "") + str(one.specifier)
-                 for one in chosen]
+    chosen = [item for item in wanted if canonicalize_name(item.name) in names] or \
+        [item for item in wanted if not _installed(item)] or wanted
+    arguments = [item.name + (f"[{','.join(sorted(item.extras))}]" if item.extras else "") + str(item.specifier)
+                 for item in chosen]
     command = " ".join(["python -m pip install", *flags, *map(shlex.quote, arguments)])
     return f"{command} ({NOTES[extra]})" if extra in NOTES else command
 
@@ -49,13 +49,13 @@ def reinstall_command(*packages: str) -> str:
 def requirements(extra: str) -> list[Requirement]:
     """The requirements of an extra and of the extras that it includes. "" stands for the base dependencies."""
     found: dict[str, Requirement] = {}
-    waiting, seen = [extra], set()
-    while waiting:
-        name = waiting.pop()
+    pending, seen = [extra], set()
+    while pending:
+        name = pending.pop()
         seen.add(name)
         for requirement in _declared(name):
             if canonicalize_name(requirement.name) == DISTRIBUTION:
-                waiting += requirement.extras - seen
+                pending += requirement.extras - seen
             else:
                 found[canonicalize_name(requirement.name)] = requirement
     return list(found.values())
@@ -69,9 +69,9 @@ def _declared(extra: str) -> list[Requirement]:
             return [Requirement(line) for line in lines]
     declared = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
     if not extra:
-        return [one for one in declared if one.marker is None or one.marker.evaluate({"extra": ""})]
-    return [one for one in declared if one.marker and "extra" in str(one.marker)
-            and one.marker.evaluate({"extra": extra})]
+        return [item for item in declared if item.marker is None or item.marker.evaluate({"extra": ""})]
+    return [item for item in declared if item.marker and "extra" in str(item.marker)
+            and item.marker.evaluate({"extra": extra})]
 
 
 def _installed(requirement: Requirement) -> bool:

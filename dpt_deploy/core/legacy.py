@@ -24,7 +24,7 @@ _FAULTS = (
 
 
 def upgraded(stage: dict[str, Any]) -> dict[str, Any]:
-    """Convert a stage of version 0.1.0 to the form that `core.verdict` reads. Raises `ValueError` for an unknown title."""
+    """Convert a stage of version 0.1.0 to the current JSON. Raises `ValueError` for an unknown title."""
     title, reasons = stage["name"], list(stage["reasons"])
     found = next((row for row in _BY_TITLE if title.startswith(row[0])), None)
     if found is None:

@@ -340,13 +340,7 @@ def limits_of(budget: Budget, precision: str) -> dict[str, dict[str, float]]:
 def over_budget(
     heads: dict[str, dict[str, float]], worst: dict[str, str], limits: dict[str, dict[str, float]]
 ) -> list[Finding]:
-    """A finding for each metric that exceeds its limit. NaN always does.
-
-    Args:
-        heads: Measured values by head and metric.
-        worst: The worst image by head.
-        limits: Limits by head and metric.
-    """
+    """A finding for each metric over its limit. NaN always is. `worst` is the name of the worst image by head."""
     return [
         Finding(Fault.OVER_BUDGET, head, metric, value, bound, worst.get(head))
         for head, limit in limits.items() if head in heads

@@ -6,8 +6,8 @@ import dataclasses
 import shlex
 
 from .. import backends
+from ..backends import Check
 from ..core.bundle import MODEL_CARD, Bundle
-from ..core.check import Check
 from ..core.manifest import Artifact
 
 

@@ -218,7 +218,8 @@ def _frame(image: Any, name: str, batch: bool = False) -> np.ndarray:
                        "np.asarray(image).")
     check_frames(image, name)
     if len(image.shape) == 4 and not batch:
-        raise BadInput(f"{name}: expected (H, W, 3) in a list, received {tuple(image.shape)}. Pass the batch by itself.")
+        raise BadInput(f"{name}: expected (H, W, 3) in a list, received {tuple(image.shape)}. Pass the "
+                       "batch by itself.")
     try:
         return host_array(image, name)
     except ContractError as error:

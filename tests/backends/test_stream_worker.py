@@ -46,7 +46,8 @@ def test_shapes_take_turns_without_mixing(device: StandIn) -> None:
         for h, w in sizes:
             check(one, frame(h, w, turn))
             image = frame(5, 5, turn)
-            one.run_on_device({"frame": cuda.DeviceView(image.ctypes.data, image)}, (("frame", image.shape),), ["depth"], 7)
+            view = cuda.DeviceView(image.ctypes.data, image)
+            one.run_on_device({"frame": view}, (("frame", image.shape),), ["depth"], 7)
     assert device.counts["cudaGraphLaunch"] == 7, "the largest shape moved the scratch memory in the first turn"
     one.close()
 
