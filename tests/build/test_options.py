@@ -8,7 +8,7 @@ import onnx
 import pytest
 
 from dpt_deploy.backends import device
-from dpt_deploy.backends.engines import misfit
+from dpt_deploy.backends.engines import incompatibility
 from dpt_deploy.build import EngineOptions, build_engines, choose_builder, refit
 from dpt_deploy.build import __main__ as command
 from dpt_deploy.build import engine as engine_module
@@ -74,7 +74,7 @@ def test_the_runtime_takes_what_an_engine_was_built_to_fit(own_bundle):  # noqa:
     def fits(version, capability, **details):
         made = {"builder": "tensorrt", "builder_version": "11.4.1", "compute_capability": "8.9"} | details
         changed = engine.model_copy(update={"details": engine.details.model_copy(update=made)})
-        return misfit(bundle, changed, version, capability)
+        return incompatibility(bundle, changed, version, capability)
 
     assert fits("11.4.1", "8.9") is None
     assert "11.5.0 is installed" in fits("11.5.0", "8.9")
@@ -145,7 +145,7 @@ def test_a_stripped_engine_gets_its_weights_back(own_bundle, monkeypatch):  # no
     bundle.remove(bundle.find("engine", graph="model")[0])
     engine = change_details(bundle, engine, weights="stripped")
     version = engine.details.builder_version
-    assert "--refit" in misfit(bundle, engine, version, "8.9")
+    assert "--refit" in incompatibility(bundle, engine, version, "8.9")
 
     def pretend(order, builder, failure):
         with open(order["plan"], "wb") as file:
@@ -161,7 +161,7 @@ def test_a_stripped_engine_gets_its_weights_back(own_bundle, monkeypatch):  # no
     change_details(bundle, engine, builder_version=version)
     (filled,) = refit_engines(bundle, bundle, lambda line: None)
     assert bundle.path(filled).read_bytes() == b"filled" and filled.details.weights == "fixed"
-    assert misfit(bundle, filled, version, "8.9") is None
+    assert incompatibility(bundle, filled, version, "8.9") is None
 
 
 @pytest.mark.parametrize("builder", ["tensorrt-rtx", "none"])

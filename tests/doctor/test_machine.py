@@ -11,7 +11,7 @@ import pytest
 
 from dpt_deploy import backends
 from dpt_deploy.backends import device
-from dpt_deploy.backends.onnxruntime import _tried, doubling_graph
+from dpt_deploy.backends.onnxruntime import _check_provider, doubling_graph
 from dpt_deploy.backends.tensorrt import documented_faults
 from dpt_deploy.backends.tensorrt_faults import KNOWN_FAULTS, known_faults
 from dpt_deploy.core.check import Check
@@ -72,17 +72,17 @@ class Ort:
 
 
 def test_a_listed_provider_that_falls_back_is_found(no_gpu, monkeypatch):
-    check = _tried(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
+    check = _check_provider(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
     assert check.status == "warning" and "falls back to CPU" in check.finding and device.NO_GPU in check.finding
     monkeypatch.setattr(device, "compute_capability", lambda: "9.0")
-    check = _tried(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
+    check = _check_provider(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
     assert "libraries are not found" in check.finding and "pip install" in check.remedy
 
 
 def test_a_provider_that_fails_or_computes_wrongly_is_not_ok():
-    assert _tried(Ort("CPUExecutionProvider", error="no kernel"), "CPUExecutionProvider").status == "failed"
-    assert _tried(Ort("CPUExecutionProvider", answer=(2.0, 5.0)), "CPUExecutionProvider").status != "ok"
-    assert _tried(Ort("CUDAExecutionProvider"), "CUDAExecutionProvider").status == "ok"
+    assert _check_provider(Ort("CPUExecutionProvider", error="no kernel"), "CPUExecutionProvider").status == "failed"
+    assert _check_provider(Ort("CPUExecutionProvider", answer=(2.0, 5.0)), "CPUExecutionProvider").status != "ok"
+    assert _check_provider(Ort("CUDAExecutionProvider"), "CUDAExecutionProvider").status == "ok"
 
 
 def test_a_broken_library_does_not_stop_the_doctor(tmp_path, monkeypatch):
