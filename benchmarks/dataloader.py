@@ -25,12 +25,13 @@ with cli.needing("train"):
     import torch
 
     from dpt_deploy.cli.options import Json, Workers, resolve_workers
-    from train import exr
-    from train.augment import Augment
-    from train.dataset import MapDataset, ValBatches, create_loader
+    from train.data import exr
+    from train.data.augmentation import Augment
+    from train.data.dataset import MapDataset, ValBatches, create_loader
+    from train.data.sample import to_network
+    from train.data.sources import open_source
+    from train.data.synthhuman import FolderSource
     from train.prepare import PrepareConfig, prepare
-    from train.sample import to_network
-    from train.sources import FolderSource, open_source
     from train.synthetic import SyntheticConfig, write_dataset
 
 PROG = "python -m benchmarks.dataloader"
@@ -68,8 +69,8 @@ def measure(config: DataloaderConfig, folder: Path) -> dict[str, float]:
     root = config.data_root
     if root is None:
         root = folder / "data"
-        write_dataset(SyntheticConfig(root, config.max_samples, 512, seed=0))
-    prepare(PrepareConfig(root, folder / "cache", config.input_size))
+        write_dataset(SyntheticConfig(root, config.max_samples, (512, 512), seed=0))
+    prepare(PrepareConfig(root, folder / "cache", (config.input_size, config.input_size)))
     originals, cache = open_source(root), open_source(folder / "cache")
     contract = Contract(input_size=(config.input_size, config.input_size))
     count, workers = min(config.max_samples, len(originals.names)), resolve_workers(config.workers)

@@ -29,10 +29,11 @@ from dpt_deploy.cli.options import Batches, Json
 from dpt_deploy.core.errors import BackendError
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
 from train.config import TrainConfig
-from train.distributed import World
-from train.memory import example_batch, is_out_of_memory, release
-from train.optim import parameter_groups
-from train.step import Stepper
+from train.loop.memory import example_batch, is_out_of_memory, release
+from train.loop.optim import parameter_groups
+from train.loop.process import World
+from train.loop.step import Stepper
+from train.model.forward import ForwardPass
 
 PROG = "python benchmarks/training.py"
 GUIDE_BATCH, GUIDE_GB = 6, 8.0  # "Minimum: 8GB GPU memory for batch_size=6"
@@ -119,7 +120,8 @@ def new_stepper(config: TrainingConfig, model: MultiTaskDPT, compiled: bool) -> 
     optimizer = torch.optim.AdamW(groups, fused=True if device.type == "cuda" else None)
     scaler = torch.amp.GradScaler(device.type, enabled=config.amp == "fp16")
     amp = {"fp16": torch.float16, "bf16": torch.bfloat16}[config.amp]
-    return Stepper(torch.compile(model) if compiled else model, optimizer, scaler, defaults.losses, amp,
+    forward = ForwardPass(model.contract(), device, amp)
+    return Stepper(torch.compile(model) if compiled else model, optimizer, scaler, defaults.losses, forward,
                    World(0, 1, device), defaults.clip_norm)
 
 

@@ -14,7 +14,6 @@ from rich.table import Table
 from dpt_deploy import load
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.files import write_json
-from dpt_deploy.parity.judge import last_report
 from dpt_deploy.report.panel import panel
 from dpt_deploy.report.prediction_files import write_prediction
 from dpt_deploy.report.writers import write_png
@@ -110,7 +109,7 @@ def print_outputs(bundle: Bundle, seconds: float) -> None:
     for name, path in outputs.items():
         table.add_row(name, str(path.relative_to(ROOT)))
     console.print(table)
-    console.print(last_report(bundle).verdict, style="bold")
+    console.print(bundle.last_report().verdict, style="bold")
 
 
 if __name__ == "__main__":

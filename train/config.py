@@ -9,8 +9,9 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 
+import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
 from dpt_deploy.cli.options import Limit, Names, Size, Workers, size_text
@@ -43,7 +44,7 @@ class MainOptions:
     out: Path = Path("runs/train")
     """Folder for checkpoints, sample pictures and logs."""
     config: Path | None = None
-    """YAML file with any of these options, with _ for -. The command line takes precedence over it."""
+    """YAML file of these options, written with _ instead of -. The command line takes precedence."""
 
     epochs: int = 20
     """Passes over the training samples."""
@@ -54,7 +55,7 @@ class MainOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
-class TrainConfig(LossOptions, AugmentOptions, MainOptions):
+class TrainConfig(AugmentOptions, LossOptions, MainOptions):
     """Train a Dense Prediction Transformer for depth, normals and alpha on data in SynthHuman's format."""
 
     backbone_lr_scale: float | None = None
@@ -78,7 +79,7 @@ class TrainConfig(LossOptions, AugmentOptions, MainOptions):
 
     backbone: str = "vit_base_patch16_384"
     """timm name of a plain vision transformer."""
-    backbone_kwargs: Names = ()
+    backbone_kwargs: Annotated[Names, tyro.conf.arg(metavar="NAME=VALUE,...")] = ()
     """Further arguments of timm.create_model, such as img_size=128,patch_size=8,depth=6."""
     features: int = 256
     """Channels of the decoder."""
@@ -205,8 +206,6 @@ class TrainConfig(LossOptions, AugmentOptions, MainOptions):
 
 def from_command_line() -> TrainConfig:
     """Defaults of the options: those of the class, or of the YAML file that --config names on the command line."""
-    import tyro
-
     arguments = sys.argv[1:]
     path = next((arguments[i + 1] for i, a in enumerate(arguments[:-1]) if a == "--config"), None)
     path = next((a.removeprefix("--config=") for a in arguments if a.startswith("--config=")), path)

@@ -103,7 +103,7 @@ def _open_bundle(config: EvaluateConfig) -> Evaluated:
     import dpt_deploy
 
     runtime = dpt_deploy.load(config.model, backend=config.backend, precision=config.precision)
-    training = runtime.bundle.header.get("training") or {}
+    training = runtime.bundle.manifest.training
 
     def predict(batch: dict[str, Any]) -> dict[str, torch.Tensor]:
         predictions = runtime(batch["image"].permute(0, 2, 3, 1).contiguous().numpy())

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from ..backends import device
-from ..backends.engines import MODULES, misfit
+from ..backends.engines import MODULES, incompatibility
 from ..core.bundle import Bundle, Recipe
 from ..core.errors import BackendError, BadBundle, BuildError
 from ..core.files import replacing
@@ -100,7 +100,7 @@ def _refit(bundle: Bundle, source: Bundle, engine: Artifact, graph: Artifact, sa
     builder = find_builder(details.builder)
     # A stripped engine never fits: check the engine that it becomes.
     with_weights = engine.model_copy(update={"details": details.model_copy(update={"weights": "fixed"})})
-    if why := misfit(source, with_weights, builder.version, device.compute_capability()):
+    if why := incompatibility(source, with_weights, builder.version, device.compute_capability()):
         raise BackendError(f"--refit: {engine.file} {why}. Build it again: python -m dpt_deploy.build {source.folder} "
                            f"--weights {details.weights}")
     stripped = details.weights == "stripped"

@@ -14,6 +14,7 @@ from dpt_deploy.build.certificate import Layer, certify, failure_message, read_i
 from dpt_deploy.build.flops import Work
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BuildError
+from dpt_deploy.report.model_card import reset_model_card
 from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
 
 RTX = EngineOptions("tensorrt-rtx")
@@ -28,25 +29,25 @@ def replace_graph(bundle, file, model_file):
     (artifact,) = [a for a in bundle.artifacts if a.file == file]
     if model_file != bundle.folder / file:
         shutil.copyfile(model_file, bundle.folder / file)
-    fields = {f.name: getattr(artifact, f.name) for f in dataclasses.fields(artifact)}
-    bundle.add(file, "onnx", **{k: fields[k] for k in ("graph", "precision", "key", "details")})
+    fields = {name: getattr(artifact, name) for name in ("graph", "precision", "key", "details")}
+    bundle.add(file, "onnx", **fields)
 
 
 def test_engines_carry_their_certificate(tiny_bundle):  # noqa: F811
     bundle = Bundle.open(tiny_bundle)
     for graph in ("model", "frame"):
         (engine,) = bundle.find("engine", graph=graph)
-        certificate = engine.details["certificate"]
+        certificate = engine.details.certificate.to_json()
         assert certificate["status"] == "passed" and certificate["asked"] == "fp16" and not certificate["reasons"]
         assert certificate["attention"] == {
             "status": "passed", "reason": "", "blocks": 6, "layers": 6, "half": 6, "decomposable": 0,
         }
         assert certificate["plan_bytes"] == engine.bytes
-        assert certificate["profile"] == engine.details["profile"]
+        assert certificate["profile"] == engine.details.to_json()["profile"]
         assert "STRONGLY_TYPED" in certificate["flags"] and certificate["builder"] == "tensorrt-rtx"
         assert certificate["size"] == [160, 160]
         assert json.loads(json.dumps(certificate)) == certificate
-    assert bundle.find("engine", graph="model")[0].details["certificate"]["flops"]["share"] == 1
+    assert bundle.find("engine", graph="model")[0].details.certificate.flops.share == 1
     tensors = {t["name"]: (t["mode"], t["dtype"], t["shape"]) for t in certificate["tensors"]}
     assert tensors["frame"] == ("input", "UINT8", [-1, -1, -1, 3])
     assert tensors["normals"] == ("output", "FLOAT", [-1, -1, -1, 3])
@@ -56,13 +57,13 @@ def test_engines_carry_their_certificate(tiny_bundle):  # noqa: F811
 
 
 def test_what_needs_a_gpu_says_not_run(tiny_bundle):  # noqa: F811
-    certificate = Bundle.open(tiny_bundle).find("engine")[0].details["certificate"]
+    certificate = Bundle.open(tiny_bundle).find("engine")[0].details.certificate.to_json()
     assert certificate["inspector"]["status"] == "not run" and certificate["inspector"]["reason"]
 
 
 @pytest.mark.parametrize("graph", ["model", "frame"])
 def test_an_fp32_graph_passed_off_as_fp16_is_refused(own_bundle, graph):  # noqa: F811
-    bundle = Bundle.open(own_bundle)
+    bundle = Bundle.open(own_bundle, reset_model_card)
     replace_graph(bundle, f"{graph}.fp16.onnx", own_bundle / f"{graph}.fp32.onnx")
     with pytest.raises(BuildError, match=f"{graph}.fp16.onnx: expected a network in fp16.*100.0% of its matrix "
                                          "FLOPs are in FP32.*Export the checkpoint again"):
@@ -204,8 +205,9 @@ def test_an_answer_that_cannot_be_read_is_not_run(text):
 def test_graphs_that_are_exported_otherwise(tmp_path, opset, extra, status, half):
     """No Attention operator; and one block's attention in FP32, which the builder must be free to take apart."""
     from dpt_deploy.build.engine import build_engine, default_profile, find_builder
+    from dpt_deploy.core.manifest import PrecisionPlan
     from dpt_deploy.export.graph import export_graph
-    from dpt_deploy.export.precision import PrecisionPlan, typed
+    from dpt_deploy.export.precision import typed
     from tests.tiny import lively_model
 
     model, plan = lively_model(), PrecisionPlan("fp16", (*PrecisionPlan.fp32, *extra))

@@ -1,9 +1,8 @@
-"""A tiny model's checkpoint and its bundle without engines; a shell in which the project counts as installed."""
+"""A shell in which the project counts as installed, and the tiny bundle with its checkpoint."""
 
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -11,19 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from dpt_deploy.model import save_checkpoint
-from tests.tiny import lively_model
+from tests.tiny import tiny_bundle
+
+__all__ = ["tiny_bundle"]
 
 ROOT = Path(__file__).resolve().parents[2]
 COMMANDS = {"dpt": "-m dpt_deploy", "python": "", "pytest": "-m pytest"}
+CHECKPOINT = "tiny.pth"  # beside the tiny bundle
 Run = Callable[..., "subprocess.CompletedProcess[str]"]
-
-
-@pytest.fixture(scope="session")
-def tiny_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("checkpoint") / "best_model.pth"
-    save_checkpoint(path, lively_model())
-    return path
 
 
 @pytest.fixture(scope="session")
@@ -46,13 +40,3 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Run:
         return done
 
     return run
-
-
-@pytest.fixture(scope="session")
-def plain_bundle(tiny_checkpoint: Path, shell: Run, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the tiny model, made by the example that exports. Read only."""
-    folder = tmp_path_factory.mktemp("plain")
-    shutil.copytree(ROOT / "examples", folder / "examples")
-    done = shell(f"python examples/export_checkpoint.py {tiny_checkpoint} best_model", cwd=folder)
-    assert "PASSED" in done.stdout
-    return folder / "best_model"

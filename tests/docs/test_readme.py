@@ -1,11 +1,13 @@
 """The README's blocks work when they are pasted in order.
 
 Every fenced bash and python block is run, in order, in one folder that stands for the clone. What needs the network or
-takes minutes is replaced by the rules below, and by nothing else; all other lines run as they are printed.
+takes minutes is replaced by the rules below, and by nothing else; all other lines run as they are printed. The export
+finds the files of an earlier export of the same checkpoint and reuses them; tests/export makes them anew.
 """
 
 from __future__ import annotations
 
+import json
 import re
 import shutil
 from pathlib import Path
@@ -14,7 +16,8 @@ import pytest
 
 from dpt_deploy.cli.commands import ROWS, load
 from dpt_deploy.cli.help import parse
-from tests.docs.conftest import ROOT, Run
+from dpt_deploy.parity import load_budget
+from tests.docs.conftest import CHECKPOINT, ROOT, Run
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -32,15 +35,15 @@ def substituted(line: str, checkpoint: Path) -> str:
         return re.sub(r"--count \d+", "--count 2", line)
     if line.startswith("dpt train "):  # the options must exist; a tiny model's checkpoint stands for the result
         command = load(ROWS["train"])
-        config = parse(command.config, "dpt train", None, line.split()[2:])
+        config = parse(command.config, "dpt train", arguments=line.split()[2:])
         return f"mkdir -p {config.out} && cp {checkpoint} {config.out}/best_model.pth"
-    if line.startswith("dpt export "):  # an engine takes minutes to build on a busy machine
-        return f"{line} --builder none"
     return line
 
 
-def test_the_blocks_run_in_order(tiny_checkpoint: Path, shell: Run, tmp_path: Path) -> None:
+def test_the_blocks_run_in_order(tiny_bundle: Path, shell: Run, tmp_path: Path) -> None:
     shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copytree(tiny_bundle, tmp_path / "engines/best_model", ignore=shutil.ignore_patterns("report.html"))
+    checkpoint = tiny_bundle.parent / CHECKPOINT
     blocks = BLOCK.findall(README)
     assert len(blocks) >= 7
     for language, text in blocks:
@@ -50,7 +53,7 @@ def test_the_blocks_run_in_order(tiny_checkpoint: Path, shell: Run, tmp_path: Pa
             (tmp_path / "block.py").write_text(text, encoding="utf-8")
             text = "python -W error block.py"
         else:
-            text = "\n".join(substituted(line, tiny_checkpoint) for line in text.splitlines())
+            text = "\n".join(substituted(line, checkpoint) for line in text.splitlines())
         shell(text, tmp_path)
     assert (tmp_path / "engines/best_model/report.html").is_file()
     assert list((tmp_path / "predictions").glob("*.npz"))
@@ -62,8 +65,6 @@ def test_the_readme_names_the_command(command: str) -> None:
 
 
 def test_every_budget_in_the_readme_is_the_projects_own() -> None:
-    from dpt_deploy.parity import load_budget
-
     budget, _ = load_budget(None)
     table = README.split("## What the verdict means")[1].split("Every weight")[0]
     rows = {cells[1].strip(): cells[3:5] for line in table.splitlines() if (cells := line.split("|"))[1:]}
@@ -74,8 +75,6 @@ def test_every_budget_in_the_readme_is_the_projects_own() -> None:
 
 
 def test_the_speed_in_the_readme_is_that_of_the_results() -> None:
-    import json
-
     rows = json.loads((ROOT / "benchmarks/results/cpu_latency.json").read_text(encoding="utf-8"))["rows"]
     (row,) = [row for row in rows if row["name"] == "openvino frame fp32"]
     assert f"{row['p50_ms'] / 1000:.2f} s" in README

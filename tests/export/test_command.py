@@ -176,7 +176,7 @@ def test_bad_files(checkpoint, tmp_path, command):
         (("--input-size", "abc"), "a size such as 384"),
         (("--heads", "depth,albedo"), "albedo"),
         (("--batch-range", "4,2"), "smallest <= largest"),
-        (("--frame-size-range", "512,256"), "the smallest, then the largest"),
+        (("--frame-size-range", "512,256"), "expected smallest,largest"),
         (("--fp32-modules", "decoder.fusion.9"), "no module decoder.fusion.9"),
         (("--images", "nowhere"), "no file nowhere"),
         (("--budget", "nowhere.json"), "a budget file"),

@@ -308,7 +308,7 @@ def test_a_missing_package_is_named_with_what_to_install(command, root):
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root, timeout=500,
                             check=False)
     assert result.returncode == 2, result.stderr
-    assert "torch" in result.stderr and "pip install 'dpt-deploy[train]'" in result.stderr
+    assert result.stderr.startswith("error: torch is needed") and "pip install" in result.stderr
     assert "Traceback" not in result.stderr
 
 
@@ -319,7 +319,7 @@ def test_a_missing_package_is_named_with_what_to_install(command, root):
 ])
 def test_a_package_that_only_some_steps_need_is_named(tmp_path, monkeypatch, package, use):
     monkeypatch.setitem(sys.modules, package, None)
-    with pytest.raises(MissingPackage, match=r"(OpenEXR|PyYAML) is needed .*pip install 'dpt-deploy\[train\]'"):
+    with pytest.raises(MissingPackage, match=r"(OpenEXR|PyYAML) is needed .*pip install"):
         use(tmp_path)
 
 

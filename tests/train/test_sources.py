@@ -11,6 +11,7 @@ import OpenEXR
 import pytest
 
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.report.writers import write_exr
 from train.data import exr
 from train.data.sources import open_source, split
 from train.data.synthhuman import FILES, find_samples, read_files
@@ -71,7 +72,7 @@ def test_depth_that_is_none_becomes_zero_and_centimetres_metres(data: Path, tmp_
 @pytest.mark.parametrize("channels", ["Y", "Z", "V", "RGB", "R"])
 def test_depth_channels_of_any_name(dtype: type, channels: str, tmp_path: Path):
     depth = np.linspace(50, 500, 64 * 48, dtype=np.float32).reshape(48, 64).astype(dtype)
-    exr.write(tmp_path / "depth.exr", dict.fromkeys(channels, depth))
+    write_exr(tmp_path / "depth.exr", dict.fromkeys(channels, depth))
     read = exr.read_depth(tmp_path / "depth.exr")
     assert read.dtype == np.float32
     np.testing.assert_array_equal(read, depth.astype(np.float32))
@@ -81,7 +82,7 @@ def test_depth_channels_of_any_name(dtype: type, channels: str, tmp_path: Path):
 @pytest.mark.parametrize("dtype", [np.float16, np.float32])
 def test_normal_channels_b_g_r_and_x_y_z_are_x_y_z(names: str, dtype: type, tmp_path: Path):
     vectors = np.random.default_rng(0).normal(size=(3, 20, 30)).astype(dtype)
-    exr.write(tmp_path / "normal.exr", dict(zip(names, vectors, strict=True)))
+    write_exr(tmp_path / "normal.exr", dict(zip(names, vectors, strict=True)))
     np.testing.assert_array_equal(exr.read_vectors(tmp_path / "normal.exr"), np.moveaxis(vectors, 0, -1))
 
 

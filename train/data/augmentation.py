@@ -71,13 +71,8 @@ def mirrored(sample: Sample) -> Sample:
 def zoomed(sample: Sample, scale: float, right: float = 0.0, down: float = 0.0) -> Sample:
     """Crop a window of 1 / scale the size; the resize to the network's input then makes it a zoom.
 
-    Depth in metres and normals stay as they are. The focal length grows with the resize.
-
-    Args:
-        sample: The sample to zoom.
-        scale: Zoom factor; below 1 the window is larger than the image.
-        right: Horizontal position of the window, from -1 (leftmost) to 1.
-        down: Vertical position of the window, from -1 (topmost) to 1.
+    Depth in metres and normals stay as they are. The focal length grows with the resize. `right` and `down` move the
+    window from -1 (leftmost, topmost) to 1.
     """
     h, w = sample.alpha.shape
     height, width = max(1, round(h / scale)), max(1, round(w / scale))

@@ -131,13 +131,8 @@ class Convention:
 def compare_conventions(samples: Iterable[Sample], assumed: str = AXES, per_sample: int = 4000) -> Convention:
     """Compare stored normals with those from depth, over all 48 signed permutations of the axes.
 
-    Args:
-        samples: Samples whose normals were read with `assumed`.
-        assumed: Axes such as "+x+y+z".
-        per_sample: About how many pixels of each sample to compare.
-
-    Raises:
-        BadInput: Fewer than 100 pixels can be compared.
+    `assumed` are the axes that the samples were read with. About `per_sample` pixels of each sample are compared.
+    Raises `BadInput` if there are fewer than 100 pixels in all.
     """
     stored, computed = [], []
     for sample in samples:
@@ -163,9 +158,7 @@ def compare_conventions(samples: Iterable[Sample], assumed: str = AXES, per_samp
 def require_assumed(convention: Convention, prepared: bool) -> None:
     """Raise `BadInput`, with the table and what to do, unless the assumed axes fit the depth best.
 
-    Args:
-        convention: What `compare_conventions` returned.
-        prepared: Whether the samples come from a prepared cache, whose axes cannot be chosen any more.
+    `prepared` says that the samples come from a prepared cache, whose axes cannot be chosen any more.
     """
     if convention.best == convention.assumed:
         return

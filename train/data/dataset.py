@@ -166,13 +166,7 @@ def create_loader(dataset: MapDataset, batches: Sampler, workers: int, pin_memor
     """A loader whose worker processes live as long as it does.
 
     The processes come from a fork server, because forking this process with its thread pools (OpenEXR, OpenMP) can
-    deadlock.
-
-    Args:
-        dataset: The samples.
-        batches: Yields the keys of each batch.
-        workers: Number of processes that read samples; 0 is in this process.
-        pin_memory: Whether batches lie in pinned memory, for faster copies to a GPU.
+    deadlock. 0 workers read in this process.
     """
     context = None
     if workers:

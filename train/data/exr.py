@@ -7,22 +7,19 @@ from pathlib import Path
 import numpy as np
 
 from dpt_deploy.core.errors import BadInput, missing_package
+from dpt_deploy.report.writers import write_exr
 
 _VECTOR_NAMES = (("B", "G", "R"), ("X", "Y", "Z"))  # the names of x, y, z in a file
-
-
-def _openexr():
-    try:
-        import OpenEXR
-    except ImportError as error:
-        raise missing_package("OpenEXR", "train", "read and write depth and normals as .exr") from error
-    return OpenEXR
 
 
 def read_channels(path: Path | str) -> dict[str, np.ndarray]:
     """All channels of a file by name, each float32 (H, W). Raises `BadInput` if the file cannot be read."""
     try:
-        with _openexr().File(str(path), separate_channels=True) as file:
+        import OpenEXR
+    except ImportError as error:
+        raise missing_package("OpenEXR", "train", "read .exr files") from error
+    try:
+        with OpenEXR.File(str(path), separate_channels=True) as file:
             return {name.split(".")[-1].upper(): np.asarray(channel.pixels, np.float32)
                     for name, channel in file.channels().items()}
     except (RuntimeError, ValueError, OSError) as error:
@@ -47,20 +44,11 @@ def read_vectors(path: Path | str) -> np.ndarray:
     raise BadInput(f"{path}: expected channels R, G, B or X, Y, Z, received {', '.join(sorted(channels)) or 'none'}.")
 
 
-def write(path: Path | str, channels: dict[str, np.ndarray]) -> None:
-    """Write float16 or float32 maps (H, W) by channel name, ZIP-compressed."""
-    module = _openexr()
-    header = {"compression": module.ZIP_COMPRESSION, "type": module.scanlineimage}
-    # OpenEXR writes non-contiguous arrays wrongly, without an error.
-    with module.File(header, {name: np.ascontiguousarray(value) for name, value in channels.items()}) as file:
-        file.write(str(path))
-
-
 def write_depth(path: Path | str, depth: np.ndarray) -> None:
     """Write depth (H, W) as one channel Y, float32."""
-    write(path, {"Y": depth.astype(np.float32)})
+    write_exr(path, {"Y": depth.astype(np.float32)})
 
 
 def write_vectors(path: Path | str, vectors: np.ndarray) -> None:
     """Write vectors (H, W, 3) as channels B, G, R = x, y, z, float16."""
-    write(path, {name: vectors[..., i].astype(np.float16) for i, name in enumerate(_VECTOR_NAMES[0])})
+    write_exr(path, {name: vectors[..., i].astype(np.float16) for i, name in enumerate(_VECTOR_NAMES[0])})

@@ -37,17 +37,8 @@ class Sample:
 def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample:
     """Cut out a window, which may reach beyond the image but must overlap it.
 
-    Beyond the image, edge pixels are repeated, `inside` is False, and depth and normals are unknown.
-
-    Args:
-        sample: The sample to crop.
-        top: First row of the window [pixels]; may be negative.
-        left: First column of the window [pixels]; may be negative.
-        height: Rows of the window.
-        width: Columns of the window.
-
-    Returns:
-        A sample of size (height, width).
+    Beyond the image, edge pixels are repeated, `inside` is False, and depth and normals are unknown. `top` and `left`
+    may be negative.
     """
     h, w = sample.alpha.shape
     rows, columns = slice(max(top, 0), min(top + height, h)), slice(max(left, 0), min(left + width, w))
@@ -73,17 +64,10 @@ def crop(sample: Sample, top: int, left: int, height: int, width: int) -> Sample
 
 
 def to_network(sample: Sample, contract: Contract) -> Sample:
-    """Resize a sample to the network's input size.
+    """Resize a sample to the network's input size, by the contract's rule; one of that size is returned unchanged.
 
     Depth is averaged over valid pixels only and stays z-depth in metres. Normals are renormalised and intrinsics
     rescaled. Letterbox padding repeats the edge of the image and is not `inside`.
-
-    Args:
-        sample: The sample to resize.
-        contract: Gives input size, resize rule and filter.
-
-    Returns:
-        A sample of size `contract.input_size`; `sample` itself if it has that size already.
     """
     if sample.alpha.shape == contract.input_size:
         return sample

@@ -74,8 +74,7 @@ class FolderSource:
 
 
 def find_samples(root: Path, normal_axes: str = AXES) -> FolderSource:
-    """Every complete sample in `root` itself and in the folders directly below it. Raises `BadInput` if there are none.
-    """
+    """Every complete sample in `root` and in the folders directly below it. Raises `BadInput` if there are none."""
     folders, names, incomplete, seen = [], [], [], 0
     for folder in [root, *sorted(entry for entry in root.iterdir() if entry.is_dir())]:
         present = set(os.listdir(folder))
@@ -99,16 +98,7 @@ def find_samples(root: Path, normal_axes: str = AXES) -> FolderSource:
 
 
 def read_files(folder: Path, name: str, normal_axes: str = AXES) -> Sample:
-    """Read the five files of a sample.
-
-    Args:
-        folder: The folder that holds the files.
-        name: The number in the file names, such as "0000000".
-        normal_axes: How the files store the components of normals.
-
-    Raises:
-        BadInput: A file is missing or broken; the message names it.
-    """
+    """Read the five files of sample `name`. Raises `BadInput` that names the file that is missing or broken."""
     rgb_path, alpha_path, depth_path, normal_path, cam_path = (folder / pattern.format(name) for pattern in FILES)
     bgr = _read_png(rgb_path, cv2.IMREAD_COLOR)
     alpha = _read_png(alpha_path, cv2.IMREAD_UNCHANGED)

@@ -23,14 +23,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def example_batch(size: int, contract: Contract, device: torch.device, channels_last: bool = False) -> dict[str, Any]:
-    """A batch with ground truth at every pixel, as `ForwardPass.to_device` returns it.
-
-    Args:
-        size: Number of images.
-        contract: Gives the input size.
-        device: Where the tensors lie.
-        channels_last: Memory format of the network's input.
-    """
+    """A batch of `size` images with ground truth at every pixel, as `ForwardPass.to_device` returns it."""
     h, w = contract.input_size
     pixels = torch.zeros(size, 3, h, w, device=device)
     ones = torch.ones(size, 1, h, w, device=device)
@@ -82,14 +75,7 @@ def release() -> None:
 
 
 def out_of_memory(batch_size: int, accumulate: int, fits: int, device: torch.device) -> DptError:
-    """The error for a step that did not fit.
-
-    Args:
-        batch_size: Images per batch that did not fit.
-        accumulate: Batches per step.
-        fits: A batch size that was tried and fits; 0 if none does.
-        device: Where memory ran out.
-    """
+    """The error for a step that did not fit; `fits` is a batch size that was tried and fits, 0 if none does."""
     what = "GPU memory" if device.type == "cuda" else "memory"
     images = batch_size * accumulate
     fits = max((size for size in range(1, fits + 1) if images % size == 0), default=0)

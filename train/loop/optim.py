@@ -49,11 +49,7 @@ def rate_factor(step: int, steps: int, warmup: float, floor: float = 0.01) -> fl
     A function of the step, so that a resumed run needs no state of a scheduler. The schedulers of PyTorch and timm end
     at one absolute rate for all groups, and here every group ends at a share of its own peak.
 
-    Args:
-        step: From 0.
-        steps: Number of steps of the whole run.
-        warmup: Share of the steps during which the rate rises.
-        floor: The last value.
+    `warmup` is the share of all `steps` during which the rate rises.
     """
     rise = warmup * steps
     if step < rise:
@@ -72,10 +68,6 @@ class MovingAverage(AveragedModel):
     """Exponential moving average of the parameters and buffers of a model; `module` is the averaged model.
 
     It starts from the present weights, and the decay of update n is min(decay, (1 + n) / (10 + n)).
-
-    Args:
-        model: The model to average.
-        decay: In [0, 1).
     """
 
     def __init__(self, model: nn.Module, decay: float) -> None:

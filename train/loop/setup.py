@@ -65,13 +65,8 @@ def state_to_resume(config: TrainConfig) -> Path | None:
 def claimed_output(out: Path, resumed: Path | None, main: bool) -> Iterator[None]:
     """Create the output folder; an error in the block removes it again if it is empty.
 
-    Args:
-        out: The folder.
-        resumed: The last.pth that the run continues from, if any.
-        main: Whether this is the main process, which alone writes.
-
-    Raises:
-        BadInput: The folder holds another run, or cannot be written.
+    `resumed` is the last.pth that the run continues from. Only the main process writes. Raises `BadInput` if the folder
+    holds another run or cannot be written.
     """
     last = out / "last.pth"
     if last.exists() and not (resumed and last.samefile(resumed)):
@@ -93,14 +88,9 @@ def claimed_output(out: Path, resumed: Path | None, main: bool) -> Iterator[None
 
 
 def open_data(config: TrainConfig, say: Callable[..., None]) -> TrainingData:
-    """Open the samples of a run, split them, and check the convention of their normals.
+    """Open the samples of a run, split them, and check the convention of their normals. `say` is `RunLog.say`.
 
-    Args:
-        config: The options of the run.
-        say: Prints a line; with `any_rank=True` in every process.
-
-    Raises:
-        BadInput: There are no samples, too many are incomplete, or normals follow another convention.
+    Raises `BadInput` if there are no samples, too many are incomplete, or normals follow another convention.
     """
     source = open_source(config.data_root, config.normal_axes)
     broken = BrokenSamples(source, config.max_broken, say, functools.partial(say, any_rank=True))
@@ -115,13 +105,9 @@ def open_data(config: TrainConfig, say: Callable[..., None]) -> TrainingData:
 def build_model(
     config: TrainConfig, statistics: Statistics, device: torch.device, resumes: bool
 ) -> tuple[MultiTaskDPT, list[str]]:
-    """Create the model of a run; its heads start at the typical depth and coverage of the data.
+    """Create the model of a run, with heads that start at the typical depth and coverage of the data.
 
-    Args:
-        config: The options of the run.
-        statistics: Of the training samples.
-        device: Where the model goes.
-        resumes: Whether the weights of an earlier state will replace those of the model.
+    If the run `resumes`, an earlier state will replace the weights, and none are downloaded or loaded.
 
     Returns:
         The model, and lines that say what was loaded with --init.

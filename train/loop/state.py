@@ -84,13 +84,8 @@ def save(
 ) -> None:
     """Write the full state, atomically.
 
-    Args:
-        path: File to write.
-        config: The options of the run.
-        resolved: The effect of options on this machine, such as the precision that `--amp auto` chose.
-        progress: How far the run has come.
-        data: Fingerprint of the data.
-        parts: State dicts by name.
+    `resolved` is the effect of options on this machine, such as the precision that `--amp auto` chose; `data` is the
+    fingerprint of the data; `parts` are state dicts by name.
     """
     save_torch(path, {
         "format": FORMAT, "config": config.to_json(), "resolved": resolved, "progress": dataclasses.asdict(progress),
@@ -99,16 +94,7 @@ def save(
 
 
 def load(path: Path, config: TrainConfig, resolved: dict[str, Any], data: str) -> tuple[Progress, dict[str, Any]]:
-    """Read what `save` wrote.
-
-    Args:
-        path: The file.
-        config: The options of the run that continues.
-        resolved: Their effect on this machine.
-        data: Fingerprint of its data.
-
-    Returns:
-        The progress, and the state dicts by name.
+    """Read what `save` wrote, and compare it with options and data of the run that continues.
 
     Raises:
         BadInput: The file is missing, or belongs to a run with other options or other data.

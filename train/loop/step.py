@@ -31,16 +31,10 @@ class Outcome:
 
 
 class Stepper:
-    """Makes optimizer steps.
+    """Makes optimizer steps, together with the other processes of `world`.
 
-    Args:
-        network: The model, perhaps compiled or distributed.
-        optimizer: Its optimizer.
-        scaler: Scales the loss for FP16; disabled otherwise.
-        losses: The losses, with their weights.
-        forward: How the network is called.
-        world: The processes that make each step together.
-        clip_norm: Largest norm of the gradient; 0 for no clipping.
+    `network` is the model, perhaps compiled or distributed; `scaler` is disabled except for FP16; a `clip_norm` of 0 is
+    no clipping.
     """
 
     def __init__(

@@ -113,14 +113,7 @@ class Validation:
 
 
 class SamplePicture:
-    """Draws the predictions of a model for some samples, the same ones every time.
-
-    Args:
-        dataset: Where the samples come from.
-        kinds: The kind of each sample of the data set; samples are taken from each kind in turn.
-        count: Number of samples.
-        forward: How the network is called.
-    """
+    """Draws a model's predictions for `count` samples, the same every time, taken from each kind in turn."""
 
     def __init__(self, dataset: MapDataset, kinds: Sequence[str], count: int, forward: ForwardPass) -> None:
         self.dataset, self.forward = dataset, forward

@@ -38,11 +38,7 @@ def berhu(depth: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) -> torch
 def gradient_matching(depth: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor, scales: int = 4) -> torch.Tensor:
     """Multi-scale gradients of the depth error (Li and Snavely 2018, section 4.2), per image (N,) [m].
 
-    Args:
-        depth: float32 (N, 1, H, W) [m].
-        truth: float32 (N, 1, H, W) [m].
-        mask: bool (N, 1, H, W), the valid pixels.
-        scales: Number of scales; each takes every second pixel of the one before.
+    Arguments as for `berhu`; each scale takes every second pixel of the one before.
     """
     error = torch.where(mask, depth - truth, 0.0)
     total = torch.zeros(len(depth), device=depth.device)
@@ -71,6 +67,8 @@ def alpha_loss(logits: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) ->
 class LossOptions:
     """Which heads are trained, and the weights of their losses."""
 
+    heads: Heads = HEADS
+    """Heads to train, separated by commas."""
     w_depth: float = 1.0
     """Weight of the depth loss."""
     w_normal: float = 1.0
@@ -79,8 +77,6 @@ class LossOptions:
     """Weight of the alpha loss."""
     w_gradient: float = 0.0
     """Weight of the multi-scale gradient loss on depth; 0 is off, 0.5 is usual."""
-    heads: Heads = HEADS
-    """Heads to train, separated by commas."""
 
 
 class Losses(LossOptions):

@@ -112,11 +112,7 @@ def translated(path: Path, state: Mapping[str, torch.Tensor]) -> tuple[str, dict
 def _refuse(path: Path, state: Mapping[str, torch.Tensor], unfit: dict[str, str], readout: str) -> None:
     """Raise `BadCheckpoint`, which names the architecture, if it cannot fit.
 
-    Args:
-        path: The checkpoint, for the message.
-        state: Its tensors.
-        unfit: Name of an architecture -> a part of a key that only it has.
-        readout: The key that a readout of kind "project" has.
+    `unfit` maps architectures to a part of a key that only they have; `readout` is the key of a readout "project".
     """
     reasons = [name for name, part in unfit.items() if any(part in key for key in state)]
     if not reasons and readout not in state:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import cv2
 import numpy as np
 import torch
 
-from dpt_deploy.core.files import replacing
 from dpt_deploy.report.colours import colour_depth, colour_normals
 
 
@@ -69,9 +67,3 @@ def _header(names: list[str], width: int) -> np.ndarray:
         at = (i * width + round(8 * scale), height - round(12 * scale) - 1)
         cv2.putText(header, name, at, cv2.FONT_HERSHEY_SIMPLEX, scale, (40, 40, 40), 1, cv2.LINE_AA)
     return header
-
-
-def write_picture(path: Path, picture: np.ndarray) -> None:
-    """Write uint8 RGB as PNG, atomically."""
-    with replacing(path) as temporary:
-        temporary.write_bytes(cv2.imencode(".png", picture[..., ::-1])[1].tobytes())

@@ -15,21 +15,16 @@ from tqdm import tqdm
 
 from dpt_deploy.core.errors import missing_package
 from dpt_deploy.core.files import write_json, write_text
+from dpt_deploy.report.writers import write_png
 
 from ..config import TrainConfig, to_yaml
-from .pictures import write_picture
 from .tables import Table, epoch_line, metrics_table, write_csv, write_curves
 
 PACKAGES = ("dpt-deploy", "torch", "timm", "numpy", "opencv-python", "OpenEXR")
 
 
 class RunLog:
-    """Prints, and writes files into `config.out`.
-
-    Args:
-        config: The options of the run.
-        main: Whether this is the main process; the others print only with `any_rank`, and write nothing.
-    """
+    """Prints, and writes files into `config.out`; other processes than the main one print only with `any_rank`."""
 
     def __init__(self, config: TrainConfig, main: bool) -> None:
         self.config, self.out, self.main = config, Path(config.out), main
@@ -42,11 +37,9 @@ class RunLog:
             sys.stdout.flush()
 
     def begin(self, record: dict[str, Any], epoch: int) -> None:
-        """Write run.json and config.yaml, and open the TensorBoard files.
+        """Write run.json, with `record` beside options and versions, and config.yaml; open the TensorBoard files.
 
-        Args:
-            record: What run.json tells besides options and versions.
-            epoch: Epochs done; a resumed run replaces what TensorBoard has after them.
+        After `epoch` epochs of an earlier part of the run, what TensorBoard has beyond them is replaced.
         """
         if not self.main:
             return
@@ -77,7 +70,7 @@ class RunLog:
         self.say(epoch_line(row, self.config.epochs) + ("  best" if better else ""))
         if not self.main or picture is None:
             return
-        write_picture(self.out / "training_samples" / f"epoch_{epoch:02d}.png", picture)
+        write_png(self.out / "training_samples" / f"epoch_{epoch:02d}.png", picture)
         write_csv(self.out / "metrics.csv", history)
         write_curves(self.out / "curves.png", history, constants)
         if table:

@@ -103,12 +103,7 @@ class Scores:
 
     @torch.no_grad()
     def add(self, maps: dict[str, torch.Tensor], batch: dict[str, Any]) -> None:
-        """Add a batch.
-
-        Args:
-            maps: Some of depth (N, 1, H, W) [m], normals (N, 3, H, W), alpha (N, 1, H, W).
-            batch: The ground truth of all of them, with inside and kind.
-        """
+        """Add a batch: some of depth (N, 1, H, W) [m], normals (N, 3, H, W), alpha (N, 1, H, W), and ground truth."""
         inside = batch["inside"]
         if "depth" in maps:
             valid = inside & (batch["depth"] > 0)
@@ -178,10 +173,6 @@ class ConstantScores:
     """The scores of constant predictions on the same images: median depth, mean normal, mean alpha.
 
     For IoU the constant is "everything is foreground", because the mean alpha may be below the threshold.
-
-    Args:
-        statistics: Give the constants.
-        heads: Which of depth, normals and alpha to score.
     """
 
     def __init__(self, statistics: Statistics, heads: Sequence[str]) -> None:

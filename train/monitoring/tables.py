@@ -15,15 +15,7 @@ Table = dict[str, dict[str, float]]
 
 
 def metrics_table(table: Table, constants: Table) -> str:
-    """Format metrics as text.
-
-    Args:
-        table: The metrics; a column for all images and one per kind.
-        constants: The scores of constant predictions, for the last column.
-
-    Returns:
-        Lines of text, one per metric below a header.
-    """
+    """The metrics of all images and per kind as lines of text; the last column scores constant predictions."""
     columns = list(table)
     lines = ["".join([f"{'':34}", *(f"{name:>13}" for name in columns), f"{'constant':>13}"])]
     for metric, label in METRICS.items():
@@ -58,12 +50,9 @@ def write_csv(path: Path, history: list[dict[str, float]]) -> None:
 
 
 def write_curves(path: Path, history: list[dict[str, float]], constants: Table) -> None:
-    """Draw the losses and the main metric of each head over epochs; does nothing without matplotlib.
+    """Draw the losses and the main metric of each head over epochs, with the scores of constant predictions.
 
-    Args:
-        path: PNG file to write.
-        history: A row per epoch.
-        constants: The scores of constant predictions, drawn as dashed lines.
+    Does nothing if matplotlib is not installed.
     """
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg

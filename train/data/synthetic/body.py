@@ -72,12 +72,7 @@ class _Builder:
 
 
 def random_body(rng: np.random.Generator, seated_share: float = 0.15) -> Body:
-    """A person of 1.5 to 1.95 m in a random pose, facing +z.
-
-    Args:
-        rng: Draws shape and pose.
-        seated_share: Probability that the person sits.
-    """
+    """A person of 1.5 to 1.95 m in a random pose, facing +z; seated with probability `seated_share`."""
     build = _Builder()
     girth = rng.uniform(0.85, 1.25)
     spine = rotation(rng.normal(4, 8), rng.normal(0, 12), rng.normal(0, 5))

@@ -45,14 +45,7 @@ def file_index(number: int) -> int:
 
 
 def generate(seed: int, number: int, height: int, width: int) -> Scene:
-    """Generate one sample; the same arguments give the same sample.
-
-    Args:
-        seed: Seed of the data set.
-        number: Which sample of it; also decides its kind.
-        height: Rows of the image.
-        width: Columns of the image.
-    """
+    """Generate sample `number` of a seed; the same arguments give the same sample."""
     rng = np.random.default_rng((seed, number))
     while True:
         body = random_body(rng)
@@ -86,15 +79,9 @@ def _frame(body: Body, kind: str, height: int, width: int, rng: np.random.Genera
 
 
 def write_sample(folder: Path, index: int, scene: Scene) -> None:
-    """Write SynthHuman's five files of a scene: depth in cm with 65504 for unknown, normals with B, G, R = x, y, z.
+    """Write SynthHuman's five files of a scene, with `index` in their names, into an existing folder.
 
-    Args:
-        folder: An existing folder.
-        index: The number in the file names.
-        scene: What to write.
-
-    Raises:
-        OSError: A file cannot be written.
+    Depth is in cm with 65504 for unknown; B, G, R are the x, y, z of normals.
     """
     stem = f"{index:07d}"
     centimetres = np.where(np.isfinite(scene.depth), scene.depth * 100, NO_DEPTH)
