@@ -34,7 +34,7 @@ RUN := $(DPT_VENV)/bin/python
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup key demo demo-train test test-all cpp cpp-test cpp-test-all lint clean distclean
+.PHONY: help setup key demo demo-train test test-all cpp cpp-test cpp-test-all lint docs clean distclean
 
 help:  ## Print this list.
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -69,6 +69,10 @@ cpp-test-all: setup cpp  ## All tests of the C++ runtime.
 lint: setup  ## Ruff over the whole tree.
 	$(RUN) -m ruff check .
 
+docs: setup  ## Build the documentation into site/, without a network; a broken link fails.
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	@echo "Open site/index.html. Search needs a web server: python -m http.server --directory site"
+
 setup: $(COMPLETE)  ## Make or renew the environment (6 GB), and nothing else.
 
 key:
@@ -93,7 +97,7 @@ $(COMPLETE):
 	@touch "$@"
 
 clean:  ## Remove caches and build folders; the environment, runs and engines stay.
-	rm -rf build build-cpp dist *.egg-info .pytest_cache .ruff_cache
+	rm -rf build build-cpp dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path "./.venv/*" -prune -exec rm -rf {} +
 
 distclean: clean  ## Remove the environment in .venv as well.

@@ -34,7 +34,7 @@ def time_steps(session: Session, inputs: Mapping[str, np.ndarray], rounds: int =
     found = {}
     with session.steps(inputs) as (stream, steps):
         for name, step in steps.items():
-            capture = name == "engine" and not session.captures_itself
+            capture = name == "engine" and not session.captures_internally
             with _captured(stream, step) if capture else contextlib.nullcontext(step) as launch:
                 found[name] = _time_launches(stream, launch, rounds)
     return found

@@ -53,6 +53,15 @@ GOALS = {  # ViT-B at 384 in FP16 on an H200-class device
     "times faster than torch.compile FP16, at least": 1.3,
 }
 
+# The build command judges parity too, which is a step of its own here.
+BUILD = """
+import sys
+from dpt_deploy.build import EngineOptions, build_engines
+from dpt_deploy.core.bundle import Bundle
+folder, builder, low, high = sys.argv[1:]
+build_engines(Bundle.open(folder), EngineOptions(builder=builder, batch_range=(int(low), int(high))))
+"""
+
 
 @dataclass(frozen=True)
 class ValidationConfig:
@@ -111,11 +120,7 @@ def _build(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any
     found: dict[str, Any] = {}
     for builder in ("tensorrt", "tensorrt-rtx"):
         batches = [str(bound) for bound in (min(config.batches), max(config.batches))]
-        # The build command judges parity too, which is the next step here.
-        code = ("import sys; from dpt_deploy.build import *; from dpt_deploy.core.bundle import Bundle; "
-                "build_engines(Bundle.open(sys.argv[1]), EngineOptions(builder=sys.argv[2], "
-                "batch=(int(sys.argv[3]), int(sys.argv[4]))))")
-        status, lines = run_for(max(30.0, left * 0.25), [sys.executable, "-c", code, str(folder), builder, *batches])
+        status, lines = run_for(max(30.0, left * 0.25), [sys.executable, "-c", BUILD, str(folder), builder, *batches])
         found[builder] = {"status": "not run" if status else "ran", "exit": status,
                           "said": lines[-1:] if status else lines}
     if all(one["status"] != "ran" for one in found.values()):

@@ -28,7 +28,7 @@ import tyro
 from benchmarks import environment
 from benchmarks.contenders import Contender, contenders
 from benchmarks.latency_report import plot, show
-from benchmarks.matrix_products import MatrixProduct, matrix_products
+from benchmarks.matrix_products import Ceiling, matrix_products
 from benchmarks.pipeline import Pipeline, Unavailable
 from benchmarks.pytorch_pipeline import count_flops
 from benchmarks.random_models import vit_base_bundle
@@ -177,25 +177,6 @@ def _open(entry: Entry, frames: np.ndarray) -> None:
 # Step 2: time
 
 
-@dataclass(frozen=True)
-class Ceiling:
-    """What the machine reaches at most: the matrix products timed in the same rounds."""
-
-    products: Sequence[MatrixProduct]
-    timings: Mapping[str, Timings]
-
-    @property
-    def rates(self) -> dict[str, float]:
-        """FLOP/s of every product, by name."""
-        return {one.name: one.flops / float(np.median(self.timings[one.name].seconds)) for one in self.products}
-
-    @property
-    def fastest(self) -> dict[str, str]:
-        """Name of the fastest product of each precision."""
-        by_rate = sorted(self.products, key=lambda one: self.rates[one.name])
-        return {one.precision: one.name for one in by_rate}
-
-
 def time_contenders(
     entries: Sequence[Entry], frames: np.ndarray, config: LatencyConfig, deadline: float
 ) -> tuple[Ceiling, list[dict[str, Any] | None]]:
@@ -228,55 +209,49 @@ def summarise(
     """One row per contender: percentiles, ratios with their confidence intervals, share of the ceiling, parity."""
     flops = count_flops(bundle)
     ran = [entry for entry in entries if entry.pipeline]
-    baselines = {role: next((entry for entry in ran if entry.contender.role == role), None)
-                 for role in ("peer", "compiled")}
-    ceilings = {precision: ceiling.rates[name] for precision, name in ceiling.fastest.items()}
+    baselines = {role: next(entry for entry in ran if entry.contender.role == role)
+                 for role in ("peer", "compiled") if any(entry.contender.role == role for entry in ran)}
     parity = judge(bundle, ran) if config.parity else {}
-    rows = []
-    for entry in entries:
-        contender, artifact = entry.contender, entry.contender.artifact
-        row = {"name": contender.name, "precision": contender.precision, "peer": contender.role == "peer",
-               "artifact": artifact.file if artifact else None, "sha256": artifact.sha256 if artifact else None}
-        rows.append(row | entry.loading)
-        if entry not in ran:
-            rows[-1] |= {"status": "not run", "reason": entry.failure}
-            continue
-        rows[-1] |= _timing_row(entry, frames, config.batch)
-        for role, baseline in baselines.items():
-            if baseline:
-                rows[-1][f"times_faster_than_{role}"] = speedup(entry.timings, baseline.timings)
-        if flops and contender.precision in ceilings:
-            share = flops * rows[-1]["frames_per_s"] / ceilings[contender.precision]
-            rows[-1]["share_of_ceiling"] = share
-            if share > 1:
-                rows[-1]["doubts"].append(f"it reached {share:.0%} of the ceiling, which must be too low")
-        rows[-1]["stable"] = not rows[-1]["doubts"]
-        if contender.name in parity:
-            rows[-1]["parity"] = parity[contender.name]
+    rows = [_row(entry, frames, baselines, flops, ceiling) | parity.get(entry.contender.name, {}) for entry in entries]
     after = environment.record()
-    peer = baselines["peer"]
     return {
         "command": cli.command_line(PROG), "bundle": bundle.name, "model": bundle.manifest.model.to_json(),
         "input_size": list(bundle.contract.input_size), "frame": list(config.frame_size), "batch": config.batch,
         "rounds": config.rounds, "warm_up": config.warm_up,
         "counts": "from frames in host memory to maps in host memory, transfers included",
         "machine": before, "load_after": after["load"], "gpu_under_load": gpu_states, "gpu_after": after["gpu"],
-        "flops_per_frame": flops, "ceiling_flops_per_s": ceilings, "matrix_products_flops_per_s": ceiling.rates,
-        "doubts": run_doubts(before, gpu_states, ceiling), "peer": peer.contender.name if peer else None, "rows": rows,
+        "flops_per_frame": flops, "ceiling_flops_per_s": ceiling.by_precision,
+        "matrix_products_flops_per_s": ceiling.rates, "doubts": run_doubts(before, gpu_states, ceiling),
+        "peer": baselines["peer"].contender.name if "peer" in baselines else None, "rows": rows,
     }
 
 
-def _timing_row(entry: Entry, frames: np.ndarray, batch: int) -> dict[str, Any]:
-    row = {"status": "ran"} | entry.timings.summary() | {"note": entry.pipeline.note}
+def _row(
+    entry: Entry, frames: np.ndarray, baselines: Mapping[str, Entry], flops: float | None, ceiling: Ceiling
+) -> dict[str, Any]:
+    contender, artifact = entry.contender, entry.contender.artifact
+    row = {"name": contender.name, "precision": contender.precision, "peer": contender.role == "peer",
+           "artifact": artifact.file if artifact else None, "sha256": artifact.sha256 if artifact else None}
+    row |= entry.loading
+    if entry.pipeline is None:
+        return row | {"status": "not run", "reason": entry.failure}
+    row |= {"status": "ran"} | entry.timings.summary() | {"note": entry.pipeline.note}
     try:
         row["parts_ms"] |= {step: times[0] for step, times in entry.pipeline.repeat_steps(frames).items()}
     except Exception as error:  # the row is complete without its steps
         row["not_told_apart"] = first_line(error)
-    return row | {"frames_per_s": batch * 1e3 / row["p50_ms"], "doubts": entry.timings.doubts()}
+    row |= {"frames_per_s": len(frames) * 1e3 / row["p50_ms"], "doubts": entry.timings.doubts()}
+    for role, baseline in baselines.items():
+        row[f"times_faster_than_{role}"] = speedup(entry.timings, baseline.timings)
+    if flops and contender.precision in ceiling.by_precision:
+        share = row["share_of_ceiling"] = flops * row["frames_per_s"] / ceiling.by_precision[contender.precision]
+        if share > 1:
+            row["doubts"].append(f"it reached {share:.0%} of the ceiling, which must be too low")
+    return row | {"stable": not row["doubts"]}
 
 
 def judge(bundle: Bundle, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]:
-    """Parity of what each entry computes, by name; empty if the bundle has no reference."""
+    """The field `parity` of each entry's row, by name; empty if the bundle has no reference."""
     found = bundle.find("reference", file=FILE)
     if not found:
         return {}
@@ -287,8 +262,10 @@ def judge(bundle: Bundle, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]
         log(f"judging  {name}")
         identity = StageId(StageKind.BACKEND, "frame", precision, device=entry.contender.device, title=name)
         stage = compare(identity, entry.pipeline, reference, budget)
-        verdicts[name] = {"status": stage.status, "budget": "fp32" if precision == "fp32" else "fp16",
-                          "heads": to_json(stage)["heads"], "reasons": list(stage.reasons)[:6]}
+        verdicts[name] = {"parity": {
+            "status": stage.status, "budget": "fp32" if precision == "fp32" else "fp16",
+            "heads": to_json(stage)["heads"], "reasons": list(stage.reasons)[:6],
+        }}
     return verdicts
 
 

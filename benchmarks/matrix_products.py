@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from benchmarks.environment import processor
+from benchmarks.timing import Timings
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,30 @@ class MatrixProduct:
     def name(self) -> str:
         """Name in the results."""
         return f"product {self.precision}, {self.library}"
+
+
+@dataclass(frozen=True)
+class Ceiling:
+    """What the machine reaches at most: the matrix products timed in the same rounds."""
+
+    products: Sequence[MatrixProduct]
+    timings: Mapping[str, Timings]
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """FLOP/s of every product, by name."""
+        return {one.name: one.flops / float(np.median(self.timings[one.name].seconds)) for one in self.products}
+
+    @property
+    def fastest(self) -> dict[str, str]:
+        """Name of the fastest product of each precision."""
+        by_rate = sorted(self.products, key=lambda one: self.rates[one.name])
+        return {one.precision: one.name for one in by_rate}
+
+    @property
+    def by_precision(self) -> dict[str, float]:
+        """FLOP/s of the fastest product of each precision."""
+        return {precision: self.rates[name] for precision, name in self.fastest.items()}
 
 
 def matrix_products(quick: bool = False) -> list[MatrixProduct]:

@@ -28,7 +28,7 @@ from rich.text import Text
 from benchmarks import environment
 from benchmarks.random_models import frame_graph_bundle
 from benchmarks.results import log, result_file, write_result
-from dpt_deploy import cli
+from dpt_deploy import backends, cli
 from dpt_deploy.backends.session import first_line
 from dpt_deploy.cli.options import Backends, Batches, Json, Names, Sizes, size_text
 from dpt_deploy.core.bundle import Bundle
@@ -51,8 +51,8 @@ class ScalingConfig:
 
     bundle: Annotated[Path | None, tyro.conf.Positional] = None
     """Bundle for frame sizes and batches. Default: ViT-B at 384 with random weights."""
-    backends: Backends = ("openvino", "onnxruntime-cpu")
-    """Backends to measure."""
+    backends: Backends | None = None
+    """Backends to measure. Default: those that run on this CPU."""
     frame_sizes: Sizes = ((480, 640), (720, 1280), (1080, 1920), (2160, 3840))
     """Frame sizes [pixels]."""
     batches: Batches = (1, 2, 4)
@@ -75,9 +75,11 @@ def main(config: ScalingConfig) -> int:
     if config.bundle:
         Bundle.open(config.bundle)  # a missing bundle is an error before anything is written
     before = environment.record()
+    chosen = config.backends or tuple(one.name for one in backends.registered()
+                                      if one.automatic and one.device == "cpu" and one.unavailable() is None)
     rows = []
     for point in points(config):
-        for backend in config.backends:
+        for backend in chosen:
             rows.append(_without_bundle(point) | {"backend": backend} | _in_new_process(point, backend, config.calls))
             log(f"measured {rows[-1]}")
     result = {"command": cli.command_line(PROG), "machine": before, "calls": config.calls, "rows": rows}

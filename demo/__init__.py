@@ -1,1 +1,1 @@
-"""The main job on a small model that the repository carries: `make demo`."""
+"""`make demo`: export, judge and run the small model in this repository."""

@@ -1,4 +1,4 @@
-"""python -m demo: export the demonstration checkpoint, judge it, and look at what it sees."""
+"""python -m demo: export the demonstration checkpoint, judge it, and show predictions and metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,6 @@ from rich.table import Table
 from dpt_deploy import load
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.files import write_json
-from dpt_deploy.parity.judge import last_report
 from dpt_deploy.report.panel import panel
 from dpt_deploy.report.prediction_files import write_prediction
 from dpt_deploy.report.writers import write_png
@@ -27,42 +26,42 @@ from train.synthetic import SyntheticConfig, write_dataset
 ROOT = Path(__file__).resolve().parent.parent
 CHECKPOINT = ROOT / "demo" / "model" / "best_model.pth"
 BUNDLE, OUT = ROOT / "engines" / "demo", ROOT / "runs" / "demo"
-SEED, COUNT, SIZE = 777_001, 48, 128  # a seed that training never saw
-SHOWN = (0, 1, 2)  # a face, a full body, an upper body
-# Parity is judged on faces and upper bodies: a full body has some 1200 foreground pixels at 128 px, where the budget of
-# 0.999 for IoU is a single pixel. Written at 512 px, so that the resize of the frame graph has something to do.
-JUDGED, JUDGED_SIZE = (0, 2, 3, 5), 512
+SEED, COUNT, SIZE = 777_001, 48, 128  # a seed that the training did not use
+PANEL_SCENES = (0, 1, 2)  # a face, a full body, an upper body
+# Faces and upper bodies only: a full body has about 1200 foreground pixels at 128 px, so that an IoU budget of 0.999
+# allows a single wrong pixel. At 512 px, to exercise the resize in the frame graph.
+PARITY_SCENES, PARITY_SIZE = (0, 2, 3, 5), 512
 
 console = Console(highlight=False, soft_wrap=True)
 
 
 def main() -> int:
-    """Exit status 0 if the export's verdict is."""
-    begin = time.monotonic()
+    """Exit status: that of the export."""
+    start = time.monotonic()
     status = export()
     if status == 2:
         return status
     with load(BUNDLE) as runtime:
         console.print("\n[bold]2. Predict[/]")
         console.print(runtime.reason, markup=False)
-        scenes = [generate(SEED, number, SIZE, SIZE) for number in SHOWN]
+        scenes = [generate(SEED, number, SIZE, SIZE) for number in PANEL_SCENES]
         predictions = runtime([scene.rgb for scene in scenes])
-        photograph, seen = predict_photograph(runtime)
+        photograph, photograph_prediction = predict_photograph(runtime)
     rows = []
-    for number, scene, prediction in zip(SHOWN, scenes, predictions, strict=True):
+    for number, scene, prediction in zip(PANEL_SCENES, scenes, predictions, strict=True):
         rows.append(panel(scene.rgb, prediction, f"held out, {kind_of(number)}"))
-        rows.append(panel(scene.rgb, truth(scene), "truth"))
-    rows.append(panel(photograph, seen, "a photograph: out of its domain"))
+        rows.append(panel(scene.rgb, ground_truth(scene), "ground truth"))
+    rows.append(panel(photograph, photograph_prediction, "a photograph: out of domain"))
     write_png(OUT / "panel.png", stack(rows))
     print_scores()
-    print_made(runtime.bundle, time.monotonic() - begin)
+    print_outputs(runtime.bundle, time.monotonic() - start)
     return status
 
 
 def export() -> int:
-    """Run the exporter as a user would; its exit status."""
-    for number in JUDGED:
-        scene = generate(SEED, number, JUDGED_SIZE, JUDGED_SIZE)
+    """Run the export command; returns its exit status."""
+    for number in PARITY_SCENES:
+        scene = generate(SEED, number, PARITY_SIZE, PARITY_SIZE)
         write_png(OUT / "held_out" / f"{kind_of(number)}_{number}.png", scene.rgb)
     arguments = [CHECKPOINT, "--out", BUNDLE, "--images", OUT / "held_out"]
     shown = " ".join(str(a.relative_to(ROOT)) if isinstance(a, Path) else a for a in arguments)
@@ -71,7 +70,7 @@ def export() -> int:
 
 
 def predict_photograph(runtime: Runtime) -> tuple[np.ndarray, Prediction]:
-    """NASA's portrait of the astronaut Eileen Collins (public domain), and what the model makes of it."""
+    """NASA's portrait of the astronaut Eileen Collins (public domain), and its prediction."""
     from skimage.data import astronaut
 
     image = np.ascontiguousarray(astronaut())
@@ -80,19 +79,19 @@ def predict_photograph(runtime: Runtime) -> tuple[np.ndarray, Prediction]:
     return image, prediction
 
 
-def truth(scene: Scene) -> Prediction:
-    """The generator's own maps."""
+def ground_truth(scene: Scene) -> Prediction:
+    """The maps of the generator."""
     return Prediction(scene.depth.astype(np.float32), scene.normals, scene.alpha)
 
 
 def stack(rows: list[np.ndarray]) -> np.ndarray:
-    """Panels one below the other, uint8 (H, W, 3) RGB."""
+    """Stack panels vertically, uint8 (H, W, 3) RGB."""
     width = max(row.shape[1] for row in rows)
     return np.vstack([np.pad(row, ((0, 0), (0, width - row.shape[1]), (0, 0)), constant_values=255) for row in rows])
 
 
 def print_scores() -> None:
-    """Task metrics of the exported bundle on held-out images, beside what the best constants score."""
+    """Print task metrics of the bundle on held-out images, next to those of constant predictions."""
     data = OUT / "cache"
     write_dataset(SyntheticConfig(data, COUNT, (SIZE, SIZE), SEED, workers=1, prepared=True))
     result = evaluate(EvaluateConfig(BUNDLE, data, workers=0))
@@ -101,17 +100,16 @@ def print_scores() -> None:
     write_json(OUT / "metrics.json", result)
 
 
-def print_made(bundle: Bundle, seconds: float) -> None:
-    """Where everything is, and the verdict."""
-    table = Table("made", "where", title=f"Done in {seconds:.0f} s", title_justify="left")
-    for what, path in (
-        ("panel picture", OUT / "panel.png"), ("photograph: panel, maps, depth", OUT / "astronaut.panel.png"),
-        ("metrics", OUT / "metrics.json"), ("bundle: graphs, engines, reference", BUNDLE),
-        ("parity report", BUNDLE / "report.html"),
-    ):
-        table.add_row(what, str(path.relative_to(ROOT)))
+def print_outputs(bundle: Bundle, seconds: float) -> None:
+    """Print the output files and the verdict."""
+    table = Table("output", "path", title=f"Done in {seconds:.0f} s", title_justify="left")
+    outputs = {"panel picture": OUT / "panel.png", "photograph: panel, maps, depth": OUT / "astronaut.panel.png",
+               "metrics": OUT / "metrics.json", "bundle: graphs, engines, reference": BUNDLE,
+               "parity report": BUNDLE / "report.html"}
+    for name, path in outputs.items():
+        table.add_row(name, str(path.relative_to(ROOT)))
     console.print(table)
-    console.print(last_report(bundle).verdict, style="bold")
+    console.print(bundle.last_report().verdict, style="bold")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
 """pytest plugin: `pytest --dpt-bundle engines/best_model` adds a test for each stage and head of a bundle.
 
-Does nothing without that option, and imports nothing heavy. A stage that cannot run here is skipped with
-its reason. The bundle is judged once, when its first test runs, and is not written to.
+Without that option it does nothing. A stage that cannot run on this machine is skipped. The bundle is judged
+once, when its first test runs, and is not modified.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    """`--dpt-bundle` and `--dpt-budget`."""
+    """Add `--dpt-bundle` and `--dpt-budget`."""
     group = parser.getgroup("dpt-deploy", "parity of exported bundles")
     group.addoption("--dpt-bundle", action="append", default=[], metavar="FOLDER", dest="dpt_bundle",
                     help="add a test for each stage and head of this bundle; may be repeated")
@@ -27,9 +27,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
                     help="JSON file with other parity budgets")
 
 
-@pytest.hookimpl(tryfirst=True)  # before -k and -m choose among the tests
+@pytest.hookimpl(tryfirst=True)  # before -k and -m select tests
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Add the bundles' tests behind those that were collected."""
+    """Append the tests of the bundles."""
     for folder in config.getoption("dpt_bundle"):
         path = Path(config.invocation_params.dir, folder).resolve()
         collector = BundleCollector.from_parent(
@@ -47,7 +47,7 @@ class BundleCollector(pytest.Collector):
         self.budget = Path(self.config.invocation_params.dir, budget) if budget else None
 
     def collect(self) -> Iterator[HeadTest]:
-        """A test for each stage and head, known from the manifest before anything runs."""
+        """Yield a test for each stage and head, from the manifest."""
         from .core.errors import DptError
 
         try:
@@ -66,7 +66,7 @@ class BundleCollector(pytest.Collector):
 
     @functools.cached_property
     def report(self) -> ParityReport | DptError:
-        """The verdict on the bundle, or why there is none: found once, for all its tests."""
+        """The verdict on the bundle, or the error that prevents one. Computed once."""
         from .core.bundle import Bundle
         from .core.errors import DptError
         from .parity import judge
@@ -78,7 +78,7 @@ class BundleCollector(pytest.Collector):
 
 
 class HeadTest(pytest.Item):
-    """One head of one stage is within budget."""
+    """Tests that one head of one stage is within budget."""
 
     parent: BundleCollector
 
@@ -87,7 +87,7 @@ class HeadTest(pytest.Item):
         self.stage, self.head = stage, head
 
     def runtest(self) -> None:
-        """Fail with the reasons that concern this head; skip what cannot run here."""
+        """Fail with the findings on this head, or skip a stage that was not run."""
         report = self.parent.report
         if isinstance(report, Exception):
             raise report
@@ -98,7 +98,7 @@ class HeadTest(pytest.Item):
             raise OutOfBudget("\n".join([f"{self.stage}, {self.head}:", *map(str, findings), *report.blame]))
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo[BaseException], style: Any = None) -> Any:
-        """The reasons alone: a traceback through this package would not help."""
+        """The message without a traceback through this package."""
         from .core.errors import DptError
 
         if isinstance(excinfo.value, OutOfBudget | DptError):
@@ -106,7 +106,7 @@ class HeadTest(pytest.Item):
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Path, int | None, str]:
-        """Where pytest says that this test is."""
+        """The location that pytest displays."""
         return self.parent.folder, None, self.nodeid
 
 

@@ -83,3 +83,10 @@ def open_session(
 ) -> backends.Session:
     """A session on one artefact, by the backend's name."""
     return backends.get(backend).open(bundle, artifact, backends.SessionOptions(threads, precision))
+
+
+def change_details(bundle: Bundle, artifact: Artifact, **details: object) -> Artifact:
+    """Let the manifest say something else about an artefact, in memory. Returns the artefact."""
+    changed = artifact.model_copy(update={"details": artifact.details.model_copy(update=details)})
+    bundle.update(artifacts=tuple(changed if one is artifact else one for one in bundle.artifacts))
+    return changed

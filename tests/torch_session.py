@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from dpt_deploy.backends.session import Session, no_stream
+from dpt_deploy.backends.session import Session, reject_stream
 from dpt_deploy.core.contract import Contract, Graph
 from dpt_deploy.core.errors import ContractError
 
@@ -29,7 +29,7 @@ class TorchSession(Session):
         self._device = next(module.parameters()).device
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, np.ndarray]:
-        no_stream(stream, self.backend)
+        reject_stream(stream, self.backend)
         tensors = [_tensor(inputs[name], self._device) for name in self.inputs]
         with torch.inference_mode():
             results = self._module(*tensors)

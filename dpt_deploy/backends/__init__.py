@@ -1,12 +1,9 @@
-"""All ways to run a bundle. `load`, parity, the doctor, benchmarks and the documents ask this registry.
-
-The order is the order of preference; it is data, and the only place where all backends are named.
-"""
+"""The registry of backends, in order of preference. `load`, parity, the doctor and the benchmarks use it."""
 
 from __future__ import annotations
 
 from ..core.errors import BadInput
-from .base import Backend, Refusal, SessionOptions, StageTask
+from .base import Backend, Check, Refusal, SessionOptions, StageTask
 from .cpp import CppRuntime
 from .onnxruntime import OnnxRuntime
 from .openvino import OpenVINO
@@ -21,36 +18,40 @@ _registry: dict[str, Backend] = {
 }
 
 __all__ = [
-    "Backend", "Refusal", "Session", "SessionOptions", "StageTask", "get", "names", "register", "registered",
+    "Backend", "Check", "Refusal", "Session", "SessionOptions", "StageTask", "get", "names", "register", "registered",
     "unregister",
 ]
 
 
 def registered() -> tuple[Backend, ...]:
-    """All backends, the preferred one first."""
+    """All backends in order of preference."""
     return tuple(_registry.values())
 
 
 def names() -> tuple[str, ...]:
-    """The names of all backends, the preferred one first."""
+    """The names of all backends in order of preference."""
     return tuple(_registry)
 
 
 def get(name: str) -> Backend:
-    """The backend called `name`. Raises `BadInput`, with all names, for an unknown one."""
+    """The backend called `name`. Raises `BadInput` for an unknown name."""
     if name not in _registry:
         raise BadInput(f"backend: expected one of {', '.join(_registry)}, received {name!r}.")
     return _registry[name]
 
 
 def register(backend: Backend, before: str | None = None) -> None:
-    """Add a backend, last in the order of preference or ahead of the one called `before`.
+    """Add a backend.
+
+    Args:
+        backend: The backend to add.
+        before: Name of the backend to insert it before in the order of preference. Default: last.
 
     Raises:
-        BadInput: The name is taken, or `before` is unknown.
+        BadInput: The name is already registered, or `before` is unknown.
     """
     if backend.name in _registry:
-        raise BadInput(f"backend: {backend.name!r} is registered already. Choose another name.")
+        raise BadInput(f"backend: {backend.name!r} is already registered. Choose another name.")
     order = list(_registry.values())
     order.insert(order.index(get(before)) if before else len(order), backend)
     _registry.clear()
@@ -58,5 +59,5 @@ def register(backend: Backend, before: str | None = None) -> None:
 
 
 def unregister(name: str) -> None:
-    """Remove the backend called `name`. Raises `BadInput` for an unknown one."""
+    """Remove the backend called `name`. Raises `BadInput` for an unknown name."""
     del _registry[get(name).name]

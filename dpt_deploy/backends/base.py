@@ -1,4 +1,4 @@
-"""What a backend is: one class that says what it needs, what it runs and what to check about it."""
+"""The interface of a backend: its requirements, artefacts, sessions, parity stages and diagnostics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from typing import Literal
 
 from ..core.bundle import Bundle
-from ..core.check import Check
 from ..core.contract import Graph
 from ..core.errors import Cause
 from ..core.manifest import Artifact, Precision, ShapeRange
@@ -17,15 +16,26 @@ from .session import Session
 
 
 @dataclass(frozen=True)
+class Check:
+    """The result of one diagnostic check."""
+
+    subject: str
+    status: Literal["ok", "warning", "failed", "not installed", "not checked"]
+    """warning: works with a limitation; failed: broken or incorrect; not checked: needs a GPU."""
+    finding: str
+    """The result, in words."""
+    remedy: str = ""
+    """The command that fixes the problem, or an empty string."""
+
+
+@dataclass(frozen=True)
 class Refusal:
-    """Why a backend does not run something here."""
+    """Why a backend cannot run something on this machine."""
 
     cause: Cause
-    """For programs."""
     message: str
-    """For people."""
     remedy: str = ""
-    """What to run, if the message does not say it."""
+    """What to run, if the message does not say so."""
 
     def __str__(self) -> str:
         return "; ".join(filter(None, (self.message, self.remedy)))
@@ -36,97 +46,100 @@ class SessionOptions:
     """How to open a session."""
 
     threads: int | None = None
-    """CPU threads per operator; None leaves it to the backend."""
+    """CPU threads per operator. None uses the backend's default."""
     precision: Precision | None = None
-    """The arithmetic asked for; None takes that of the artefact."""
+    """The requested arithmetic. None uses the artefact's precision."""
 
 
 @dataclass(frozen=True)
 class StageTask:
-    """A parity stage that is yet to run."""
+    """A parity stage to run."""
 
     id: StageId
     artifact: Artifact
     open: Callable[[], Session]
-    """Raises a `DptError` if it cannot run here."""
+    """Opens the session. Raises a `DptError` if the artefact cannot run."""
     notes: tuple[str, ...] = ()
-    """What a pass does not cover."""
+    """Limitations of a pass."""
     images_only: bool = False
-    """Leave adversarial inputs out."""
+    """Skip adversarial inputs."""
     must_open: bool = False
-    """Whether a session that cannot be opened is a failure of the artefact and not of the machine."""
+    """Whether the stage fails if the session cannot be opened. Otherwise it is not run."""
     profile: ShapeRange | None = None
-    """The shapes that the artefact takes, None for any."""
+    """The shapes that the artefact accepts, None for any."""
 
 
 class Backend(abc.ABC):
-    """A way to run a bundle's artefacts. Register an instance with `backends.register`.
+    """Base class of backends, which run the artefacts of a bundle. Register an instance with `backends.register`.
 
-    The methods without an implementation here are all that a backend must have. Importing its module
-    must not import the library behind it: do that in `unavailable`, `open` and `diagnose`.
+    Only the abstract methods are required. Importing the module must not import the underlying library;
+    import it in `unavailable`, `open` and `diagnose`.
     """
 
     name: str
-    """In options, reports and `Runtime.backend`."""
+    """Identifier in options, reports and `Runtime.backend`."""
     title: str
-    """For people, such as "ONNX Runtime"."""
+    """Display name, such as "ONNX Runtime"."""
     device: Literal["cpu", "gpu"] = "cpu"
     """Where it computes."""
     runs: str = ""
-    """What it takes and where, in a few words, for tables in documents and help."""
+    """What it runs and on which hardware, for tables in documents and help."""
     extra: str | None = None
-    """The optional dependency group that installs it."""
+    """The extra of pyproject.toml that installs it."""
     package: str = ""
     """The Python package to reinstall if it is broken."""
     automatic: bool = True
-    """Whether `load` takes it without being asked."""
+    """Whether `load` considers it when no backend is requested."""
 
     @abc.abstractmethod
     def unavailable(self) -> Refusal | None:
-        """Why it cannot run on this machine, or None. Cheap: no artefact is read."""
+        """Why it cannot run on this machine, or None. Must be cheap: reads no artefact."""
 
     @abc.abstractmethod
     def candidates(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> list[Artifact]:
-        """The artefacts of `bundle` that it could run, the preferred one first.
+        """The artefacts that it can run, in order of preference.
 
-        `precision` makes the choice strict; None leaves it to the backend.
+        Args:
+            bundle: Where to look.
+            graph: "model" or "frame".
+            precision: The required precision. None leaves the choice to the backend.
         """
 
     @abc.abstractmethod
     def open(self, bundle: Bundle, artifact: Artifact, options: SessionOptions) -> Session:
-        """A session on one of its candidates.
+        """Open a session on one of its candidates.
 
         Raises:
             MissingPackage: The library is not installed.
-            BackendError: It cannot run this artefact here.
-            BadBundle, ContractError: The file is not the one that the manifest describes.
+            BackendError: The artefact cannot run on this machine.
+            BadBundle, ContractError: The file does not match the manifest.
         """
 
     def no_candidate(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> Refusal:
-        """Why `candidates` found nothing."""
+        """Why `candidates` is empty."""
         wanted = f"{graph} graph" + (f" in {precision}" if precision else "")
         files = ", ".join(artifact.file for artifact in bundle.find("onnx")) or "no ONNX graph"
         return Refusal(Cause.NO_ARTIFACT, f"the bundle has no ONNX file of the {wanted}; it has {files}")
 
     def stages(self, bundle: Bundle) -> list[StageTask]:
-        """The parity stages that it adds: here, its frame graphs, one stage for each."""
+        """The parity stages that it adds. Default: one per precision of its frame graphs."""
         found = []
         for precision in ("fp32", "bf16", "fp16"):
             for artifact in self.candidates(bundle, "frame", precision)[:1]:
-                if artifact.precision == precision:  # and not another graph, computed in that precision
+                if artifact.precision == precision:  # not another graph computed in that precision
                     found.append(StageTask(
                         self.stage_id(artifact), artifact, lambda a=artifact: self.open(bundle, a, SessionOptions())
                     ))
         return found
 
     def stage_id(self, artifact: Artifact, kind: StageKind = StageKind.BACKEND, title: str = "") -> StageId:
-        """The identity of a stage that judges `artifact` on this backend."""
+        """The identity of a stage that judges `artifact` with this backend. `title` replaces the default title."""
         graph, precision = artifact.graph or "frame", artifact.precision or "fp32"
         return StageId(kind, graph, precision, self.name, self.device, artifact.file,
                        title or f"{self.title} {graph} {precision}")
 
     def diagnose(self) -> list[Check]:
-        """What the doctor reports about this machine."""
+        """The doctor's checks of this backend on this machine."""
         refusal = self.unavailable()
         if refusal is None:
             return [Check(self.title, "ok", self.runs)]
@@ -134,5 +147,5 @@ class Backend(abc.ABC):
                       refusal.message)]
 
     def examine(self, bundle: Bundle, artifact: Artifact) -> Check | None:
-        """What the doctor reports about an intact artefact that only this backend runs; None if it is not one."""
+        """The doctor's check of an intact artefact that only this backend runs. None for any other artefact."""
         return None

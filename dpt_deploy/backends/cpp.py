@@ -1,6 +1,6 @@
-"""The C++ runtime as a session, through its C ABI and ctypes: for parity and for tests.
+"""The C++ runtime as a session through its C ABI, for parity and tests.
 
-An application in Python has no need of it: the backends of this package give the same maps.
+Python applications do not need it, because the other backends compute the same maps.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from ..core.contract import Graph
 from ..core.errors import BackendError, BadBundle, BadInput, Cause, ContractError, DptError, MissingPackage
 from ..core.manifest import Artifact, Precision
 from .base import Backend, Refusal, SessionOptions, StageTask
-from .session import Session, host_array, no_stream
+from .session import Session, host_array, reject_stream
 
 VARIABLE = "DPT_RUNTIME_LIBRARY"
 ABI = 1
-NOT_BUILT = f"the C++ runtime is not built. Run: make cpp, or name the library in {VARIABLE}."
+NOT_BUILT = f"the C++ runtime is not built. Run: make cpp, or set {VARIABLE} to the library's path."
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
 PRECISIONS = ("auto", "fp16", "bf16", "fp32")
 FORMATS = {"rgb": 0, "bgr": 1, "rgba": 2, "bgra": 3, "gray": 4}
@@ -60,7 +60,7 @@ class Maps(ctypes.Structure):
 
 
 def find_library() -> Path | None:
-    """Where libdpt_runtime is: $DPT_RUNTIME_LIBRARY, or what `make cpp` builds in a clone; None where it is not."""
+    """Path of libdpt_runtime: $DPT_RUNTIME_LIBRARY, or the output of `make cpp` in a clone. None if not found."""
     if named := os.environ.get(VARIABLE):
         return Path(named)
     built = Path(__file__).parents[2] / "build-cpp" / "release" / f"libdpt_runtime.so.{ABI}"
@@ -68,7 +68,7 @@ def find_library() -> Path | None:
 
 
 def find_onnxruntime() -> Path | None:
-    """The libonnxruntime inside the installed onnxruntime wheel, which the Python session uses too."""
+    """Path of libonnxruntime in the installed onnxruntime package. None if not found."""
     spec = importlib.util.find_spec("onnxruntime")
     folders = list(spec.submodule_search_locations or ()) if spec else []
     return next((path for folder in folders for path in sorted(Path(folder, "capi").glob("libonnxruntime.so.*"))), None)
@@ -76,7 +76,7 @@ def find_onnxruntime() -> Path | None:
 
 @functools.cache
 def load_library(path: Path) -> ctypes.CDLL:
-    """libdpt_runtime with the types of its functions. Raises `MissingPackage` where it cannot be loaded."""
+    """Load libdpt_runtime and declare its functions. Raises `MissingPackage` if it cannot be loaded."""
     try:
         library = ctypes.CDLL(str(path))
         library.dpt_options_default.restype = Options
@@ -89,24 +89,21 @@ def load_library(path: Path) -> ctypes.CDLL:
         library.dpt_largest_batch.argtypes = (ctypes.c_void_p, ctypes.c_int32, ctypes.c_int32)
         library.dpt_heads.argtypes = (ctypes.c_void_p,)
         library.dpt_heads.restype = ctypes.c_uint32
-        for name in ("dpt_contract_json", "dpt_backend_name", "dpt_reason"):
-            getattr(library, name).argtypes = (ctypes.c_void_p,)
-            getattr(library, name).restype = ctypes.c_char_p
-        for name in ("dpt_last_error", "dpt_version"):
-            getattr(library, name).argtypes = ()
+        for name in ("dpt_contract_json", "dpt_backend_name", "dpt_reason", "dpt_last_error", "dpt_version"):
+            getattr(library, name).argtypes = () if name in ("dpt_last_error", "dpt_version") else (ctypes.c_void_p,)
             getattr(library, name).restype = ctypes.c_char_p
     except (OSError, AttributeError) as error:
-        raise MissingPackage(f"{path}: expected the C++ runtime, but {error}. Build it: make cpp") from error
+        raise MissingPackage(f"{path}: expected the C++ runtime, but {error}. Build it with: make cpp") from error
     return library
 
 
 class CppRuntime(Backend):
-    """The C++ runtime on its own ONNX Runtime backend: what an application in C or C++ gets."""
+    """The C++ runtime with its ONNX Runtime backend, as C and C++ applications use it."""
 
     name = "cpp"
     title = "C++ runtime"
     runs = "the frame graph, in C and C++ programs"
-    automatic = False  # in Python, the other backends give the same maps
+    automatic = False  # the other backends compute the same maps
 
     def unavailable(self) -> Refusal | None:
         return None if find_library() else Refusal(Cause.NOT_BUILT, NOT_BUILT)
@@ -122,16 +119,24 @@ class CppRuntime(Backend):
 
 
 class CppSession(Session):
-    """A bundle's frame graph in the C++ runtime. Host arrays in and out. Thread-safe."""
+    """A bundle's frame graph in the C++ runtime. Takes and returns host arrays. Thread-safe."""
 
     def __init__(
         self, bundle: Bundle, backend: str = "auto", precision: str | None = None, threads: int | None = None,
         library: Path | None = None,
     ) -> None:
-        """`backend` and `precision` as `runtime.load` names them; the library picks the artefact as `load` does.
+        """Load a bundle in the C++ runtime, which selects the artefact.
 
-        Raises `BackendError` if the library is not built, and what the library refuses under the same
-        class as the Python runtime.
+        Args:
+            bundle: The bundle to load.
+            backend: One of `BACKENDS`.
+            precision: fp16, bf16 or fp32. None leaves the choice to the library.
+            threads: CPU threads per operator. None uses the library's default.
+            library: Path of libdpt_runtime. Default: `find_library()`.
+
+        Raises:
+            BackendError: The library is not built.
+            DptError: The library reports an error. The subclass is that of the Python runtime.
         """
         super().__init__(bundle.contract, "frame")
         self.handle = ctypes.c_void_p()
@@ -143,7 +148,6 @@ class CppSession(Session):
         options.backend = BACKENDS.index(backend)
         options.precision = PRECISIONS.index(precision or "auto")
         options.threads = threads or 0
-        # Kept as long as the structure points to it.
         wheel = None if os.environ.get("DPT_ONNXRUNTIME_LIBRARY") else find_onnxruntime()
         options.onnxruntime_library = os.fsencode(wheel) if wheel else None
         self.check(self.library.dpt_load(os.fsencode(bundle.folder), options, self.handle))
@@ -152,33 +156,40 @@ class CppSession(Session):
 
     @property
     def reason(self) -> str:
-        """Which backend and file were taken, why each one preferred to it was not, and how CUDA graphs stand."""
+        """Which backend and file run, why the preferred ones do not, and whether CUDA graphs are used."""
         if self.handle:
             self._reason = self.library.dpt_reason(self.handle).decode()
         return self._reason
 
     def check(self, status: int) -> None:
-        """Raise the error that a status stands for, with the library's message."""
+        """Raise the error for a non-zero status, with the library's message."""
         if status:
             raise ERRORS[status](self.library.dpt_last_error().decode())
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
-        no_stream(stream, "the C++ runtime in Python")
+        reject_stream(stream, "the C++ runtime in Python")
         return self.infer(host_array(inputs["frame"], "frame"), outputs=outputs)
 
     def infer(
         self, pixels: np.ndarray, pixel_format: str = "rgb", outputs: list[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Maps by head for uint8 pixels (N, H, W, C), or (N, H, W) where `pixel_format` is gray.
+        """Compute the maps.
 
-        Rows and frames may have any strides; the pixels within a row lie side by side.
+        Args:
+            pixels: uint8 (N, H, W, C), or (N, H, W) for gray. Pixels within a row must be contiguous; rows and frames
+                may have any strides.
+            pixel_format: A key of `FORMATS`.
+            outputs: The heads to compute. Default: all.
+
+        Returns:
+            Maps by head, as the frame graph outputs them.
         """
         return self.prepare(pixels, pixel_format, outputs)()
 
     def prepare(
         self, pixels: np.ndarray, pixel_format: str = "rgb", outputs: list[str] | None = None
     ) -> Callable[[], dict[str, np.ndarray]]:
-        """`infer` as a call to repeat: it reads `pixels` anew and writes the same arrays each time."""
+        """Return a function that runs `infer` on the current content of `pixels` and reuses the output arrays."""
         n, h, w = pixels.shape[:3]
         frames = Frames(pixels.ctypes.data, n, h, w, FORMATS[pixel_format], pixels.strides[1], pixels.strides[0])
         wanted = list(self.outputs if outputs is None else outputs)
@@ -186,7 +197,7 @@ class CppSession(Session):
         results = {head: np.empty(shapes[head], np.float32) for head in wanted}
         maps = Maps(**{head: array.ctypes.data for head, array in results.items()})
 
-        def call(pixels: np.ndarray = pixels) -> dict[str, np.ndarray]:  # the default keeps the pixels alive
+        def call(pixels: np.ndarray = pixels) -> dict[str, np.ndarray]:  # the default argument keeps the pixels alive
             self.check(self.library.dpt_infer(self.handle, frames, maps))
             return results
 

@@ -1,7 +1,8 @@
-"""GPU memory, streams and foreign device arrays, through NVIDIA's own cuda-python."""
+"""GPU memory, streams and device arrays of other libraries, with cuda-python."""
 
 from __future__ import annotations
 
+import abc
 import contextlib
 import ctypes
 import functools
@@ -16,32 +17,32 @@ from ..core.errors import BackendError, ContractError, MissingPackage, missing_p
 from . import dlpack
 
 LEGACY_STREAM = 1
-"""CUDA's default stream, as the CUDA runtime, DLPack and `__cuda_array_interface__` number it."""
+"""Handle of the legacy default stream in the CUDA runtime, DLPack and `__cuda_array_interface__`."""
 DEFAULT_STREAMS = (0, LEGACY_STREAM, 2)
-"""CUDA's default streams: 0 is one of the others, 2 each thread's own. They wait for each other, and never end."""
+"""Handles of CUDA's default streams: 0 is either of the others, 1 legacy, 2 per thread. They always exist."""
 
 
 def cudart() -> Any:
-    """The module cuda.bindings.runtime. Raises `MissingPackage` without cuda-python."""
+    """Import cuda.bindings.runtime. Raises `MissingPackage` without cuda-python."""
     try:
         from cuda.bindings import runtime
     except ImportError as error:
-        raise missing_package("cuda-python", "tensorrt", "reach the GPU") from error
+        raise missing_package("cuda-python", "tensorrt", "use the GPU") from error
     return runtime
 
 
 def call(function: str, *arguments: Any) -> Any:
-    """What a function of the CUDA runtime returns besides its status; `BackendError` with CUDA's words on failure."""
+    """Call a function of the CUDA runtime and return its result. Raises `BackendError` if its status is an error."""
     runtime = cudart()
     status, *values = getattr(runtime, function)(*arguments)
     if status != runtime.cudaError_t.cudaSuccess:
-        words = runtime.cudaGetErrorString(status)[1]
-        raise BackendError(f"CUDA: {function} failed ({int(status)}): {words.decode()}.")
+        reason = runtime.cudaGetErrorString(status)[1].decode()
+        raise BackendError(f"CUDA: {function} failed ({int(status)}): {reason}.")
     return values[0] if len(values) == 1 else None
 
 
 def current_device() -> int:
-    """This thread's current GPU; 0 where cuda-python or a GPU is missing, which what comes next will say."""
+    """Index of this thread's current GPU. 0 if cuda-python or a GPU is missing."""
     with contextlib.suppress(BackendError, MissingPackage):
         return int(call("cudaGetDevice"))
     return 0
@@ -49,7 +50,7 @@ def current_device() -> int:
 
 @contextlib.contextmanager
 def on_device(device: int) -> Iterator[None]:
-    """Make `device` current for this thread while the block runs."""
+    """Context manager: make `device` this thread's current GPU."""
     before = call("cudaGetDevice")
     if before == device:
         yield
@@ -61,20 +62,20 @@ def on_device(device: int) -> Iterator[None]:
         call("cudaSetDevice", before)
 
 
-def make_wait(stream: int, other: int) -> None:
-    """Let `stream` wait for what is on the stream `other` by now; the host does not wait."""
+def wait_stream(stream: int, other: int) -> None:
+    """Make `stream` wait for the work submitted to the stream `other` so far, without blocking the host."""
     event = call("cudaEventCreateWithFlags", cudart().cudaEventDisableTiming)
     try:
         call("cudaEventRecord", event, other)
         call("cudaStreamWaitEvent", stream, event, 0)
     finally:
-        call("cudaEventDestroy", event)  # released once it has passed
+        call("cudaEventDestroy", event)  # takes effect after the event has completed
 
 
 def capture(stream: int, enqueue: Callable[[], Any]) -> Any:
-    """What `enqueue` puts on `stream` as an instantiated CUDA graph; nothing of it runs.
+    """Capture the work that `enqueue` submits to `stream` as an executable CUDA graph, without running it.
 
-    For cudaGraphLaunch, and cudaGraphExecDestroy in the end. Raises `BackendError` where it cannot be captured.
+    The caller destroys the graph with cudaGraphExecDestroy. Raises `BackendError` if capture fails.
     """
     call("cudaStreamBeginCapture", stream, cudart().cudaStreamCaptureMode.cudaStreamCaptureModeThreadLocal)
     graph = None
@@ -82,7 +83,7 @@ def capture(stream: int, enqueue: Callable[[], Any]) -> Any:
         try:
             enqueue()
         except BaseException:
-            with contextlib.suppress(BackendError):  # the first error is the one to tell
+            with contextlib.suppress(BackendError):  # report the first error
                 graph = call("cudaStreamEndCapture", stream)
             raise
         graph = call("cudaStreamEndCapture", stream)
@@ -93,15 +94,27 @@ def capture(stream: int, enqueue: Callable[[], Any]) -> Any:
                 call("cudaGraphDestroy", graph)
 
 
-class DeviceBuffer:
-    """GPU memory that grows to the largest size asked for. Its owner sees to it that nothing uses it meanwhile."""
+class _Memory(abc.ABC):
+    """Memory that is freed with its owner."""
+
+    @abc.abstractmethod
+    def free(self) -> None:
+        """Free the memory."""
+
+    def __del__(self) -> None:
+        with contextlib.suppress(Exception):  # CUDA may already be unloaded at interpreter exit
+            self.free()
+
+
+class DeviceBuffer(_Memory):
+    """GPU memory that grows to the largest requested size. It must not be in use when it grows."""
 
     def __init__(self) -> None:
         self.pointer = 0
         self.nbytes = 0
 
     def reserve(self, nbytes: int) -> int:
-        """A pointer to at least `nbytes` bytes; the content is lost when the buffer grows."""
+        """Return a pointer to at least `nbytes` bytes. Growing discards the content."""
         if nbytes > self.nbytes:
             self.free()
             self.pointer = int(call("cudaMalloc", nbytes))
@@ -109,74 +122,61 @@ class DeviceBuffer:
         return self.pointer
 
     def free(self) -> None:
-        """Give the memory back; waits for the work that uses it."""
+        """Free the memory after the work that uses it."""
         if self.pointer:
             pointer, self.pointer, self.nbytes = self.pointer, 0, 0
             call("cudaFree", pointer)
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # at interpreter exit, CUDA may be gone before this object
-            self.free()
 
-
-class PinnedBuffer:
-    """Page-locked host memory: the GPU copies from and to it without a detour, while the host goes on."""
+class PinnedBuffer(_Memory):
+    """Page-locked host memory, which allows asynchronous copies to and from the GPU."""
 
     def __init__(self, nbytes: int) -> None:
         self.pointer = int(call("cudaHostAlloc", nbytes, cudart().cudaHostAllocDefault))
         self.nbytes = nbytes
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """The memory as an array; it must not be used after `free`."""
+        """A view of the memory as an array, invalid after `free`."""
         memory = (ctypes.c_uint8 * self.nbytes).from_address(self.pointer)
         return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
 
     def free(self) -> None:
-        """Give the memory back."""
         if self.pointer:
             pointer, self.pointer = self.pointer, 0
             call("cudaFreeHost", pointer)
 
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # as above
-            self.free()
 
+class StreamMemory(_Memory):
+    """GPU memory from the device's pool, allocated and freed in stream order without blocking the host.
 
-class StreamMemory:
-    """GPU memory from the device's pool, taken and given back in the order of a stream: the host never waits.
-
-    A stream that is not one of CUDA's own must live as long as this object.
+    Unless it is a default stream, the stream must outlive this object.
     """
 
     def __init__(self, nbytes: int, stream: int) -> None:
         self.stream = LEGACY_STREAM if stream in DEFAULT_STREAMS else stream
         self.readers: set[int | None] = set()
-        """Other streams that may use the memory; None for one that is not known."""
+        """Other streams that may use the memory. None stands for an unknown stream."""
         self.device = call("cudaGetDevice")
         _keep_pool(self.device)
         self.pointer = int(call("cudaMallocAsync", nbytes, self.stream))
 
     def free(self) -> None:
-        """Give the memory back, after the work on the stream and of the readers."""
+        """Free the memory after the work on its stream and on the readers' streams."""
         if not self.pointer:
             return
         pointer, self.pointer = self.pointer, 0
         with on_device(self.device):
             others = {LEGACY_STREAM if reader in DEFAULT_STREAMS else reader for reader in self.readers} - {self.stream}
             if others == {LEGACY_STREAM}:
-                make_wait(self.stream, LEGACY_STREAM)
-            elif others:  # someone else's stream may have ended by now: it cannot be asked
+                wait_stream(self.stream, LEGACY_STREAM)
+            elif others:  # the caller may have destroyed the stream
                 call("cudaDeviceSynchronize")
             call("cudaFreeAsync", pointer, self.stream)
-
-    def __del__(self) -> None:
-        with contextlib.suppress(Exception):  # as above
-            self.free()
 
 
 @functools.cache
 def _keep_pool(device: int) -> None:
-    """Let the device's pool keep what is given back: by default it returns it at every synchronisation."""
+    """Keep freed memory in the device's pool. By default, the pool releases it at every synchronisation."""
     from cuda.bindings import driver
 
     pool = call("cudaDeviceGetDefaultMemPool", device)
@@ -185,19 +185,19 @@ def _keep_pool(device: int) -> None:
 
 
 def trim_pool(device: int) -> None:
-    """Return to the device what its pool keeps and nothing uses."""
+    """Release the unused memory of the device's pool."""
     call("cudaMemPoolTrimTo", call("cudaDeviceGetDefaultMemPool", device), 0)
 
 
 class DeviceArray:
-    """A C-contiguous array in GPU memory, which lives as long as this object.
+    """A C-contiguous array in GPU memory.
 
-    torch.from_dlpack(array) and cupy.from_dlpack(array) use the memory in place; so do libraries that
-    read `__cuda_array_interface__`. `numpy()` copies it to the host.
+    torch.from_dlpack(array), cupy.from_dlpack(array) and `__cuda_array_interface__` share the memory.
+    `numpy()` copies it to the host.
     """
 
     def __init__(self, pointer: int, shape: tuple[int, ...], dtype: Any, owner: Any, stream: int | None) -> None:
-        """`owner` keeps the memory alive. `stream`: where the content is being written; None if it is complete."""
+        """`owner` keeps the memory alive. `stream` is writing the content; None if it is complete."""
         self.pointer = pointer
         self.shape = tuple(shape)
         self.dtype = np.dtype(dtype)
@@ -206,11 +206,11 @@ class DeviceArray:
 
     @classmethod
     def empty(cls, shape: tuple[int, ...], dtype: Any, stream: int | None) -> DeviceArray:
-        """New memory, which work on `stream` will fill; with None, work that waits for CUDA's default stream."""
+        """Allocate memory for work on `stream`, or on a stream that waits for the default stream if None."""
         memory = StreamMemory(math.prod(shape) * np.dtype(dtype).itemsize, stream or LEGACY_STREAM)
         return cls(memory.pointer, shape, dtype, memory, stream)
 
-    def _shared_with(self, stream: int | None) -> None:
+    def _add_reader(self, stream: int | None) -> None:
         if isinstance(self._owner, StreamMemory):
             self._owner.readers.add(stream)
 
@@ -222,25 +222,25 @@ class DeviceArray:
     @property
     def __cuda_array_interface__(self) -> dict[str, Any]:
         stream = None if self.stream is None else self.stream or LEGACY_STREAM
-        self._shared_with(None)
+        self._add_reader(None)
         return {"version": 3, "shape": self.shape, "typestr": self.dtype.str, "data": (self.pointer, False),
                 "strides": None, "stream": stream}
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """CUDA memory, and the GPU it lies on."""
+        """DLDeviceType and the index of the GPU."""
         return dlpack.CUDA, int(call("cudaPointerGetAttributes", self.pointer).device)
 
     def __dlpack__(self, *, stream: int | None = None, copy: bool | None = None, **_: Any) -> Any:
-        """A capsule of this memory; the consumer's `stream` is made to wait for what writes it."""
+        """Create a capsule and make the consumer's `stream` wait for the work that writes the content."""
         if copy:
-            raise BufferError("this memory is shared as it is: copy it afterwards.")
+            raise BufferError("expected copy=False or None: the memory is always shared. Copy the result instead.")
         if self.stream is not None and stream != -1:
-            make_wait(stream or LEGACY_STREAM, self.stream)
-        self._shared_with(None if stream == -1 else stream or LEGACY_STREAM)
+            wait_stream(stream or LEGACY_STREAM, self.stream)
+        self._add_reader(None if stream == -1 else stream or LEGACY_STREAM)
         return dlpack.make_capsule(self.pointer, self.shape, self.dtype, self.__dlpack_device__(), self)
 
     def numpy(self) -> np.ndarray:
-        """A copy in host memory, after the work that writes it."""
+        """Copy the array to host memory after the work that writes it."""
         host = np.empty(self.shape, self.dtype)
         stream = self.stream or 0
         call("cudaMemcpyAsync", host.ctypes.data, self.pointer, self.nbytes,
@@ -251,19 +251,25 @@ class DeviceArray:
 
 @dataclass(frozen=True)
 class DeviceView:
-    """Someone else's contiguous GPU memory."""
+    """Contiguous GPU memory of another library."""
 
     pointer: int
-    keep: Any
+    owner: Any
     """Keeps the memory alive."""
 
 
 def device_view(array: Any, name: str, stream: int, ready: bool, device: int | None = None) -> DeviceView | None:
-    """The memory of `array` if it lies on a GPU, None if it lies in host memory.
+    """The GPU memory of an array, or None if it is in host memory.
 
-    `ready` says that the array is ready on `stream`; if not, `stream` is made to wait for the array's
-    producer as far as its protocol tells. Raises `ContractError` unless the array is C-contiguous, and,
-    where `device` is given, on that GPU.
+    Args:
+        array: Anything with `__dlpack__` or `__cuda_array_interface__`, or a host array.
+        name: Name of the array for error messages.
+        stream: The stream that will read the memory.
+        ready: Whether the array is ready on `stream`. If not, `stream` waits for the producer's stream.
+        device: Index of the required GPU, or None for any.
+
+    Raises:
+        ContractError: The array is not C-contiguous, is on another GPU, or cannot be shared.
     """
     if hasattr(array, "__dlpack_device__"):
         kind, found = (int(part) for part in array.__dlpack_device__())
@@ -273,7 +279,8 @@ def device_view(array: Any, name: str, stream: int, ready: bool, device: int | N
         try:
             capsule = array.__dlpack__(stream=-1 if ready else stream or LEGACY_STREAM)
         except (BufferError, RuntimeError, TypeError) as error:
-            raise ContractError(f"{name}: a {type(array).__name__} that cannot be shared ({error}).") from error
+            raise ContractError(f"{name}: expected an array that can be shared, but {type(array).__name__}.__dlpack__ "
+                                f"failed ({error}).") from error
         pointer, shape, strides = dlpack.memory(capsule)
         _check_contiguous(name, shape, strides)
         return DeviceView(pointer, capsule)
@@ -289,14 +296,15 @@ def device_view(array: Any, name: str, stream: int, ready: bool, device: int | N
     _check_contiguous(name, interface["shape"], strides)
     producer = interface.get("stream")
     if producer is not None and not ready:
-        make_wait(stream, producer)
+        wait_stream(stream, producer)
     return DeviceView(int(interface["data"][0]), array)
 
 
 def _check_device(name: str, found: int, expected: int | None) -> None:
     if expected is not None and found != expected:
         raise ContractError(f"{name}: expected an array on GPU {expected}, where the session was loaded, received one "
-                            f"on GPU {found}. Copy it there, or load the bundle with that GPU as the current one.")
+                            f"on GPU {found}. Copy it to GPU {expected}, or load the bundle with GPU {found} as the "
+                            "current one.")
 
 
 def _check_contiguous(name: str, shape: tuple[int, ...], strides: tuple[int, ...] | None) -> None:

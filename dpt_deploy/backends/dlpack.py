@@ -1,4 +1,4 @@
-"""DLPack capsules, read and made with ctypes: memory that libraries share without a copy (dlpack.h, version 0)."""
+"""Create and read DLPack capsules with ctypes (dlpack.h, version 0)."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 CPU, CUDA, CUDA_MANAGED = 1, 2, 13
 """DLDeviceType of host memory, CUDA memory and CUDA managed memory."""
 
-_UNUSED = b"dltensor"  # a consumer renames the capsule to used_dltensor, and calls the deleter when it is done
+_UNUSED = b"dltensor"  # a consumer renames the capsule to used_dltensor and later calls the deleter
 _KINDS = {"i": 0, "u": 1, "f": 2}
 
 
@@ -35,40 +35,40 @@ class _Managed(ctypes.Structure):
 _api = ctypes.pythonapi
 _new = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_char_p, ctypes.c_void_p)(("PyCapsule_New", _api))
 _pointer = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.py_object, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
-# A destructor gets a capsule that is already dying: an address, since a reference would bring it back to life.
+# A destructor receives an address, because a new reference would resurrect the capsule.
 _is_unused = ctypes.PYFUNCTYPE(ctypes.c_int, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_IsValid", _api))
 _address = ctypes.PYFUNCTYPE(ctypes.c_void_p, ctypes.c_void_p, ctypes.c_char_p)(("PyCapsule_GetPointer", _api))
 
-_shared: dict[int, tuple[Any, ...]] = {}  # what a capsule's consumer still reads, by the address of its struct
+_shared: dict[int, tuple[Any, ...]] = {}  # objects that consumers still use, by the address of the struct
 
 
 @ctypes.CFUNCTYPE(None, ctypes.c_void_p)
-def _delete(address: int) -> None:
+def _deleter(address: int) -> None:
     _shared.pop(address, None)
 
 
 @ctypes.PYFUNCTYPE(None, ctypes.c_void_p)
-def _dying(capsule: int) -> None:
+def _destructor(capsule: int) -> None:
     if _is_unused(capsule, _UNUSED):
         _shared.pop(_address(capsule, _UNUSED), None)
 
 
 def make_capsule(pointer: int, shape: tuple[int, ...], dtype: Any, device: tuple[int, int], owner: Any) -> Any:
-    """A capsule of C-contiguous memory at `pointer` on `device` (DLDeviceType, index).
+    """Create a capsule for C-contiguous memory at `pointer` on `device` (DLDeviceType, index).
 
-    `owner` keeps the memory alive; it is let go when the consumer is done, or with a capsule nobody used.
+    `owner` keeps the memory alive until the consumer releases it, or until an unused capsule is destroyed.
     """
     dtype = np.dtype(dtype)
     dims = (ctypes.c_int64 * len(shape))(*shape)
     tensor = _Tensor(pointer, *device, len(shape), _KINDS[dtype.kind], 8 * dtype.itemsize, 1, dims, None, 0)
-    managed = _Managed(tensor, None, _delete)
+    managed = _Managed(tensor, None, _deleter)
     address = ctypes.addressof(managed)
     _shared[address] = (managed, dims, owner)
-    return _new(address, _UNUSED, ctypes.cast(_dying, ctypes.c_void_p))
+    return _new(address, _UNUSED, ctypes.cast(_destructor, ctypes.c_void_p))
 
 
 def memory(capsule: Any) -> tuple[int, tuple[int, ...], tuple[int, ...] | None]:
-    """Address, shape and strides [elements] (None: C-contiguous) in a capsule, which keeps owning the memory."""
+    """Address, shape and strides [elements] of an unused capsule. Strides are None if C-contiguous."""
     tensor = _Tensor.from_address(_pointer(capsule, _UNUSED))
     shape = tuple(tensor.shape[: tensor.ndim])
     strides = tuple(tensor.strides[: tensor.ndim]) if tensor.strides else None

@@ -1,4 +1,4 @@
-"""What an engine takes and where it runs: facts from the manifest, shared by both TensorRT backends."""
+"""Shape profiles and compatibility of engines, from the manifest. Shared by both TensorRT backends."""
 
 from __future__ import annotations
 
@@ -18,21 +18,20 @@ MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 
 @dataclass(frozen=True)
 class EngineProfile:
-    """The shapes that an engine takes, from the manifest."""
+    """The shapes that an engine accepts."""
 
     file: str
     ranges: Mapping[str, ShapeRange]
-    """Per input, the shapes from the smallest to the largest."""
+    """The smallest and largest shape of each input."""
     max_pixels: int | None = None
-    """Largest product of batch, height and width of a frame graph's input; None for a model graph."""
+    """Largest product of batch, height and width of a frame graph's input. None for a model graph."""
 
     @classmethod
     def of(cls, artifact: Artifact) -> EngineProfile:
-        """The profile of an engine."""
         return cls(artifact.file, artifact.details.profile, artifact.details.max_pixels)
 
     def check(self, shapes: Mapping[str, tuple[int, ...]], remedy: str) -> None:
-        """Raise `ContractError`, naming the range and what was received, for shapes outside of it."""
+        """Raise `ContractError`, ending with `remedy`, if an input's shape is outside the profile."""
         for name, shape in shapes.items():
             if name not in self.ranges:
                 continue
@@ -46,19 +45,22 @@ class EngineProfile:
                 raise ContractError(f"{name}: {self.file} takes shapes {limit}, received {list(shape)}. {remedy}")
 
     def largest_batch(self, size: tuple[int, int]) -> int | None:
-        """The largest batch of frames of `size` (H, W); at least 1, so that `check` names what does not fit."""
+        """The largest batch of frames of `size` (H, W). At least 1, so that `check` reports an oversized frame."""
         batches = [shapes.max[0] for shapes in self.ranges.values()]
         if self.max_pixels:
             batches.append(self.max_pixels // (size[0] * size[1]))
         return max(1, min(batches)) if batches else None
 
 
-def misfit(bundle: Bundle, artifact: Artifact, version: str, capability: str | None) -> str | None:
-    """Why an engine does not fit this builder's `version`, this GPU's compute `capability`, or its graph; or None."""
+def incompatibility(bundle: Bundle, artifact: Artifact, version: str, capability: str | None) -> str | None:
+    """Why an engine cannot run with the installed `version` of its builder and a GPU of this `capability`, or None.
+
+    A `capability` of None skips the check of the GPU.
+    """
     details = artifact.details
     builder, built_by = details.builder, details.builder_version
     if details.weights == "stripped":
-        return (f"holds no weights; put them back with: python -m dpt_deploy.build {bundle.folder} "
+        return (f"has no weights; restore them with: python -m dpt_deploy.build {bundle.folder} "
                 f"--refit {bundle.folder}")
     if built_by != version and not (details.version_compatible and _not_older(version, built_by)):
         return (f"was built by {builder} {built_by}, and {version} is installed here; engines run only on the version "
@@ -74,7 +76,7 @@ def misfit(bundle: Bundle, artifact: Artifact, version: str, capability: str | N
 
 
 def _not_older(version: str | None, than: str | None) -> bool:
-    """Whether a version is the other one or a later one."""
+    """Whether `version` is `than` or later. False if either is not a valid version."""
     try:
         return Version(version or "") >= Version(than or "")
     except InvalidVersion:

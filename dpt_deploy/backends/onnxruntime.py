@@ -1,4 +1,4 @@
-"""ONNX graphs on ONNX Runtime, on the CPU or through the CUDA provider."""
+"""ONNX graphs in ONNX Runtime with the CPU or CUDA provider."""
 
 from __future__ import annotations
 
@@ -11,28 +11,27 @@ from typing import Any, Literal
 import numpy as np
 
 from ..core.bundle import Bundle
-from ..core.check import Check
 from ..core.contract import Graph
 from ..core.errors import BackendError, Cause, ContractError, MissingPackage, missing_package
 from ..core.install import install_command
 from ..core.manifest import Artifact, Precision
 from ..core.verdict import StageKind
 from . import cuda, device
-from .base import Backend, Refusal, SessionOptions, StageTask
-from .session import Session, first_line, host_array, no_stream
+from .base import Backend, Check, Refusal, SessionOptions, StageTask
+from .session import Session, first_line, host_array, reject_stream
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 CPU_NOTE = (
-    "graph, weights and names are checked; FP16 arithmetic is not: ONNX Runtime's CPU provider computes most "
-    "operators in FP32"
+    "checks graph, weights and names, but not FP16 arithmetic: ONNX Runtime's CPU provider computes most operators "
+    "in FP32"
 )
-LISTED = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider", "CUDAExecutionProvider",
-          "OpenVINOExecutionProvider", "CPUExecutionProvider")
+DIAGNOSED = ("TensorrtExecutionProvider", "NvTensorRTRTXExecutionProvider", "CUDAExecutionProvider",
+             "OpenVINOExecutionProvider", "CPUExecutionProvider")
 
 
 class OnnxRuntime(Backend):
-    """ONNX Runtime with its CPU or CUDA provider."""
+    """ONNX Runtime with the CPU or CUDA provider."""
 
     title = "ONNX Runtime"
     package = "onnxruntime"
@@ -48,13 +47,13 @@ class OnnxRuntime(Backend):
         try:
             _onnxruntime(self.provider)
         except (MissingPackage, BackendError) as error:
-            return Refusal(error.cause, str(error))
+            return Refusal(error.cause, error.message)
         if self.provider == "cuda" and device.compute_capability() is None:
             return Refusal(Cause.NO_GPU, device.NO_GPU)
         return None
 
     def candidates(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> list[Artifact]:
-        # The CPU provider computes in FP32 whatever the graph; a GPU gains from half precision.
+        # The CPU provider computes in FP32 for any graph. A GPU is faster in half precision.
         preferred = ("fp32", "fp16", "bf16") if self.provider == "cpu" else ("fp16", "bf16", "fp32")
         order = (precision,) if precision else preferred
         found = [artifact for artifact in bundle.find("onnx", graph=graph) if artifact.precision in order]
@@ -64,13 +63,13 @@ class OnnxRuntime(Backend):
         return OnnxRuntimeSession(bundle, artifact, self.provider, options.threads)
 
     def stages(self, bundle: Bundle) -> list[StageTask]:
-        """Every graph: FP32 on the CPU, half precision on the GPU if there is one."""
+        """One stage per graph: FP32 on the CPU, half precision on the GPU if there is one."""
         gpu = device.compute_capability() is not None and OnnxRuntime("cuda").unavailable() is None
         found = []
         for artifact in bundle.find("onnx"):
             if (artifact.precision != "fp32" and gpu) != (self.provider == "cuda"):
                 continue
-            # Adversarial inputs are there to overflow FP16, which the CPU provider does not compute in.
+            # Adversarial inputs provoke FP16 overflow, which the CPU provider does not reproduce.
             emulated = artifact.precision == "fp16" and self.provider == "cpu"
             found.append(StageTask(
                 self.stage_id(artifact, StageKind.GRAPH), artifact, lambda a=artifact: self._open_stage(bundle, a),
@@ -84,34 +83,42 @@ class OnnxRuntime(Backend):
         return self.open(bundle, artifact, SessionOptions())
 
     def diagnose(self) -> list[Check]:
-        """The package and each provider that it lists, tried by running a graph; once for both backends."""
+        """The package, and each listed provider by running a graph. Reported once for both backends."""
         if self.provider == "cuda":
             return []
         try:
             import onnxruntime as ort
         except ImportError:
-            return [Check(self.title, "not installed", "runs the ONNX graphs", install_command("cpu"))]
-        providers = [name for name in ort.get_available_providers() if name in LISTED]
+            return [Check(self.title, "not installed", "runs ONNX graphs", install_command("cpu"))]
+        providers = [name for name in ort.get_available_providers() if name in DIAGNOSED]
         preload(ort)
         return [Check(self.title, "ok", f"{ort.__version__}, lists {', '.join(providers)}"),
-                *(_tried(ort, name) for name in providers)]
+                *(_check_provider(ort, name) for name in providers)]
 
 
 class OnnxRuntimeSession(Session):
     """An ONNX graph of a bundle. Thread-safe.
 
     Host inputs give NumPy outputs. With the CUDA provider, an input on the GPU (`__dlpack__` or
-    `__cuda_array_interface__`) is used where it is, and every output is a `cuda.DeviceArray`, complete
-    on return: ONNX Runtime computes on a stream of its own, so the host waits for the caller's first.
+    `__cuda_array_interface__`) is not copied, and every output is a `cuda.DeviceArray` that is complete on
+    return. ONNX Runtime computes on its own stream, so the host first synchronises the caller's.
     """
 
     def __init__(
         self, bundle: Bundle, artifact: Artifact, provider: Device = "cpu", threads: int | None = None
     ) -> None:
-        """`threads`: how many threads one operator may use on the CPU; None lets ONNX Runtime decide.
+        """Load a graph.
 
-        Raises `MissingPackage` without ONNX Runtime, `BackendError` when the provider is not active or
-        the graph does not load, `BadBundle` and `ContractError` when the file is not the manifest's.
+        Args:
+            bundle: The bundle with the graph.
+            artifact: The graph.
+            provider: "cpu" or "cuda", on the current GPU.
+            threads: CPU threads per operator. None uses ONNX Runtime's default.
+
+        Raises:
+            MissingPackage: ONNX Runtime or cuda-python is not installed.
+            BackendError: The provider is not active, or the graph cannot be loaded.
+            BadBundle, ContractError: The file does not match the manifest.
         """
         super().__init__(bundle.contract, artifact.graph)
         self.backend = f"onnxruntime-{provider}"
@@ -119,7 +126,7 @@ class OnnxRuntimeSession(Session):
         ort = _onnxruntime(provider)
         path = bundle.path(artifact)
         options = ort.SessionOptions()
-        options.log_severity_level = 4  # what goes wrong is raised below
+        options.log_severity_level = 4  # errors are raised below
         if threads is not None:
             options.intra_op_num_threads = threads
         self._gpu = cuda.current_device() if provider == "cuda" else 0
@@ -127,51 +134,49 @@ class OnnxRuntimeSession(Session):
         providers.append(PROVIDERS["cpu"])
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
-        except Exception as error:  # its exceptions share no base class but this one
-            raise BackendError(
-                f"{self.backend} cannot load {path}: {first_line(error)}. Choose another precision or backend."
-            ) from error
+        except Exception as error:  # ONNX Runtime's exceptions have no other common base class
+            raise BackendError(f"{self.backend} cannot load {path}: {first_line(error)}. Choose another precision or "
+                               "backend.") from error
         if PROVIDERS[provider] not in session.get_providers():
             raise BackendError(
-                f"onnxruntime-cuda: expected {PROVIDERS[provider]} to be active, but ONNX Runtime {ort.__version__} "
-                f"fell back to {session.get_providers()[0]}. Check that nvidia-smi lists a GPU, and that the CUDA and "
-                f"cuDNN libraries are those of this version: {install_command('gpu')}"
-            )
+                f"expected {PROVIDERS[provider]} to be active, but ONNX Runtime {ort.__version__} fell back to "
+                f"{session.get_providers()[0]}. Check that nvidia-smi lists a GPU, and that the CUDA and cuDNN "
+                f"libraries match this version: {install_command('gpu')}", backend=self.backend)
         embedded = session.get_modelmeta().custom_metadata_map.get("contract")
         bundle.check_contract(json.loads(embedded) if embedded else None, artifact.file)
         names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
         if names != [*self.inputs, *self.outputs]:
-            raise ContractError(f"{path}: expected inputs and outputs {[*self.inputs, *self.outputs]}, found {names}. "
-                                "Export the checkpoint again.")
+            raise ContractError(f"{path}: expected inputs and outputs {[*self.inputs, *self.outputs]}, received "
+                                f"{names}. Export the checkpoint again.")
         self._session = session
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
         session = self._session
         if self.device == "cpu":
-            no_stream(stream, self.backend)
+            reject_stream(stream, self.backend)
         elif pointers := self._on_gpu(inputs, stream):
             return self._run_bound(pointers, inputs, outputs)
         feeds = {name: host_array(value, name) for name, value in inputs.items()}
-        with self._blaming(inputs):
+        with self._wrapped_errors(inputs):
             return dict(zip(outputs, session.run(outputs, feeds), strict=True))
 
     def _on_gpu(self, inputs: Mapping[str, Any], stream: int | None) -> dict[str, cuda.DeviceView]:
-        """The inputs' GPU memory, ready to be read on any stream; empty when they lie in host memory."""
+        """The inputs' GPU memory, ready to be read on any stream. Empty if the inputs are in host memory."""
         if all(isinstance(value, np.ndarray) for value in inputs.values()):
             return {}
-        lane = cuda.LEGACY_STREAM if stream is None else stream
+        producer = cuda.LEGACY_STREAM if stream is None else stream
         (name, value), = inputs.items()  # every graph has one input
-        view = cuda.device_view(value, name, lane, stream is not None, self._gpu)
+        view = cuda.device_view(value, name, producer, stream is not None, self._gpu)
         if view is None:
             return {}
-        cuda.call("cudaStreamSynchronize", lane)
+        cuda.call("cudaStreamSynchronize", producer)
         return {name: view}
 
     def _run_bound(
         self, views: Mapping[str, cuda.DeviceView], inputs: Mapping[str, Any], outputs: list[str]
     ) -> dict[str, cuda.DeviceArray]:
         binding = self._session.io_binding()
-        with self._blaming(inputs):
+        with self._wrapped_errors(inputs):
             for name, view in views.items():
                 shape, dtype = tuple(inputs[name].shape), np.dtype(self.inputs[name].dtype)
                 binding.bind_input(name, self.device, self._gpu, dtype, shape, view.pointer)
@@ -185,11 +190,11 @@ class OnnxRuntimeSession(Session):
         }
 
     @contextlib.contextmanager
-    def _blaming(self, inputs: Mapping[str, Any]) -> Iterator[None]:
-        """Turn what ONNX Runtime raises into a `BackendError` that names the inputs."""
+    def _wrapped_errors(self, inputs: Mapping[str, Any]) -> Iterator[None]:
+        """Convert exceptions of ONNX Runtime to a `BackendError` that gives the input shapes."""
         try:
             yield
-        except Exception as error:  # its exceptions share no base class but this one
+        except Exception as error:  # ONNX Runtime's exceptions have no other common base class
             shapes = ", ".join(f"{name} {list(value.shape)}" for name, value in inputs.items())
             raise BackendError(f"{self.backend} could not run {shapes}: {first_line(error)}.") from error
 
@@ -199,34 +204,33 @@ class OnnxRuntimeSession(Session):
 
 
 def cuda_provider(gpu: int) -> tuple[str, dict[str, str]]:
-    """The CUDA provider on a GPU, for a new session: FP32 is computed in FP32, where its default is TF32."""
+    """The CUDA provider and its options. Disables TF32, which it would use for FP32 graphs by default."""
     return PROVIDERS["cuda"], {"device_id": str(gpu), "use_tf32": "0"}
 
 
 def _onnxruntime(provider: Device) -> Any:
-    """The onnxruntime module, if it can be imported and has the provider."""
+    """Import onnxruntime and check that it includes the provider."""
     try:
         import onnxruntime
     except ImportError as error:
         raise missing_package("onnxruntime", "gpu" if provider == "cuda" else "cpu", "run ONNX graphs") from error
     if PROVIDERS[provider] not in onnxruntime.get_available_providers():
         raise BackendError(
-            f"onnxruntime-cuda: the installed ONNX Runtime {onnxruntime.__version__} was built without CUDA. Run: "
-            f"python -m pip uninstall onnxruntime; {install_command('gpu')}"
-        )
+            f"the installed ONNX Runtime {onnxruntime.__version__} was built without CUDA. Run: python -m pip "
+            f"uninstall onnxruntime; {install_command('gpu')}", backend="onnxruntime-cuda")
     if provider == "cuda":
         preload(onnxruntime)
     return onnxruntime
 
 
 def preload(onnxruntime: Any) -> None:
-    """Load the CUDA libraries that pip installed; what ONNX Runtime cannot find, it would print."""
+    """Load the CUDA libraries installed by pip, without ONNX Runtime's messages about missing ones."""
     with contextlib.redirect_stdout(io.StringIO()):
         onnxruntime.preload_dlls()
 
 
-def _tried(ort: Any, provider: str) -> Check:
-    """Whether a session really runs on a provider: ONNX Runtime falls back to the CPU silently."""
+def _check_provider(ort: Any, provider: str) -> Check:
+    """Run a graph on a provider, because ONNX Runtime falls back to the CPU silently."""
     options = ort.SessionOptions()
     options.log_severity_level = 4
     chain = [provider] if provider == "CPUExecutionProvider" else [provider, "CPUExecutionProvider"]
@@ -234,7 +238,7 @@ def _tried(ort: Any, provider: str) -> Check:
         session = ort.InferenceSession(doubling_graph(), options, providers=chain)
         active = session.get_providers()[0]
         (answer,) = session.run(None, {"x": np.array([1, 2], np.float32)})
-    except Exception as error:  # its exceptions share no base class but this one
+    except Exception as error:  # ONNX Runtime's exceptions have no other common base class
         return Check(provider, "failed", f"listed, but fails: {first_line(error)}")
     if active == provider and answer.tolist() == [2.0, 4.0]:
         return Check(provider, "ok", "runs a graph")
@@ -245,7 +249,7 @@ def _tried(ort: Any, provider: str) -> Check:
 
 
 def doubling_graph() -> bytes:
-    """The smallest ONNX graph that computes: y = x + x, float32 (2,). Serialised by hand because onnx is optional."""
+    """An ONNX graph y = x + x, float32 (2,). Serialised by hand because onnx is optional."""
     def field(number: int, payload: bytes) -> bytes:
         return bytes([number << 3 | 2, len(payload)]) + payload
 

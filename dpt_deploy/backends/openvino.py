@@ -1,14 +1,15 @@
-"""ONNX graphs on OpenVINO, on the CPU: in FP32, or in the BF16 or FP16 units of a processor that has them.
+"""ONNX graphs in OpenVINO on the CPU, in FP32, BF16 or FP16.
 
-OpenVINO takes the precision of the arithmetic as a hint, and where the processor lacks that type it computes in
-another without a word. So the hint is always given, and only where the processor has the units. Reduced precision
-stops short of the resize: pixel positions above 256 (BF16) or 2048 (FP16) are no numbers of those types. The frame
-graph is therefore cut in three, and only the network between the two resizes is reduced.
+OpenVINO treats the precision as a hint and silently computes in another type if the processor lacks it. This module
+always sets the hint, and only to a type that the processor supports. The resizes stay in FP32, because BF16 and FP16
+cannot represent all pixel positions above 256 and 2048. In reduced precision, a frame graph is therefore split into
+three parts: resize, network, resize.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import threading
 from collections.abc import Mapping, Sequence
@@ -16,21 +17,18 @@ from typing import Any
 
 import numpy as np
 
-from ..core.bundle import PARITY_JSON, Bundle
-from ..core.check import Check
+from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, Cause, ContractError, MissingPackage, missing_package
 from ..core.install import install_command
 from ..core.manifest import Artifact, Precision
-from ..core.verdict import ParityReport
-from .base import Backend, Refusal, SessionOptions, StageTask
-from .session import Session, host_array, no_stream
+from .base import Backend, Check, Refusal, SessionOptions, StageTask
+from .session import Session, host_array, reject_stream
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
-FP16_NOTE = "a second opinion on accuracy; an overflow of FP16 may come out finite here"
-CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}  # OpenVINO's names for the units beyond FP32
-MIN_IN_FEATURES = 3072  # linear layers from here on are faster in OpenVINO's convolution kernel (docs/speed.md)
-_cores: list[Any] = []  # holds one: OpenVINO loads its plugins for it, and takes them away with it
+FP16_NOTE = "a second opinion on accuracy; FP16 overflow may give finite values in OpenVINO"
+CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}  # OpenVINO's names of the reduced precisions
+MIN_IN_FEATURES = 3072  # larger linear layers are faster in the convolution kernel (docs/speed.md)
 
 
 class OpenVINO(Backend):
@@ -50,9 +48,9 @@ class OpenVINO(Backend):
         return None
 
     def candidates(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> list[Artifact]:
-        """`precision` names the arithmetic: BF16 computes the FP32 graph if there is no BF16 one.
+        """As in the base class. BF16 uses the FP32 graph if there is no BF16 graph.
 
-        Without it FP32, preceded by FP16 if the bundle's parity report passed that graph here.
+        Default: FP32, preceded by FP16 if the bundle's parity report passed the FP16 graph on OpenVINO.
         """
         by_precision = {artifact.precision: artifact for artifact in bundle.find("onnx", graph=graph)}
         order: list[str] = [precision] if precision else ["fp16", "fp32"]
@@ -62,12 +60,9 @@ class OpenVINO(Backend):
         return [by_precision[name] for name in order if name in by_precision]
 
     def _has_passed(self, bundle: Bundle, artifact: Artifact | None) -> bool:
-        """Whether the bundle's parity report passed this very file on OpenVINO."""
-        if artifact is None:
-            return False
-        try:
-            report = ParityReport.from_json(json.loads((bundle.folder / PARITY_JSON).read_text(encoding="utf-8")))
-        except (OSError, ValueError):
+        """Whether the bundle's parity report passed this file on OpenVINO."""
+        report = bundle.last_report() if artifact is not None else None
+        if report is None:
             return False
         wanted = self.stage_id(artifact)
         return any(stage.id == wanted and stage.passed and stage.sha256 == artifact.sha256 for stage in report.stages)
@@ -76,27 +71,27 @@ class OpenVINO(Backend):
         return OpenVINOSession(bundle, artifact, options.precision, options.threads)
 
     def stages(self, bundle: Bundle) -> list[StageTask]:
-        if self.unavailable() is not None:  # a second opinion, not missed where it is not installed
+        if self.unavailable() is not None:  # optional, so its absence is not reported
             return []
         return [dataclasses.replace(task, notes=(FP16_NOTE,) if task.id.precision == "fp16" else ())
                 for task in super().stages(bundle)]
 
     def diagnose(self) -> list[Check]:
         if self.unavailable() is not None:
-            return [Check(self.title, "not installed", "optional: fast on CPUs", install_command("cpu"))]
+            return [Check(self.title, "not installed", "optional: fast inference on CPUs", install_command("cpu"))]
         import openvino
 
         capabilities = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
         able = sorted(name for name in capabilities if name in ("FP32", "FP16", "BF16"))
         return [Check(self.title, "ok", f"{openvino.__version__.split('-')[0]}, devices "
-                      f"{', '.join(shared_core().available_devices)}, this CPU computes in {', '.join(able)}")]
+                      f"{', '.join(shared_core().available_devices)}, this CPU supports {', '.join(able)}")]
 
 
 class OpenVINOSession(Session):
-    """An ONNX graph of a bundle on the CPU. Thread-safe: calls take turns.
+    """An ONNX graph of a bundle on the CPU. Thread-safe: concurrent calls are serialised.
 
-    Takes NumPy arrays and host arrays that speak DLPack, gives NumPy arrays, written in place by
-    OpenVINO. All outputs are computed, whichever are asked for.
+    Takes NumPy arrays and host arrays with `__dlpack__`, and returns NumPy arrays. Computes all outputs,
+    whichever are requested.
     """
 
     backend = "openvino"
@@ -105,13 +100,19 @@ class OpenVINOSession(Session):
         self, bundle: Bundle, artifact: Artifact, computes: str | None = None, threads: int | None = None,
         prefer_convolutions: bool = True,
     ) -> None:
-        """`computes`: the arithmetic, fp32, bf16 or fp16; the graph's own precision when None. `threads`: CPU threads.
+        """Load a graph.
 
-        `prefer_convolutions`: in FP32, apply `prefer_convolution_kernel` to the graph.
+        Args:
+            bundle: The bundle with the graph.
+            artifact: The graph.
+            computes: Arithmetic precision: fp32, bf16 or fp16. Default: that of the graph.
+            threads: CPU threads. None uses OpenVINO's default.
+            prefer_convolutions: In FP32, apply `prefer_convolution_kernel` to the graph.
 
-        Raises `MissingPackage` without OpenVINO; `BackendError` when the processor has no units for
-        that arithmetic or the graph does not load; `BadBundle` and `ContractError` when the file is
-        not the manifest's.
+        Raises:
+            MissingPackage: OpenVINO is not installed.
+            BackendError: The processor does not support the precision, or the graph cannot be loaded.
+            BadBundle, ContractError: The file does not match the manifest.
         """
         super().__init__(bundle.contract, artifact.graph)
         self.file = artifact.file
@@ -120,8 +121,8 @@ class OpenVINOSession(Session):
         units = reduced_units()
         if self.computes not in ("fp32", *units):
             have = f"only {_names(units)} units" if units else "neither BF16 nor FP16 units"
-            raise BackendError(f"openvino: expected a processor with {self.computes.upper()} units to compute "
-                               f"{artifact.file}, and this one has {have}. Use precision fp32.")
+            raise BackendError(f"expected a processor with {self.computes.upper()} units to compute {artifact.file}, "
+                               f"and this one has {have}. Use precision fp32.", backend=self.backend)
         path = bundle.path(artifact)
         options = {"INFERENCE_PRECISION_HINT": HINTS[self.computes], "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
@@ -139,23 +140,23 @@ class OpenVINOSession(Session):
         self._lock = threading.Lock()
 
     def _check(self, graph: Any, bundle: Bundle, artifact: Artifact) -> None:
-        """Raise `ContractError` unless the file's contract, inputs and outputs are the manifest's."""
+        """Raise `ContractError` if the contract, inputs or outputs of the file differ from the manifest."""
         if graph.has_rt_info(["framework", "contract"]):
             text = graph.get_rt_info(["framework", "contract"]).astype(str)
             bundle.check_contract(json.loads(text), artifact.file)
         names = [port.get_any_name() for port in (*graph.inputs, *graph.outputs)]
         if names != [*self.inputs, *self.outputs]:
-            raise ContractError(f"{artifact.file}: expected inputs and outputs {[*self.inputs, *self.outputs]}, found "
-                                f"{names}. Export the checkpoint again.")
+            raise ContractError(f"{artifact.file}: expected inputs and outputs {[*self.inputs, *self.outputs]}, "
+                                f"received {names}. Export the checkpoint again.")
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, np.ndarray]:
         import openvino
 
-        no_stream(stream, self.backend)
+        reject_stream(stream, self.backend)
         (name,) = self.inputs
         array = host_array(inputs[name], name)
         if not array.flags.writeable:
-            array = array.copy()  # OpenVINO's tensors over foreign memory are writeable ones
+            array = array.copy()  # OpenVINO shares only writeable memory
         axes = dict(zip(self.inputs[name].shape, array.shape, strict=True))
         results = {
             output: np.empty([axes[axis] if isinstance(axis, str) else axis for axis in spec.shape], np.float32)
@@ -175,7 +176,7 @@ class OpenVINOSession(Session):
         return {output: results[output] for output in outputs}
 
     def close(self) -> None:
-        """Release the graph, after the call that uses it."""
+        """Release the graph after the current call."""
         if not hasattr(self, "_lock"):
             return
         with self._lock:
@@ -184,7 +185,7 @@ class OpenVINOSession(Session):
 
 
 class _Part:
-    """A compiled piece of the graph with its one request; tensors pass between pieces by name, without a copy."""
+    """A compiled part of the graph and its inference request. Parts exchange tensors by name without copies."""
 
     def __init__(self, core: Any, graph: Any, inputs: list[str], outputs: list[str], options: dict[str, Any]) -> None:
         self.inputs, self.outputs = inputs, outputs
@@ -192,7 +193,7 @@ class _Part:
         self._request = self._compiled.create_infer_request()
 
     def run(self, tensors: dict[str, Any], results: dict[str, Any]) -> None:
-        """Read `tensors`, fill `results`, and add to `tensors` what other pieces read."""
+        """Read inputs from `tensors`, write outputs to `results` or, if not listed there, add them to `tensors`."""
         for i, name in enumerate(self.inputs):
             self._request.set_input_tensor(i, tensors[name])
         for i, name in enumerate(self.outputs):
@@ -200,15 +201,15 @@ class _Part:
                 self._request.set_output_tensor(i, results[name])
         self._request.infer()
         for i, name in enumerate(self.outputs):
-            made = self._request.get_output_tensor(i)
+            output = self._request.get_output_tensor(i)
             if name not in results:
-                tensors[name] = made
-            elif made.data.ctypes.data != results[name].data.ctypes.data:
-                results[name].data[...] = made.data
+                tensors[name] = output
+            elif output.data.ctypes.data != results[name].data.ctypes.data:
+                results[name].data[...] = output.data
 
 
 def _compile(core: Any, graph: Any, computes: str, options: dict[str, Any], frame: bool) -> list[_Part]:
-    """The graph in one piece; a frame graph in reduced precision in three, the resizes in FP32."""
+    """Compile the graph: in three parts for a frame graph in reduced precision, otherwise in one."""
     inputs = [port.get_any_name() for port in graph.inputs]
     outputs = [port.get_any_name() for port in graph.outputs]
     if computes == "fp32" or not frame:
@@ -217,27 +218,26 @@ def _compile(core: Any, graph: Any, computes: str, options: dict[str, Any], fram
 
     convolutions = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Convolution"]
     entry = convolutions[0].input_value(0)
-    exits = [node.output(0) for node in _last(convolutions)]
+    exits = [node.output(0) for node in _last_convolutions(convolutions)]
     ends = [result.input_value(0) for result in graph.get_results()]
     (source,) = graph.get_parameters()
-    image = _cut(entry)
-    features = [_cut(port) for port in exits]
+    image = _replace_by_input(entry)
+    features = [_replace_by_input(port) for port in exits]
     names = [f"features {i}" for i in range(len(exits))]
     full = options | {"INFERENCE_PRECISION_HINT": "f32"}
     return [
         _Part(core, openvino.Model([entry], [source], "before"), inputs, ["image"], full),
-        # The network reads the batch off the frame's shape.
+        # The network reads the batch size from the frame's shape.
         _Part(core, openvino.Model(exits, [source, image], "network"), [*inputs, "image"], names, options),
         _Part(core, openvino.Model(ends, [source, *features], "after"), [*inputs, *names], outputs, full),
     ]
 
 
 def prefer_convolution_kernel(graph: Any, min_in_features: int = MIN_IN_FEATURES) -> int:
-    """Have OpenVINO compute linear layers of `min_in_features` inputs and more with its convolution kernel, in place.
+    """Make OpenVINO compute linear layers of at least `min_in_features` inputs with its convolution kernel.
 
-    It gives a linear layer to its matrix-product kernel unless an activation follows, which only the
-    convolution kernel takes along. A PReLU of slope one follows here: the identity, for infinities and
-    NaN too. Returns how many layers it found.
+    OpenVINO uses that kernel only to fuse a following activation, so this inserts a PReLU of slope one, which is
+    the identity even for infinities and NaN. Modifies the graph in place and returns the number of layers found.
     """
     from openvino import opset13
 
@@ -253,28 +253,28 @@ def prefer_convolution_kernel(graph: Any, min_in_features: int = MIN_IN_FEATURES
         if in_features.is_static and in_features.get_length() >= min_in_features:
             readers = list(add.output(0).get_target_inputs())
             slope = opset13.constant(np.ones(1, np.float32), add.get_output_element_type(0))
-            same = opset13.prelu(add.output(0), slope)
+            identity = opset13.prelu(add.output(0), slope)
             for reader in readers:
-                reader.replace_source_output(same.output(0))
+                reader.replace_source_output(identity.output(0))
             found += 1
     return found
 
 
-def _last(convolutions: list[Any]) -> list[Any]:
-    """The convolutions that no other one follows: the end of each head, before activation and resize."""
+def _last_convolutions(convolutions: list[Any]) -> list[Any]:
+    """The convolutions not followed by another one, which end the heads before activation and resize."""
     followed: set[str] = set()
     for node in convolutions:
         pending = [value.get_node() for value in node.input_values()]
         while pending:
-            one = pending.pop()
-            if one.get_friendly_name() not in followed:
-                followed.add(one.get_friendly_name())
-                pending += [value.get_node() for value in one.input_values()]
+            source = pending.pop()
+            if source.get_friendly_name() not in followed:
+                followed.add(source.get_friendly_name())
+                pending += [value.get_node() for value in source.input_values()]
     return [node for node in convolutions if node.get_friendly_name() not in followed]
 
 
-def _cut(port: Any) -> Any:
-    """A new input of the graph in place of `port`, for all that read it."""
+def _replace_by_input(port: Any) -> Any:
+    """Connect all consumers of `port` to a new graph input and return that input."""
     from openvino import opset13
 
     readers = list(port.get_target_inputs())
@@ -285,7 +285,7 @@ def _cut(port: Any) -> Any:
 
 
 def reduced_units() -> tuple[str, ...]:
-    """Which of bf16 and fp16 this processor computes in units of its own. Raises `MissingPackage` without OpenVINO."""
+    """Which of bf16 and fp16 this processor supports in hardware. Raises `MissingPackage` without OpenVINO."""
     listed = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(name for capability, name in CAPABILITIES.items() if capability in listed)
 
@@ -294,7 +294,7 @@ def _note(computes: str, units: Sequence[str]) -> str:
     if units:
         others = [unit for unit in units if unit != computes]
         return f"in {computes.upper()}" + (f"; this processor has {_names(others)} units as well" if others else "")
-    return f"in {computes.upper()}; this processor has neither BF16 nor FP16 units, so nothing faster is at hand"
+    return f"in {computes.upper()}; this processor has no BF16 or FP16 units, so no faster precision is available"
 
 
 def _names(units: Sequence[str]) -> str:
@@ -307,12 +307,15 @@ def shared_core() -> Any:
         import openvino
     except ImportError as error:
         raise missing_package("openvino", "cpu", "run graphs on OpenVINO") from error
-    if not _cores:
-        _cores.append(openvino.Core())
-    return _cores[0]
+    return _core(openvino)
+
+
+@functools.cache  # OpenVINO unloads its plugins with the last Core
+def _core(openvino: Any) -> Any:
+    return openvino.Core()
 
 
 def _last_line(error: Exception) -> str:
-    """OpenVINO tells the reason last, after where in its source it was found."""
+    """The reason, which OpenVINO puts after the location in its source code."""
     lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
     return (lines[-1] if lines else type(error).__name__).rstrip(".")

@@ -1,10 +1,9 @@
-"""One small interface to every backend: arrays in, arrays out, by name, checked against the contract."""
+"""The session interface of all backends: dictionaries of arrays in and out, checked against the contract."""
 
 from __future__ import annotations
 
 import abc
 from collections.abc import Mapping, Sequence
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -14,18 +13,18 @@ from ..core.errors import BackendError, ContractError
 
 
 class Session(abc.ABC):
-    """A loaded graph. A context manager. Thread-safe only if the backend says so.
+    """A loaded graph, usable as a context manager. Thread-safe only if the subclass says so.
 
-    Inputs are NumPy arrays or anything with `__dlpack__` (torch, CuPy). Outputs are NumPy arrays,
-    which speak DLPack themselves, unless the backend says that it can leave them on the device.
+    Inputs are NumPy arrays or other arrays with `__dlpack__` (PyTorch, CuPy). Outputs are NumPy arrays
+    unless the subclass documents device arrays.
     """
 
     backend: str = ""
     """Name of the backend in the registry."""
     note: str = ""
-    """What a user should know of how it computes; part of `Runtime.reason`."""
+    """Details of the computation, shown in `Runtime.reason`."""
     concurrency: int = 1
-    """How many calls make progress at a time; more than one lets a call's transfers overlap another's compute."""
+    """Number of calls that can run at the same time, so that transfers overlap with compute."""
     closed: bool = False
 
     def __init__(self, contract: Contract, graph: Graph) -> None:
@@ -39,11 +38,18 @@ class Session(abc.ABC):
     ) -> dict[str, Any]:
         """Run the graph.
 
-        `inputs`: one array per input of the contract. `outputs`: the names wanted, all when None.
-        `stream`: a CUDA stream handle on which device inputs are ready and device outputs will be;
-        None means the session's own, and host results are complete on return. Raises
-        `ContractError` for a name, dtype or shape outside the contract, `BackendError` when the backend
-        fails or the session is closed.
+        Args:
+            inputs: One array per input of the contract.
+            outputs: Names of the outputs to return. Default: all.
+            stream: CUDA stream handle on which device inputs are ready and device outputs will be ready. With None,
+                results are complete on return.
+
+        Returns:
+            Arrays by output name.
+
+        Raises:
+            ContractError: A name, dtype or shape violates the contract.
+            BackendError: The computation failed, or the session is closed.
         """
         if self.closed:
             raise BackendError(f"this {self.backend} session is closed. Load the bundle again.")
@@ -60,29 +66,27 @@ class Session(abc.ABC):
 
     @abc.abstractmethod
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
-        """`run` after its checks."""
+        """Implements `run` after the checks."""
 
     def largest_batch(self, size: tuple[int, int]) -> int | None:
-        """The largest batch of frames of `size` (H, W) that one call takes; None where memory alone sets the limit."""
+        """The largest batch of frames of `size` (H, W) that one call accepts. None if only memory limits it."""
         return None
 
     def close(self) -> None:
-        """Release what the session holds; it cannot be used afterwards."""
+        """Release all resources. The session cannot be used afterwards."""
         self.closed = True
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
 
 def host_array(array: Any, name: str, contiguous: bool = True) -> np.ndarray:
-    """`array` as a NumPy array, C-contiguous unless any strides will do, without a copy where its memory allows.
+    """Convert `array` to NumPy, without a copy if possible. C-contiguous if `contiguous`.
 
-    Raises `ContractError` for an array that lives on a device: a backend on the CPU cannot read it.
+    Raises `ContractError` for an array in device memory.
     """
     if not isinstance(array, np.ndarray):
         try:
@@ -96,11 +100,11 @@ def host_array(array: Any, name: str, contiguous: bool = True) -> np.ndarray:
 
 
 def first_line(error: Exception) -> str:
-    """What another library's error says first, without a full stop; its type's name where it says nothing."""
+    """The first line of an error message without a full stop, or the type of the error if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
-def no_stream(stream: int | None, backend: str) -> None:
-    """Raise `ContractError` if a caller gives a CUDA stream to a backend that has none."""
+def reject_stream(stream: int | None, backend: str) -> None:
+    """Raise `ContractError` if a CUDA stream is passed to a CPU backend."""
     if stream is not None:
-        raise ContractError(f"stream: {backend} does not take a CUDA stream, received {stream}. Leave it None.")
+        raise ContractError(f"stream: {backend} does not take a CUDA stream, received {stream}. Pass None.")

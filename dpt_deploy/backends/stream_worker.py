@@ -1,9 +1,9 @@
-"""A stream with its execution contexts and memory: what calls of an engine need, kept from call to call.
+"""A CUDA stream with the execution contexts and memory of an engine, reused across calls.
 
-Per input shape and set of maps asked for, a worker keeps an execution context, device buffers, pinned host buffers and,
-with TensorRT, a captured CUDA graph of upload, network and download. A context never changes its shape while a graph of
-it is kept; all contexts share one scratch memory. After the first such call nothing more is allocated on the device or
-pinned for it. The number kept is bounded; the least recently used one goes.
+For each combination of input shapes and requested outputs, a worker keeps a slot: an execution context, device buffers,
+pinned host buffers and, with TensorRT, a captured CUDA graph of upload, network and download. Later calls of the same
+combination allocate neither device nor pinned memory. The least recently used slot is evicted. All contexts share one
+scratch buffer. The shapes of a context never change while a CUDA graph of it exists.
 """
 
 from __future__ import annotations
@@ -23,24 +23,23 @@ SHAPES_KEPT = 4
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 Key = tuple[Shapes, tuple[str, ...]]
-"""Shapes of the inputs, and the outputs that the host wants."""
+"""Input shapes and requested outputs."""
 
 
 class Slot:
-    """A context and memory for one key: of every tensor on the device; of inputs and wanted outputs on the host."""
+    """A context, device buffers of all tensors, and pinned buffers of inputs and requested outputs, for one key."""
 
     def __init__(
         self, context: Any, specs: Mapping[str, tuple[tuple[int, ...], np.dtype]], on_host: Container[str]
     ) -> None:
-        """`context` has the shapes of the key."""
         self.context = context
         self.bound = False
-        """Whether the context has its addresses."""
+        """Whether the tensor addresses of the context are set."""
         self.device: dict[str, cuda.DeviceBuffer] = {}
         self.pinned: dict[str, cuda.PinnedBuffer] = {}
         self.host: dict[str, np.ndarray] = {}
         self.graph: Any = None
-        """An instantiated CUDA graph, or None."""
+        """An executable CUDA graph, or None."""
         for name, (shape, dtype) in specs.items():
             nbytes = math.prod(shape) * dtype.itemsize
             self.device[name] = cuda.DeviceBuffer()
@@ -50,14 +49,14 @@ class Slot:
                 self.host[name] = self.pinned[name].array(shape, dtype)
 
     def unbind(self) -> None:
-        """Forget the captured graph and the addresses in it; the next call binds and captures anew."""
+        """Discard the CUDA graph and the tensor addresses. The next call sets and captures them again."""
         self.bound = False
         if self.graph is not None:
             graph, self.graph = self.graph, None
             cuda.call("cudaGraphExecDestroy", graph)
 
     def free(self) -> None:
-        """Give everything back."""
+        """Release the context and its memory."""
         self.unbind()
         self.context = None
         self.host.clear()
@@ -66,24 +65,27 @@ class Slot:
 
 
 class StreamWorker:
-    """A stream and what runs on it, used by one call at a time."""
+    """Runs an engine on its own stream. Used by one call at a time."""
 
     def __init__(
-        self, create: Callable[[], Any], inputs: Mapping[str, str], outputs: Mapping[str, str],
+        self, create_context: Callable[[], Any], inputs: Mapping[str, str], outputs: Mapping[str, str],
         expect: Callable[[bool, str], None], capture: bool,
     ) -> None:
-        """`create` makes an execution context; `inputs` and `outputs` are dtypes by name.
+        """Create the stream.
 
-        `expect(succeeded, what)` raises in the builder's words.
-
-        `capture`: keep a CUDA graph per shape. False where the builder's runtime captures by itself.
+        Args:
+            create_context: Creates an execution context.
+            inputs: Dtypes by input name.
+            outputs: Dtypes by output name.
+            expect: `expect(succeeded, what)` raises an error with the builder's messages unless `succeeded`.
+            capture: Whether to capture CUDA graphs. False if the builder's runtime does so.
         """
-        self.context = create()
-        """The context of calls on device memory, whose shapes and addresses change from call to call."""
+        self.context = create_context()
+        """The context of calls with device arrays. Its shapes and addresses change with every call."""
         self.capture = capture
-        self.why_not = ""
-        """Why there is no CUDA graph, in CUDA's or the builder's words, where capture was tried and failed."""
-        self._create = create
+        self.capture_error = ""
+        """The error of a failed capture, after which no CUDA graphs are used."""
+        self._create_context = create_context
         self._expect = expect
         self._inputs = {name: np.dtype(dtype) for name, dtype in inputs.items()}
         self._outputs = {name: np.dtype(dtype) for name, dtype in outputs.items()}
@@ -93,9 +95,9 @@ class StreamWorker:
         self.stream: int | None = int(cuda.call("cudaStreamCreateWithFlags", cuda.cudart().cudaStreamNonBlocking))
         self._done = cuda.call("cudaEventCreateWithFlags", cuda.cudart().cudaEventDisableTiming)
 
-    def on_host(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> dict[str, np.ndarray]:
-        """Host arrays in, new NumPy arrays out, complete on return."""
-        # Work on a caller's stream may still use the scratch memory.
+    def run_on_host(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> dict[str, np.ndarray]:
+        """Run on host arrays and return new NumPy arrays that are complete."""
+        # Work on a caller's stream may still use the scratch buffer.
         cuda.call("cudaStreamWaitEvent", self.stream, self._done, 0)
         slot = self._slot(inputs, wanted)
         if slot.graph is not None:
@@ -107,48 +109,54 @@ class StreamWorker:
         cuda.call("cudaStreamSynchronize", self.stream)
         results = {name: slot.host[name].copy() for name in wanted}
         if slot.graph is None and self.capture:
-            self._capture(slot)  # the context has run this shape just now, which capture asks for
+            self._capture(slot)  # capture requires a preceding run with the same shapes
         return results
 
     def steps(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> dict[str, Callable[[], None]]:
-        """What `on_host` puts on the worker's stream, step by step, to be timed apart: h2d, engine, d2h."""
+        """Functions that submit the steps of `run_on_host` one by one, for timing: h2d, engine, d2h."""
         slot = self._slot(inputs, wanted)
         self._bind(slot)
         steps = {"h2d": self._upload, "engine": self._compute, "d2h": self._download}
         return {name: functools.partial(step, slot) for name, step in steps.items()}
 
-    def on_device(
+    def run_on_device(
         self, views: Mapping[str, cuda.DeviceView], shapes: Shapes, wanted: list[str], stream: int | None
     ) -> dict[str, cuda.DeviceArray]:
-        """Device memory in, used where it is; new device arrays out, ready on `stream`, or complete without one."""
+        """Run on device memory without copying it, and return new device arrays.
+
+        Inputs and outputs are ready on the caller's `stream`. If it is None, outputs are complete on return.
+        """
         default = stream is None or stream in cuda.DEFAULT_STREAMS
-        target = self.stream if default else stream  # TensorRT would synchronise the device around a default stream
+        target = self.stream if default else stream  # TensorRT synchronises on default streams
         cuda.call("cudaStreamWaitEvent", target, self._done, 0)
         self._set_shapes(self.context, shapes)
         for name, view in views.items():
-            self._expect(self.context.set_tensor_address(name, view.pointer), f"refuses memory for {name}")
+            self._expect(self.context.set_tensor_address(name, view.pointer), f"rejects the memory of {name}")
         results = {}
         for name, (shape, dtype) in self._output_specs(self.context).items():
             if name in wanted:
                 results[name] = cuda.DeviceArray.empty(shape, dtype, stream)
                 pointer = results[name].pointer
             else:
-                pointer = self._reserve(self._device_outputs[name], math.prod(shape) * dtype.itemsize)
-            self._expect(self.context.set_tensor_address(name, pointer), f"refuses memory for {name}")
+                buffer, nbytes = self._device_outputs[name], math.prod(shape) * dtype.itemsize
+                if nbytes > buffer.nbytes:  # growing frees the memory, which may still be in use
+                    cuda.call("cudaEventSynchronize", self._done)
+                pointer = buffer.reserve(nbytes)
+            self._expect(self.context.set_tensor_address(name, pointer), f"rejects the memory of {name}")
         self._reserve_scratch(self.context)
         if default:
-            # For the caller's inputs, and the memory of the outputs.
-            cuda.make_wait(target, stream or cuda.LEGACY_STREAM)
+            # The inputs and the memory of the outputs must be ready.
+            cuda.wait_stream(target, stream or cuda.LEGACY_STREAM)
         self._expect(self.context.execute_async_v3(target), f"could not run {dict(shapes)}")
         cuda.call("cudaEventRecord", self._done, target)
         if stream is None:
             cuda.call("cudaStreamSynchronize", target)
         elif default:
-            cuda.make_wait(stream, target)
+            cuda.wait_stream(stream, target)
         return {name: results[name] for name in wanted}
 
     def close(self) -> None:
-        """Release memory, graphs and stream, after the work that uses them."""
+        """Release memory, CUDA graphs and stream after the work that uses them."""
         if self.stream is None:
             return
         cuda.call("cudaEventSynchronize", self._done)
@@ -164,11 +172,11 @@ class StreamWorker:
         self.stream = self._done = None
 
     def _slot(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> Slot:
-        """The memory for this call, with the inputs in it; the one used longest ago makes room for a new one."""
+        """The slot for this call, filled with the inputs. A new slot evicts the least recently used one."""
         shapes: Shapes = tuple((name, inputs[name].shape) for name in self._inputs)
         key = (shapes, tuple(name for name in self._outputs if name in wanted))
         if key not in self._slots:
-            context = self._create()
+            context = self._create_context()
             self._set_shapes(context, shapes)
             while len(self._slots) >= SHAPES_KEPT:
                 cuda.call("cudaStreamSynchronize", self.stream)
@@ -183,14 +191,14 @@ class StreamWorker:
 
     def _set_shapes(self, context: Any, shapes: Shapes) -> None:
         for name, shape in shapes:
-            self._expect(context.set_input_shape(name, shape), f"refuses {name} of shape {list(shape)}")
+            self._expect(context.set_input_shape(name, shape), f"rejects the shape {list(shape)} of {name}")
 
     def _output_specs(self, context: Any) -> dict[str, tuple[tuple[int, ...], np.dtype]]:
-        """Shape and dtype of the outputs, for the input shapes set last."""
+        """Shape and dtype of the outputs for the input shapes of the context."""
         specs = {}
         for name, dtype in self._outputs.items():
             shape = tuple(context.get_tensor_shape(name))
-            self._expect(len(shape) > 0 and min(shape) > 0, f"gives no shape for {name}: {list(shape)}")
+            self._expect(len(shape) > 0 and min(shape) > 0, f"returned the invalid shape {list(shape)} for {name}")
             specs[name] = (shape, dtype)
         return specs
 
@@ -198,12 +206,12 @@ class StreamWorker:
         if slot.bound:
             return
         for name, buffer in slot.device.items():
-            self._expect(slot.context.set_tensor_address(name, buffer.pointer), f"refuses memory for {name}")
+            self._expect(slot.context.set_tensor_address(name, buffer.pointer), f"rejects the memory of {name}")
         self._reserve_scratch(slot.context)
         slot.bound = True
 
     def _reserve_scratch(self, context: Any) -> None:
-        """Scratch memory for the context's shapes. Captured graphs hold its address: they go before it moves."""
+        """Set scratch memory for the context's shapes. If it moves, CUDA graphs with its address are discarded."""
         nbytes = context.update_device_memory_size_for_shapes()
         if nbytes > self._scratch.nbytes:
             cuda.call("cudaEventSynchronize", self._done)
@@ -211,13 +219,7 @@ class StreamWorker:
                 slot.unbind()
         context.set_device_memory(self._scratch.reserve(nbytes), self._scratch.nbytes)
 
-    def _reserve(self, buffer: cuda.DeviceBuffer, nbytes: int) -> int:
-        if nbytes > buffer.nbytes:  # it is about to be freed
-            cuda.call("cudaEventSynchronize", self._done)
-        return buffer.reserve(nbytes)
-
     def _enqueue(self, slot: Slot) -> None:
-        """Upload, network, download, on the worker's stream."""
         self._upload(slot)
         self._compute(slot)
         self._download(slot)
@@ -239,8 +241,8 @@ class StreamWorker:
         cuda.call("cudaMemcpyAsync", to, source, nbytes, kind, self.stream)
 
     def _capture(self, slot: Slot) -> None:
-        """Keep what `_enqueue` does as one CUDA graph; where that is not possible, go on without any."""
+        """Capture `_enqueue` as a CUDA graph. If that fails, run without CUDA graphs from now on."""
         try:
             slot.graph = cuda.capture(self.stream, functools.partial(self._enqueue, slot))
         except BackendError as error:
-            self.capture, self.why_not = False, str(error)
+            self.capture, self.capture_error = False, str(error)

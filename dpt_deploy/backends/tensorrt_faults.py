@@ -1,7 +1,7 @@
-"""Versions of TensorRT that are documented to get a vision transformer's attention wrong, each with its source.
+"""TensorRT versions with documented accuracy issues in vision transformers, each with its source.
 
-Only what stands in a public report or in NVIDIA's own documentation; a report is about one model on one
-GPU and may not touch yours. Parity on the GPU is what tells: python -m dpt_deploy.parity BUNDLE.
+Includes only public reports and NVIDIA's documentation. A report covers one model on one GPU and may not
+apply to yours; check with parity on the GPU: python -m dpt_deploy.parity BUNDLE.
 """
 
 from __future__ import annotations
@@ -9,49 +9,48 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 REFIT_FAULT = (11, 3)
-"""TensorRT's own documentation: a refittable engine of this version may lose the bias of a matrix product."""
+"""Refittable engines of this version may lose the bias of a matrix product, according to NVIDIA."""
 
 
 @dataclass(frozen=True)
 class KnownFault:
-    """What was reported of a range of versions."""
+    """An issue in a range of versions."""
 
     first: tuple[int, ...]
-    """First version concerned."""
+    """First affected version."""
     last: tuple[int, ...]
-    """Last version concerned, in as many parts as are known: (10, 4) covers 10.4.1."""
+    """Last affected version. (10, 4) includes 10.4.1."""
     what: str
     source: str
     capabilities: tuple[str, ...] = ()
-    """Compute capabilities concerned; empty for all."""
+    """Affected compute capabilities. Empty for all."""
     refit_only: bool = False
-    """Whether it concerns refittable engines alone, which are not built unless asked for."""
+    """Whether only refittable engines are affected, which are built on request only."""
 
 
 REPORTS = "https://github.com/NVIDIA/TensorRT/issues"
 KNOWN_FAULTS = (
-    KnownFault((8, 5, 1), (8, 5, 1), "a timm ViT in FP16 lost most of its accuracy; FP32 was right", f"{REPORTS}/2709"),
-    KnownFault((10, 0, 0), (10, 0, 0), "fused attention (_gemm_mha_v2) in FP16 differs from PyTorch; mended in 10.0.1",
+    KnownFault((8, 5, 1), (8, 5, 1), "a timm ViT in FP16 loses most accuracy; FP32 is correct", f"{REPORTS}/2709"),
+    KnownFault((10, 0, 0), (10, 0, 0), "fused attention (_gemm_mha_v2) in FP16 differs from PyTorch; fixed in 10.0.1",
                f"{REPORTS}/3777"),
-    KnownFault((10, 3), (10, 3), "a DINOv3 ViT in FP16 gave one class everywhere; a transformer with dynamic sizes "
-               "was wrong, and right in 10.5", f"{REPORTS}/4723, {REPORTS}/4419"),
-    KnownFault((10, 4), (10, 4), "a DINOv3 ViT-B/16 came out wrong in FP32 and NaN in FP16", f"{REPORTS}/4742"),
-    KnownFault((10, 7), (10, 7), "torch's scaled_dot_product_attention came out wrong, in FP32 too",
+    KnownFault((10, 3), (10, 3), "a DINOv3 ViT in FP16 predicts one class everywhere; a transformer with dynamic sizes "
+               "is incorrect until 10.5", f"{REPORTS}/4723, {REPORTS}/4419"),
+    KnownFault((10, 4), (10, 4), "a DINOv3 ViT-B/16 is incorrect in FP32 and NaN in FP16", f"{REPORTS}/4742"),
+    KnownFault((10, 7), (10, 7), "PyTorch's scaled_dot_product_attention is incorrect, even in FP32",
                f"{REPORTS}/4333, {REPORTS}/4328"),
-    KnownFault((10, 16), (10, 16), "fused attention of a ViT silently wrong in FP16 and BF16; FP32 was right",
+    KnownFault((10, 16), (10, 16), "fused attention of a ViT is silently incorrect in FP16 and BF16; FP32 is correct",
                f"{REPORTS}/4837", ("12.0",)),
     KnownFault(REFIT_FAULT, REFIT_FAULT, "a refittable engine may lose the bias of a matrix product; other engines are "
-               "right",
+               "correct",
                "https://docs.nvidia.com/deeplearning/tensorrt/11.3.0/inference-library/refitting-engines.html",
                refit_only=True),
 )
 
 
 def known_faults(version: str, capability: str | None) -> list[tuple[KnownFault, bool]]:
-    """The faults documented for a TensorRT version, each with whether it is sure to concern this GPU.
+    """The documented issues of a TensorRT version, each with whether it certainly affects this GPU.
 
-    `capability` is the GPU's compute capability, None where no GPU is visible: then a fault of some GPUs
-    alone is given with False.
+    `capability` is the GPU's compute capability. Without a GPU it is None, and issues of some GPUs are uncertain.
     """
     number = tuple(int(part) for part in version.split(".") if part.isdecimal())
     found = []

@@ -1,4 +1,4 @@
-"""Engines for this machine, from the bundle alone: neither torch nor the checkpoint is needed."""
+"""Build engines for this machine from a bundle, without torch and without the checkpoint."""
 
 from __future__ import annotations
 
@@ -12,41 +12,42 @@ from ..core.manifest import Artifact, Certificate, ShapeRange, digest
 from .engine import Builder, build_engine, choose_builder, default_profile, find_builder
 from .options import BuilderChoice, EngineOptions
 
-CERTIFICATE = 1  # version of the certificate: an engine with another one is built again
+CERTIFICATE_VERSION = 1  # part of the key of an engine: raising it rebuilds all engines
 
 
 def build_engines(
     bundle: Bundle, options: EngineOptions, say: Callable[[str], None] = print, precisions: Sequence[str] = (),
 ) -> list[Artifact]:
-    """Build an engine for each half-precision graph of the bundle (or for `precisions`), and describe it there.
+    """Build an engine for each half-precision graph of the bundle, or for each graph of `precisions`.
 
-    Reuses an engine that was made from the same graph, builder and profile. An engine of an earlier
-    graph is removed. Each engine's certificate is in its details.
+    An engine of the same graph, builder, profile and options is reused. Engines of outdated graphs are removed.
 
     Args:
-        bundle: The bundle, which the engines are added to.
-        options: Which builder, shapes and variant.
+        bundle: The bundle that has the graphs; the engines are added to it, with their certificates in `details`.
+        options: Builder, shapes and kind of the engines.
         say: Receives progress lines.
-        precisions: Only graphs of these precisions.
+        precisions: Precisions of the graphs, such as fp16.
+
+    Returns:
+        The engines; empty if `options.builder` is "none".
 
     Raises:
-        BadInput: The bundle has no graph of one of `precisions`.
-        BackendError: The builder cannot do here what was asked for.
-        BuildError: The builder refused the graph, or built something else than was asked for.
+        BadInput: The bundle has no graph in one of `precisions`.
+        BackendError: The builder is not available, or does not support `options` on this machine.
+        BuildError: The builder failed, or the network does not compute in the requested precision.
     """
     present = list(dict.fromkeys(graph.precision for graph in bundle.find("onnx")))
     if absent := [precision for precision in precisions if precision not in present]:
         raise BadInput(f"--precisions: {bundle.folder} has graphs in {', '.join(present)}, received "
-                       f"{', '.join(absent)}. Choose among those, or export the checkpoint with --precision "
-                       f"{absent[0]}.")
+                       f"{', '.join(absent)}. Use one of those, or export with --precision {absent[0]}.")
     if (builder := choose_builder(options)) is None:
         return []
-    # An export with --precision fp32 has nothing in half precision.
+    # A bundle exported with --precision fp32 has no half-precision graphs.
     wanted = precisions or [precision for precision in present if precision != "fp32"] or present
     current = {artifact.sha256 for artifact in bundle.find("onnx")}
-    for stale in [engine for engine in bundle.find("engine") if engine.details.made_from not in current]:
-        bundle.remove(stale)
-    built = []
+    for outdated in [engine for engine in bundle.find("engine") if engine.details.made_from not in current]:
+        bundle.remove(outdated)
+    engines = []
     for graph in [graph for graph in bundle.find("onnx") if graph.precision in wanted]:
         profile = default_profile(bundle.contract, graph.graph, options.batch_range, options.frame_size_range)
         timings = bundle.folder / builder.timing_file if builder.name == "tensorrt" and options.timing_cache else None
@@ -54,11 +55,11 @@ def build_engines(
         if reused:
             say(f"reused   {engine.file} (same graph, builder, profile and options)")
         else:
-            say(f"built    {engine.file} ({engine.bytes / 1e6:.0f} MB; {_in_half(engine.details.certificate)})")
+            say(f"built    {engine.file} ({engine.bytes / 1e6:.0f} MB; {_summary(engine.details.certificate)})")
             if timings and timings.is_file():
                 bundle.add(timings.name, "cache")
-        built.append(engine)
-    return built
+        engines.append(engine)
+    return engines
 
 
 def _recipe(
@@ -71,33 +72,31 @@ def _recipe(
             bundle.path(graph), path, builder, profile, graph.precision, bundle.contract.input_size,
             list(plan.fp32) if plan else None, options, timings,
         )
-        details |= {"made_from": graph.sha256}
+        details["made_from"] = graph.sha256
         if graph.graph == "frame":
-            # A batch of the largest frames would need memory that few devices have.
+            # A batch of the largest frames needs more memory than most devices have.
             details["max_pixels"] = profile["frame"].max[1] * profile["frame"].max[2]
         return details
 
     shapes = {name: shape.to_json() for name, shape in profile.items()}
-    key = digest([graph.sha256, builder.name, builder.version, shapes, graph.precision, options.variant, CERTIFICATE])
+    key = digest([graph.sha256, builder.name, builder.version, shapes, graph.precision, options.variant,
+                  CERTIFICATE_VERSION])
     file = builder.file_name(graph.graph, graph.precision, options)
     return Recipe(file, "engine", key, make, graph.graph, graph.precision)
 
 
-def _in_half(certificate: Certificate) -> str:
-    """One line of a certificate."""
+def _summary(certificate: Certificate) -> str:
     attention = certificate.attention
     fused = f"attention {attention.layers}/{attention.blocks} blocks" if attention.status == "passed" else \
         f"attention {attention.status}"
-    return f"{certificate.flops.share or 0:.1%} of matrix FLOPs in half, {fused}"
+    return f"{certificate.flops.share or 0:.1%} of matrix FLOPs in half precision, {fused}"
 
 
-def run_line(bundle: Bundle, artifact: Artifact) -> str:
-    """A command of the builder's own benchmark tool that loads and times an engine of the bundle."""
+def benchmark_command(bundle: Bundle, artifact: Artifact) -> str:
+    """The shell line that times an engine of the bundle with the builder's own tool."""
     tool = "trtexec" if artifact.details.builder == "tensorrt" else "tensorrt_rtx"
     shapes = ",".join(f"{name}:{'x'.join(map(str, shape.opt))}" for name, shape in artifact.details.profile.items())
     return f"{tool} --loadEngine={bundle.folder / artifact.file} --shapes={shapes}"
 
 
-__all__ = [
-    "BuilderChoice", "EngineOptions", "build_engines", "choose_builder", "find_builder", "run_line",
-]
+__all__ = ["BuilderChoice", "EngineOptions", "benchmark_command", "build_engines", "choose_builder", "find_builder"]

@@ -1,9 +1,10 @@
-"""python -m dpt_deploy.build BUNDLE: engines for this machine, judged, from the bundle alone."""
+"""python -m dpt_deploy.build BUNDLE: build engines for this machine and judge them."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Annotated
 
 from .. import cli
 
@@ -16,7 +17,7 @@ with cli.needing("cli"):
     from ..parity.judge import judge
     from ..report import write_report
     from ..report.terminal import print_outcome
-    from . import EngineOptions, build_engines, run_line
+    from . import EngineOptions, benchmark_command, build_engines
     from .refit import refit_engines
 
 PROG = "python -m dpt_deploy.build"
@@ -24,24 +25,24 @@ PROG = "python -m dpt_deploy.build"
 
 @dataclass(frozen=True)
 class BuildConfig:
-    """Build engines for this machine from a bundle, and judge every stage that can run here."""
+    """Build engines for this machine from a bundle, and judge all stages that can run here."""
 
     bundle: tyro.conf.Positional[Path]
     """Bundle: the folder that the export command wrote."""
-    engines: EngineOptions = field(default_factory=EngineOptions)
+    engines: Annotated[EngineOptions, tyro.conf.arg(name="engine")] = field(default_factory=EngineOptions)
     budget: Path | None = None
-    """JSON file with other parity budgets. The report names it."""
+    """JSON file with parity budgets that replace the default ones. The report names it."""
     precisions: Precisions = ()
-    """Build engines of these precisions, such as fp16,fp32. Default: every half-precision graph."""
+    """Build engines in these precisions, such as fp16,fp32. Default: all half-precision graphs."""
     refit: Path | None = None
-    """Skip building. Copy the refittable engines of this bundle, which was made from another checkpoint of the same
-    architecture, and give them the weights of BUNDLE. If it is BUNDLE itself, put the weights back into its stripped
+    """Refit instead of building: copy the refittable engines of this bundle, exported from another checkpoint of the
+    same architecture, and set the weights of BUNDLE in them. Give BUNDLE itself to restore the weights of its stripped
     engines."""
 
 
 def main(config: BuildConfig) -> int:
-    """Exit status 0 only if the verdict is."""
-    load_budget(config.budget)  # a bad budget should fail now and not after the builds
+    """Exit status: 0 if the verdict passed, else 1."""
+    load_budget(config.budget)  # fail before the builds if the budget is not valid
     bundle = Bundle.open(config.bundle)
     if config.refit is not None:
         engines = refit_engines(bundle, Bundle.open(config.refit))
@@ -51,7 +52,7 @@ def main(config: BuildConfig) -> int:
     judgement = judge(bundle, config.budget, progress=lambda name: print(f"judging  {name}"))
     report = judgement.report
     write_report(bundle, report, judgement.exhibits, command)
-    print_outcome(bundle, report, [run_line(bundle, engine) for engine in engines])
+    print_outcome(bundle, report, [benchmark_command(bundle, engine) for engine in engines])
     return 0 if report.passed else 1
 
 

@@ -1,7 +1,6 @@
-"""One build or refit, in a process of its own: `python -m dpt_deploy.build.builder_process`, JSON on standard input.
+"""`python -m dpt_deploy.build.builder_process`: build or refit one engine in a separate process.
 
-Polygraphy decides between TensorRT and TensorRT-RTX when it is imported, by an environment variable.
-The answer is one line of JSON at the end of standard output.
+Reads a request as JSON from standard input, and prints the result as one line of JSON, the last of its output.
 """
 
 from __future__ import annotations
@@ -16,73 +15,74 @@ from ..backends import device
 from .certificate import Layer, certify, not_inspected, read_inspection
 
 
-def build(order: dict[str, Any]) -> dict[str, Any]:
-    """Parse, certify, build, inspect. Without a plan on disk when the certificate failed."""
+def build(request: dict[str, Any]) -> dict[str, Any]:
+    """Parse the graph, certify the network, build and inspect the engine. Writes no plan if the certificate failed."""
     import onnx
     from polygraphy.backend.trt import CreateConfig, engine_bytes_from_network, network_from_onnx_path
     from polygraphy.backend.trt import Profile as TrtProfile
 
     from .flops import input_sizes, matrix_work, modules_of
 
-    trt = importlib.import_module(order["module"])
-    builder, network, _ = parsed = network_from_onnx_path(order["onnx"], strongly_typed=True)
-    graph = onnx.load(order["onnx"], load_external_data=False)
-    size, opset = tuple(order["size"]), max(entry.version for entry in graph.opset_import if not entry.domain)
+    trt = importlib.import_module(request["module"])
+    builder, network, _ = parsed = network_from_onnx_path(request["onnx"], strongly_typed=True)
+    graph = onnx.load(request["onnx"], load_external_data=False)
+    size, opset = tuple(request["size"]), max(entry.version for entry in graph.opset_import if not entry.domain)
     layers = _layers(trt, network)
     certificate = certify(
-        order["asked"], layers, matrix_work(graph, input_sizes(size)), modules_of(graph), _tensors(network), size,
-        opset, order["fp32"],
+        request["precision"], layers, matrix_work(graph, input_sizes(size)), modules_of(graph), _tensors(network), size,
+        opset, request["fp32"],
     )
-    answer = {"layers": len(layers), "attention_layers": certificate["attention"]["layers"], "certificate": certificate}
+    result = {"layers": len(layers), "attention_layers": certificate["attention"]["layers"], "certificate": certificate}
     if certificate["status"] == "failed":
-        return answer
+        return result
     profile = TrtProfile()
-    for name, shapes in order["profile"].items():
+    for name, shapes in request["profile"].items():
         profile.add(name, min=tuple(shapes["min"]), opt=tuple(shapes["opt"]), max=tuple(shapes["max"]))
     config = CreateConfig(
-        profiles=[profile], profiling_verbosity=trt.ProfilingVerbosity.DETAILED, **_variant(trt, order)
+        profiles=[profile], profiling_verbosity=trt.ProfilingVerbosity.DETAILED, **_config_arguments(trt, request)
     )(builder, network)
-    if order["variant"].get("weights") == "stripped":
-        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # it gets back the weights it was tuned for
-    plan = bytes(engine_bytes_from_network(parsed, config, **_timings(order)))
+    if request["variant"].get("weights") == "stripped":
+        config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # refitted only with the weights that it was built with
+    timings = {"save_timing_cache": request["new_timings"]} if request["new_timings"] else {}
+    plan = bytes(engine_bytes_from_network(parsed, config, **timings))
     certificate |= {
-        "profile": order["profile"], "plan_bytes": len(plan), "builder": order["builder"],
+        "profile": request["profile"], "plan_bytes": len(plan), "builder": request["builder"],
         "builder_version": trt.__version__, "flags": _flags(trt, network, config), "gpu": device.compute_capability(),
     }
-    _inspect(trt, order, plan, certificate)
+    _inspect(trt, request, plan, certificate)
     if certificate["status"] == "passed":
-        Path(order["plan"]).write_bytes(plan)
-    return answer
+        Path(request["plan"]).write_bytes(plan)
+    return result
 
 
-def refit(order: dict[str, Any]) -> dict[str, Any]:
-    """Give an engine the weights of an ONNX graph. Needs a GPU; written from TensorRT's documentation, not yet run."""
-    trt = importlib.import_module(order["module"])
+def refit(request: dict[str, Any]) -> dict[str, Any]:
+    """Replace the weights of an engine by those of an ONNX graph. Needs a GPU; never tested on one."""
+    trt = importlib.import_module(request["module"])
     logger = trt.Logger(trt.Logger.ERROR)
-    engine = trt.Runtime(logger).deserialize_cuda_engine(Path(order["engine"]).read_bytes())
+    engine = trt.Runtime(logger).deserialize_cuda_engine(Path(request["engine"]).read_bytes())
     if engine is None:
-        raise RuntimeError("the engine cannot be loaded here")
+        raise RuntimeError("the engine cannot be deserialized on this machine")
     refitter = trt.Refitter(engine, logger)
     parser = trt.OnnxParserRefitter(refitter, logger)
-    if not parser.refit_from_file(order["onnx"]):
+    if not parser.refit_from_file(request["onnx"]):
         errors = [str(parser.get_error(i)) for i in range(parser.num_errors)]
-        raise RuntimeError("; ".join(errors) or "the parser refused the graph")
+        raise RuntimeError("; ".join(errors) or "the parser rejected the graph")
     if missing := refitter.get_missing_weights():
-        raise RuntimeError(f"the graph lacks {len(missing)} weights of the engine, such as {missing[0]}")
+        raise RuntimeError(f"{len(missing)} weights of the engine are missing from the graph, such as {missing[0]}")
     if not refitter.refit_cuda_engine():
-        raise RuntimeError("the engine refused the weights")
+        raise RuntimeError("refitting the engine failed")
     config = engine.create_serialization_config()
     config.clear_flag(trt.SerializationFlag.EXCLUDE_WEIGHTS)
-    if order["keep_refittable"]:
+    if request["keep_refittable"]:
         config.set_flag(trt.SerializationFlag.INCLUDE_REFIT)
     plan = bytes(engine.serialize_with_config(config))
-    Path(order["plan"]).write_bytes(plan)
+    Path(request["plan"]).write_bytes(plan)
     return {"plan_bytes": len(plan)}
 
 
 def _layers(trt: Any, network: Any) -> list[Layer]:
-    """Every layer; an attention in FP32 is marked decomposable, because there is no fused kernel for it."""
-    found = []
+    """All layers. Sets FP32 attention to decomposable, because no fused kernel supports FP32."""
+    layers = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
         inputs = [layer.get_input(i) for i in range(layer.num_inputs)]
@@ -95,77 +95,69 @@ def _layers(trt: Any, network: Any) -> list[Layer]:
             if dtype == "FLOAT":
                 layer.attention.decomposable = True
             decomposable = bool(layer.attention.decomposable)
-        found.append(Layer(
+        layers.append(Layer(
             layer.name, kind, dtype, tuple(tensor.name for tensor in inputs if tensor is not None),
             tuple(tensor.name for tensor in outputs), any(tensor.is_shape_tensor for tensor in outputs), decomposable,
         ))
-    return found
+    return layers
 
 
 def _tensors(network: Any) -> list[dict[str, Any]]:
-    """Inputs and outputs of the network."""
     sides = [("input", network.get_input(i)) for i in range(network.num_inputs)]
     sides += [("output", network.get_output(i)) for i in range(network.num_outputs)]
-    return [
-        {"name": tensor.name, "mode": mode, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
-        for mode, tensor in sides
-    ]
+    return [{"name": tensor.name, "mode": mode, "dtype": tensor.dtype.name, "shape": list(tensor.shape)}
+            for mode, tensor in sides]
 
 
-def _variant(trt: Any, order: dict[str, Any]) -> dict[str, Any]:
-    """Polygraphy's words for what makes the engine another one than the default."""
-    variant, words = order["variant"], {}
+def _config_arguments(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
+    """Arguments of Polygraphy's `CreateConfig` for the requested kind of engine and the timing cache."""
+    variant, arguments = request["variant"], {}
     if variant.get("weights") == "refittable":
-        words["refittable"] = True
+        arguments["refittable"] = True
     elif variant.get("weights") == "stripped":
-        words["strip_plan"] = True
+        arguments["strip_plan"] = True
     if variant.get("version_compatible"):
-        words["version_compatible"] = True
+        arguments["version_compatible"] = True
     if variant.get("hardware_compatible"):
-        words["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
-    if order["old_timings"]:
-        words["load_timing_cache"] = order["old_timings"]
-    return words
-
-
-def _timings(order: dict[str, Any]) -> dict[str, str]:
-    return {"save_timing_cache": order["new_timings"]} if order["new_timings"] else {}
+        arguments["hardware_compatibility_level"] = trt.HardwareCompatibilityLevel.AMPERE_PLUS
+    if request["old_timings"]:
+        arguments["load_timing_cache"] = request["old_timings"]
+    return arguments
 
 
 def _flags(trt: Any, network: Any, config: Any) -> list[str]:
-    """Names of the flags that are set, of the network and of the build."""
+    """Names of the flags that are set for the network and the build."""
     flags = [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)]
     creation = trt.NetworkDefinitionCreationFlag.__members__
     return [name for name, flag in creation.items() if network.get_flag(flag)] + flags
 
 
-def _inspect(trt: Any, order: dict[str, Any], plan: bytes, certificate: dict[str, Any]) -> None:
-    """Ask the built engine, where there is a GPU to load it on; in place. Not yet run on a GPU."""
+def _inspect(trt: Any, request: dict[str, Any], plan: bytes, certificate: dict[str, Any]) -> None:
+    """Run the engine inspector if a GPU is visible; changes `certificate` in place. Never tested on a GPU."""
+    reason = engine = None
     if certificate["gpu"] is None:
-        certificate["inspector"] = not_inspected("no GPU is visible here, and an engine can be loaded on one alone")
+        reason = "loading an engine needs a GPU, and none is visible"
+    elif request["builder"] == "tensorrt-rtx":
+        reason = "TensorRT-RTX chooses its kernels when the engine first runs"
+    elif request["variant"].get("version_compatible"):
+        reason = "version-compatible engines are not loaded during the build"
+    elif (engine := trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)) is None:
+        reason = "the engine cannot be deserialized on this machine"
+    if reason is not None:
+        certificate["inspector"] = not_inspected(reason)
         return
-    if order["builder"] == "tensorrt-rtx":
-        certificate["inspector"] = not_inspected("TensorRT-RTX chooses its kernels when the engine first runs")
-        return
-    if order["variant"].get("version_compatible"):
-        certificate["inspector"] = not_inspected("a version-compatible engine is not loaded while it is built")
-        return
-    engine = trt.Runtime(trt.Logger(trt.Logger.ERROR)).deserialize_cuda_engine(plan)
-    if engine is None:
-        certificate["inspector"] = not_inspected("the engine that was just built cannot be loaded here")
-        return
-    said = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
-    certificate["inspector"] = seen = read_inspection(said)
+    information = engine.create_engine_inspector().get_engine_information(trt.LayerInformationFormat.JSON)
+    certificate["inspector"] = inspection = read_inspection(information)
     attention = certificate["attention"]
-    if attention["status"] == "not run" and seen["status"] == "passed":
-        fused = seen["fused_attention"]
-        attention |= {"status": "passed", "reason": f"{fused} fused attention layers in the engine"}
+    if attention["status"] == "not run" and inspection["status"] == "passed":
+        fused = inspection["fused_attention"]
+        attention |= {"status": "passed", "reason": f"the engine has {fused} fused attention layers"}
         if fused < attention["blocks"]:
-            reason = f"{attention['blocks']} blocks have {fused} fused attention layers in the engine"
+            reason = f"the engine has {fused} fused attention layers for {attention['blocks']} blocks"
             attention |= {"status": "failed", "reason": reason}
             certificate |= {"status": "failed", "reasons": [reason]}
 
 
 if __name__ == "__main__":
-    received = json.load(sys.stdin)
-    print(json.dumps({"build": build, "refit": refit}[received["do"]](received)))
+    request = json.load(sys.stdin)
+    print(json.dumps({"build": build, "refit": refit}[request["action"]](request)))

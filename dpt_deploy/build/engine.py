@@ -1,13 +1,12 @@
-"""ONNX -> TensorRT or TensorRT-RTX plan, through Polygraphy, one process per build.
+"""Build TensorRT and TensorRT-RTX engines from ONNX graphs with Polygraphy, one process per build.
 
-Polygraphy decides between the two builders when it is imported, by an environment variable: each
-build is a `python -m dpt_deploy.build.builder_process` with a JSON order on standard input.
+Polygraphy reads an environment variable at import to choose between the two builders, so each build is a process of
+its own: `python -m dpt_deploy.build.builder_process`, with a request as JSON on standard input.
 """
 
 from __future__ import annotations
 
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -24,7 +23,7 @@ from ..core.errors import BackendError, BuildError
 from ..core.files import replacing
 from ..core.install import install_command
 from ..core.manifest import ShapeRange
-from .certificate import sentence
+from .certificate import failure_message
 from .options import BuilderChoice, EngineOptions, check_builder
 
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
@@ -38,10 +37,10 @@ class Builder:
     version: str
 
     def file_name(self, graph: Graph, precision: str, options: EngineOptions | None = None) -> str:
-        """Such as frame.fp16.rtx1.7.engine, model.fp16.trt11.4-sm90.engine or frame.fp16.trt11.4-sm90-refit.engine."""
-        parts = [f"rtx{self.short}"]
-        if self.name == "tensorrt":  # TensorRT-RTX builds ahead of time for every GPU it supports
-            parts = [f"trt{self.short}", self.gpu]
+        """File name of an engine, such as frame.fp16.rtx1.7.engine or frame.fp16.trt11.4-sm90-refit.engine."""
+        parts = [f"rtx{self.short_version}"]
+        if self.name == "tensorrt":  # a TensorRT-RTX engine works on every GPU that it supports
+            parts = [f"trt{self.short_version}", self.gpu]
         variant = options.variant if options else {}
         if variant.get("hardware_compatible"):
             parts[1] = "ampere"
@@ -51,22 +50,22 @@ class Builder:
 
     @property
     def timing_file(self) -> str:
-        """Name of TensorRT's timing cache within a bundle."""
-        return f"timing.trt{self.short}-{self.gpu}.cache"
+        """File name of TensorRT's timing cache in a bundle."""
+        return f"timing.trt{self.short_version}-{self.gpu}.cache"
 
     @property
-    def short(self) -> str:
-        """Major and minor version."""
+    def short_version(self) -> str:
+        """Major and minor version, such as 11.4."""
         return ".".join(self.version.split(".")[:2])
 
     @property
     def gpu(self) -> str:
-        """The GPU that is visible here, such as sm90."""
+        """Architecture of the visible GPU, such as sm90."""
         return f"sm{(device.compute_capability() or 'none').replace('.', '')}"
 
 
 def choose_builder(options: EngineOptions) -> Builder | None:
-    """The builder for `options`, None for `none`. Raises `BackendError` for what it cannot do here."""
+    """The builder for `options`, or None for "none". Raises `BackendError` if it does not support them here."""
     if options.builder == "none":
         return None
     builder = find_builder(options.builder)
@@ -75,32 +74,36 @@ def choose_builder(options: EngineOptions) -> Builder | None:
 
 
 def find_builder(choice: BuilderChoice) -> Builder:
-    """The builder to use. auto: TensorRT where it is importable and a GPU is visible, else TensorRT-RTX.
+    """The builder `choice`; "auto" is TensorRT if it is installed and a GPU is visible, else TensorRT-RTX.
 
-    Raises `BackendError` with the install command when the choice is not to be had here.
+    Raises `BackendError`, with the command to install it, if the builder is not available.
     """
     if choice in ("auto", "tensorrt"):
-        reason = _unusable("tensorrt")
+        reason = _unavailable_reason("tensorrt")
         if reason is None and device.compute_capability() is None:
-            reason = "TensorRT builds on the target GPU, and no GPU is visible here"
+            reason = "TensorRT needs the target GPU to build, and no GPU is visible"
         if reason is None:
             return Builder("tensorrt", _version("tensorrt"))
         if choice == "tensorrt":
             raise BackendError(f"--builder tensorrt: {reason}. Run: {install_command('tensorrt')}, "
                                "or use --builder tensorrt-rtx.")
-    reason = _unusable("tensorrt-rtx")
+    reason = _unavailable_reason("tensorrt-rtx")
     if reason is None:
         return Builder("tensorrt-rtx", _version("tensorrt-rtx"))
     raise BackendError(
         f"--builder {choice}: {reason}. Run: {install_command('tensorrt-rtx')}, or {install_command('tensorrt')}, "
-        "or use --builder none to stop at ONNX."
+        "or use --builder none to skip building engines."
     )
 
 
 def default_profile(
     contract: Contract, graph: Graph, batch: tuple[int, int], frame_sizes: tuple[tuple[int, int], tuple[int, int]]
 ) -> dict[str, ShapeRange]:
-    """The profile of a graph's inputs: tuned for one image, 720x1280 where the frame sizes allow it."""
+    """The optimization profile of a graph's input, tuned for the smallest batch.
+
+    `batch` and `frame_sizes`, (H, W) [pixels], are pairs of the smallest and the largest. The frame graph is tuned for
+    720x1280, or the nearest size in that range; the model graph has the input size of the contract.
+    """
     low, high = batch
     if graph == "model":
         h, w = contract.input_size
@@ -111,58 +114,63 @@ def default_profile(
 
 
 def build_engine(
-    onnx: Path, plan: Path, builder: Builder, profile: dict[str, ShapeRange], asked: str, size: tuple[int, int],
+    onnx: Path, plan: Path, builder: Builder, profile: dict[str, ShapeRange], precision: str, size: tuple[int, int],
     fp32: list[str] | None = None, options: EngineOptions | None = None, timings: Path | None = None,
 ) -> dict[str, Any]:
-    """Build `plan` from `onnx` in a process of its own; the file appears only when it is whole.
+    """Build an engine in a separate process, and write it atomically.
 
-    `asked` is the precision asked for, `size` the network's input (H, W), `fp32` what the precision plan
-    keeps in FP32. `timings` is TensorRT's timing cache, read where it is there and replaced. Returns what
-    the builder says of the engine, its certificate among it. Raises `BuildError` with the builder's own
-    words, or with what the network computes in where that is not what was asked for.
+    Args:
+        onnx: The ONNX graph.
+        plan: File of the engine to write.
+        builder: The builder.
+        profile: Shapes of each input.
+        precision: The requested precision: fp16, bf16 or fp32.
+        size: The network's input size (H, W) [pixels].
+        fp32: What the precision plan keeps in FP32; None if the plan is unknown.
+        options: Kind of the engine; the default kind if None.
+        timings: TensorRT's timing cache, which is read if it exists, and replaced.
+
+    Returns:
+        The details of the engine, with its certificate.
+
+    Raises:
+        BuildError: The builder failed, or the network does not compute in `precision`.
     """
     options = options or EngineOptions()
     shapes = {name: entry.to_json() for name, entry in profile.items()}
     with replacing(plan) as temporary:
-        fresh = temporary.with_name("timings") if timings else None
-        order = {
-            "do": "build", "onnx": str(onnx), "plan": str(temporary), "builder": builder.name,
-            "module": MODULES[builder.name], "profile": shapes, "asked": asked, "size": list(size), "fp32": fp32,
-            "variant": options.variant, "new_timings": str(fresh) if fresh else None,
+        new_timings = temporary.with_name("timings") if timings else None
+        request = {
+            "action": "build", "builder": builder.name, "module": MODULES[builder.name], "onnx": str(onnx),
+            "plan": str(temporary), "profile": shapes, "precision": precision, "size": list(size), "fp32": fp32,
+            "variant": options.variant, "new_timings": str(new_timings) if new_timings else None,
             "old_timings": str(timings) if timings and timings.is_file() else None,
         }
-        answer = run_builder(order, builder, f"could not build {onnx.name}")
-        if answer["certificate"]["status"] == "failed":
-            raise BuildError(sentence(onnx.name, answer["certificate"]))
-        if fresh and fresh.is_file():
-            with replacing(timings) as kept:
-                fresh.rename(kept)
-    return {
-        "builder": builder.name,
-        "builder_version": builder.version,
-        "compute_capability": device.compute_capability() if builder.name == "tensorrt" else None,
-        "profile": shapes,
-        **options.variant,
-        **answer,
-    }
+        result = run_builder(request, builder, f"could not build {onnx.name}")
+        if result["certificate"]["status"] == "failed":
+            raise BuildError(failure_message(onnx.name, result["certificate"]))
+        if new_timings and new_timings.is_file():
+            with replacing(timings) as temporary_timings:
+                new_timings.rename(temporary_timings)
+    capability = device.compute_capability() if builder.name == "tensorrt" else None
+    return {"builder": builder.name, "builder_version": builder.version, "compute_capability": capability,
+            "profile": shapes, **options.variant, **result}
 
 
-def run_builder(order: dict[str, Any], builder: Builder, failure: str) -> dict[str, Any]:
-    """What `build.builder_process` answers to an order. Raises `BuildError`: `failure`, and the builder's own words."""
+def run_builder(request: dict[str, Any], builder: Builder, failure: str) -> dict[str, Any]:
+    """The result of `builder_process` for a request. Raises `BuildError`: `failure`, and the first error it printed."""
     environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": "1" if builder.name == "tensorrt-rtx" else "0"}
-    done = subprocess.run(
-        [sys.executable, "-m", "dpt_deploy.build.builder_process"], input=json.dumps(order), env=environment,
-        capture_output=True, text=True, check=False,
-    )
-    if done.returncode:
-        words = [line for line in (done.stdout + done.stderr).splitlines() if "[E]" in line or "rror:" in line]
-        last = words[0] if words else ((done.stderr or done.stdout).strip().splitlines() or ["no output"])[-1]
-        raise BuildError(f"{builder.name} {builder.version} {failure}: {last.strip()[:400]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    command = [sys.executable, "-m", "dpt_deploy.build.builder_process"]
+    process = subprocess.run(command, input=json.dumps(request), env=environment, capture_output=True, text=True)
+    if process.returncode:
+        errors = [line for line in (process.stdout + process.stderr).splitlines() if "[E]" in line or "rror:" in line]
+        lines = errors[:1] or (process.stderr or process.stdout).strip().splitlines() or ["no output"]
+        raise BuildError(f"{builder.name} {builder.version} {failure}: {lines[-1].strip()[:400]}")
+    return json.loads(process.stdout.strip().splitlines()[-1])
 
 
-def _unusable(name: BuilderName) -> str | None:
-    """Why a builder cannot be used here, or None."""
+def _unavailable_reason(name: BuilderName) -> str | None:
+    """Why a builder is not available, or None if it is."""
     module = MODULES[name]
     if importlib.util.find_spec("polygraphy") is None:
         return "polygraphy is not installed"
@@ -170,8 +178,8 @@ def _unusable(name: BuilderName) -> str | None:
         return f"the Python package {module} is not installed"
     try:
         importlib.import_module(module)
-    except Exception as error:  # a missing library surfaces in many ways
-        return f"the Python package {module} cannot be imported ({type(error).__name__}: {error})"
+    except Exception as error:  # a missing shared library raises exceptions of many types
+        return f"the Python package {module} is installed but broken ({type(error).__name__}: {error})"
     return None
 
 

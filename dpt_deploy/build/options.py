@@ -1,4 +1,4 @@
-"""What engines to build, and what each builder can do of it."""
+"""Options for building engines, and which of them each builder supports."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ BuilderChoice = Literal["auto", "tensorrt", "tensorrt-rtx", "none"]
 
 @dataclass(frozen=True)
 class EngineOptions:
-    """Which engines to build."""
+    """Which engines to build, and with which builder."""
 
     builder: BuilderChoice = "auto"
     """auto: TensorRT if it is installed and a GPU is visible, else TensorRT-RTX. none: skip building engines."""
     batch_range: BatchRange = (1, 8)
-    """Smallest and largest batch that an engine accepts."""
+    """Smallest and largest batch size that an engine accepts."""
     frame_size_range: SizeRange = ((64, 64), (2160, 3840))
     """Smallest and largest frame that an engine accepts."""
     weights: Weights = "fixed"
-    """fixed: folded into the kernels. refittable: can be replaced without a rebuild, but slower. stripped: not in the
-    file; --refit puts them back. With TensorRT-RTX, the last two need a visible GPU."""
+    """fixed: weights are part of the engine. refittable: they can be replaced without a rebuild; slower. stripped:
+    the file has no weights, and --refit restores them. With TensorRT-RTX, the last two need a visible GPU."""
     version_compatible: bool = False
-    """TensorRT only: the engine also loads in later versions. It carries a lean runtime and can be slower."""
+    """TensorRT only: the engine also loads in later versions. It contains a lean runtime and can be slower."""
     hardware_compatible: bool = False
-    """TensorRT only: one engine for every GPU from Ampere on. It can be slower."""
+    """TensorRT only: one engine for all GPUs from Ampere on. It can be slower."""
     timing_cache: bool = True
-    """TensorRT only: keep the builder's kernel timings in the bundle, so that the next build is fast and the same."""
+    """TensorRT only: keep the timing cache in the bundle, so that the next build is faster and reproducible."""
 
     def __post_init__(self) -> None:
         low, high = self.batch_range
@@ -40,42 +40,46 @@ class EngineOptions:
         (min_h, min_w), (max_h, max_w) = self.frame_size_range
         if min_h > max_h or min_w > max_w:
             received = ",".join(map(size_text, self.frame_size_range))
-            raise BadInput(f"--frame-size-range: expected the smallest, then the largest, received {received}.")
+            raise BadInput(f"--frame-size-range: expected smallest,largest, received {received}.")
         if self.weights not in ("fixed", "refittable", "stripped"):
             raise BadInput(f"--weights: expected fixed, refittable or stripped, received {self.weights!r}.")
 
     @property
     def variant(self) -> dict[str, str | bool]:
-        """What makes the engine another one than the default; {} for the default."""
-        chosen = {
-            "weights": self.weights, "version_compatible": self.version_compatible,
-            "hardware_compatible": self.hardware_compatible,
-        }
-        return {name: value for name, value in chosen.items() if value not in (False, "fixed")}
+        """The options that change the kind of engine and are not the default."""
+        values = {name: getattr(self, name) for name in ("weights", "version_compatible", "hardware_compatible")}
+        return {name: value for name, value in values.items() if value not in (False, "fixed")}
 
 
 def check_builder(options: EngineOptions, builder: str, version: str, capability: str | None) -> None:
-    """Raise `BackendError`, one sentence before anything is attempted, for what a builder cannot do here.
+    """Check that a builder supports the options on this machine.
 
-    `capability` is the GPU's compute capability such as "9.0", None where no GPU is visible.
+    Args:
+        options: The requested engines.
+        builder: Name of the builder, tensorrt or tensorrt-rtx.
+        version: Version of the builder, such as "11.4.1".
+        capability: Compute capability of the GPU, such as "9.0"; None if no GPU is visible.
+
+    Raises:
+        BackendError: An option is not supported; the message says what to do instead.
     """
     if builder == "tensorrt-rtx":
         if options.version_compatible:
-            raise BackendError("--version-compatible: TensorRT-RTX needs a lean library for it that its package does "
-                               "not have; use --builder tensorrt, or leave the option out.")
+            raise BackendError("--version-compatible: TensorRT-RTX needs a lean library that its Python package does "
+                               "not include; use --builder tensorrt, or omit the option.")
         if options.hardware_compatible:
-            raise BackendError("--hardware-compatible: leave it out; a TensorRT-RTX engine is finished on the GPU that "
-                               "runs it, so one file serves every GPU that it supports.")
+            raise BackendError("--hardware-compatible: omit the option; a TensorRT-RTX engine is compiled on the GPU "
+                               "that runs it, so the same file works on every GPU that it supports.")
         if options.weights != "fixed" and capability is None:
-            raise BackendError(f"--weights {options.weights}: TensorRT-RTX builds such an engine only where a GPU is "
+            raise BackendError(f"--weights {options.weights}: TensorRT-RTX builds such engines only if a GPU is "
                                "visible, and none is; build on the GPU machine, or use --weights fixed.")
     elif builder == "tensorrt":
         if options.hardware_compatible and capability is not None and _number(capability) < (8, 0):
-            raise BackendError(f"--hardware-compatible: TensorRT builds such engines on Ampere and newer GPUs (compute "
-                               f"capability 8.0), and this one has {capability}; leave the option out.")
+            raise BackendError(f"--hardware-compatible: expected a GPU of compute capability 8.0 (Ampere) or higher, "
+                               f"received {capability}; omit the option.")
         if options.weights == "refittable" and _number(version)[:2] == REFIT_FAULT:
-            raise BackendError(f"--weights refittable: TensorRT {version} may lose biases in refittable engines, as "
-                               "its own documentation says; install 11.4 or newer, or use --weights fixed or stripped.")
+            raise BackendError(f"--weights refittable: TensorRT {version} can lose biases in refittable engines, a "
+                               "documented defect; install 11.4 or newer, or use --weights fixed or stripped.")
 
 
 def _number(version: str) -> tuple[int, ...]:

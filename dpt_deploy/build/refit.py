@@ -1,7 +1,7 @@
-"""New weights for engines that are built already: those of another bundle of the same architecture, or a bundle's own.
+"""Refit engines: replace their weights without a rebuild.
 
-A refit replaces weights and nothing else, so the graphs must agree in everything but values: that is
-checked from the ONNX files before anything is attempted. The refit itself needs a GPU.
+A refit changes only the values of weights, so the two graphs must be equal in everything else. That is checked from the
+ONNX files first. The refit itself needs a GPU.
 """
 
 from __future__ import annotations
@@ -13,42 +13,45 @@ from pathlib import Path
 import onnx
 
 from ..backends import device
-from ..backends.engines import MODULES, misfit
+from ..backends.engines import MODULES, incompatibility
 from ..core.bundle import Bundle, Recipe
 from ..core.errors import BackendError, BadBundle, BuildError
 from ..core.files import replacing
 from ..core.manifest import Artifact, EngineDetails, digest
-from .engine import Builder, find_builder, run_builder
+from .engine import find_builder, run_builder
 
-SHOWN = 3
+MAX_DIFFERENCES_SHOWN = 3
 
 
 def refit_engines(bundle: Bundle, source: Bundle, say: Callable[[str], None] = print) -> list[Artifact]:
-    """Give the refittable and the stripped engines of `source` the weights of `bundle`'s graphs, into `bundle`.
+    """Copy engines of `source` to `bundle`, with the weights of `bundle`.
 
-    `source` is a bundle of another checkpoint of the same architecture, or `bundle` itself, whose stripped
-    engines then get their own weights back. Raises `BadBundle` when `source` has no such engine for this
-    machine, `BuildError` when the graphs differ in more than values, `BackendError` without a GPU.
+    Args:
+        bundle: The bundle that has the weights, and to which the engines are added.
+        source: A bundle of another checkpoint of the same architecture, whose refittable engines are copied; or
+            `bundle` itself, to restore the weights of its stripped engines.
+        say: Receives progress lines.
+
+    Raises:
+        BadBundle: A bundle does not have the engine or the graph.
+        BuildError: The graphs differ in more than the values of weights, or the refit failed.
+        BackendError: No GPU is visible, or an engine does not fit this machine.
     """
-    own = bundle.folder.resolve() == source.folder.resolve()
-    chosen = [
-        engine for engine in source.find("engine")
-        if engine.details.weights in (("stripped",) if own else ("refittable",))
-    ]
-    if not chosen:
-        weights = "stripped" if own else "refittable"
+    weights = "stripped" if bundle.folder.resolve() == source.folder.resolve() else "refittable"
+    engines = source.find("engine", weights=weights)
+    if not engines:
         raise BadBundle(f"--refit: {source.folder} has no engine with {weights} weights. Build one with: "
                         f"python -m dpt_deploy.build {source.folder} --weights {weights}")
-    pairs = [(engine, graph_of(source, engine), counterpart(bundle, engine)) for engine in chosen]
+    pairs = [(engine, source_graph(source, engine), target_graph(bundle, engine)) for engine in engines]
     for _, old, new in pairs:
         check_same_architecture(source.path(old), bundle.path(new))
     if device.compute_capability() is None:
-        raise BackendError("--refit: an engine is refitted on the GPU that it was built for, and none is visible here.")
+        raise BackendError("--refit: expected the GPU that the engine was built for, but no GPU is visible.")
     return [_refit(bundle, source, engine, graph, say) for engine, _, graph in pairs]
 
 
-def graph_of(source: Bundle, engine: Artifact) -> Artifact:
-    """The ONNX graph that an engine was made from. Raises `BadBundle` when the bundle no longer has it."""
+def source_graph(source: Bundle, engine: Artifact) -> Artifact:
+    """The ONNX graph that an engine was built from. Raises `BadBundle` if the bundle no longer has it."""
     graphs = source.find("onnx", sha256=engine.details.made_from)
     if not graphs:
         raise BadBundle(f"--refit: {source.folder} no longer has the graph that {engine.file} was built from. Build it "
@@ -56,8 +59,8 @@ def graph_of(source: Bundle, engine: Artifact) -> Artifact:
     return graphs[0]
 
 
-def counterpart(bundle: Bundle, engine: Artifact) -> Artifact:
-    """The graph of `bundle` that plays the part of `engine`'s own. Raises `BadBundle` when there is none."""
+def target_graph(bundle: Bundle, engine: Artifact) -> Artifact:
+    """The graph of `bundle` of the same kind and precision as `engine`. Raises `BadBundle` if there is none."""
     graphs = bundle.find("onnx", graph=engine.graph, precision=engine.precision)
     if not graphs:
         raise BadBundle(f"--refit: {bundle.folder} has no {engine.graph} graph in {engine.precision}. Export it with "
@@ -66,49 +69,50 @@ def counterpart(bundle: Bundle, engine: Artifact) -> Artifact:
 
 
 def check_same_architecture(old: Path, new: Path) -> None:
-    """Raise `BuildError`, naming the first differences, unless two graphs differ in the values of weights alone."""
+    """Raise `BuildError` if two ONNX files differ in more than the values of weights."""
     before, after = _description(old), _description(new)
     differences = [name for name in dict.fromkeys([*before, *after]) if before.get(name) != after.get(name)]
     if differences:
-        first = "; ".join(f"{name}: {before.get(name, 'absent')} and {after.get(name, 'absent')}"
-                          for name in differences[:SHOWN])
+        first = "; ".join(f"{name}: {before.get(name, 'missing')} -> {after.get(name, 'missing')}"
+                          for name in differences[:MAX_DIFFERENCES_SHOWN])
         raise BuildError(f"--refit: {new} is not the same architecture as {old}: {len(differences)} differences, such "
                          f"as {first}. Build its engines instead: python -m dpt_deploy.build {new.parent}")
 
 
 def _description(path: Path) -> dict[str, str]:
-    """All of a graph but the values of its weights; constants without a weight's name count with their values."""
+    """Everything in a graph except the values of weights, as text by name."""
     graph = onnx.load(path, load_external_data=False).graph
-    found = {f"tensor {value.name}": hashlib.sha256(value.SerializeToString()).hexdigest()[:8]
-             for value in (*graph.input, *graph.output)}
+    description = {f"tensor {value.name}": hashlib.sha256(value.SerializeToString()).hexdigest()[:8]
+                   for value in (*graph.input, *graph.output)}
     for tensor in graph.initializer:
         text = f"{onnx.TensorProto.DataType.Name(tensor.data_type)} {list(tensor.dims)}"
-        if "." not in tensor.name:
+        if "." not in tensor.name:  # a constant; names of weights have dots
             text += " " + hashlib.sha256(tensor.SerializeToString()).hexdigest()[:8]
-        found[f"weight {tensor.name}"] = text
+        description[f"weight {tensor.name}"] = text
     for index, node in enumerate(graph.node):
         digest = hashlib.sha256(node.SerializeToString(deterministic=True)).hexdigest()[:8]
-        found[f"node {index}"] = f"{node.op_type} {node.name} {digest}"
-    return found
+        description[f"node {index}"] = f"{node.op_type} {node.name} {digest}"
+    return description
 
 
-def _refit(
-    bundle: Bundle, source: Bundle, engine: Artifact, graph: Artifact, say: Callable[[str], None]
-) -> Artifact:
+def _refit(bundle: Bundle, source: Bundle, engine: Artifact, graph: Artifact, say: Callable[[str], None]) -> Artifact:
     details: EngineDetails = engine.details
     builder = find_builder(details.builder)
-    # Without its weights it runs nowhere; what matters is whether it runs once it has them.
-    filled = engine.model_copy(update={"details": details.model_copy(update={"weights": "fixed"})})
-    if why := misfit(source, filled, builder.version, device.compute_capability()):
+    # A stripped engine never fits: check the engine that it becomes.
+    with_weights = engine.model_copy(update={"details": details.model_copy(update={"weights": "fixed"})})
+    if why := incompatibility(source, with_weights, builder.version, device.compute_capability()):
         raise BackendError(f"--refit: {engine.file} {why}. Build it again: python -m dpt_deploy.build {source.folder} "
                            f"--weights {details.weights}")
     stripped = details.weights == "stripped"
 
     def make(path: Path) -> EngineDetails:
-        answer = _fill(source.path(engine), bundle.path(graph), path, builder, not stripped)
-        kept = filled.details if stripped else details
-        certificate = (kept.certificate.to_json() if kept.certificate else {}) | answer
-        return EngineDetails.model_validate(kept.to_json() | {
+        with replacing(path) as temporary:
+            request = {"action": "refit", "module": MODULES[builder.name], "engine": str(source.path(engine)),
+                       "onnx": str(bundle.path(graph)), "plan": str(temporary), "keep_refittable": not stripped}
+            result = run_builder(request, builder, f"could not refit {engine.file}")
+        old = with_weights.details if stripped else details
+        certificate = (old.certificate.to_json() if old.certificate else {}) | result
+        return EngineDetails.model_validate(old.to_json() | {
             "certificate": certificate, "made_from": graph.sha256, "refitted_from": engine.sha256})
 
     file = engine.file.replace("-stripped", "") if stripped else engine.file
@@ -119,10 +123,3 @@ def _refit(
     else:
         say(f"refitted {file} ({artifact.bytes / 1e6:.0f} MB)")
     return artifact
-
-
-def _fill(engine: Path, graph: Path, plan: Path, builder: Builder, keep_refittable: bool) -> dict[str, int]:
-    with replacing(plan) as temporary:
-        order = {"do": "refit", "module": MODULES[builder.name], "engine": str(engine), "onnx": str(graph),
-                 "plan": str(temporary), "keep_refittable": keep_refittable}
-        return run_builder(order, builder, f"could not refit {engine.name}")

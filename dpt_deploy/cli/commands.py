@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
+import io
 import sys
 from pathlib import Path
 from typing import NamedTuple
@@ -74,7 +76,7 @@ def help_page() -> str:
         *lines,
         f"  {'completion':{width}}completion script for a shell: dpt completion bash|zsh",
         f"  {'--version':{width}}the version",
-        f"  {'-h, --help':{width}}this page; after a command, its options of a command",
+        f"  {'-h, --help':{width}}this page; after a command, its options",
         "",
         "Exit status: 0 done and passed, 1 verdict failed or input skipped, 2 error, 130 interrupted.",
     ])
@@ -104,8 +106,7 @@ def completion(arguments: list[str]) -> str:
         from .help import completion_script
     found = {}
     for row in ROWS.values():
-        try:
+        # A command without its packages says so and exits.
+        with contextlib.suppress(ImportError, SystemExit), contextlib.redirect_stderr(io.StringIO()):
             found[row] = importlib.import_module(_module(row.module)).COMMAND.config
-        except (ImportError, SystemExit):
-            continue
     return completion_script({row.name: (row.help, config) for row, config in found.items()}, arguments[0])

@@ -1,1 +1,1 @@
-"""What every other part stands on: errors, files, the contract, metrics, the manifest and the verdict."""
+"""Shared by every other part: errors, files, the contract, metrics, the manifest and the verdict."""

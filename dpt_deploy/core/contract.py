@@ -1,17 +1,16 @@
-"""What goes in and what comes out: names, dtypes, shapes, units, ranges, and the resize rule.
+"""Inputs and outputs of the graphs: names, dtypes, shapes, units, ranges, and the resize rule.
 
-Training, both graphs, both runtimes and the parity check take these facts from here; nobody writes
-them twice.
+Training, both graphs, both runtimes and the parity check use these definitions.
 
 **Conventions.** Images are RGB. Depth is z-depth in metres. Normals are unit vectors in camera space:
-x to the image's right, y up, z towards the viewer, so that a wall facing the camera is (0, 0, 1).
+x right, y up, z towards the viewer. A wall facing the camera has the normal (0, 0, 1).
 Alpha is foreground coverage in [0, 1].
 
-**Resize rule.** A frame reaches the network's input size, and a map returns to the frame's size, by
-separable antialiased triangle filtering, the rule of
+**Resize rule.** Frames are resized to the network's input, and maps back to the frame's size, with the
+separable antialiased triangle filter of
 `torch.nn.functional.interpolate(mode="bilinear", antialias=True, align_corners=False)`. With
-`resize="letterbox"` the frame keeps its aspect ratio, is centred, and its edge pixels are repeated
-into the padding; `content_box` says where it lies.
+`resize="letterbox"` the frame keeps its aspect ratio, is centred, and is padded by repeating its edge
+pixels; `content_box` returns its position.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ Graph = Literal["model", "frame"]
 
 @dataclass(frozen=True)
 class TensorSpec:
-    """One input or output of a graph. A string in `shape` is a dynamic axis."""
+    """An input or output of a graph. A string in `shape` names a dynamic axis."""
 
     name: str
     dtype: str
@@ -44,7 +43,7 @@ class TensorSpec:
     meaning: str
 
     def check(self, array: Any) -> None:
-        """Raise `ContractError` unless `array` has this dtype and shape."""
+        """Raise `ContractError` unless `array` has this dtype and shape. Dynamic axes must not be empty."""
         shape, dtype = tuple(array.shape), str(array.dtype).removeprefix("torch.")
         fits = len(shape) == len(self.shape) and all(
             have > 0 if isinstance(want, str) else have == want for have, want in zip(shape, self.shape, strict=True)
@@ -57,7 +56,7 @@ class TensorSpec:
 
 @dataclass(frozen=True)
 class Box:
-    """Where a frame's content lies in the network's input [pixels]."""
+    """The region of the network's input that a frame covers [pixels]."""
 
     top: int
     left: int
@@ -66,9 +65,9 @@ class Box:
 
 
 def content_box(frame_size: tuple[int, int], input_size: tuple[int, int], resize: ResizeRule) -> Box:
-    """Where a frame of `frame_size` (H, W) lies in an input of `input_size` (H, W).
+    """The region that a frame of `frame_size` (H, W) covers in an input of `input_size` (H, W).
 
-    Integer arithmetic alone, so that every language and every backend finds the same pixels.
+    Uses integer arithmetic, so every language and backend gets the same pixels.
     """
     (frame_h, frame_w), (input_h, input_w) = frame_size, input_size
     if resize == "stretch":
@@ -79,9 +78,9 @@ def content_box(frame_size: tuple[int, int], input_size: tuple[int, int], resize
 
 
 def resize_weights(size_in: int, size_out: int) -> np.ndarray:
-    """Triangle-filter weights, float32 (size_out, size_in), rows summing to 1, computed in float64.
+    """Triangle-filter weights, float32 (size_out, size_in), computed in float64. Rows sum to 1.
 
-    `weights @ signal` resizes a signal of length `size_in`; antialiased when it shrinks.
+    `weights @ signal` resizes a signal of length `size_in`, with antialiasing when downscaling.
     """
     scale = size_in / size_out
     support = max(scale, 1.0)
@@ -92,7 +91,7 @@ def resize_weights(size_in: int, size_out: int) -> np.ndarray:
 
 
 def check_heads(heads: tuple[str, ...]) -> None:
-    """Raise `BadInput` unless `heads` is a non-empty subset of depth, normals, alpha, in that order."""
+    """Raise `BadInput` unless `heads` is a non-empty subset of depth, normals, alpha in that order."""
     if not heads or list(heads) != [head for head in HEADS if head in heads]:
         raise BadInput(
             f"heads: expected a non-empty subset of {', '.join(HEADS)}, in that order, "
@@ -102,18 +101,18 @@ def check_heads(heads: tuple[str, ...]) -> None:
 
 @dataclass(frozen=True)
 class Contract:
-    """Everything that a program needs to know to feed a bundle and read its maps."""
+    """What a program must know to prepare a bundle's inputs and interpret its outputs."""
 
     input_size: tuple[int, int] = (384, 384)
     """Height and width of the network's input [pixels]."""
     mean: tuple[float, float, float] = (0.5, 0.5, 0.5)
     """Subtracted from RGB in [0, 1]."""
     std: tuple[float, float, float] = (0.5, 0.5, 0.5)
-    """Divides RGB after `mean` is subtracted."""
+    """Divides RGB after subtracting `mean`."""
     resize: ResizeRule = "stretch"
-    """How a frame reaches `input_size`."""
+    """How a frame is resized to `input_size`."""
     heads: tuple[str, ...] = HEADS
-    """Which maps the graphs give, a non-empty subset of depth, normals, alpha, in that order."""
+    """The maps that the graphs output: a non-empty subset of depth, normals, alpha in that order."""
 
     def __post_init__(self) -> None:
         check_heads(self.heads)
@@ -121,53 +120,41 @@ class Contract:
             raise BadInput(f"resize: expected one of {', '.join(RESIZE_RULES)}, received {self.resize!r}.")
 
     def content_box(self, frame_size: tuple[int, int]) -> Box:
-        """Where a frame of `frame_size` (H, W) lies in the network's input."""
+        """The region that a frame of `frame_size` (H, W) covers in the network's input."""
         return content_box(frame_size, self.input_size, self.resize)
 
     def inputs(self, graph: Graph) -> dict[str, TensorSpec]:
-        """The inputs of a graph, by name."""
+        """The inputs of a graph by name."""
         if graph == "model":
-            spec = TensorSpec(
-                "image", "float32", ("batch", 3, *self.input_size), "1", (None, None),
-                "RGB in [0, 1], minus mean, divided by std, channels first.",
-            )
+            spec = TensorSpec("image", "float32", ("batch", 3, *self.input_size), "1", (None, None),
+                              "RGB in [0, 1], minus mean, divided by std, channels first.")
         else:
-            spec = TensorSpec(
-                "frame", "uint8", ("batch", "height", "width", 3), "1", (0, 255),
-                "RGB pixels, channels last, of any size; all frames of a batch share one size.",
-            )
+            spec = TensorSpec("frame", "uint8", ("batch", "height", "width", 3), "1", (0, 255),
+                              "RGB pixels, channels last, of any size; all frames of a batch share one size.")
         return {spec.name: spec}
 
     def outputs(self, graph: Graph) -> dict[str, TensorSpec]:
-        """The outputs of a graph, by name, for this contract's heads."""
+        """The outputs of a graph by name, for this contract's heads."""
         h, w = self.input_size
         if graph == "model":
-            specs = {
-                "depth": TensorSpec("depth", "float32", ("batch", 1, h, w), "m", (0, None), "z-depth."),
-                "normals": TensorSpec(
-                    "normals", "float32", ("batch", 3, h, w), "1", (-1, 1),
-                    "Camera-space normals, x right, y up, z towards the viewer; not yet of unit length.",
-                ),
-                "alpha": TensorSpec(
-                    "alpha_logits", "float32", ("batch", 1, h, w), "1", (None, None),
-                    "Foreground logits; the sigmoid is coverage.",
-                ),
-            }
+            specs = (
+                TensorSpec("depth", "float32", ("batch", 1, h, w), "m", (0, None), "z-depth."),
+                TensorSpec("normals", "float32", ("batch", 3, h, w), "1", (-1, 1),
+                           "Camera-space normals, x right, y up, z towards the viewer; not yet of unit length."),
+                TensorSpec("alpha_logits", "float32", ("batch", 1, h, w), "1", (None, None),
+                           "Foreground logits; the sigmoid is coverage."),
+            )
         else:
-            specs = {
-                "depth": TensorSpec("depth", "float32", ("batch", "height", "width"), "m", (0, None), "z-depth."),
-                "normals": TensorSpec(
-                    "normals", "float32", ("batch", "height", "width", 3), "1", (-1, 1),
-                    "Unit camera-space normals, x right, y up, z towards the viewer.",
-                ),
-                "alpha": TensorSpec(
-                    "alpha", "float32", ("batch", "height", "width"), "1", (0, 1), "Foreground coverage.",
-                ),
-            }
-        return {specs[head].name: specs[head] for head in self.heads}
+            specs = (
+                TensorSpec("depth", "float32", ("batch", "height", "width"), "m", (0, None), "z-depth."),
+                TensorSpec("normals", "float32", ("batch", "height", "width", 3), "1", (-1, 1),
+                           "Unit camera-space normals, x right, y up, z towards the viewer."),
+                TensorSpec("alpha", "float32", ("batch", "height", "width"), "1", (0, 1), "Foreground coverage."),
+            )
+        return {spec.name: spec for head, spec in zip(HEADS, specs, strict=True) if head in self.heads}
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values; with the tensors of both graphs spelled out for readers in other languages."""
+        """Plain JSON values, including the tensors of both graphs for readers in other languages."""
         tensors = {
             graph: {
                 "inputs": [dataclasses.asdict(spec) for spec in self.inputs(graph).values()],
@@ -183,7 +170,7 @@ class Contract:
             "normals": "camera space, x right, y up, z towards the viewer",
             "graphs": tensors,
         }
-        return json.loads(json.dumps(fields))  # tuples become lists here, as they would in a file
+        return json.loads(json.dumps(fields))  # tuples become lists, as in a file
 
     @classmethod
     def from_json(cls, value: dict[str, Any]) -> Contract:

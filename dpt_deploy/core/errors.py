@@ -1,8 +1,7 @@
-"""Errors that tell the reader what to do.
+"""The exceptions of this package.
 
-Every message says what was expected, what was received, and what to run. The
-command lines print the message alone, without a traceback, and exit with
-`exit_code`.
+Every message says what was expected, what was received and what to run. Commands print the message
+without a traceback and exit with `exit_code`.
 """
 
 from __future__ import annotations
@@ -11,59 +10,72 @@ from enum import StrEnum
 
 
 class Cause(StrEnum):
-    """Why something cannot run here, for programs; the error's message says it to people."""
+    """Why something cannot run on this machine, for programs. The error's message explains it to users."""
 
     NO_GPU = "no GPU"
     NOT_INSTALLED = "not installed"
     NOT_BUILT = "not built"
     BROKEN = "installed but broken"
     UNSUPPORTED = "unsupported"
-    """The processor, the GPU or the library lacks what is needed."""
+    """The processor, GPU or library lacks a required feature."""
     DOES_NOT_FIT = "does not fit"
-    """The artefact was made for another version or GPU, or from another graph."""
+    """The artefact was built for another version or GPU, or from another graph."""
     OUTSIDE_PROFILE = "outside the profile"
     NO_ARTIFACT = "no artefact"
-    """The bundle has nothing that could run."""
+    """The bundle has no suitable artefact."""
 
 
 class DptError(Exception):
-    """Base class of every error this package raises on purpose; exit status 2."""
+    """Base class of every error that this package raises on purpose. Exit status 2."""
 
     exit_code = 2
 
+    @property
+    def message(self) -> str:
+        """The text without the backend's name."""
+        return str(self)
+
 
 class BadInput(DptError):
-    """A file, folder, image or option that cannot be used as given."""
+    """A file, folder, image or option is not usable."""
 
 
 class BadCheckpoint(DptError):
-    """A checkpoint that cannot be read, or does not fit the model."""
+    """A checkpoint cannot be read or does not match the model."""
 
 
 class BadBundle(DptError):
-    """A bundle that is incomplete, changed, or of another format."""
+    """A bundle is incomplete, modified, or has another format."""
 
 
 class ContractError(DptError):
-    """A tensor whose name, dtype or shape is outside the contract."""
+    """The name, dtype or shape of a tensor violates the contract."""
 
 
 class MissingPackage(DptError):
-    """A package that this step needs is not installed."""
+    """A required package is not installed."""
 
     cause = Cause.NOT_INSTALLED
 
 
 class BackendError(DptError):
-    """A backend that was asked for cannot run here; `cause` says why to programs."""
+    """A backend cannot run. `cause` gives the reason for programs."""
 
-    def __init__(self, message: str, cause: Cause = Cause.UNSUPPORTED) -> None:
+    def __init__(self, message: str, cause: Cause = Cause.UNSUPPORTED, backend: str = "") -> None:
         super().__init__(message)
         self.cause = cause
+        self.backend = backend
+
+    def __str__(self) -> str:
+        return f"{self.backend}: {self.message}" if self.backend else self.message
+
+    @property
+    def message(self) -> str:
+        return self.args[0]
 
 
 class BuildError(DptError):
-    """An engine or a graph that could not be made."""
+    """Building an engine or exporting a graph failed."""
 
 
 def missing_package(package: str, extra: str, why: str) -> MissingPackage:
@@ -71,8 +83,8 @@ def missing_package(package: str, extra: str, why: str) -> MissingPackage:
 
     Args:
         package: Name of the package.
-        extra: The extra of pyproject.toml that brings it.
-        why: Completes "... is needed to".
+        extra: The extra of pyproject.toml that installs it.
+        why: Completes "<package> is needed to".
     """
     from .install import install_command
 

@@ -1,4 +1,4 @@
-"""Files that are either whole or not there: atomic writes, and hashes."""
+"""Atomic file writes and hashes."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from .errors import BadInput
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
-    """Yield a temporary name in `path`'s folder; rename it to `path` when the block succeeds.
+    """Yield a temporary path next to `path` and rename it to `path` if the block succeeds.
 
-    When the block raises, the temporary file is removed and `path` stays as it was. A full disk or
-    an unwritable folder becomes a `BadInput` that names the file.
+    If the block raises, the temporary file is removed and `path` is unchanged. An `OSError`, such as a
+    full disk, becomes a `BadInput` that names the file.
     """
     path = Path(path)
     try:
@@ -29,7 +29,7 @@ def replacing(path: Path | str) -> Iterator[Path]:
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
-        # A folder, not a file: writers may add files of their own (ONNX external data).
+        # A folder, because a writer may add files, such as ONNX external data.
         temporary = folder / path.name
         yield temporary
         os.replace(temporary, path)
@@ -40,9 +40,9 @@ def replacing(path: Path | str) -> Iterator[Path]:
 
 
 def cannot_write(path: Path | str, error: BaseException) -> BadInput:
-    """The one wording for a write that failed; `error` carries the system's reason."""
+    """The error for a failed write, with the system's reason from `error`."""
     reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return BadInput(f"cannot write {path}: {reason}. Free some space or choose another output folder, and run again.")
+    return BadInput(f"cannot write {path}: {reason}. Free disk space or choose another output folder, then run again.")
 
 
 def write_text(path: Path | str, text: str) -> None:
@@ -52,21 +52,21 @@ def write_text(path: Path | str, text: str) -> None:
 
 
 def write_json(path: Path | str, value: Any) -> None:
-    """Write JSON atomically, indented by two, keys in the order given."""
+    """Write JSON atomically, indented by two spaces, without sorting keys."""
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
 def sha256(path: Path | str) -> str:
-    """SHA-256 of a file's content, in hexadecimal."""
+    """SHA-256 of a file's content in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def existing_file(path: Path | str, what: str) -> Path:
-    """`path` if it is a readable file, else `BadInput`; `what` names the thing expected."""
+    """Return `path` if it is a file, else raise `BadInput`. `what` describes the expected file."""
     path = Path(path)
     if path.is_dir():
-        raise BadInput(f"expected {what}, received the folder {path}. Give the file itself.")
+        raise BadInput(f"expected {what}, received the folder {path}. Pass a file.")
     if not path.is_file():
         raise BadInput(f"expected {what}, but there is no file {path}. Check the path.")
     return path

@@ -1,7 +1,7 @@
-"""The one place that makes install commands.
+"""Install commands for error messages. No other module writes them.
 
-There is no distribution of dpt-deploy on a package index, so a command names the packages of an extra themselves. They
-are read from pyproject.toml in a clone, and from the metadata of the installed distribution otherwise.
+dpt-deploy is not on a package index, so a command lists the packages of an extra. They are read from pyproject.toml in
+a clone and from the metadata of the installed distribution otherwise.
 """
 
 from __future__ import annotations
@@ -20,49 +20,48 @@ NOTES = {"tensorrt": "its libraries come from NVIDIA's package index"}
 
 
 def install_command(extra: str, *packages: str, flags: tuple[str, ...] = ()) -> str:
-    """The command that installs what an extra needs.
+    """The command that installs the packages of an extra.
 
     Args:
-        extra: An extra of pyproject.toml such as "export"; "" stands for the base dependencies.
-        packages: Only these packages of the extra, installed or not. If none are given, those that are missing or too
-            old, or all of them if none are.
-        flags: More options for pip, such as "--upgrade".
+        extra: An extra of pyproject.toml such as "export", or "" for the base dependencies.
+        packages: Install only these packages of the extra. Default: those that are missing or too old, or all if
+            every package is up to date.
+        flags: Options for pip, such as "--upgrade".
 
     Returns:
         A shell line such as `python -m pip install 'tyro>=1.0' 'rich>=13.9'`.
     """
     wanted = requirements(extra)
     names = {canonicalize_name(name) for name in packages}
-    chosen = [one for one in wanted if canonicalize_name(one.name) in names if packages] or \
-        [one for one in wanted if not _installed(one)] or wanted
-    arguments = [one.name + (f"[{','.join(sorted(one.extras))}]" if one.extras else "") + str(one.specifier)
-                 for one in chosen]
+    chosen = [item for item in wanted if canonicalize_name(item.name) in names] or \
+        [item for item in wanted if not _installed(item)] or wanted
+    arguments = [item.name + (f"[{','.join(sorted(item.extras))}]" if item.extras else "") + str(item.specifier)
+                 for item in chosen]
     command = " ".join(["python -m pip install", *flags, *map(shlex.quote, arguments)])
     return f"{command} ({NOTES[extra]})" if extra in NOTES else command
 
 
 def reinstall_command(*packages: str) -> str:
-    """The command that installs packages again, because one is broken."""
+    """The command that reinstalls broken packages."""
     return shlex.join(["python", "-m", "pip", "install", "--force-reinstall", *packages])
 
 
 def requirements(extra: str) -> list[Requirement]:
-    """What an extra asks for, with the extras of dpt-deploy that it refers to; "" stands for the base dependencies."""
+    """The requirements of an extra and of the extras that it includes. "" stands for the base dependencies."""
     found: dict[str, Requirement] = {}
-    waiting, seen = [extra], set()
-    while waiting:
-        name = waiting.pop()
+    pending, seen = [extra], set()
+    while pending:
+        name = pending.pop()
         seen.add(name)
         for requirement in _declared(name):
             if canonicalize_name(requirement.name) == DISTRIBUTION:
-                waiting += requirement.extras - seen
+                pending += requirement.extras - seen
             else:
                 found[canonicalize_name(requirement.name)] = requirement
     return list(found.values())
 
 
 def _declared(extra: str) -> list[Requirement]:
-    """The requirements of an extra as they are written."""
     if PYPROJECT.is_file():
         project = tomllib.loads(PYPROJECT.read_text(encoding="utf-8")).get("project", {})
         if project.get("name") == DISTRIBUTION:
@@ -70,9 +69,9 @@ def _declared(extra: str) -> list[Requirement]:
             return [Requirement(line) for line in lines]
     declared = [Requirement(line) for line in metadata.requires(DISTRIBUTION) or ()]
     if not extra:
-        return [one for one in declared if one.marker is None or one.marker.evaluate({"extra": ""})]
-    return [one for one in declared if one.marker and "extra" in str(one.marker)
-            and one.marker.evaluate({"extra": extra})]
+        return [item for item in declared if item.marker is None or item.marker.evaluate({"extra": ""})]
+    return [item for item in declared if item.marker and "extra" in str(item.marker)
+            and item.marker.evaluate({"extra": extra})]
 
 
 def _installed(requirement: Requirement) -> bool:

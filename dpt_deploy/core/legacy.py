@@ -1,11 +1,11 @@
-"""Reports of version 0.1.0, which named their stages in words: turned into today's JSON, here and nowhere else."""
+"""Convert parity reports of version 0.1.0, which identified stages and findings by sentences, to the current JSON."""
 
 from __future__ import annotations
 
 import re
 from typing import Any
 
-_BY_TITLE = (  # how a title began; kind, backend and device of the stage
+_BY_TITLE = (  # prefix of the title; kind, backend and device of the stage
     ("weights ", "weights", "", "cpu"),
     ("PyTorch ", "pytorch", "", "cpu"),
     ("ONNX Runtime ", "graph", "onnxruntime-cpu", "cpu"),
@@ -24,7 +24,7 @@ _FAULTS = (
 
 
 def upgraded(stage: dict[str, Any]) -> dict[str, Any]:
-    """A stage as 0.1.0 wrote it, as `core.verdict` reads it. Raises `ValueError` for a title that it did not write."""
+    """Convert a stage of version 0.1.0 to the current JSON. Raises `ValueError` for an unknown title."""
     title, reasons = stage["name"], list(stage["reasons"])
     found = next((row for row in _BY_TITLE if title.startswith(row[0])), None)
     if found is None:
@@ -35,16 +35,16 @@ def upgraded(stage: dict[str, Any]) -> dict[str, Any]:
         "precision": stage["precision"], "backend": backend, "device": device, "file": stage["artifact"],
         "title": title,
     }
-    because: dict[str, Any] = {"notes": reasons}
+    converted: dict[str, Any] = {"notes": reasons}
     if stage["status"] == "failed":
-        because = {"findings": [_finding(reason) for reason in reasons]}
+        converted = {"findings": [_finding(reason) for reason in reasons]}
     elif stage["status"] == "not run":
-        because = {"detail": "; ".join(reasons)}
-    return stage | because | {"id": identity}
+        converted = {"detail": "; ".join(reasons)}
+    return stage | converted | {"id": identity}
 
 
 def _finding(reason: str) -> dict[str, Any]:
-    """A reason of a failed stage. Budgets are told apart, so that the stage can be held to another one."""
+    """Convert a reason. Budget violations become data, so the stage can be evaluated against another budget."""
     if found := _OVER_BUDGET.fullmatch(reason):
         return {"fault": "over budget"} | found.groupdict()
     heads = (about["head"] for pattern in _FAULTS if (about := pattern.fullmatch(reason)))

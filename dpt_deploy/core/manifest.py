@@ -1,7 +1,7 @@
-"""The manifest of a bundle, typed: one class for each thing in it, checked once, when it is read.
+"""The typed manifest of a bundle, validated when it is read.
 
-The classes keep keys that they do not know, so that a manifest of a newer version survives being written
-again. No other module spells the keys of `manifest.json`.
+Unknown keys are kept, so rewriting a manifest of a newer version loses nothing. No other module uses the
+keys of `manifest.json` as strings.
 """
 
 from __future__ import annotations
@@ -26,23 +26,23 @@ Weights = Literal["fixed", "refittable", "stripped"]
 
 
 class Record(BaseModel):
-    """Base of everything in a manifest: immutable, checks the keys that it knows, keeps the others."""
+    """Base class of manifest entries: immutable, validates known keys and keeps unknown ones."""
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values: what was given, without the defaults of what was not."""
+        """Plain JSON values of the fields that were set explicitly."""
         return json.loads(self.model_dump_json(exclude_unset=True))
 
 
 @dataclass(frozen=True)
 class PrecisionPlan:
-    """Which arithmetic each part of a graph uses."""
+    """The arithmetic precision of each part of a graph."""
 
     precision: Precision = "fp16"
-    """The type of everything that `fp32` does not name."""
+    """The type of everything not listed in `fp32`."""
     fp32: tuple[str, ...] = ("activations", "resize")
-    """What stays in FP32: module names such as decoder.fusion.2, and the units residual, activations, resize."""
+    """Parts kept in FP32: module names such as decoder.fusion.2, or residual, activations, resize."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -50,36 +50,34 @@ class PrecisionPlan:
 
 
 class ShapeRange(Record):
-    """The shapes that an engine takes at one input."""
+    """The shapes that an engine accepts at one input."""
 
     min: tuple[int, ...]
-    """Smallest shape."""
     opt: tuple[int, ...]
-    """The shape that the engine is tuned for."""
+    """The shape that the engine is optimised for."""
     max: tuple[int, ...]
-    """Largest shape."""
 
 
 class AttentionRecord(Record):
-    """What a certificate says of attention."""
+    """The attention section of a certificate."""
 
     status: str = ""
     reason: str = ""
     blocks: int | None = None
-    """Attention blocks of the backbone."""
+    """Number of attention blocks in the backbone."""
     layers: int | None = None
-    """Attention layers of the network."""
+    """Number of attention layers in the network."""
 
 
 class FlopsRecord(Record):
-    """Matrix FLOPs of a batch of one."""
+    """Matrix FLOPs for a batch of one."""
 
     share: float | None = None
-    """Share of them in half precision."""
+    """Fraction in half precision."""
 
 
 class Certificate(Record):
-    """What an engine computes in; `build.certificate` lists all of its keys."""
+    """The precision that an engine really uses. `build.certificate` documents all keys."""
 
     status: str = "none"
     reasons: tuple[str, ...] = ()
@@ -98,19 +96,19 @@ class EngineDetails(Record):
     """Details of an engine."""
 
     builder: str
-    """Name of the backend that built it and runs it."""
+    """Name of the backend that builds and runs it."""
     builder_version: str = ""
     compute_capability: str | None = None
-    """Of the GPU that it was built for, such as "9.0"; None if it is not bound to one."""
+    """Compute capability of the target GPU, such as "9.0". None if it is not tied to one."""
     profile: dict[str, ShapeRange] = {}
-    """Shapes by input."""
+    """Accepted shapes by input name."""
     max_pixels: int | None = None
     """Largest product of batch, height and width of a frame graph's input."""
     weights: Weights = "fixed"
     version_compatible: bool = False
     hardware_compatible: bool = False
     made_from: str | None = None
-    """SHA-256 of its graph."""
+    """SHA-256 of the graph that it was built from."""
     refitted_from: str | None = None
     """SHA-256 of the engine whose weights were replaced."""
     certificate: Certificate | None = None
@@ -120,16 +118,16 @@ class Artifact(Record):
     """One file of a bundle."""
 
     file: str
-    """Name within the bundle's folder."""
+    """File name within the bundle's folder."""
     kind: Kind
     sha256: str
     bytes: int
     graph: Graph | None = None
-    """None for a file that is neither a graph nor an engine."""
+    """None if the file is neither a graph nor an engine."""
     precision: Precision | None = None
-    """The type of most of the graph's arithmetic."""
+    """The default precision of the graph."""
     key: str | None = None
-    """Hash of everything this file was made from; equal keys make a second run reuse the file."""
+    """Hash of everything the file depends on. Another run with an equal key reuses the file."""
     details: GraphDetails | EngineDetails | Record = Field(default_factory=dict, validate_default=True)
 
     @field_validator("file")
@@ -151,14 +149,14 @@ class Artifact(Record):
 
 
 class Checkpoint(Record):
-    """The checkpoint that a bundle was made from."""
+    """The checkpoint that a bundle was exported from."""
 
     file: str = "best_model.pth"
     sha256: str = ""
 
 
 class ModelRecord(Record):
-    """The architecture, as `dpt_deploy.model.ModelConfig` writes it."""
+    """The architecture, as written by `dpt_deploy.model.ModelConfig`."""
 
     backbone: str = "unknown"
     depth_scale: float = 5.0
@@ -173,13 +171,13 @@ class TrialRecord(Record):
     heads: dict[str, dict[str, Number]] = {}
     reasons: tuple[str, ...] = ()
     backbone_half: float | None = None
-    """Share of the backbone's matrix FLOPs in half precision."""
+    """Fraction of the backbone's matrix FLOPs in half precision."""
     decoder_half: float | None = None
-    """The same of decoder and heads."""
+    """The same for decoder and heads."""
 
 
 def _readable_stage(value: Any) -> Stage | None:
-    """A stage, or None for one that an earlier version wrote as sentences: it is judged again."""
+    """The stage, or None if an earlier version wrote it, so that it is judged again."""
     try:
         return value if isinstance(value, Stage) else stage_from_json(value)
     except ValueError:
@@ -190,11 +188,11 @@ class PrecisionRecord(Record):
     """How the precision plan was chosen."""
 
     key: str | None = None
-    """Hash of everything that the choice depends on."""
+    """Hash of everything the choice depends on."""
     plan: PrecisionPlan
     trials: tuple[TrialRecord, ...] = ()
     stage: Annotated[Stage | None, BeforeValidator(_readable_stage)] = None
-    """What PyTorch in the plan's precision makes of the parity inputs."""
+    """The parity result of PyTorch in the plan's precision."""
 
     def to_json(self) -> dict[str, Any]:
         value = json.loads(self.model_dump_json(exclude={"stage"}))
@@ -202,24 +200,24 @@ class PrecisionRecord(Record):
 
 
 class Manifest(Record):
-    """Everything that `manifest.json` says."""
+    """The content of `manifest.json`."""
 
     format: Literal[1] = FORMAT
     name: str
     created: str = ""
     """UTC, ISO 8601."""
     command: str = ""
-    """The shell line that exported the bundle."""
+    """The command line that exported the bundle."""
     checkpoint: Checkpoint = Checkpoint()
     model: ModelRecord = ModelRecord()
     contract: dict[str, Any]
-    """As `Contract.to_json` writes it; `Bundle.contract` is the typed one."""
+    """As written by `Contract.to_json`. `Bundle.contract` is the typed form."""
     training: dict[str, Any] = {}
-    """The training record of the checkpoint."""
+    """The training record in the checkpoint."""
     options: dict[str, Any] = {}
     """The options of the export."""
     versions: dict[str, str] = {}
-    """Versions of the packages that the export used."""
+    """Package versions used by the export."""
     precision: PrecisionRecord | None = None
     artifacts: tuple[Artifact, ...] = ()
 
@@ -234,7 +232,7 @@ class Manifest(Record):
 
     @classmethod
     def read(cls, path: Path) -> Self:
-        """Read `manifest.json`. Raises `BadBundle`, in one sentence, for a file that is not one."""
+        """Read `manifest.json`. Raises `BadBundle` if it is not a valid manifest."""
         try:
             value = json.loads(path.read_text(encoding="utf-8"))
             found = value.get("format") if isinstance(value, dict) else None
@@ -261,14 +259,14 @@ class Manifest(Record):
 
     @property
     def origin(self) -> tuple[Any, ...]:
-        """What all files of a bundle are made from; the checkpoint's name is not part of it."""
+        """What every file of a bundle depends on. Excludes the checkpoint's file name."""
         return self.checkpoint.sha256, self.contract, self.model.to_json()
 
     def key(self, *made_from: Any) -> str:
-        """Hash of what a file depends on: checkpoint, contract, model, versions and `made_from` (plain JSON values)."""
+        """Hash of the checkpoint, contract, model, versions and `made_from` (plain JSON values)."""
         return digest([*self.origin, self.versions, *made_from])
 
 
 def digest(made_from: Sequence[Any]) -> str:
-    """SHA-256 of plain JSON values."""
+    """SHA-256 of plain JSON values, with sorted keys."""
     return hashlib.sha256(json.dumps(made_from, sort_keys=True).encode()).hexdigest()

@@ -1,6 +1,6 @@
-"""Per-head errors in the units of the task, for parity and for training (float64).
+"""Per-head error metrics for parity and training, in float64.
 
-Maps are (H, W) or (H, W, 3). No pixel at all gives NaN, which every budget refuses.
+Maps are (H, W) or (H, W, 3). An empty set of pixels gives NaN, which exceeds every budget.
 """
 
 from __future__ import annotations
@@ -10,26 +10,26 @@ from typing import Any
 
 import numpy as np
 
-# What the parity of each head measures; a budget may limit any of it.
+# The parity metrics of each head. A budget may limit any of them.
 PARITY = {
     "depth": ("abs_rel", "p99.9", "max", "within_1_percent"), "normals": ("mean", "p99", "max"),
     "alpha": ("mean", "max", "iou"),
 }
-EITHER_WAY = 1e-2  # the largest difference of coverage within the FP16 budget
+IOU_MARGIN = 1e-2  # the FP16 budget of the maximum alpha difference
 
 
 def relative_depth_error(depth: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """|depth - reference| / reference, per pixel, float64."""
+    """|depth - reference| / |reference| per pixel, float64."""
     reference = reference.astype(np.float64)
     return np.abs(depth.astype(np.float64) - reference) / np.maximum(np.abs(reference), 1e-12)
 
 
 def angle(normals: Any, reference: Any) -> Any:
-    """Angle between vectors (..., 3), in degrees, float64 (...); NumPy arrays, or PyTorch tensors of one device.
+    """Angle between vectors (..., 3) in degrees, float64 (...), for NumPy arrays or PyTorch tensors.
 
-    atan2(|a x b|, a . b) in float64: arccos in float32 gives 0.007 degrees between identical vectors.
+    Computed as atan2(|a x b|, a . b), because arccos in float32 gives 0.007 degrees for identical vectors.
     """
-    xp = np if isinstance(normals, np.ndarray) else sys.modules["torch"]  # the tensor's own library is loaded
+    xp = np if isinstance(normals, np.ndarray) else sys.modules["torch"]  # tensors imply that PyTorch is imported
     a, b = (xp.asarray(vectors, dtype=xp.float64) for vectors in (normals, reference))
     (ax, ay, az), (bx, by, bz) = ([vectors[..., i] for i in range(3)] for vectors in (a, b))
     x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
@@ -37,19 +37,19 @@ def angle(normals: Any, reference: Any) -> Any:
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:
-    """Logistic function in float64, without overflow."""
+    """Logistic function in float64, computed without overflow."""
     return 0.5 * (1.0 + np.tanh(0.5 * logits.astype(np.float64)))
 
 
 def iou(alpha: Any, reference: Any, threshold: float = 0.5) -> float:
-    """Intersection over union of alpha > threshold; 1 if both are empty. NumPy arrays or PyTorch tensors."""
+    """Intersection over union of alpha > threshold, 1 if both are empty, for NumPy arrays or PyTorch tensors."""
     a, b = alpha > threshold, reference > threshold
     union = int((a | b).sum())
     return int((a & b).sum()) / union if union else 1.0
 
 
 def depth_summary(error: np.ndarray) -> dict[str, float]:
-    """AbsRel, 99.9th percentile and maximum of relative errors, and the share of pixels within 1 %."""
+    """AbsRel, 99.9th percentile and maximum of relative errors, and the fraction of pixels below 1 %."""
     if error.size == 0:
         return dict.fromkeys(PARITY["depth"], float("nan"))
     return {
@@ -61,18 +61,18 @@ def depth_summary(error: np.ndarray) -> dict[str, float]:
 
 
 def normal_summary(error: np.ndarray) -> dict[str, float]:
-    """Mean, 99th percentile and maximum of angles [degrees]."""
+    """Mean, 99th percentile and maximum of angular errors [degrees]."""
     if error.size == 0:
         return dict.fromkeys(PARITY["normals"], float("nan"))
     return {"mean": float(error.mean()), "p99": float(np.percentile(error, 99)), "max": float(error.max())}
 
 
 def alpha_parity(alpha: np.ndarray, reference: np.ndarray) -> dict[str, float]:
-    """Mean and maximum absolute difference of coverage, and IoU at 0.5 of the pixels that are sure.
+    """Mean and maximum absolute difference of alpha, and IoU at a threshold of 0.5.
 
-    A pixel whose reference lies within `EITHER_WAY` of 0.5 may fall to either side within the budget of `max`: two
-    of them would break an IoU of 0.999 on a foreground of 2,000 pixels, so that the IoU sets them aside.
+    The IoU ignores pixels whose reference is within `IOU_MARGIN` of 0.5. They can cross the threshold within the
+    budget of `max`, and two of them reduce the IoU of a foreground of 2,000 pixels below 0.999.
     """
     reference = reference.astype(np.float64)
-    error, sure = np.abs(alpha.astype(np.float64) - reference), np.abs(reference - 0.5) > EITHER_WAY
+    error, sure = np.abs(alpha.astype(np.float64) - reference), np.abs(reference - 0.5) > IOU_MARGIN
     return {"mean": float(error.mean()), "max": float(error.max()), "iou": iou(alpha[sure], reference[sure])}

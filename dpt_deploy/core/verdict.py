@@ -1,6 +1,6 @@
-"""What parity found, as data: stages with an identity, findings, the report and where an error enters.
+"""The parity verdict as data: stages, findings, the report, and the stage that introduces an error.
 
-Sentences are made from this data when it is printed; nothing is read back from a sentence.
+Text is generated from this data for display and never parsed.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from .errors import Cause
 from .legacy import upgraded
 
 Status = Literal["passed", "failed", "not run"]
-AT_LEAST = ("iou", "within_1_percent")  # metrics that a budget bounds from below
+AT_LEAST = ("iou", "within_1_percent")  # metrics with a lower bound
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0)
-"""The quantiles of an error map that a stage keeps."""
+"""The quantiles of the error maps that a stage stores."""
 CHECKPOINT, REFERENCE = "the checkpoint", "PyTorch FP32"
 PRECISIONS = ("fp32", "bf16", "fp16")
 
-# JSON has no NaN: a metric that is not finite is written as null, and null reads as NaN, which never passes.
+# JSON has no NaN. A non-finite metric is written as null, and null is read as NaN, which never passes.
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
 Budget = dict[str, dict[str, dict[str, float]]]
 """Limits by precision ("fp32", "fp16"), head and metric."""
 
 
 class StageKind(StrEnum):
-    """What a stage judges, in the order from the checkpoint to the maps."""
+    """What a stage judges, ordered from the checkpoint to the maps."""
 
     WEIGHTS = "weights"
-    """Every tensor of a graph against the checkpoint."""
+    """The weights of a graph against the checkpoint."""
     PYTORCH = "pytorch"
-    """The model in the precision of the plan, in PyTorch."""
+    """The PyTorch model in the precision of the plan."""
     GRAPH = "graph"
-    """An ONNX graph, on the runtime that defines what it means."""
+    """An ONNX graph in ONNX Runtime."""
     STEPS = "steps"
     """The Python runtime's pre- and post-processing around the model graph."""
     BACKEND = "backend"
@@ -48,27 +48,27 @@ class StageKind(StrEnum):
 
 @dataclass(frozen=True)
 class StageId:
-    """What makes a stage the same one in two reports."""
+    """The identity of a stage across reports."""
 
     kind: StageKind
     graph: Graph
     precision: Literal["fp32", "bf16", "fp16"]
-    """Whose budget applies; bf16 is held to the FP16 budget."""
+    """Selects the budget. BF16 uses the FP16 budget."""
     backend: str = ""
-    """Name in the registry of backends; empty for weights and PyTorch."""
+    """Name in the backend registry. Empty for weights and PyTorch."""
     device: str = "cpu"
-    """Where it computes: cpu or gpu."""
+    """cpu or gpu."""
     file: str | None = None
-    """The artefact, None if the stage judges no file."""
+    """File name of the artefact, None if the stage judges no file."""
     title: str = field(default="", compare=False)
-    """How people call it, such as "ONNX Runtime frame fp16"."""
+    """Display name, such as "ONNX Runtime frame fp16"."""
 
     def __str__(self) -> str:
         return self.title or " ".join(filter(None, (self.kind, self.backend, self.graph, self.precision)))
 
 
 class Fault(StrEnum):
-    """What a finding found."""
+    """The kind of a finding."""
 
     OVER_BUDGET = "over budget"
     NOT_FINITE = "not finite"
@@ -86,21 +86,21 @@ class Fault(StrEnum):
 
 @dataclass(frozen=True)
 class Finding:
-    """One reason why a stage failed."""
+    """A reason why a stage failed."""
 
     fault: Fault
     head: str | None = None
-    """depth, normals or alpha; None if it concerns no single head."""
+    """depth, normals or alpha. None if it is not specific to one head."""
     metric: str | None = None
     value: Number = math.nan
-    """The metric; the share of values that are not finite; the relative difference of a tensor."""
+    """The metric, the fraction of non-finite values, or the relative difference of a tensor."""
     bound: float | None = None
     image: str | None = None
-    """The parity input concerned."""
+    """Name of the parity input."""
     name: str = ""
-    """The output or tensor concerned."""
+    """Name of the output or tensor."""
     detail: str = ""
-    """Shapes, or another library's words."""
+    """Shapes, or the message of an error."""
 
     def __str__(self) -> str:
         where = f"{self.image}: " if self.image is not None else ""
@@ -132,74 +132,74 @@ class Finding:
 
 @dataclass(frozen=True)
 class Stage:
-    """One artefact, judged on its own against PyTorch FP32. Ask `passed`; a stage has no truth value."""
+    """The comparison of one artefact with PyTorch FP32. Use `passed`; a stage has no truth value."""
 
     id: StageId
     status: Status
     sha256: str | None = None
     """SHA-256 of the artefact."""
     heads: dict[str, dict[str, Number]] = field(default_factory=dict)
-    """Per head and metric, the worst value over the images that count."""
+    """Per head and metric, the worst value over the judged images."""
     worst: dict[str, str] = field(default_factory=dict)
-    """Per head, the image with the largest error, or the first one whose answer is not valid."""
+    """Per head, the image with the largest error, or the first one with an invalid output."""
     findings: tuple[Finding, ...] = ()
-    """Why it failed."""
+    """Reasons for the failure."""
     notes: tuple[str, ...] = ()
-    """What a pass does not cover."""
+    """Limitations of a pass."""
     cause: Cause | None = None
-    """Why it was not run, for programs."""
+    """Why it was not run."""
     detail: str = ""
-    """Why it was not run, for people, with what to run."""
+    """Explains `cause` and says what to run."""
     quantiles: dict[str, tuple[Number, ...]] = field(default_factory=dict)
-    """Per head, the error map's quantiles at `LEVELS`, each the worst over the images that count."""
+    """Per head, the quantiles of the error map at `LEVELS`, each the worst over the judged images."""
     earlier: bool = False
-    """Judged by an earlier run; the file and the reference are unchanged since."""
+    """Judged by an earlier run with the same file and reference."""
 
     @property
     def passed(self) -> bool:
-        """Whether it ran and every finding is within budget."""
+        """Whether it ran without a finding."""
         return self.status == "passed"
 
     @property
     def name(self) -> str:
-        """How people call the stage."""
+        """The display name."""
         return str(self.id)
 
     @property
     def precision(self) -> str:
-        """Whose budget applies."""
+        """Selects the budget."""
         return self.id.precision
 
     @property
     def artifact(self) -> str | None:
-        """The file that was judged, None if the stage judges no file."""
+        """File name of the artefact, None if the stage judges no file."""
         return self.id.file
 
     @property
     def reasons(self) -> tuple[str, ...]:
-        """Sentences: why it failed or was not run, or what a pass does not cover."""
+        """Text: why it failed or was not run, or the limitations of a pass."""
         return tuple(map(str, self.findings)) or ((self.detail,) if self.status == "not run" else self.notes)
 
     def findings_of(self, head: str) -> list[Finding]:
-        """The findings that concern `head`: those about it, and those about no single head."""
+        """The findings on `head`, and those that are not specific to one head."""
         return [finding for finding in self.findings if finding.head in (head, None)]
 
     def __bool__(self) -> bool:
-        raise TypeError("a Stage has no truth value; ask .passed")
+        raise TypeError("a Stage has no truth value; use .passed")
 
 
 @dataclass(frozen=True)
 class ParityReport:
-    """All stages. `passed` if none failed and at least one ran; a report has no truth value."""
+    """The results of all stages. Use `passed`; a report has no truth value."""
 
     stages: tuple[Stage, ...]
     budget: Budget
     budget_file: str
-    """Name of the budget; "default" is the project's own."""
+    """Name of the budget file, or "default"."""
     inputs: tuple[str, ...]
     """Names of the parity images."""
     reference: str | None = None
-    """SHA-256 of the reference that the stages were judged against."""
+    """SHA-256 of the reference outputs."""
 
     @property
     def passed(self) -> bool:
@@ -207,21 +207,21 @@ class ParityReport:
         return not self.failed and any(stage.passed for stage in self.stages)
 
     def __bool__(self) -> bool:
-        raise TypeError("a ParityReport has no truth value; ask .passed")
+        raise TypeError("a ParityReport has no truth value; use .passed")
 
     @property
     def failed(self) -> list[Stage]:
-        """Stages out of budget, in order: the first is where the error enters."""
+        """The failed stages in order. The first one introduces the error."""
         return [stage for stage in self.stages if stage.status == "failed"]
 
     @property
     def not_run(self) -> list[Stage]:
-        """Stages that could not run here."""
+        """The stages that could not run."""
         return [stage for stage in self.stages if stage.status == "not run"]
 
     @property
     def blame(self) -> tuple[str, ...]:
-        """Where errors enter: a sentence for each failed stage none of whose sources failed."""
+        """Where errors enter: one sentence per failed stage whose sources all passed."""
         sentences = []
         for stage in self.failed:
             sources = self.sources(stage)
@@ -231,7 +231,7 @@ class ParityReport:
         return tuple(sentences)
 
     def sources(self, stage: Stage) -> list[Stage]:
-        """The stages that ran on what `stage` was made from, the nearest first."""
+        """The stages that judged the inputs of `stage`, nearest first."""
         graph, precision = stage.id.graph, stage.precision
         pytorch, weights = (StageKind.PYTORCH, "model", precision), (StageKind.WEIGHTS, graph, precision)
         wanted = {
@@ -241,7 +241,7 @@ class ParityReport:
             StageKind.STEPS: [(StageKind.GRAPH, "model", precision)],
             StageKind.BACKEND: [(StageKind.GRAPH, graph, precision), pytorch, weights],
         }[stage.id.kind]
-        if wanted and precision != "fp32":  # what is wrong in FP32 did not enter with half precision
+        if wanted and precision != "fp32":  # half precision did not introduce an error that FP32 has too
             graphs = ("model", "frame") if graph == "frame" else ("model",)
             wanted += [(StageKind.GRAPH, this, "fp32") for this in graphs]
         ran = {(s.id.kind, s.id.graph, s.precision): s for s in self.stages if s.status != "not run"}
@@ -249,17 +249,17 @@ class ParityReport:
 
     @property
     def status(self) -> Status:
-        """passed, failed, or not run if nothing could run."""
+        """passed, failed, or not run if no stage could run."""
         return "failed" if self.failed else "passed" if self.passed else "not run"
 
     @property
     def verdict(self) -> str:
-        """One sentence: passed or failed, and where an error enters."""
+        """The status and the summary in one sentence."""
         return f"{self.status.upper()}: {self.summary}"
 
     @property
     def summary(self) -> str:
-        """The verdict without its first word."""
+        """How many stages passed, and where an error enters."""
         ran = len(self.stages) - len(self.not_run)
         tail = f"; {len(self.not_run)} not run" if self.not_run else ""
         if earlier := sum(stage.earlier for stage in self.stages):
@@ -274,7 +274,7 @@ class ParityReport:
         return f"{ran} of {ran} stages within budget{tail}"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values, with every sentence beside the data it is made from."""
+        """Plain JSON values, including the generated text."""
         value = to_json(self) | {"verdict": self.verdict, "blame": self.blame, "passed": self.passed}
         for stage, entry in zip(self.stages, value["stages"], strict=True):
             entry |= {"name": stage.name, "precision": stage.precision, "artifact": stage.artifact,
@@ -283,7 +283,7 @@ class ParityReport:
 
     @classmethod
     def from_json(cls, value: Any) -> ParityReport:
-        """The inverse of `to_json`; reads reports of version 0.1.0 too. Raises `ValueError` for anything else."""
+        """The inverse of `to_json`. Also reads reports of version 0.1.0. Raises `ValueError` for anything else."""
         if not isinstance(value, dict) or not isinstance(value.get("stages"), list):
             raise ValueError("expected a parity report")
         return _REPORT.validate_python(value | {"stages": [_current(stage) for stage in value["stages"]]})
@@ -294,18 +294,18 @@ _STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
 
 
 def to_json(value: Stage | ParityReport) -> dict[str, Any]:
-    """A stage or report as plain JSON values; what is not finite becomes null."""
+    """A stage or report as plain JSON values. Non-finite numbers become null."""
     adapter = _REPORT if isinstance(value, ParityReport) else _STAGE
-    return _nulled(adapter.dump_python(value, mode="json"))
+    return json.loads(adapter.dump_json(value))
 
 
 def stage_from_json(value: Any) -> Stage:
-    """A stage that `to_json` wrote. Raises `ValueError` for anything else."""
+    """The inverse of `to_json`. Raises `ValueError` for anything but a stage."""
     return _STAGE.validate_python(_current(value))
 
 
 def _current(stage: Any) -> Any:
-    """A stage's JSON in today's form."""
+    """The JSON of a stage in the current form."""
     try:
         return upgraded(stage) if "id" not in stage else stage
     except (AttributeError, KeyError, TypeError) as error:
@@ -313,14 +313,14 @@ def _current(stage: Any) -> Any:
 
 
 def not_run(stage: StageId, cause: Cause, detail: str, digest: str | None = None) -> Stage:
-    """A stage that cannot run here, and why."""
+    """A stage that cannot run, with the reason. `digest` is the SHA-256 of the artefact."""
     return Stage(stage, "not run", digest, cause=cause, detail=detail)
 
 
 def in_order(stages: list[Stage]) -> list[Stage]:
-    """Stages from the checkpoint to the maps: the first failure is where the error enters.
+    """Sort stages from the checkpoint to the maps, so that the first failure introduces the error.
 
-    Stages of further backends keep the order in which they came.
+    Stages of kind BACKEND keep their order.
     """
     def position(stage: Stage) -> tuple[int, int, int]:
         kind, graph = stage.id.kind, ("model", "frame").index(stage.id.graph)
@@ -333,14 +333,14 @@ def in_order(stages: list[Stage]) -> list[Stage]:
 
 
 def limits_of(budget: Budget, precision: str) -> dict[str, dict[str, float]]:
-    """Per head and metric, the budget of a stage in `precision`."""
+    """The limits for `precision` by head and metric."""
     return budget["fp32" if precision == "fp32" else "fp16"]
 
 
 def over_budget(
     heads: dict[str, dict[str, float]], worst: dict[str, str], limits: dict[str, dict[str, float]]
 ) -> list[Finding]:
-    """A finding for each metric that is out of its limits; NaN always is."""
+    """A finding for each metric over its limit. NaN always is. `worst` is the name of the worst image by head."""
     return [
         Finding(Fault.OVER_BUDGET, head, metric, value, bound, worst.get(head))
         for head, limit in limits.items() if head in heads
@@ -349,12 +349,12 @@ def over_budget(
 
 
 def within(metric: str, value: float, bound: float) -> bool:
-    """Whether a metric meets its budget; NaN never does."""
+    """Whether a metric is within its limit. NaN never is."""
     return value >= bound if metric in AT_LEAST else value <= bound
 
 
 def share_of_budget(metric: str, value: float, bound: float) -> float:
-    """How much of its budget a metric uses: 1 is all of it, above 1 is out of budget; NaN counts as infinite."""
+    """The fraction of its budget that a metric uses. Above 1 is over budget; NaN counts as infinite."""
     if metric in AT_LEAST:
         value, bound = 1 - value, 1 - bound
     if math.isnan(value):
@@ -363,17 +363,10 @@ def share_of_budget(metric: str, value: float, bound: float) -> float:
 
 
 def held_to(stage: Stage, budget: Budget) -> Stage:
-    """A stage judged earlier, held to `budget` by the numbers that it kept."""
+    """Evaluate the stored metrics of a stage against another budget."""
     if stage.status == "not run":
         return stage
     others = tuple(finding for finding in stage.findings if finding.fault is not Fault.OVER_BUDGET)
     findings = (*over_budget(stage.heads, stage.worst, limits_of(budget, stage.precision)), *others)
     return dataclasses.replace(stage, status="failed" if findings else "passed", findings=findings)
 
-
-def _nulled(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _nulled(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_nulled(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

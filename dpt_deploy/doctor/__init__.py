@@ -1,6 +1,6 @@
-"""What this machine has, and which files of a bundle fit it: `python -m dpt_deploy.doctor [BUNDLE]`."""
+"""Diagnose this machine and a bundle: `python -m dpt_deploy.doctor [BUNDLE]`."""
 
-from ..core.check import Check
+from ..backends import Check
 from .bundle import check_bundle
 from .hardware import check_machine
 

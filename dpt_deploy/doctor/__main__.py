@@ -1,4 +1,4 @@
-"""python -m dpt_deploy.doctor [BUNDLE]: what this machine has, and what of a bundle fits it."""
+"""python -m dpt_deploy.doctor [BUNDLE]: diagnose this machine and a bundle."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ COLOURS = {"ok": "green", "warning": "yellow", "failed": "red", "not installed":
 
 @dataclass(frozen=True)
 class DoctorConfig:
-    """Check this machine, and for a bundle whether each file is intact and fits the machine."""
+    """Check this machine, and whether each file of a bundle is intact and compatible with it."""
 
     bundle: tyro.conf.Positional[Path | None] = None
     """Bundle: the folder that the export command wrote. Default: check only the machine."""
@@ -32,7 +32,7 @@ class DoctorConfig:
 
 
 def main(config: DoctorConfig) -> int:
-    """Exit status 0 unless something failed. What is not installed, or cannot be known here, has not failed."""
+    """Exit status 1 if a check failed, else 0. Missing optional packages and unchecked items do not count."""
     bundle = Bundle.open(config.bundle) if config.bundle else None
     found = {"machine": check_machine(config.bundle or Path.cwd()), "bundle": check_bundle(bundle) if bundle else []}
     failed = [check for checks in found.values() for check in checks if check.status == "failed"]
@@ -43,7 +43,7 @@ def main(config: DoctorConfig) -> int:
         _print("This machine", found["machine"])
         if bundle:
             _print(f"Bundle {bundle.folder}", found["bundle"])
-        print(f"FAILED: {len(failed)}, first {failed[0].subject}" if failed else "Nothing is broken.")
+        print(f"FAILED: {len(failed)}, first {failed[0].subject}" if failed else "No check failed.")
     return 1 if failed else 0
 
 

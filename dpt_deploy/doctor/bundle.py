@@ -1,4 +1,4 @@
-"""Which files of a bundle are intact and fit this machine, and the command that mends the rest."""
+"""Check which files of a bundle are intact and compatible with this machine."""
 
 from __future__ import annotations
 
@@ -6,14 +6,13 @@ import dataclasses
 import shlex
 
 from .. import backends
+from ..backends import Check
 from ..core.bundle import MODEL_CARD, Bundle
-from ..core.check import Check
-from ..core.errors import BadBundle
 from ..core.manifest import Artifact
 
 
 def check_bundle(bundle: Bundle) -> list[Check]:
-    """One check for each artefact, in manifest order."""
+    """One check per artefact in manifest order, and a warning if there is no engine."""
     checks = [_check(bundle, artifact) for artifact in bundle.artifacts if artifact.kind != "data"]
     if not bundle.find("engine"):
         checks.append(Check("engines", "warning", "the bundle has none", f"python -m dpt_deploy.build {bundle.folder}"))
@@ -21,7 +20,7 @@ def check_bundle(bundle: Bundle) -> list[Check]:
 
 
 def rebuild_command(bundle: Bundle, artifact: Artifact) -> str:
-    """The exact command that makes an artefact again, with the options it was made with."""
+    """The command that recreates an artefact with its original options."""
     folder = shlex.quote(str(bundle.folder))
     if artifact.kind == "engine":
         return _build_command(folder, artifact)
@@ -35,14 +34,11 @@ def rebuild_command(bundle: Bundle, artifact: Artifact) -> str:
 
 
 def _check(bundle: Bundle, artifact: Artifact) -> Check:
-    try:
-        path = bundle.path(artifact)
-    except BadBundle as error:
+    if damage := bundle.damage(artifact):
         if artifact.file == MODEL_CARD and (bundle.folder / MODEL_CARD).is_file():
-            return Check(artifact.file, "ok", "edited since it was written, as it is meant to be")
-        finding = str(error).partition(". ")[0].removeprefix(f"{bundle.folder}/")
-        return Check(artifact.file, "failed", finding, rebuild_command(bundle, artifact))
-    size = f"intact, {path.stat().st_size / 1e6:.1f} MB"
+            return Check(artifact.file, "ok", "edited by hand, which is allowed")
+        return Check(artifact.file, "failed", damage, rebuild_command(bundle, artifact))
+    size = f"intact, {artifact.bytes / 1e6:.1f} MB"
     found = [check for backend in backends.registered() if (check := backend.examine(bundle, artifact)) is not None]
     if not found:
         return Check(artifact.file, "ok", size)

@@ -1,4 +1,4 @@
-"""What this machine has; each thing is tried and not merely listed."""
+"""Check the software and hardware of this machine by using it."""
 
 from __future__ import annotations
 
@@ -15,16 +15,14 @@ from types import ModuleType
 import numpy as np
 
 from .. import backends
-from ..backends import device
-from ..core.check import Check
+from ..backends import Check, device
 from ..core.install import install_command, reinstall_command
 
-SEE_GPU = "nvidia-smi"  # what it prints tells whether driver and GPU still answer
-NO_GPU = "no NVIDIA GPU is visible"
-LEAST_FREE = 4e9  # bytes; an export of a ViT-B with both engines takes 1.8 GB
+MIN_FREE_BYTES = 4e9  # an export of a ViT-B with both engines takes 1.8 GB
+
 
 def check_machine(folder: Path) -> list[Check]:
-    """Every check of the machine; `folder` is where free disk is counted."""
+    """All checks of the machine, with the free disk space at `folder`."""
     checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.machine()}, {sys.platform}")]
     checks += _guarded("driver", driver) + _guarded("GPU", gpu)
     for backend in backends.registered():
@@ -34,7 +32,7 @@ def check_machine(folder: Path) -> list[Check]:
 
 
 def driver() -> list[Check]:
-    """NVIDIA's driver, and CUDA."""
+    """The NVIDIA driver and CUDA."""
     file = Path("/proc/driver/nvidia/version")
     text = file.read_text(encoding="utf-8") if file.is_file() else ""
     version = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", text)
@@ -43,45 +41,46 @@ def driver() -> list[Check]:
     try:
         from cuda.bindings import runtime as cudart
     except ImportError:
-        return [*found, Check("CUDA", "not installed", "cuda-python is missing: no GPU can be seen without it",
+        return [*found, Check("CUDA", "not installed", "cuda-python is missing and is needed to detect a GPU",
                               install_command("tensorrt-rtx", "cuda-python"))]
     built = _cuda(cudart.getLocalRuntimeVersion()[1])
     supported = cudart.cudaDriverGetVersion()[1]
-    driver_says = f"driver supports up to {_cuda(supported)}" if supported else "no driver to ask"
-    return [*found, Check("CUDA", "ok" if supported else "not checked", f"runtime {built}; {driver_says}")]
+    limit = f"the driver supports up to {_cuda(supported)}" if supported else "no driver"
+    return [*found, Check("CUDA", "ok" if supported else "not checked", f"runtime {built}; {limit}")]
 
 
 def gpu() -> list[Check]:
-    """The first GPU with its compute capability and memory."""
+    """The first GPU, its compute capability and its memory."""
     capability = device.compute_capability()
     if capability is None:
-        return [Check("GPU", "not checked", NO_GPU)]
+        return [Check("GPU", "not checked", device.NO_GPU)]
     from cuda.bindings import runtime as cudart
 
     properties = cudart.cudaGetDeviceProperties(0)[1]
     status, free, total = cudart.cudaMemGetInfo()
     if status != cudart.cudaError_t.cudaSuccess:
-        raise RuntimeError(f"cudaMemGetInfo answers {status.name}")
+        raise RuntimeError(f"cudaMemGetInfo returned {status.name}")
     name = properties.name.decode() if isinstance(properties.name, bytes) else properties.name
     return [Check("GPU", "ok", f"{name}, compute capability {capability}, {free / 1e9:.1f} of "
                   f"{total / 1e9:.1f} GB free")]
 
 
 def opencv() -> list[Check]:
-    """OpenCV: an image is written and read again."""
+    """OpenCV, by encoding and decoding an image."""
     cv2 = _imported("cv2")
     if cv2 is None:
-        return [Check("OpenCV", "failed", "not installed, and nothing runs without it", install_command(""))]
+        return [Check("OpenCV", "failed", "not installed, but required by every command", install_command(""))]
     image = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
     same = np.array_equal(cv2.imdecode(cv2.imencode(".png", image)[1], cv2.IMREAD_COLOR), image)
-    return [Check("OpenCV", "ok" if same else "failed", f"{cv2.__version__}" + ("" if same else " changes a PNG"))]
+    status, note = ("ok", "") if same else ("failed", " decodes a PNG incorrectly")
+    return [Check("OpenCV", status, cv2.__version__ + note)]
 
 
 def torch() -> list[Check]:
-    """PyTorch: needed to train and to export, by nothing else. Its GPU is tried."""
+    """PyTorch, needed only for training and export, by computing on its GPU."""
     module = _imported("torch")
     if module is None:
-        return [Check("PyTorch", "not installed", "needed only to train and to export",
+        return [Check("PyTorch", "not installed", "needed only for training and export",
                       install_command("export"))]
     if not module.cuda.is_available():
         return [Check("PyTorch", "ok", f"{module.__version__}, on the CPU")]
@@ -90,27 +89,27 @@ def torch() -> list[Check]:
 
 
 def disk(folder: Path) -> Check:
-    """Free disk where a bundle is, or would be."""
+    """The free disk space at a folder, which need not exist."""
     while not folder.exists():
         folder = folder.parent
     free = shutil.disk_usage(folder).free
-    enough = free >= LEAST_FREE
+    enough = free >= MIN_FREE_BYTES
     return Check("disk", "ok" if enough else "warning", f"{free / 1e9:.0f} GB free" + ("" if enough else
-                 f", and an export needs up to {LEAST_FREE / 1e9:.0f} GB"), "" if enough else f"df -h {folder}")
+                 f", and an export needs up to {MIN_FREE_BYTES / 1e9:.0f} GB"), "" if enough else f"df -h {folder}")
 
 
-def _guarded(subject: str, look: Callable[[], list[Check]], *packages: str) -> list[Check]:
-    """A check, or what went wrong in it: a broken library breaks in many ways and must not stop the doctor."""
+def _guarded(subject: str, check: Callable[[], list[Check]], *packages: str) -> list[Check]:
+    """Run a check and report any exception, so that a broken library does not stop the doctor."""
     try:
-        return look()
+        return check()
     except Exception as error:
         first = (str(error).strip().splitlines() or [""])[0]
-        remedy = reinstall_command(*packages) if packages else SEE_GPU
+        remedy = reinstall_command(*packages) if packages else "nvidia-smi"
         return [Check(subject, "failed", f"installed but broken: {type(error).__name__}: {first}", remedy)]
 
 
 def _imported(name: str) -> ModuleType | None:
-    """The module, None where it is not installed. What its import raises is raised."""
+    """Import a module. None if it is not installed; errors of a broken module are raised."""
     return importlib.import_module(name) if importlib.util.find_spec(name) else None
 
 

@@ -1,1 +1,1 @@
-"""Checkpoint -> bundle: the one place where model and runtime meet. `pipeline.export` is the whole of it."""
+"""Export a checkpoint to a bundle; see `pipeline.export_checkpoint`."""

@@ -1,11 +1,11 @@
-"""python -m dpt_deploy.export CHECKPOINT: bundle, engines and verdict in one command."""
+"""python -m dpt_deploy.export CHECKPOINT: export a bundle, build engines and judge them."""
 
 from __future__ import annotations
 
 from .. import cli
 
 with cli.needing("export"):
-    from ..build import run_line
+    from ..build import benchmark_command
     from ..report.terminal import print_outcome
     from .pipeline import ExportConfig, export_checkpoint
 
@@ -13,15 +13,15 @@ PROG = "python -m dpt_deploy.export"
 
 
 def main(config: ExportConfig) -> int:
-    """Exit status 0 only if the verdict is."""
+    """Exit status: 0 if the verdict passed, else 1."""
     bundle, report = export_checkpoint(config, command=cli.command_line(PROG))
-    print_outcome(bundle, report, [run_line(bundle, engine) for engine in bundle.find("engine")])
+    print_outcome(bundle, report, [benchmark_command(bundle, engine) for engine in bundle.find("engine")])
     return 0 if report.passed else 1
 
 
 COMMAND = cli.Command(ExportConfig, main, PROG, renamed={
     "--fp32": "--fp32-modules", "--batch": "--batch-range", "--frame-size": "--frame-size-range",
-    "--seed": "this option did nothing and is gone; leave it out.",
+    "--seed": "this option had no effect and was removed; omit it.",
 })
 
 if __name__ == "__main__":

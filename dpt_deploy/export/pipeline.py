@@ -1,4 +1,4 @@
-"""Checkpoint -> reference, graphs, engines, verdict."""
+"""The export: from a checkpoint to a bundle with reference, graphs, engines and verdict."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import tyro
 
@@ -30,66 +30,69 @@ from ..report import write_report
 from ..report.model_card import reset_model_card
 from .graph import export_graph
 from .precision import check_plan, typed, typed_frame
-from .pytorch_reference import digest_of, make_reference, parity_inputs
+from .pytorch_reference import hash_inputs, make_reference, parity_inputs
 from .pytorch_stages import judge_weights
 from .search import judge_half, search_plan
 
 
 @dataclass(frozen=True)
 class ExportConfig:
-    """Turn a trained checkpoint into a bundle: ONNX graphs, engines, and a verdict on every one of them."""
+    """Export a trained checkpoint to a bundle: ONNX graphs and engines, each with a parity verdict."""
 
     checkpoint: tyro.conf.Positional[Path]
     """Checkpoint file such as best_model.pth."""
     out: Path | None = None
-    """Folder of the bundle. Default: engines/ and the checkpoint's name."""
+    """Folder of the bundle. Default: engines/ followed by the name of the checkpoint."""
     input_size: Size | None = None
-    """Size of the network's input, such as 384 or 384x512. Default: the checkpoint's own."""
+    """Size of the network's input, such as 384 or 384x512. Default: the size in the checkpoint."""
     precision: Precision = "fp16"
-    """Precision of the graphs that are written beside the FP32 reference graphs; fp32 writes only those."""
+    """Precision of the graphs that are exported in addition to the FP32 graphs; fp32 exports only those."""
     fp32_modules: Names = ()
-    """Modules that stay in FP32, such as decoder.fusion.2; residual stands for the residual stream."""
+    """Modules to keep in FP32, such as decoder.fusion.2. residual means the residual stream of the backbone."""
     resize: ResizeRule | None = None
-    """How a frame is fitted to the network's input. Default: the checkpoint's rule, or stretch."""
+    """How frames are resized to the network's input. Default: the rule in the checkpoint, or stretch."""
     heads: Heads | None = None
-    """Heads to export, among depth, normals and alpha. Default: all that the checkpoint has."""
+    """Heads to export, among depth, normals and alpha. Default: all heads of the checkpoint."""
     depth_scale: float | None = None
-    """The depth scale that the checkpoint was trained with, if it does not say so itself."""
+    """Depth scale of the training, for checkpoints without a description."""
     opset: Literal[23, 20] = 23
     """ONNX opset. 23 has the Attention operator; 20 is for older versions of TensorRT."""
-    engines: EngineOptions = field(default_factory=EngineOptions)
+    engines: Annotated[EngineOptions, tyro.conf.arg(name="engine")] = field(default_factory=EngineOptions)
     images: Path | None = None
-    """Image or folder to judge parity on. Default: built-in scenes."""
+    """Image or folder of images for the parity verdict. Default: built-in scenes."""
     max_images: Count = 8
     """Use at most this many images of a folder, evenly spaced."""
     budget: Path | None = None
-    """JSON file with other parity budgets. The report names it."""
+    """JSON file with parity budgets that replace the default ones. The report names it."""
     search: bool = True
-    """If half precision is out of budget, find the smallest part that must stay in FP32."""
+    """If half precision is out of budget, search for the smallest part that must stay in FP32."""
 
 
 def export_checkpoint(
     config: ExportConfig, say: Callable[[str], None] = print, command: str = ""
 ) -> tuple[Bundle, ParityReport]:
-    """Export `config.checkpoint` and judge the result, reusing every file of an earlier run that is still right.
+    """Export a checkpoint and judge the bundle. Files of an earlier run that are up to date are reused.
 
     Args:
         config: The options of the command.
         say: Receives progress lines.
-        command: The shell line, for the manifest and the report.
+        command: The shell line to record in the manifest and the report.
+
+    Returns:
+        The bundle and its parity report.
 
     Raises:
-        DptError: Bad input, a missing package, or a graph or engine that cannot be made.
+        DptError: The input is not valid, a package is missing, or a graph or engine cannot be built.
     """
-    load_budget(config.budget)  # a bad budget or a missing builder should fail now and not after the export
+    load_budget(config.budget)  # fail before the export if the budget is not valid or the builder is missing
     choose_builder(config.engines)
     checkpoint = read_checkpoint(config.checkpoint)
     for note in checkpoint.notes:
         say(f"note     {note}")
     model = _load(checkpoint, config)
     contract = _contract(checkpoint, model, config)
-    in_fp32 = (*PrecisionPlan.fp32, *config.fp32_modules) if config.precision != "fp32" else ()
-    plan = PrecisionPlan(config.precision, in_fp32)
+    fp32 = (*PrecisionPlan.fp32, *config.fp32_modules) if config.precision != "fp32" else ()
+    plan = PrecisionPlan(config.precision, fp32)
     check_plan(model, plan)
     folder = config.out or Path("engines") / checkpoint.path.stem
     bundle = Bundle.create(folder, _manifest(folder, checkpoint, model, contract, config, command), reset_model_card)
@@ -109,49 +112,38 @@ def _load(checkpoint: Checkpoint, config: ExportConfig) -> MultiTaskDPT:
     if config.depth_scale is not None:
         if checkpoint.contract and config.depth_scale != model.config.depth_scale:
             raise BadInput(
-                f"--depth-scale: {checkpoint.path.name} was trained with {model.config.depth_scale:g} as it says, and "
-                f"received {config.depth_scale:g}: every depth would be wrong by their ratio. Leave the option out."
+                f"--depth-scale: expected {model.config.depth_scale:g}, the value in {checkpoint.path.name}, received "
+                f"{config.depth_scale:g}. Omit the option: another value makes all depths wrong."
             )
         model.set_depth_scale(config.depth_scale)
     if config.heads:
         model.select_heads(config.heads)
-    model.set_input_size(config.input_size or _own_size(checkpoint, model))
+    trained_size = checkpoint.contract.input_size if checkpoint.contract else model.input_size
+    model.set_input_size(config.input_size or trained_size)
     return model
 
 
-def _own_size(checkpoint: Checkpoint, model: MultiTaskDPT) -> tuple[int, int]:
-    return checkpoint.contract.input_size if checkpoint.contract else model.input_size
-
-
 def _contract(checkpoint: Checkpoint, model: MultiTaskDPT, config: ExportConfig) -> Contract:
-    """The model's contract; mean, std and resize rule are those it was trained with, where the checkpoint says."""
+    """The contract of the export; mean, std and resize rule come from the checkpoint if it has a description."""
     trained = checkpoint.contract or model.contract()
-    return Contract(
-        model.input_size, trained.mean, trained.std, config.resize or trained.resize, model.config.heads
-    )
+    return Contract(model.input_size, trained.mean, trained.std, config.resize or trained.resize, model.config.heads)
 
 
 def _manifest(
     folder: Path, checkpoint: Checkpoint, model: MultiTaskDPT, contract: Contract, config: ExportConfig, command: str
 ) -> Manifest:
     packages = ("torch", "timm", "onnx", "onnxscript", "numpy", "opencv-python")
+    # Options as plain JSON values, with file names instead of paths of this machine.
+    options = {key: value.name if isinstance(value, Path) else value for key, value in vars(config).items()}
+    options["engines"] = dataclasses.asdict(config.engines)
     return Manifest(
-        name=folder.name,
+        name=folder.name, command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        command=command,
         checkpoint=manifest.Checkpoint(file=checkpoint.path.name, sha256=checkpoint.sha256),
         model=manifest.ModelRecord.model_validate(model.config.to_json()),
-        contract=contract.to_json(),
-        training=checkpoint.training,
-        options=_options(config),
+        contract=contract.to_json(), training=checkpoint.training, options=json.loads(json.dumps(options)),
         versions={"dpt-deploy": __version__} | {name: importlib.metadata.version(name) for name in packages},
     )
-
-
-def _options(config: ExportConfig) -> dict[str, Any]:
-    """The options as plain JSON values; file names without the folders of this machine."""
-    fields = {key: value.name if isinstance(value, Path) else value for key, value in vars(config).items()}
-    return json.loads(json.dumps(fields | {"engines": dataclasses.asdict(config.engines)}))
 
 
 def _make_reference(
@@ -162,36 +154,36 @@ def _make_reference(
     def make(path: Path) -> None:
         make_reference(model, contract, inputs, lambda name: say(f"PyTorch  {name}")).save(path)
 
-    artifact, reused = bundle.produce(Recipe(FILE, "reference", bundle.manifest.key(FILE, digest_of(inputs)), make))
+    artifact, reused = bundle.produce(Recipe(FILE, "reference", bundle.manifest.key(FILE, hash_inputs(inputs)), make))
     if reused:
         say(f"reused   {FILE} (same checkpoint and images)")
     return Reference.load(bundle.path(artifact))
 
 
 def _export_graphs(
-    bundle: Bundle, model: MultiTaskDPT, contract: Contract, plan: PrecisionPlan, opset: int,
+    bundle: Bundle, model: MultiTaskDPT, contract: Contract, half_plan: PrecisionPlan, opset: int,
     say: Callable[[str], None],
 ) -> None:
-    """Make the FP32 graphs and, unless the plan is FP32, those of the plan; remove those of other checkpoints."""
-    plans = [PrecisionPlan("fp32", ()), *([plan] if plan.precision != "fp32" else [])]
-    wanted = []
-    for this in plans:
-        network = functools.cache(lambda plan=this: typed(model, plan))  # made for the first graph that needs it
+    """Export the FP32 graphs and those of `half_plan`, and remove outdated graphs of other precisions."""
+    plans = [PrecisionPlan("fp32", ()), *([half_plan] if half_plan.precision != "fp32" else [])]
+    exported = []
+    for plan in plans:
+        network = functools.cache(lambda plan=plan: typed(model, plan))  # only if a graph is not reused
         for graph in ("model", "frame"):
-            def make(path: Path, graph=graph, this=this, network=network) -> dict[str, Any]:
-                module = network() if graph == "model" else typed_frame(network(), contract, this)
-                export_graph(module, graph, contract, path, opset, {"plan": json.dumps(this.to_json())})
-                return {"opset": opset, "plan": this.to_json()}
+            def make(path: Path, graph=graph, plan=plan, network=network) -> dict[str, Any]:
+                module = network() if graph == "model" else typed_frame(network(), contract, plan)
+                export_graph(module, graph, contract, path, opset, {"plan": json.dumps(plan.to_json())})
+                return {"opset": opset, "plan": plan.to_json()}
 
-            file, key = f"{graph}.{this.precision}.onnx", _graph_key(bundle, graph, this, opset)
-            artifact, reused = bundle.produce(Recipe(file, "onnx", key, make, graph, this.precision))
-            wanted.append(file)
+            file, key = f"{graph}.{plan.precision}.onnx", _graph_key(bundle, graph, plan, opset)
+            artifact, reused = bundle.produce(Recipe(file, "onnx", key, make, graph, plan.precision))
+            exported.append(file)
             say(f"reused   {file} (same checkpoint, plan and versions)" if reused else
                 f"exported {file} ({artifact.bytes / 1e6:.0f} MB)")
     for artifact in bundle.find("onnx"):
         details = artifact.details
         current = details.plan and _graph_key(bundle, artifact.graph, details.plan, details.opset)
-        if artifact.file not in wanted and artifact.key != current:
+        if artifact.file not in exported and artifact.key != current:
             bundle.remove(artifact)
 
 
@@ -203,37 +195,36 @@ def _choose_plan(
     bundle: Bundle, model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, config: ExportConfig,
     say: Callable[[str], None],
 ) -> PrecisionRecord:
-    """The plan to export, and what PyTorch in half precision makes of it (None for FP32).
+    """The plan to export, with the verdict of PyTorch in half precision (None for FP32).
 
-    A plan that is out of budget is replaced by the one that a search finds, unless it was given by hand.
-    The record stands in the manifest, so that the same export does not search again.
+    A plan that is out of budget is replaced by the result of a search, unless the user named modules to keep in FP32.
+    The manifest keeps the record, so that the same export does not search again.
     """
     if plan.precision == "fp32":
         return PrecisionRecord(plan=plan)
     budget, _ = load_budget(config.budget)
-    images = bundle.find("reference", file=FILE)[0].key
-    key = bundle.manifest.key(plan.to_json(), config.search, budget, images)
+    reference_key = bundle.find("reference", file=FILE)[0].key
+    key = bundle.manifest.key(plan.to_json(), config.search, budget, reference_key)
     title = f"PyTorch {plan.precision}"
     earlier = bundle.previous.precision if bundle.previous else None
     if earlier is not None and earlier.key == key and earlier.stage is not None:
         say(f"reused   {title} (same plan, images and budget)")
-        stage = dataclasses.replace(earlier.stage, earlier=True)
-        return earlier.model_copy(update={"stage": stage})
+        return earlier.model_copy(update={"stage": dataclasses.replace(earlier.stage, earlier=True)})
     say(f"judging  {title}")
     stage, trials = judge_half(model, plan, reference, budget, title), []
     if not stage.passed and config.search and not config.fp32_modules:
         say(f"search   {title} is out of budget: {'; '.join(stage.reasons[:2])}")
         plan, stage, trials = search_plan(model, reference, plan, stage, budget, say)
         if stage.passed:
-            say(f"search   found: in FP32 {', '.join(plan.fp32)}")
+            say(f"search   within budget with these in FP32: {', '.join(plan.fp32)}")
     return PrecisionRecord(key=key, plan=plan, trials=tuple(trials), stage=stage)
 
 
 def _judge_with_torch(bundle: Bundle, model: MultiTaskDPT, record: PrecisionRecord) -> list[Stage]:
-    """The stages that need PyTorch: half-precision arithmetic, and every weight of every graph."""
+    """The stages that need PyTorch: half-precision arithmetic, and the weights of each graph."""
     stages = judge_weights(bundle, model)
-    if record.stage is not None:  # stands for the graph that is made from the same plan
+    if record.stage is not None:  # judged before the graph existed
         (graph,) = bundle.find("onnx", graph="model", precision=record.plan.precision)
-        identity = dataclasses.replace(record.stage.id, file=graph.file)
-        stages.append(dataclasses.replace(record.stage, id=identity, sha256=graph.sha256))
+        stage_id = dataclasses.replace(record.stage.id, file=graph.file)
+        stages.append(dataclasses.replace(record.stage, id=stage_id, sha256=graph.sha256))
     return stages

@@ -1,4 +1,4 @@
-"""What computes in FP16 and what in FP32, written into the module tree so that the graph is strongly typed."""
+"""Apply a precision plan to a model, so that its exported graph is strongly typed."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from ..model.frame import FrameModel
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 UNITS = {
-    "residual": "the backbone's residual stream and its norms; attention and MLP inside stay in half",
+    "residual": "the backbone's residual stream and its norms; attention and MLP stay in half precision",
     "activations": "softplus, tanh and sigmoid at the end of each head",
     "resize": "the matrix products that resize frames and maps",
 }
 
 
 def check_plan(model: nn.Module, plan: PrecisionPlan) -> None:
-    """Raise `BadInput` for a name in the plan that the model does not have."""
+    """Raise `BadInput` if the plan has a name that the model does not have."""
     modules = dict(model.named_modules())
     if unknown := [name for name in plan.fp32 if name not in UNITS and name not in modules]:
         raise BadInput(
@@ -33,11 +33,10 @@ def check_plan(model: nn.Module, plan: PrecisionPlan) -> None:
 
 
 def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
-    """A copy of `model` (MultiTaskDPT) that computes as `plan` says, with float32 inputs and outputs.
+    """A copy of `model` (`MultiTaskDPT`) in the precisions of `plan`, with float32 inputs and outputs.
 
-    Every module that holds weights casts its floating inputs to its own type, so that a cast appears
-    only where neighbours differ, and two neighbours in FP32 have none between them. Raises `BadInput`
-    for a name in the plan that the model does not have.
+    Each module that has weights casts its floating-point inputs to the type of its weights, so the graph has casts only
+    between modules of different precision. Raises `BadInput` if the plan has a name that the model does not have.
     """
     check_plan(model, plan)
     model = fold_batch_norm(model)
@@ -45,19 +44,18 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
     half = DTYPES[plan.precision]
     if half is torch.float32:
         return _Float32Outputs(model)
-    kept = _tensors_in_fp32(model, plan)
-    for tensors in (model.named_parameters(), model.named_buffers()):
-        for name, tensor in tensors:
-            if tensor.is_floating_point() and name not in kept:
-                tensor.data = tensor.data.to(half)
+    fp32_tensors = _fp32_tensors(model, plan)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_floating_point() and name not in fp32_tensors:
+            tensor.data = tensor.data.to(half)
     if "residual" in plan.fp32:
         model.backbone.blocks[0].register_forward_pre_hook(cast_to(torch.float32))
     for name, module in modules.items():
-        # Attention and MLP as a whole: some of timm's read their children's weights without calling them.
-        whole = name.rpartition(".")[2] in ("attn", "mlp")
-        own = next(module.parameters(recurse=whole), None)
-        if own is not None and (whole or not list(module.children())):
-            module.register_forward_pre_hook(cast_to(own.dtype))
+        # Some of timm's attention and MLP modules read the weights of their children without calling them.
+        is_block = name.rpartition(".")[2] in ("attn", "mlp")
+        weight = next(module.parameters(recurse=is_block), None)
+        if weight is not None and (is_block or not list(module.children())):
+            module.register_forward_pre_hook(cast_to(weight.dtype))
     if "activations" in plan.fp32:
         for head in model.heads.values():
             head.activation.register_forward_pre_hook(cast_to(torch.float32))
@@ -67,13 +65,13 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
 
 
 def typed_frame(model: nn.Module, contract: Contract, plan: PrecisionPlan) -> FrameModel:
-    """The frame graph around an already typed `model`, resizing as `plan` says."""
+    """The frame graph of a model from `typed`; `plan` gives the precision of its resize."""
     resize = torch.float32 if "resize" in plan.fp32 else DTYPES[plan.precision]
     return FrameModel(model, contract, resize)
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy of `model` whose batch norms are folded into their convolutions, in FP32."""
+    """A copy of `model` in eval mode with batch norms folded into the convolutions, in FP32."""
     model = copy.deepcopy(model).eval()
     for unit in model.decoder.modules():
         if isinstance(unit, ResidualConvUnit) and isinstance(unit.bn1, nn.BatchNorm2d):
@@ -83,12 +81,12 @@ def fold_batch_norm(model: nn.Module) -> nn.Module:
     return model
 
 
-def _tensors_in_fp32(model: nn.Module, plan: PrecisionPlan) -> set[str]:
-    """Names of the parameters and buffers that the plan keeps in FP32; they must never pass through half."""
+def _fp32_tensors(model: nn.Module, plan: PrecisionPlan) -> set[str]:
+    """Names of the parameters and buffers that the plan keeps in FP32."""
     roots = [f"{name}." for name in plan.fp32 if name not in UNITS]
     names = {name for name in model.state_dict(keep_vars=True) if name.startswith(tuple(roots))} if roots else set()
     names |= {name for name, _ in model.named_buffers() if roots and name.startswith(tuple(roots))}
-    if "residual" in plan.fp32:  # what adds to the stream directly, and the norms that read it
+    if "residual" in plan.fp32:  # tensors that are added to the stream, and the norms that read it
         names |= {f"backbone.{name}" for name, _ in model.backbone.named_parameters(recurse=False)}
         for i, block in enumerate(model.backbone.blocks):
             norms = [name for name, _ in block.named_parameters() if name.startswith("norm")]
@@ -97,7 +95,7 @@ def _tensors_in_fp32(model: nn.Module, plan: PrecisionPlan) -> set[str]:
 
 
 class _Float32Outputs(nn.Module):
-    """The contract's outputs are float32 whatever computes inside."""
+    """Casts all outputs to float32, as the contract requires."""
 
     def __init__(self, model: nn.Module) -> None:
         super().__init__()
@@ -108,7 +106,7 @@ class _Float32Outputs(nn.Module):
 
 
 class _DepthToSpaceConvolution(nn.Module):
-    """A transposed convolution whose kernel equals its stride, as a 1x1 convolution and a depth-to-space."""
+    """A transposed convolution with kernel size equal to stride, as 1x1 convolution and depth-to-space."""
 
     def __init__(self, source: nn.ConvTranspose2d) -> None:
         super().__init__()

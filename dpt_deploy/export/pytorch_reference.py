@@ -1,6 +1,6 @@
-"""What PyTorch FP32 makes of the parity inputs, with pre- and post-processing of its own.
+"""The parity reference: outputs of PyTorch FP32, with independent pre- and post-processing.
 
-Written with `torch.nn.functional` and not with `FrameModel`: a wrong mean there must not cancel out here.
+It uses `torch.nn.functional` instead of `FrameModel`, so that an error in one of them does not cancel out.
 """
 
 from __future__ import annotations
@@ -25,39 +25,47 @@ def make_reference(
     model: MultiTaskDPT, contract: Contract, inputs: list[tuple[str, bool, np.ndarray]],
     progress: Callable[[str], None] = lambda name: None,
 ) -> Reference:
-    """Run `model` (eval, float32, CPU) on `inputs`: (name, adversarial, uint8 RGB frame)."""
+    """Run the model on the parity inputs.
+
+    Args:
+        model: The model, float32, in eval mode, on the CPU.
+        contract: Its contract.
+        inputs: (name, adversarial, frame), frames uint8 (H, W, 3) RGB.
+        progress: Called with the name of each input.
+    """
     cases = []
     for name, adversarial, frame in inputs:
         progress(name)
         image = preprocess(frame, contract)
         with torch.no_grad():
             outputs = model(image[None])
-        cases.append(Case(
-            name, adversarial, frame, image.numpy(),
-            {
-                "model": {key: value[0].numpy() for key, value in outputs.items()},
-                "frame": postprocess(outputs, frame.shape[:2], contract),
-            },
-        ))
+        model_outputs = {key: value[0].numpy() for key, value in outputs.items()}
+        maps = {"model": model_outputs, "frame": postprocess(outputs, frame.shape[:2], contract)}
+        cases.append(Case(name, adversarial, frame, image.numpy(), maps))
     return Reference(tuple(cases))
 
 
-def parity_inputs(images: Path | None, most: int) -> list[tuple[str, bool, np.ndarray]]:
-    """(name, adversarial, uint8 RGB frame) of a file or a folder, at most `most` evenly spaced, and adversarial ones.
+def parity_inputs(images: Path | None, max_images: int) -> list[tuple[str, bool, np.ndarray]]:
+    """The parity inputs (name, adversarial, frame), frames uint8 (H, W, 3) RGB.
 
-    The built-in scenes where `images` is None. Raises `BadInput` where there is no image, or for `most` below 1.
+    Args:
+        images: An image or a folder, to which adversarial inputs are added; None for the built-in scenes.
+        max_images: Use at most this many images of a folder, evenly spaced.
+
+    Raises:
+        BadInput: An image cannot be read, a folder has no images, or `max_images` is below 1.
     """
-    if most < 1:
-        raise BadInput(f"--max-images: expected a number from 1, received {most}.")
+    if max_images < 1:
+        raise BadInput(f"--max-images: expected a number from 1, received {max_images}.")
     if images is None:
         return built_in.built_in()
     paths = list_images(images)
-    if len(paths) > most:
-        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, most).astype(int)]
+    if len(paths) > max_images:
+        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, max_images).astype(int)]
     return [(path.name, False, read_image(path)) for path in paths] + built_in.adversarial()
 
 
-def digest_of(inputs: list[tuple[str, bool, np.ndarray]]) -> str:
+def hash_inputs(inputs: list[tuple[str, bool, np.ndarray]]) -> str:
     """SHA-256 of parity inputs."""
     digest = hashlib.sha256()
     for name, _, frame in inputs:
@@ -66,7 +74,7 @@ def digest_of(inputs: list[tuple[str, bool, np.ndarray]]) -> str:
 
 
 def preprocess(frame: np.ndarray, contract: Contract) -> torch.Tensor:
-    """uint8 (H, W, 3) RGB -> float32 (3, h, w), as the contract says."""
+    """uint8 (H, W, 3) RGB -> float32 (3, h, w), the input of the model graph."""
     box, (h, w) = contract.content_box(frame.shape[:2]), contract.input_size
     x = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float() / 255
     x = F.interpolate(x, (box.height, box.width), mode="bilinear", antialias=True, align_corners=False)
@@ -75,10 +83,8 @@ def preprocess(frame: np.ndarray, contract: Contract) -> torch.Tensor:
     return ((x - mean) / std)[0]
 
 
-def postprocess(
-    outputs: dict[str, torch.Tensor], size: tuple[int, int], contract: Contract
-) -> dict[str, np.ndarray]:
-    """The model graph's outputs for one image -> maps at the frame's `size`, as the contract says."""
+def postprocess(outputs: dict[str, torch.Tensor], size: tuple[int, int], contract: Contract) -> dict[str, np.ndarray]:
+    """Outputs of the model graph for one image -> maps of the frame's `size` (H, W)."""
     box = contract.content_box(size)
 
     def resize(x: torch.Tensor) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""The parity stages that need PyTorch, from a bundle and the checkpoint that it was exported from."""
+"""The parity stages that need PyTorch and the checkpoint."""
 
 from __future__ import annotations
 
@@ -18,27 +18,27 @@ from .search import judge_half
 
 
 def judge_with_checkpoint(
-    bundle: Bundle, checkpoint: Path, images: Path | None = None, most: int = 8, budget_file: Path | None = None,
+    bundle: Bundle, checkpoint: Path, images: Path | None = None, max_images: int = 8, budget_file: Path | None = None,
     say: Callable[[str], None] = lambda line: None,
 ) -> list[Stage]:
-    """The stages of `bundle` that need PyTorch, from the checkpoint that it was made from.
+    """Judge the stages of a bundle that need PyTorch: half-precision arithmetic, and the weights of each graph.
 
     Args:
-        bundle: The bundle; with `images`, its reference is replaced and judges everything from then on.
+        bundle: The bundle. With `images`, its reference is replaced.
         checkpoint: The file that the bundle was exported from.
-        images: A file or a folder to make a new reference from; None keeps the bundle's own.
-        most: At most this many images of a folder are used, evenly spaced.
-        budget_file: JSON file with another budget; None for the project's own.
+        images: An image or a folder to make a new reference from; None keeps the reference of the bundle.
+        max_images: Use at most this many images of a folder, evenly spaced.
+        budget_file: JSON file with parity budgets; None for the default ones.
         say: Receives progress lines.
 
     Raises:
-        BadInput: The checkpoint is not the one that the bundle was exported from, or an image is not readable.
+        BadInput: The checkpoint is not the one that the bundle was exported from, or an image cannot be read.
         BadCheckpoint: The checkpoint cannot be read.
     """
     budget, _ = load_budget(budget_file)
-    model = model_of(bundle, checkpoint)
+    model = load_exported_model(bundle, checkpoint)
     if images is not None:
-        inputs = parity_inputs(images, most)
+        inputs = parity_inputs(images, max_images)
         reference = make_reference(model, bundle.contract, inputs, lambda name: say(f"PyTorch  {name}"))
         reference.save(bundle.folder / FILE)
         bundle.add(FILE, "reference")
@@ -55,20 +55,20 @@ def judge_with_checkpoint(
 
 
 def judge_weights(bundle: Bundle, model: MultiTaskDPT) -> list[Stage]:
-    """Every weight of every graph of `bundle` against `model` (float32, eval mode), batch norms folded."""
+    """Compare the weights of each graph of `bundle` with `model` (float32, eval mode), batch norms folded."""
     folded = fold_batch_norm(model).state_dict()
     expected = {name: value.numpy() for name, value in folded.items() if value.is_floating_point()}
-    return [compare_weights(bundle.path(a), a, expected) for a in bundle.find("onnx")]
+    return [compare_weights(bundle.path(graph), graph, expected) for graph in bundle.find("onnx")]
 
 
-def model_of(bundle: Bundle, path: Path) -> MultiTaskDPT:
-    """The model that `bundle` was exported from, float32 in eval mode, as its manifest describes it."""
+def load_exported_model(bundle: Bundle, path: Path) -> MultiTaskDPT:
+    """The model that `bundle` was exported from, float32, in eval mode, with the options of the export."""
     checkpoint = read_checkpoint(path)
     source = bundle.manifest.checkpoint
     if checkpoint.sha256 != source.sha256:
         raise BadInput(
-            f"--checkpoint: {bundle.folder} was exported from {source.file} with SHA-256 {source.sha256[:16]}..., "
-            f"and {path} has {checkpoint.sha256[:16]}...: another checkpoint. Give the one it was exported from, or "
+            f"--checkpoint: expected {source.file} with SHA-256 {source.sha256[:16]}..., which {bundle.folder} was "
+            f"exported from, received another checkpoint: {path} with {checkpoint.sha256[:16]}... Use that file, or "
             f"export this one: python -m dpt_deploy.export {path}"
         )
     model = load_model(checkpoint)

@@ -1,10 +1,9 @@
-"""When half precision is out of budget: the smallest part of the model that must compute in FP32, found by measuring.
+"""Search for the smallest part of the model that must compute in FP32, if half precision is out of budget.
 
-Real ViTs carry activations beyond FP16's range. One FP32 run records the range of every layer: what
-passes the range cannot be in half, so it is moved to FP32 first. Where that is not enough, or nothing
-overflows, bisection (Zeller and Hildebrandt 2002, "Simplifying and isolating failure-inducing input")
-finds a smallest set of units that brings the model within budget. PyTorch in half precision judges: it
-rounds at every operator, on the CPU too.
+Activations of real ViTs can exceed FP16's range. One FP32 run records the range of each layer, and the search first
+moves everything that overflows to FP32. If that is not enough, or nothing overflows, it minimises the set of FP32 units
+by delta debugging (Zeller and Hildebrandt 2002, "Simplifying and isolating failure-inducing input"). Plans are judged
+by PyTorch in half precision, which rounds after each operator.
 """
 
 from __future__ import annotations
@@ -25,49 +24,57 @@ from ..model.decoder import ResidualConvUnit
 from ..parity import Reference, compare
 from .precision import DTYPES, cast_to, typed
 
-IMAGES = 2  # at least so many are judged while searching; the plan that is found is judged on all
-EVALUATIONS = 24  # a search stops after so many trials
+MIN_IMAGES = 2  # judged in each trial; the plan that is found is judged on all images
+MAX_TRIALS = 24
 MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
 @dataclass(frozen=True)
 class Ranges:
-    """What one FP32 run of the model showed."""
+    """What one FP32 run of the model recorded, by module name."""
 
     inputs: dict[str, float]
-    """Largest magnitude that a module takes in, by module name."""
+    """Largest magnitude of the inputs."""
     outputs: dict[str, float]
-    """Largest magnitude that a module gives out."""
+    """Largest magnitude of the outputs."""
     flops: dict[str, float]
-    """Matrix FLOPs of one image, by name of the layer; an attention's own products stand under its name."""
+    """Matrix FLOPs of one image; an attention module counts only the products of activations."""
 
 
 def search_plan(
     model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, stage: Stage, budget: Budget,
     say: Callable[[str], None] = lambda line: None,
 ) -> tuple[PrecisionPlan, Stage, list[TrialRecord]]:
-    """Enlarge `plan`, which is out of budget as `stage` says, until every image is within budget.
+    """Extend the FP32 part of a plan that is out of budget until all images are within budget.
 
-    `model` in eval mode, float32; `reference` as the bundle carries it. Returns the last plan, its
-    verdict, which fails where nothing helps, and all trials.
+    Args:
+        model: The model, float32, in eval mode.
+        reference: The parity images with the outputs of PyTorch FP32.
+        plan: The plan to start from, in fp16 or bf16.
+        stage: The verdict on `plan`.
+        budget: Limits by precision, head and metric.
+        say: Receives progress lines.
+
+    Returns:
+        The last plan, its verdict (failed if no plan is within budget), and all trials.
     """
-    start, trials, seen = plan, [], set()
-    while not stage.passed and (new := set(stage.worst.values()) - seen):
-        seen |= new
-        search = Search(model, reference, plan, budget, say, seen)
+    start, trials, searched = plan, [], set()
+    while not stage.passed and (new := set(stage.worst.values()) - searched):
+        searched |= new
+        search = Search(model, reference, plan, budget, say, searched)
         if not trials:
-            trials.append(search.trial("as asked", plan, stage))
-        found = search.run()
+            trials.append(search.trial("as requested", plan, stage))
+        larger = search.run()
         trials += search.trials
-        if found is None:
+        if larger is None:
             break
-        plan = found
+        plan = larger
         stage = judge_half(model, plan, reference, budget, stage.name)
     if not stage.passed:
-        say(f"search   found nothing that is within budget on every image: {stage.reasons[0]}")
-    last = Search(model, reference, start, budget, say, seen)
-    last.alternatives()
-    return plan, stage, trials + last.trials
+        say(f"search   no plan is within budget on all images: {stage.reasons[0]}")
+    comparison = Search(model, reference, start, budget, say, searched)
+    comparison.alternatives()
+    return plan, stage, trials + comparison.trials
 
 
 class Search:
@@ -77,46 +84,43 @@ class Search:
         self, model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, budget: Budget,
         say: Callable[[str], None] = lambda line: None, worst: Collection[str] = (),
     ) -> None:
-        """Starts from `plan`, in fp16 or bf16. `worst` names the images to look at; others fill up to `IMAGES`."""
+        """Trials start from `plan` and use the images named in `worst`, and others up to `MIN_IMAGES`."""
         self.model, self.start, self.budget, self.say = model, plan, budget, say
         images = [case for case in reference.cases if case.name in worst]
         others = [case for case in reference.cases if case not in images and not case.adversarial]
-        images += others[: max(IMAGES - len(images), 0)]
+        images += others[: max(MIN_IMAGES - len(images), 0)]
         self.reference = Reference(tuple(images))
         self.ranges = measure(model, torch.from_numpy(np.stack([case.image for case in images])))
         self.trials: list[TrialRecord] = []
 
     def run(self) -> PrecisionPlan | None:
-        """A larger plan, or None where even FP32 everywhere but in attention does not help."""
+        """A plan that is within budget; None if not even FP32 everywhere except in attention is."""
         start, precision = self.start.fp32, self.start.precision
-        beyond = [unit for unit in overflowing(self.model, self.ranges, torch.finfo(DTYPES[precision]).max)
-                  if unit not in start]
-        if beyond:
-            self.say(f"search   {len(beyond)} units pass {precision}'s range: {', '.join(beyond[:6])}")
-            if self._try("what overflows in FP32", self._plus(beyond)):
-                return self._plus(beyond)
-        rest = [unit for unit in units(self.model) if unit not in (*start, *beyond)]
-        if not self._try("all but attention in FP32", self._plus(beyond + rest)):
+        overflows = [unit for unit in overflowing(self.model, self.ranges, torch.finfo(DTYPES[precision]).max)
+                     if unit not in start]
+        if overflows:
+            self.say(f"search   {len(overflows)} units exceed the range of {precision}: {', '.join(overflows[:6])}")
+            if self._try("overflowing units in FP32", self._extended(overflows)):
+                return self._extended(overflows)
+        others = [unit for unit in units(self.model) if unit not in (*start, *overflows)]
+        if not self._try("all but attention in FP32", self._extended(overflows + others)):
             return None
-        return self._plus(beyond + self._smallest(rest, beyond))
+        return self._extended(overflows + self._minimise(others, overflows))
 
     def alternatives(self) -> None:
-        """Try what a user might weigh against the plan: the other half type, and attention in FP32."""
+        """Try alternatives for comparison: the other half-precision type, and attention in FP32."""
         other: Precision = "bf16" if self.start.precision == "fp16" else "fp16"
         self._try(other.upper(), dataclasses.replace(self.start, precision=other))
-        self._try("attention in FP32", self._plus(
-            [f"backbone.blocks.{i}.attn" for i in range(len(self.model.backbone.blocks))]
-        ))
+        attention = [f"backbone.blocks.{i}.attn" for i in range(len(self.model.backbone.blocks))]
+        self._try("attention in FP32", self._extended(attention))
 
     def trial(self, name: str, plan: PrecisionPlan, stage: Stage) -> TrialRecord:
-        """`plan` with its verdict and its shares in half."""
+        """The record of `plan` with its verdict and its FLOPs in half precision."""
         backbone_half, decoder_half = half_shares(self.model, plan, self.ranges)
-        return TrialRecord(
-            name=name, plan=plan, passed=stage.passed, heads=stage.heads, reasons=stage.reasons,
-            backbone_half=round(backbone_half, 4), decoder_half=round(decoder_half, 4),
-        )
+        return TrialRecord(name=name, plan=plan, passed=stage.passed, heads=stage.heads, reasons=stage.reasons,
+                           backbone_half=round(backbone_half, 4), decoder_half=round(decoder_half, 4))
 
-    def _plus(self, fp32: list[str]) -> PrecisionPlan:
+    def _extended(self, fp32: list[str]) -> PrecisionPlan:
         return dataclasses.replace(self.start, fp32=(*self.start.fp32, *fp32))
 
     def _try(self, name: str, plan: PrecisionPlan) -> bool:
@@ -126,23 +130,23 @@ class Search:
         self.say(f"search   {len(self.trials)}: {name}: {verdict}")
         return stage.passed
 
-    def _smallest(self, candidates: list[str], always: list[str]) -> list[str]:
-        """A subset of `candidates` that is enough beside `always`; where trials last, no part of it is."""
+    def _minimise(self, candidates: list[str], always: list[str]) -> list[str]:
+        """A subset of `candidates` that is enough together with `always`; minimal unless the trials run out."""
         parts = 2
-        while len(candidates) > 1 and len(self.trials) < EVALUATIONS:
+        while len(candidates) > 1 and len(self.trials) < MAX_TRIALS:
             size = -(-len(candidates) // parts)
             chunks = [candidates[i : i + size] for i in range(0, len(candidates), size)]
             subsets = chunks + ([[u for u in candidates if u not in c] for c in chunks] if len(chunks) > 2 else [])
-            smaller = next((s for s in subsets if len(self.trials) < EVALUATIONS
-                            and self._try(f"{len(s)} of {len(candidates)}", self._plus(always + s))), None)
+            smaller = next((s for s in subsets if len(self.trials) < MAX_TRIALS
+                            and self._try(f"{len(s)} of {len(candidates)}", self._extended(always + s))), None)
             if smaller is not None:
                 candidates, parts = smaller, 2 if smaller in chunks else max(parts - 1, 2)
             elif size == 1:
                 break
             else:
                 parts = min(2 * parts, len(candidates))
-        if len(self.trials) >= EVALUATIONS:
-            self.say(f"search   stopped after {EVALUATIONS} trials: a smaller part may be enough")
+        if len(self.trials) >= MAX_TRIALS:
+            self.say(f"search   stopped after {MAX_TRIALS} trials: a smaller FP32 part may be enough")
         return candidates
 
 
@@ -150,7 +154,10 @@ def judge_half(
     model: MultiTaskDPT, plan: PrecisionPlan, reference: Reference, budget: Budget, title: str,
     graph: Artifact | None = None,
 ) -> Stage:
-    """`model` computing as `plan` says, in PyTorch, against `reference`; `graph` is what was made from that plan."""
+    """Judge PyTorch in the precisions of `plan` against `reference`.
+
+    `model` is float32 and in eval mode. `title` is that of the stage, `graph` the ONNX graph exported with `plan`.
+    """
     half = typed(model, plan)
     _sum_in_fp32(half)
 
@@ -163,20 +170,20 @@ def judge_half(
 
 
 def _sum_in_fp32(model: nn.Module) -> None:
-    """Let matrix layers in FP16 multiply and add in FP32 between FP16 inputs and outputs, as tensor cores do; in place.
+    """Let FP16 matrix layers accumulate in FP32, with FP16 inputs and outputs, as tensor cores do; in place.
 
-    PyTorch's own kernels for the CPU round in the same places and take more than ten times as long.
+    PyTorch's FP16 kernels for the CPU round at the same points, but are more than ten times slower.
     """
     for name, module in model.named_modules():
-        # timm's attention may read the weights of qkv without calling it; what it reads is normalised.
+        # timm's attention may read the weights of qkv without calling it.
         if isinstance(module, MATRIX_LAYERS) and module.weight.dtype is torch.float16 and not name.endswith(".qkv"):
-            module.float()  # the values stay those of FP16
-            module.register_forward_pre_hook(cast_to(torch.float32))  # after the one that rounds the input
+            module.float()  # weights keep their FP16 values
+            module.register_forward_pre_hook(cast_to(torch.float32))  # runs after the hook that rounds to FP16
             module.register_forward_hook(lambda _module, _args, output: output.half())
 
 
 def units(model: MultiTaskDPT) -> list[str]:
-    """What can be moved to FP32, coarse to fine within the line; attention cores always stay in half."""
+    """Names that the search can move to FP32, in model order; the attention products stay in half precision."""
     names = ["residual", "backbone.patch_embed"]
     for i, _ in enumerate(model.backbone.blocks):
         names += [f"backbone.blocks.{i}.attn.proj", f"backbone.blocks.{i}.mlp"]
@@ -186,19 +193,19 @@ def units(model: MultiTaskDPT) -> list[str]:
 
 
 def measure(model: MultiTaskDPT, images: torch.Tensor) -> Ranges:
-    """Run `model` on images (N, 3, H, W) in FP32 and record ranges and FLOPs."""
+    """Run `model` in FP32 on `images` (N, 3, H, W) and record ranges and FLOPs."""
     inputs: dict[str, float] = {}
     outputs: dict[str, float] = {}
     flops: dict[str, float] = {}
 
-    def note(largest: dict[str, float], name: str, values: tuple) -> None:
+    def update_largest(largest: dict[str, float], name: str, values: tuple) -> None:
         tensors = [t for t in values if isinstance(t, torch.Tensor) and t.is_floating_point()]
         largest[name] = max([largest.get(name, 0.0), *(float(t.abs().max()) for t in tensors)])
 
     def hook(name: str):
         def record(module: nn.Module, args: tuple, output: Any) -> None:
-            note(inputs, name, args)
-            note(outputs, name, (output,))
+            update_largest(inputs, name, args)
+            update_largest(outputs, name, (output,))
             if isinstance(module, MATRIX_LAYERS):
                 flops[name] = matrix_flops(module, args[0], output) / len(images)
             elif name.endswith(".attn"):
@@ -217,7 +224,7 @@ def measure(model: MultiTaskDPT, images: torch.Tensor) -> Ranges:
 
 
 def matrix_flops(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
-    """Multiplications and additions of one matrix layer for this input and output."""
+    """FLOPs of one matrix layer with input `x` and output `y`; a multiply-add is two operations."""
     if isinstance(module, nn.Linear):
         return 2.0 * y.numel() * module.in_features
     kernel = module.kernel_size[0] * module.kernel_size[1]
@@ -227,28 +234,28 @@ def matrix_flops(module: nn.Module, x: torch.Tensor, y: torch.Tensor) -> float:
 
 
 def overflowing(model: MultiTaskDPT, ranges: Ranges, limit: float) -> list[str]:
-    """The units whose weights, inputs, outputs or sums pass `limit` in FP32: none of them can be in half."""
-    found: dict[str, None] = {}
+    """The units whose weights, inputs, outputs or sums exceed `limit` in FP32."""
+    names: dict[str, None] = {}  # an ordered set
     for name, module in model.named_modules():
-        reads, gives = (largest.get(name, 0.0) > limit for largest in (ranges.inputs, ranges.outputs))
-        holds = any(float(weights.detach().abs().max()) > limit for weights in module.parameters(recurse=False))
-        if not (reads or gives or holds):
+        large_input, large_output = (r.get(name, 0.0) > limit for r in (ranges.inputs, ranges.outputs))
+        large_weight = any(float(weights.detach().abs().max()) > limit for weights in module.parameters(recurse=False))
+        if not (large_input or large_output or large_weight):
             continue
         if name.startswith("backbone."):
-            found |= dict.fromkeys(_backbone_units(name))
+            names |= dict.fromkeys(_backbone_units(name))
         elif isinstance(module, MATRIX_LAYERS):
-            found[name] = None
+            names[name] = None
         elif isinstance(module, ResidualConvUnit):
-            if gives:  # its sum is in FP32 when one addend is
-                found[f"{name}.conv2"] = None
-            before = f"{name.rpartition('.')[0]}.skip_unit"
-            if reads and before in ranges.outputs and before != name:
-                found[f"{before}.conv2"] = None
-    return list(found)
+            if large_output:  # the sum is FP32 if one addend is
+                names[f"{name}.conv2"] = None
+            skip_unit = f"{name.rpartition('.')[0]}.skip_unit"
+            if large_input and skip_unit in ranges.outputs and skip_unit != name:
+                names[f"{skip_unit}.conv2"] = None
+    return list(names)
 
 
 def _backbone_units(name: str) -> list[str]:
-    """The units that keep the range of the backbone's module `name`."""
+    """The units to move to FP32 for the module `name` of the backbone."""
     parts = name.split(".")
     if parts[1] != "blocks":
         return ["backbone.patch_embed", "residual"]
@@ -256,11 +263,11 @@ def _backbone_units(name: str) -> list[str]:
         return [f"backbone.blocks.{parts[2]}.mlp"]
     if len(parts) > 3 and parts[3] == "attn":
         return [f"backbone.blocks.{parts[2]}.attn.proj"]
-    return ["residual"]  # a block, its norms and its layer scales read or write the stream
+    return ["residual"]  # blocks, norms and layer scales read or write the residual stream
 
 
 def half_shares(model: MultiTaskDPT, plan: PrecisionPlan, ranges: Ranges) -> tuple[float, float]:
-    """Shares of the matrix FLOPs of the backbone, and of decoder and heads, that compute in half."""
+    """Shares of matrix FLOPs in half precision: of the backbone, and of decoder and heads together."""
     if plan.precision == "fp32":
         return 0.0, 0.0
 

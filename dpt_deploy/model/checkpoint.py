@@ -60,11 +60,8 @@ def save_checkpoint(
     metadata = state._metadata  # torch reads only "version" from the root entry, so further keys are safe
     for key, value in (state_dict if state_dict is not None else dict(state)).items():
         state[key] = value.detach().to("cpu", copy=True).contiguous()
-    description = {
-        "model": model.config.to_json(),
-        "contract": (contract or model.contract()).to_json(),
-        "training": training or {},
-    }
+    contract = contract or model.contract()
+    description = {"model": model.config.to_json(), "contract": contract.to_json(), "training": training or {}}
     metadata[""] = metadata.get("", {}) | {DESCRIPTION_KEY: json.dumps(description)}
     save_torch(path, state)
 

@@ -66,12 +66,9 @@ class MultiTaskDPT(nn.Module):
         _check_depth_scale(config.depth_scale)
         self.config = config
         self.backbone = vits.create_backbone(config.backbone, pretrained, **config.backbone_kwargs)
-        self.decoder = Decoder(
-            self.backbone.embed_dim, config.features, config.use_bn, vits.has_class_token(self.backbone)
-        )
-        self.heads = nn.ModuleDict(
-            {head: create_head(head, config.features, config.depth_scale) for head in config.heads}
-        )
+        class_token = vits.has_class_token(self.backbone)
+        self.decoder = Decoder(self.backbone.embed_dim, config.features, config.use_bn, class_token)
+        self.heads = nn.ModuleDict({h: create_head(h, config.features, config.depth_scale) for h in config.heads})
         self.initialise()
 
     @property
@@ -131,10 +128,7 @@ class MultiTaskDPT(nn.Module):
     def contract(self, resize: ResizeRule = "stretch") -> Contract:
         """The contract of this model: its input size, its heads, and the mean and std of timm."""
         cfg = self.backbone.pretrained_cfg
-        return Contract(
-            input_size=self.input_size, mean=tuple(cfg["mean"]), std=tuple(cfg["std"]), resize=resize,
-            heads=self.config.heads,
-        )
+        return Contract(self.input_size, tuple(cfg["mean"]), tuple(cfg["std"]), resize, self.config.heads)
 
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         # depth_scale is not a tensor: weights trained with another one would load and give wrong depth.
@@ -149,13 +143,8 @@ def _check_depth_scale(depth_scale: float) -> None:
 
 
 def create_multitask_dpt_model(
-    backbone: str = "vit_base_patch16_384",
-    features: int = 256,
-    use_bn: bool = False,
-    pretrained: bool = False,
-    depth_scale: float = 5.0,
-    backbone_kwargs: dict[str, Any] | None = None,
-    heads: tuple[str, ...] = HEADS,
+    backbone: str = "vit_base_patch16_384", features: int = 256, use_bn: bool = False, pretrained: bool = False,
+    depth_scale: float = 5.0, backbone_kwargs: dict[str, Any] | None = None, heads: tuple[str, ...] = HEADS,
 ) -> MultiTaskDPT:
     """Create the model of the training guide, with new weights for decoder and heads.
 

@@ -42,22 +42,15 @@ class Head(nn.Module):
 
 def create_head(name: str, features: int, depth_scale: float) -> Head:
     """The head `name`: depth (softplus times depth_scale), normals (tanh) or alpha (logits)."""
-    channels, activation = {
-        "depth": (1, DepthActivation(depth_scale)),
-        "normals": (3, nn.Tanh()),
-        "alpha": (1, nn.Identity()),
-    }[name]
-    return Head(features, channels, activation)
+    activations = {"depth": DepthActivation(depth_scale), "normals": nn.Tanh(), "alpha": nn.Identity()}
+    return Head(features, 3 if name == "normals" else 1, activations[name])
 
 
 def initial_bias(name: str, depth_scale: float, depth: float, foreground: float) -> list[float]:
     """Bias of a head's last convolution with which an untrained model makes a plausible prediction.
 
-    Args:
-        name: depth, normals (they face the camera: (0, 0, tanh(1.5) = 0.905)) or alpha.
-        depth_scale: That of the depth head.
-        depth: A typical depth [m].
-        foreground: The share of pixels that are foreground, in (0, 1).
+    `depth` is a typical depth [m], `foreground` the share of foreground pixels in (0, 1). Normals face the camera:
+    (0, 0, tanh(1.5) = 0.905).
     """
     if name == "depth":
         return [math.log(math.expm1(depth / depth_scale))]

@@ -1,4 +1,4 @@
-"""How far an artefact is from PyTorch FP32, in the units of the task."""
+"""Compare the artefacts of a bundle with PyTorch FP32, in the units of each task."""
 
 from ..core.verdict import ParityReport, Stage
 from .compare import compare, load_budget

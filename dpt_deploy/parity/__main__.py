@@ -1,4 +1,4 @@
-"""python -m dpt_deploy.parity BUNDLE: judge every stage of a bundle that can run here."""
+"""python -m dpt_deploy.parity BUNDLE: judge every stage that can run on this machine."""
 
 from __future__ import annotations
 
@@ -26,34 +26,34 @@ PROG = "python -m dpt_deploy.parity"
 
 @dataclass(frozen=True)
 class ParityConfig:
-    """Judge every stage of a bundle that can run here against the outputs of PyTorch FP32 that the bundle carries."""
+    """Compare every stage that can run on this machine with the PyTorch FP32 outputs stored in the bundle."""
 
     bundle: tyro.conf.Positional[Path]
     """Bundle: the folder that the export command wrote."""
     images: Path | None = None
-    """Image or folder to judge on from now on, beside adversarial inputs. Needs --checkpoint."""
+    """Image or folder that replaces the bundle's parity images. Needs --checkpoint."""
     max_images: Count = 8
     """Use at most this many images of a folder, evenly spaced."""
     checkpoint: Path | None = None
-    """The checkpoint that the bundle was exported from. PyTorch then judges its stages again, and computes the
-    reference outputs for --images."""
+    """The checkpoint that the bundle was exported from. Judges the PyTorch stages again, and computes the reference
+    outputs for --images."""
     budget: Path | None = None
-    """JSON file with other parity budgets. The report names it."""
+    """JSON file with other parity budgets."""
     json: Json = False
 
 
 def main(config: ParityConfig) -> int:
-    """Exit status 0 only if the verdict is."""
+    """Exit status 0 if the verdict is passed, else 1."""
     if config.images is not None and config.checkpoint is None:
         raise BadInput(
             "--images needs --checkpoint, because PyTorch computes the reference outputs for these images. "
-            "Add --checkpoint best_model.pth, or judge on the images that the bundle carries."
+            "Add --checkpoint best_model.pth, or leave out --images to use those in the bundle."
         )
     load_budget(config.budget)
     bundle = Bundle.open(config.bundle)
-    say = (lambda line: None) if config.json else print
-    known = _with_torch(bundle, config, say) if config.checkpoint is not None else []
-    judgement = judge(bundle, config.budget, known, lambda name: say(f"judging  {name}"))
+    log = (lambda line: None) if config.json else print
+    judged = _judge_with_pytorch(bundle, config, log) if config.checkpoint is not None else []
+    judgement = judge(bundle, config.budget, judged, lambda name: log(f"judging  {name}"))
     report = judgement.report
     write_report(bundle, report, judgement.exhibits, cli.command_line(PROG))
     if config.json:
@@ -63,11 +63,10 @@ def main(config: ParityConfig) -> int:
     return 0 if report.passed else 1
 
 
-def _with_torch(bundle: Bundle, config: ParityConfig, say: Callable[[str], None]) -> list[Stage]:
-    """The stages that need PyTorch, which no other way through this command imports."""
+def _judge_with_pytorch(bundle: Bundle, config: ParityConfig, log: Callable[[str], None]) -> list[Stage]:
     with cli.needing("export"):
         from ..export.pytorch_stages import judge_with_checkpoint
-    return judge_with_checkpoint(bundle, config.checkpoint, config.images, config.max_images, config.budget, say)
+    return judge_with_checkpoint(bundle, config.checkpoint, config.images, config.max_images, config.budget, log)
 
 
 COMMAND = cli.Command(ParityConfig, main, PROG, renamed={"--reference": "--checkpoint"})

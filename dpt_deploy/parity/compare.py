@@ -1,4 +1,4 @@
-"""Sessions and images -> ParityReport: per stage and head, in task units, against budgets."""
+"""Compare the outputs of one stage with the reference and evaluate the metrics against a budget."""
 
 from __future__ import annotations
 
@@ -37,28 +37,28 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 
 @dataclass(frozen=True, eq=False)
 class Exhibit:
-    """One head's maps of one image, for the report: the reference's beside a stage's."""
+    """The maps of one head and image from a stage and the reference, for the report."""
 
     stage: StageId
     case: Case
     graph: Graph
     head: str
     share: float
-    """How much of its budget the worst metric of this head uses on this image; infinite for what is not finite."""
+    """The fraction of its budget that the worst metric of this head and image uses. Infinite for an invalid map."""
     have: np.ndarray
     """The stage's map, (H, W) or (H, W, 3)."""
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """The reference's maps of this image."""
+        """The reference maps of this image."""
         return as_maps(self.graph, self.case.maps[self.graph])
 
 
 def load_budget(path: Path | None) -> tuple[Budget, str]:
-    """The budget in `path`, or the project's own; and the name that reports give it.
+    """Read a budget, by default the project's own. Returns it with its name for reports.
 
-    A budget limits each head in fp32 and in fp16; bf16 is held to the limits of fp16. A budget that leaves
-    something out is refused with `BadInput`, because what it left out would pass unseen.
+    A budget limits each head in fp32 and in fp16, whose limits also apply to bf16. Raises `BadInput` if it is
+    incomplete, because metrics without a limit would always pass.
     """
     path = existing_file(path, "a budget file (JSON)") if path else DEFAULT_BUDGET
     try:
@@ -75,10 +75,10 @@ def load_budget(path: Path | None) -> tuple[Budget, str]:
 
 def _budget_fault(budget: Any) -> str | None:
     """What is wrong with a budget, or None."""
-    names, place = ("fp32", "fp16"), "it"
-    if fault := _keys_fault(budget, names, place, every=True):
+    precisions = ("fp32", "fp16")
+    if fault := _keys_fault(budget, precisions, "it", every=True):
         return fault
-    for precision in names:
+    for precision in precisions:
         if fault := _keys_fault(budget[precision], HEADS, precision, every=True):
             return fault
         for head, limits in budget[precision].items():
@@ -90,30 +90,30 @@ def _budget_fault(budget: Any) -> str | None:
     return None
 
 
-def _keys_fault(value: Any, known: Sequence[str], place: str, every: bool) -> str | None:
-    """What is wrong with the keys of a JSON object: all of `known` when `every`, else at least one."""
+def _keys_fault(value: Any, expected: Sequence[str], place: str, every: bool) -> str | None:
+    """What is wrong with a JSON object that must have every, or else at least one, of the expected keys; or None."""
     if not isinstance(value, dict):
-        return f"{place} is not an object of {', '.join(known)}"
-    if unknown := [key for key in value if key not in known]:
-        return f"{place} has {', '.join(unknown)}; expected {', '.join(known)}"
-    missing = [key for key in known if key not in value]
+        return f"{place} is not an object of {', '.join(expected)}"
+    if unknown := [key for key in value if key not in expected]:
+        return f"{place} has {', '.join(unknown)}; expected {', '.join(expected)}"
+    missing = [key for key in expected if key not in value]
     return f"{place} lacks {', '.join(missing)}" if missing and (every or not value) else None
 
 
 def compare(
     stage: StageId, run: Run, reference: Reference, budget: Budget, sha256: str | None = None,
-    notes: tuple[str, ...] = (), show: Callable[[Exhibit], None] = lambda exhibit: None,
+    notes: tuple[str, ...] = (), on_exhibit: Callable[[Exhibit], None] = lambda exhibit: None,
 ) -> Stage:
-    """Run every case and judge the answers; NaN, Inf, a missing output, a wrong shape and an exception fail.
+    """Judge a stage on every case. Non-finite values, missing outputs, wrong shapes and exceptions fail.
 
     Args:
-        stage: What is judged; its graph decides what `run` takes, its precision which budget applies.
-        run: Takes a batch of what the graph takes, and returns the graph's outputs.
-        reference: The parity inputs with PyTorch FP32's answers.
+        stage: Identity of the stage. Its graph selects the inputs, its precision the budget.
+        run: Maps a batch of inputs to the graph's outputs by name.
+        reference: The parity inputs and the outputs of PyTorch FP32.
         budget: Limits by precision, head and metric.
         sha256: Hash of the artefact.
-        notes: What a pass does not cover.
-        show: Receives every map that was compared.
+        notes: Limitations of a pass.
+        on_exhibit: Called with every compared map.
     """
     graph, precision = stage.graph, stage.precision
     limits = limits_of(budget, precision)
@@ -123,69 +123,65 @@ def compare(
     findings: list[Finding] = []
     for batch in reference.batches(graph):
         try:
-            answers = run(np.stack([case.input(graph) for case in batch]))
+            outputs = run(np.stack([case.input(graph) for case in batch]))
         except (DptError, RuntimeError, ValueError, TypeError) as error:
             first = (str(error).strip().splitlines() or ["no message"])[0]
             detail = f"a batch of {len(batch)} of {batch[0].name} raised {type(error).__name__}: {first}"
             findings.append(Finding(Fault.RAISED, detail=detail))
             continue
         for i, case in enumerate(batch):
-            faults = _faults(case, graph, answers, i, len(batch))
+            faults = _faults(case, graph, outputs, i, len(batch))
             findings += faults
             for fault in faults:
                 if worst.get(fault.head, (0.0,))[0] < math.inf:
                     worst[fault.head] = (math.inf, case.name)
-            if faults:
-                _show_faults(stage, case, answers, i, show)
+            for name, want in case.maps[graph].items() if faults else ():
+                have = outputs.get(name)
+                if have is not None and have.shape[1:] == want.shape and not np.isfinite(have[i]).all():
+                    ((head, picture),) = as_maps(graph, {name: have[i]}).items()
+                    on_exhibit(Exhibit(stage, case, graph, head, math.inf, picture))
             if faults or (case.adversarial and precision != "fp32"):
                 continue
-            have = as_maps(graph, {key: value[i] for key, value in answers.items()})
+            have = as_maps(graph, {key: value[i] for key, value in outputs.items()})
             for head, measured, error in _measure(as_maps(graph, case.maps[graph]), have):
-                _keep_worst(values.setdefault(head, {}), measured)
+                kept = values.setdefault(head, {})
+                for metric, value in measured.items():
+                    # min() and max() drop a NaN in second place, but a NaN must stay.
+                    pick = min if metric in AT_LEAST else max
+                    kept[metric] = value if math.isnan(value) else pick(kept.get(metric, value), value)
                 levels = tuple(float(level) for level in np.quantile(error, LEVELS))
                 quantiles[head] = tuple(map(max, quantiles.get(head, levels), levels))
                 share = max((share_of_budget(metric, measured.get(metric, math.nan), bound)
                              for metric, bound in limits.get(head, {}).items()), default=0.0)
                 if head not in worst or share > worst[head][0]:
                     worst[head] = (share, case.name)
-                show(Exhibit(stage, case, graph, head, share, have[head]))
+                on_exhibit(Exhibit(stage, case, graph, head, share, have[head]))
     names = {head: image for head, (_, image) in worst.items()}
     findings += over_budget(values, names, limits)
     if not findings:
-        findings = [Finding(Fault.NOT_MEASURED, head) for head in _heads(reference.cases[0].maps[graph])
-                    if head not in values]
+        heads = [name.removesuffix("_logits") for name in reference.cases[0].maps[graph]]
+        findings = [Finding(Fault.NOT_MEASURED, head) for head in heads if head not in values]
     return Stage(stage, "failed" if findings else "passed", sha256, values, names, tuple(findings), notes,
                  quantiles=quantiles)
 
 
-def _show_faults(
-    stage: StageId, case: Case, answers: dict[str, np.ndarray], index: int, show: Callable[[Exhibit], None]
-) -> None:
-    """Show the maps of the right shape that are not finite."""
-    for output, want in case.maps[stage.graph].items():
-        have = answers.get(output)
-        if have is not None and have.shape[1:] == want.shape and not np.isfinite(have[index]).all():
-            ((head, picture),) = as_maps(stage.graph, {output: have[index]}).items()
-            show(Exhibit(stage, case, stage.graph, head, math.inf, picture))
-
-
-def _faults(case: Case, graph: Graph, answers: dict[str, np.ndarray], index: int, batch: int) -> list[Finding]:
-    """What is wrong with an answer before any number is compared, one finding per head."""
+def _faults(case: Case, graph: Graph, outputs: dict[str, np.ndarray], index: int, batch: int) -> list[Finding]:
+    """Findings on invalid outputs, at most one per head."""
     faults = []
     for name, reference in case.maps[graph].items():
         about = {"head": name.removesuffix("_logits"), "image": case.name, "name": name}
-        if name not in answers:
+        if name not in outputs:
             faults.append(Finding(Fault.NO_OUTPUT, **about))
-        elif answers[name].shape != (batch, *reference.shape):
-            detail = f"{list(answers[name].shape)}, expected {[batch, *reference.shape]}"
+        elif outputs[name].shape != (batch, *reference.shape):
+            detail = f"{list(outputs[name].shape)}, expected {[batch, *reference.shape]}"
             faults.append(Finding(Fault.WRONG_SHAPE, **about, detail=detail))
-        elif not (finite := np.isfinite(answers[name][index])).all():
+        elif not (finite := np.isfinite(outputs[name][index])).all():
             faults.append(Finding(Fault.NOT_FINITE, **about, value=float(1 - finite.mean())))
     return faults
 
 
 def error_map(head: str, have: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """One head's error per pixel, float64 (H, W): relative for depth, degrees for normals, difference for alpha."""
+    """Error per pixel, float64 (H, W): relative for depth, in degrees for normals, absolute for alpha."""
     if head == "depth":
         return metrics.relative_depth_error(have, want)
     if head == "normals":
@@ -194,7 +190,7 @@ def error_map(head: str, have: np.ndarray, want: np.ndarray) -> np.ndarray:
 
 
 def foreground(want: dict[str, np.ndarray]) -> np.ndarray | None:
-    """Where depth and normals count: the reference's alpha above 0.5; None (everywhere) where that is empty."""
+    """The mask for depth and normals: reference alpha above 0.5. None, for all pixels, if that is empty."""
     mask = want["alpha"] > 0.5 if "alpha" in want else None
     return mask if mask is not None and mask.any() else None
 
@@ -202,7 +198,7 @@ def foreground(want: dict[str, np.ndarray]) -> np.ndarray | None:
 def _measure(
     want: dict[str, np.ndarray], have: dict[str, np.ndarray]
 ) -> Iterator[tuple[str, dict[str, float], np.ndarray]]:
-    """Per head: its name, its metrics, and the errors of the pixels that count."""
+    """Per head: its name, its metrics, and the errors of the masked pixels."""
     mask = foreground(want)
     for head, reference in want.items():
         error = error_map(head, have[head], reference)
@@ -214,7 +210,7 @@ def _measure(
 
 
 def as_maps(graph: Graph, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """One image's outputs of either graph as depth (H, W), normals (H, W, 3) and alpha (H, W)."""
+    """Convert one image's outputs of either graph to depth (H, W), normals (H, W, 3) and alpha (H, W)."""
     if graph == "frame":
         return outputs
     maps = {}
@@ -226,13 +222,3 @@ def as_maps(graph: Graph, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarra
         maps["alpha"] = metrics.sigmoid(outputs["alpha_logits"][0])
     return maps
 
-
-def _heads(maps: dict[str, np.ndarray]) -> list[str]:
-    return [name.removesuffix("_logits") for name in maps]
-
-
-def _keep_worst(kept: dict[str, float], measured: dict[str, float]) -> None:
-    for metric, value in measured.items():
-        pick = min if metric in AT_LEAST else max
-        # max() and min() drop a NaN that comes second; a NaN must stay.
-        kept[metric] = value if math.isnan(value) else pick(kept.get(metric, value), value)

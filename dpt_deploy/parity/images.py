@@ -1,4 +1,4 @@
-"""Parity inputs that need no file: scenes with shading, texture and edges, and adversarial ones."""
+"""Generated parity inputs: scenes with shading, texture and edges, and adversarial inputs."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ import numpy as np
 
 
 def scene(height: int, width: int, seed: int) -> np.ndarray:
-    """A shaded scene of spheres before a textured backdrop, uint8 (height, width, 3) RGB.
+    """Generate shaded spheres in front of a textured background, uint8 (height, width, 3) RGB.
 
-    Its spectrum falls off as that of photographs does: what resizing and FP16 do to it is typical.
+    Its spectrum is similar to that of photographs, so errors of resizing and FP16 are representative.
     """
     rng = np.random.default_rng(seed)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -36,7 +36,7 @@ def scene(height: int, width: int, seed: int) -> np.ndarray:
 
 
 def built_in() -> list[tuple[str, bool, np.ndarray]]:
-    """(name, adversarial, frame) of the inputs used when a user gives none."""
+    """The default inputs as (name, adversarial, frame)."""
     scenes = [
         ("scene 480x640", scene(480, 640, 1)),
         ("scene 480x640 b", scene(480, 640, 2)),
@@ -47,10 +47,9 @@ def built_in() -> list[tuple[str, bool, np.ndarray]]:
 
 
 def adversarial(side: int = 160) -> list[tuple[str, bool, np.ndarray]]:
-    """(name, True, frame) of inputs that no camera takes: flat, random, saturated, finest detail, extreme shapes.
+    """Adversarial inputs as (name, True, frame): flat, random, saturated, fine detail, extreme aspect ratios.
 
-    Of few sizes, so that they run in pairs: each costs a pass of the network in every stage. None is
-    smaller than the frames that an engine takes by default.
+    Most share a size, so that they run in pairs. All are within the default profile of an engine.
     """
     rng = np.random.default_rng(0)
     square = (side, side, 3)
@@ -72,7 +71,7 @@ def _checkerboard(height: int, width: int) -> np.ndarray:
 
 
 def _saturated_edges(side: int) -> np.ndarray:
-    """Discs and bars in the eight corners of the colour cube: every edge jumps by 255."""
+    """Discs and bars in the corners of the RGB cube, with steps of 255 at every edge."""
     image = np.zeros((side, side, 3), np.uint8)
     colours = [tuple(255 * (i >> k & 1) for k in range(3)) for i in range(1, 8)]
     for i, colour in enumerate(colours):
@@ -84,7 +83,7 @@ def _saturated_edges(side: int) -> np.ndarray:
 
 
 def _lines(side: int) -> np.ndarray:
-    """Structures one pixel wide on gray: a grid, diagonals, rings and single pixels."""
+    """One-pixel structures on gray: a grid, diagonals, rings and single pixels."""
     image = np.full((side, side, 3), 128, np.uint8)
     image[:: side // 8, : side // 2] = 255
     image[: side // 2, :: side // 8] = 0

@@ -1,9 +1,8 @@
-"""Judge a bundle: every stage that can run here, against the reference that the bundle carries. Writes nothing."""
+"""Judge every stage of a bundle that can run on this machine. Writes nothing."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ import numpy as np
 
 from .. import backends
 from ..backends import Session, StageTask, device
-from ..core.bundle import PARITY_JSON, Bundle
+from ..core.bundle import Bundle
 from ..core.errors import BackendError, BadBundle, Cause, DptError, MissingPackage
 from ..core.manifest import ShapeRange
 from ..core.verdict import (
@@ -28,25 +27,23 @@ from ..core.verdict import (
     not_run,
 )
 from ..runtime import load
-from .compare import Exhibit, compare, load_budget
+from .compare import Exhibit, Run, compare, load_budget
 from .reference import FILE, Reference
 
 NEED_PYTORCH = (StageKind.WEIGHTS, StageKind.PYTORCH)
 
-Show = Callable[[Exhibit], None]
-
 
 @dataclass(frozen=True)
 class Judgement:
-    """A report, and the maps to show with it."""
+    """A report and the maps to show with it."""
 
     report: ParityReport
     exhibits: dict[str, Exhibit]
-    """Per head, the map that uses most of its budget."""
+    """Per head, the map with the largest share of its budget."""
 
 
 class WorstMaps:
-    """Of all maps that are shown to it, keeps per head the one that uses most of its budget."""
+    """Collects, per head, the exhibit with the largest share of its budget."""
 
     def __init__(self) -> None:
         self.by_head: dict[str, Exhibit] = {}
@@ -54,85 +51,71 @@ class WorstMaps:
     def __call__(self, exhibit: Exhibit) -> None:
         worst = self.by_head.get(exhibit.head)
         if worst is None or exhibit.share > worst.share:
-            # A view would keep the whole batch.
+            # A view would keep the whole batch in memory.
             self.by_head[exhibit.head] = dataclasses.replace(exhibit, have=exhibit.have.copy())
 
 
 def judge(
-    bundle: Bundle, budget_file: Path | None = None, known: Iterable[Stage] = (),
-    progress: Callable[[str], None] = lambda name: None, show: Show = lambda exhibit: None,
+    bundle: Bundle, budget_file: Path | None = None, judged: Iterable[Stage] = (),
+    progress: Callable[[str], None] = lambda name: None,
 ) -> Judgement:
-    """Run every stage that can run here.
+    """Judge every stage that can run on this machine.
 
-    Stages of the bundle's last report are carried over if they cannot be judged now: those that need
-    PyTorch, unless they are among `known`, and those on engines if no GPU is visible. Each only while its
-    file and the reference are unchanged; it is marked as judged earlier and held to the budget of now.
+    Other stages are copied from the bundle's last report if their file and the reference are unchanged: those
+    that need PyTorch, unless listed in `judged`, and those on a GPU if none is visible. They are marked as
+    earlier and evaluated against the current budget.
 
     Args:
-        bundle: What to judge.
-        budget_file: JSON file with another budget; None for the project's own.
-        known: Stages that were just judged elsewhere.
-        progress: Receives the name of each stage before it runs.
-        show: Receives every map that was compared.
+        bundle: The bundle to judge.
+        budget_file: JSON file with another budget. Default: the project's own.
+        judged: Stages that the caller has already judged.
+        progress: Called with the name of each stage before it runs.
 
     Raises:
         BadBundle: The bundle has no reference.
-        BadInput: The budget cannot be read.
+        BadInput: The budget is not valid.
     """
     budget, budget_name = load_budget(budget_file)
     reference, digest = load_reference(bundle)
     worst = WorstMaps()
-
-    def shown(exhibit: Exhibit) -> None:
-        worst(exhibit)
-        show(exhibit)
-
-    stages = list(known)
+    stages = list(judged)
     for task in stage_tasks(bundle):
         progress(str(task.id))
-        stages.append(_judge(bundle, task, reference, budget, shown))
-    progress(str(_steps(bundle)))
-    stages.append(_judge_steps(bundle, reference, budget, shown))
+        stages.append(_judge(bundle, task, reference, budget, worst))
+    progress(str(_steps_id(bundle)))
+    stages.append(_judge_steps(bundle, reference, budget, worst))
     stages = _with_earlier(bundle, stages, digest, budget)
     inputs = tuple(case.name for case in reference.cases)
     return Judgement(ParityReport(tuple(in_order(stages)), budget, budget_name, inputs, digest), worst.by_head)
 
 
 def stage_ids(bundle: Bundle) -> list[StageId]:
-    """The stages that `judge` will report, in its order; nothing is run."""
+    """The stages that `judge` reports, in the same order, without running them."""
     planned = [not_run(stage, Cause.NO_GPU if stage.device == "gpu" else Cause.UNSUPPORTED, "")
-               for stage in [*(task.id for task in stage_tasks(bundle)), _steps(bundle)]]
+               for stage in [*(task.id for task in stage_tasks(bundle)), _steps_id(bundle)]]
     found = bundle.find("reference", file=FILE)
     digest = found[0].sha256 if found else ""
     return [stage.id for stage in in_order(_with_earlier(bundle, planned, digest, None))]
 
 
 def stage_tasks(bundle: Bundle) -> list[StageTask]:
-    """What the backends judge, from the manifest alone; the preferred backend last, as the nearest to the user."""
+    """The stages of all backends, in reverse order of preference."""
     return [task for backend in reversed(backends.registered()) for task in backend.stages(bundle)]
 
 
-def last_report(bundle: Bundle) -> ParityReport | None:
-    """The report that the bundle carries, or None."""
-    try:
-        return ParityReport.from_json(json.loads((bundle.folder / PARITY_JSON).read_text(encoding="utf-8")))
-    except (OSError, ValueError):
-        return None
-
-
 def load_reference(bundle: Bundle) -> tuple[Reference, str]:
-    """The reference that the bundle carries, and its SHA-256. Raises `BadBundle` without one."""
+    """The bundle's reference and its SHA-256. Raises `BadBundle` without one."""
     found = bundle.find("reference", file=FILE)
     if not found:
         raise BadBundle(f"{bundle.folder} has no {FILE}, so nothing can be judged. Export the checkpoint again.")
     return Reference.load(bundle.path(found[0])), found[0].sha256
 
 
-def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget, show: Show) -> Stage:
-    """The stage of a task. What is not installed or cannot run here is not run; any other refusal is a failure."""
+def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget, worst: WorstMaps) -> Stage:
+    """Judge one task. It is not run if its backend cannot run on this machine, and fails on any other error."""
     digest = task.artifact.sha256
     try:
-        session = _opened(bundle, task, reference)
+        session = _open(bundle, task, reference)
     except (MissingPackage, BackendError) as error:
         if isinstance(error, BackendError) and task.must_open:
             return _refused(task.id, error, digest)
@@ -140,24 +123,24 @@ def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget
     except DptError as error:
         return _refused(task.id, error, digest)
     notes = task.notes
-    cases = reference.images_alone() if task.images_only else reference
+    cases = reference.without_adversarial() if task.images_only else reference
     if task.profile and (outside := [c for c in cases.cases if not _fits(c.input(task.id.graph).shape, task.profile)]):
         cases = Reference(tuple(case for case in cases.cases if not any(case is other for other in outside)))
         notes += (f"not judged on {', '.join(case.name for case in outside)}: outside the engine's profile",)
     with session:
-        return compare(task.id, _in_pieces(session, task.profile), cases, budget, digest, notes, show)
+        return compare(task.id, _split_batches(session, task.profile), cases, budget, digest, notes, worst)
 
 
-def _opened(bundle: Bundle, task: StageTask, reference: Reference) -> Session:
-    """The task's session, after what can be known without it."""
+def _open(bundle: Bundle, task: StageTask, reference: Reference) -> Session:
+    """Open the task's session after cheaper checks."""
     refusal = None
-    images = reference.images_alone().cases
+    images = reference.without_adversarial().cases
     if task.id.device == "gpu" and device.compute_capability() is None:
         refusal = BackendError(device.NO_GPU, Cause.NO_GPU)
     elif task.profile and not any(_fits(case.input(task.id.graph).shape, task.profile) for case in images):
         refusal = BackendError("no image has a size within the engine's profile", Cause.OUTSIDE_PROFILE)
     if refusal is not None:
-        bundle.path(task.artifact)  # a damaged file has failed, whether or not it could run
+        bundle.path(task.artifact)  # a damaged file fails even if it cannot run here
         raise refusal
     return task.open()
 
@@ -166,15 +149,15 @@ def _refused(stage: StageId, error: DptError, digest: str | None) -> Stage:
     return Stage(stage, "failed", digest, findings=(Finding(Fault.REFUSED, detail=str(error)),))
 
 
-def _steps(bundle: Bundle) -> StageId:
-    """The stage of the Python runtime's pre- and post-processing around the FP32 model graph."""
+def _steps_id(bundle: Bundle) -> StageId:
+    """The identity of the stage of the Python runtime with the FP32 model graph."""
     graph = next(iter(bundle.find("onnx", graph="model", precision="fp32")), None)
     return StageId(StageKind.STEPS, "frame", "fp32", "onnxruntime-cpu", file=graph.file if graph else None,
                    title="Runtime, NumPy pre- and post-processing")
 
 
-def _judge_steps(bundle: Bundle, reference: Reference, budget: Budget, show: Show) -> Stage:
-    stage = _steps(bundle)
+def _judge_steps(bundle: Bundle, reference: Reference, budget: Budget, worst: WorstMaps) -> Stage:
+    stage = _steps_id(bundle)
     try:
         runtime = load(bundle.folder, backend=stage.backend, graph="model", precision="fp32")
     except (MissingPackage, BackendError) as error:
@@ -188,29 +171,27 @@ def _judge_steps(bundle: Bundle, reference: Reference, budget: Budget, show: Sho
                 for head in bundle.contract.heads}
 
     with runtime:
-        return compare(stage, run, reference, budget, runtime.artifact.sha256, show=show)
+        return compare(stage, run, reference, budget, runtime.artifact.sha256, on_exhibit=worst)
 
 
 def _fits(shape: tuple[int, ...], profile: ShapeRange) -> bool:
-    """Whether an engine's profile takes an input of this shape, the batch axis aside."""
+    """Whether a profile accepts an input of this shape without the batch axis."""
     return all(a <= size <= b for a, size, b in zip(profile.min[1:], shape, profile.max[1:], strict=True))
 
 
-def _in_pieces(
-    session: Session, profile: ShapeRange | None
-) -> Callable[[np.ndarray], dict[str, np.ndarray]]:
-    """`session.run` for batches of any size: too large ones are split, too small ones filled up and cut."""
+def _split_batches(session: Session, profile: ShapeRange | None) -> Run:
+    """`session.run` for batches of any size: splits large batches and pads small ones."""
     (input_name,) = session.inputs
-    fewest = profile.min[0] if profile else 1
+    smallest = profile.min[0] if profile else 1
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        most = session.largest_batch(batch.shape[1:3]) or len(batch)
+        largest = session.largest_batch(batch.shape[1:3]) or len(batch)
         pieces = []
-        for start in range(0, len(batch), most):
-            piece = batch[start : start + most]
-            filled = np.concatenate([piece, *[piece[-1:]] * max(0, fewest - len(piece))])
-            answers = session.run({input_name: filled})
-            pieces.append({key: value[: len(piece)] for key, value in answers.items()} if fewest > 1 else answers)
+        for start in range(0, len(batch), largest):
+            piece = batch[start : start + largest]
+            padded = np.concatenate([piece, *[piece[-1:]] * max(0, smallest - len(piece))])
+            outputs = session.run({input_name: padded})
+            pieces.append({key: value[: len(piece)] for key, value in outputs.items()} if smallest > 1 else outputs)
         if len(pieces) == 1:
             return pieces[0]
         return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
@@ -219,8 +200,8 @@ def _in_pieces(
 
 
 def _with_earlier(bundle: Bundle, stages: list[Stage], reference: str, budget: Budget | None) -> list[Stage]:
-    """`stages`, with those of the last report in place of what cannot be judged now."""
-    last = last_report(bundle)
+    """Replace or add the stages that cannot be judged now by those of the last report."""
+    last = bundle.last_report()
     if last is None:
         return stages
     hashes = {artifact.file: artifact.sha256 for artifact in bundle.artifacts}
@@ -229,11 +210,11 @@ def _with_earlier(bundle: Bundle, stages: list[Stage], reference: str, budget: B
     earlier = {}
     for stage in last.stages:
         unchanged = stage.sha256 is not None and hashes.get(stage.artifact) == stage.sha256
-        # Weights were compared with the checkpoint, everything else with the reference of its day.
+        # Weights are compared with the checkpoint, everything else with the reference.
         same_inputs = stage.id.kind is StageKind.WEIGHTS or last.reference in (None, reference)
         missing = stage.id in without_gpu or (stage.id.kind in NEED_PYTORCH and stage.id not in now)
         if unchanged and same_inputs and missing and stage.status != "not run":
             held = held_to(stage, budget) if budget is not None and budget != last.budget else stage
-            # An engine beside it may have changed how people call it.
+            # The title depends on which other engines exist.
             earlier[stage.id] = dataclasses.replace(held, id=now.get(stage.id, stage.id), earlier=True)
     return [earlier.pop(stage.id, stage) for stage in stages] + list(earlier.values())

@@ -1,4 +1,4 @@
-"""Parity inputs and what PyTorch FP32 made of them: `reference.npz`, readable without torch."""
+"""Parity inputs and the outputs of PyTorch FP32, stored in `reference.npz`. Does not need PyTorch."""
 
 from __future__ import annotations
 
@@ -16,20 +16,20 @@ FILE = "reference.npz"
 
 @dataclass(frozen=True)
 class Case:
-    """One parity input with the reference's answers."""
+    """One parity input with its reference outputs."""
 
     name: str
     adversarial: bool
-    """Adversarial inputs count for finiteness and for the FP32 budgets, not for the FP16 ones."""
+    """Adversarial inputs must give finite outputs and meet the FP32 budgets, but not the FP16 budgets."""
     frame: np.ndarray
     """uint8 (H, W, 3) RGB."""
     image: np.ndarray
     """The model graph's input for that frame, float32 (3, h, w)."""
     maps: dict[Graph, dict[str, np.ndarray]]
-    """Per graph and output name, without the batch axis."""
+    """Reference outputs by graph and name, without the batch axis."""
 
     def input(self, graph: Graph) -> np.ndarray:
-        """What this graph takes, without the batch axis."""
+        """The input of this graph, without the batch axis."""
         return self.image if graph == "model" else self.frame
 
 
@@ -40,18 +40,18 @@ class Reference:
     cases: tuple[Case, ...]
 
     def batches(self, graph: Graph) -> list[list[Case]]:
-        """Cases in pairs of one input size: a graph must take a batch as it takes single images."""
+        """The cases in pairs of equal input size where possible, so that batches are tested too."""
         groups: dict[tuple, list[Case]] = {}
         for case in self.cases:
             groups.setdefault(case.input(graph).shape, []).append(case)
         return [group[i : i + 2] for group in groups.values() for i in range(0, len(group), 2)]
 
-    def images_alone(self) -> Reference:
-        """Without the adversarial inputs."""
+    def without_adversarial(self) -> Reference:
+        """The cases that are not adversarial."""
         return Reference(tuple(case for case in self.cases if not case.adversarial))
 
     def save(self, path: Path) -> None:
-        """Write `reference.npz`, atomically."""
+        """Write `reference.npz` atomically."""
         arrays: dict[str, np.ndarray] = {
             "names": np.array([case.name for case in self.cases]),
             "adversarial": np.array([case.adversarial for case in self.cases]),
@@ -65,7 +65,7 @@ class Reference:
 
     @classmethod
     def load(cls, path: Path) -> Reference:
-        """Read `reference.npz`. Raises `BadBundle` when it is not one."""
+        """Read `reference.npz`. Raises `BadBundle` if it is not valid."""
         try:
             with np.load(path, allow_pickle=False) as file:
                 arrays = {key: file[key] for key in file.files}

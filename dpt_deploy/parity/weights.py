@@ -1,4 +1,4 @@
-"""Every weight of a graph against the checkpoint, tensor by tensor: budgets on outputs miss half of all 1 % errors."""
+"""Compare every weight of a graph with the checkpoint, because output budgets miss half of all 1 % weight errors."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ FLOAT_TYPES = (1, 10, 16)  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16
 
 
 def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.ndarray]) -> Stage:
-    """Judge the initializers of a graph: each tensor of the checkpoint, rounded once to the type it has there.
+    """Compare the initializers of a graph with the checkpoint's tensors, rounded once to the initializer's type.
 
     Args:
         path: The ONNX file.
-        artifact: The same file, as the manifest describes it.
-        expected: The checkpoint's tensors, float32, by name, batch norms folded.
+        artifact: The manifest entry of the file.
+        expected: The checkpoint's tensors by name, float32, with folded batch norms.
 
     Returns:
-        A stage that names what is missing, differs or is left over.
+        A stage with findings for missing, different and unknown tensors.
     """
     try:
         import onnx
@@ -41,9 +41,9 @@ def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.nd
     worst = 0.0
     for name, value in expected.items():
         candidates = [(name, value), (f"{name}.transposed", value.T)]
-        if name.endswith(".resample.weight"):  # a transposed convolution as 1x1 convolution and depth-to-space
-            moved = value.transpose(1, 2, 3, 0).reshape(-1, value.shape[0], 1, 1)
-            candidates.append((name.replace(".weight", ".convolution.weight"), moved))
+        if name.endswith(".resample.weight"):  # exported as 1x1 convolution and depth-to-space
+            reordered = value.transpose(1, 2, 3, 0).reshape(-1, value.shape[0], 1, 1)
+            candidates.append((name.replace(".weight", ".convolution.weight"), reordered))
         if name.endswith(".resample.bias"):
             candidates.append((name.replace(".bias", ".convolution.bias"), None))
         key, want = next(((key, want) for key, want in candidates if key in found), (None, None))
@@ -62,16 +62,16 @@ def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.nd
         scale = max(float(np.abs(want).max()), 1e-12)
         error = float(np.abs(have.astype(np.float64) - rounded.astype(np.float64)).max()) / scale
         worst = max(worst, error)
-        if error != 0.0:  # NaN too
+        if error != 0.0:  # also true for NaN
             findings.append(Finding(Fault.TENSOR_DIFFERS, name=name, value=error))
         if not np.isfinite(have.astype(np.float32)).all():
             findings.append(Finding(Fault.TENSOR_RANGE, name=name, detail=str(have.dtype)))
     prefixes = ("backbone.", "decoder.", "heads.")
-    left = [name for name in found if name.startswith(prefixes) and name not in used]
-    findings += [Finding(Fault.TENSOR_UNKNOWN, name=name) for name in left]
+    findings += [Finding(Fault.TENSOR_UNKNOWN, name=name)
+                 for name in found if name.startswith(prefixes) and name not in used]
     values: dict[str, Any] = {"weights": {"tensors": len(used), "max_relative_difference": worst}}
     stage = StageId(StageKind.WEIGHTS, artifact.graph, artifact.precision, file=artifact.file,
                     title=f"weights {artifact.graph} {artifact.precision}")
-    note = f"all {len(used)} tensors of the checkpoint stand in the graph, rounded once and otherwise unchanged"
+    note = f"all {len(used)} tensors of the checkpoint are in the graph, rounded once and otherwise unchanged"
     return Stage(stage, "failed" if findings else "passed", artifact.sha256, values, findings=tuple(findings),
                  notes=() if findings else (note,))

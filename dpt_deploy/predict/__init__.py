@@ -1,1 +1,1 @@
-"""Images, folders, videos and cameras in; panels and maps out."""
+"""Predict maps and panels for images, folders, videos and cameras."""

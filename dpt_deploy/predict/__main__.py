@@ -1,4 +1,4 @@
-"""python -m dpt_deploy.predict BUNDLE IMAGE_FOLDER_VIDEO_OR_CAMERA: panels, raw maps, videos."""
+"""python -m dpt_deploy.predict BUNDLE SOURCE: predict an image, a folder of images, a video or a camera."""
 
 from __future__ import annotations
 
@@ -31,9 +31,8 @@ PROG = "python -m dpt_deploy.predict"
 class PredictConfig:
     """Predict depth, normals and alpha for an image, the images of a folder, a video, or a camera.
 
-    For each image it writes a panel (PNG), the maps (.npz: depth [m], normals and alpha, float32 at the
-    image's size), and depth [m] as OpenEXR. A video or a camera becomes one MP4 file without sound. Ctrl-C
-    ends it early and leaves a playable file.
+    Writes for each image a panel (PNG), the maps (.npz: depth [m], normals and alpha, float32 at the image's size), and
+    depth [m] as OpenEXR; for a video or a camera one MP4 file without sound, which is playable even after Ctrl-C.
     """
 
     bundle: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
@@ -43,44 +42,42 @@ class PredictConfig:
     out: Path = Path("predictions")
     """Folder for the results."""
     backend: Name | None = None
-    """Backend such as tensorrt, openvino or onnxruntime-cpu. Default: the best one that can run here."""
+    """Backend, such as tensorrt, openvino or onnxruntime-cpu. Default: the first one that can run here."""
     graph: Graph = "frame"
-    """frame: resize inside the graph. model: resize outside it. The maps are the same."""
+    """frame: resize inside the graph. model: resize outside of it. The maps are the same."""
     precision: Precision | None = None
-    """Precision. Default: the one that the backend prefers."""
+    """Precision of the graph. Default: the one that the backend prefers."""
     threads: Count | None = None
     """CPU threads per operator."""
     look: Look = "panel"
-    """What a video shows: the panel, or matte, the foreground over green."""
+    """Content of a video: panel, or matte, the foreground over green."""
     max_frames: Limit = None
     """Stop after this many frames of a video or a camera."""
 
 
 def main(config: PredictConfig) -> int:
-    """Exit status 0 if every image was predicted, 1 if some were skipped; those are named."""
+    """Exit status: 0 if all images were predicted, 1 if some were skipped, 130 if a video was interrupted."""
     console = Console(highlight=False, soft_wrap=True)
     if is_video(config.images):
         return _video(config, console)
     paths = [path for path in list_images(config.images)
              if path == config.images or not path.name.endswith(PANEL_SUFFIX)]
     if not paths:
-        raise BadInput(f"{config.images}: expected images, found only panels that this command wrote.")
+        raise BadInput(f"{config.images}: expected images, received only panels that this command wrote.")
     if len(paths) == 1:
-        read_image(paths[0])  # a bad one should be told before an engine is loaded
+        read_image(paths[0])  # fail before an engine is loaded
     table = Table("image", "size", "files", title=f"Written to {config.out}", title_justify="left")
     skipped: list[str] = []
     with load(config.bundle, config.backend, config.graph, config.precision, config.threads) as runtime:
         console.print(runtime.reason, markup=False)
-        columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   TextColumn("{task.description}", markup=False))
-        with Progress(*columns, console=console) as progress:
+        with _progress(console) as progress:
             task = progress.add_task("", total=len(paths))
             for path, stem in zip(paths, _stems(paths), strict=True):
                 progress.update(task, description=path.name)
                 try:
                     image = read_image(path)
                     prediction = runtime(image)
-                except (BadInput, ContractError) as error:  # cannot be decoded; a size outside the engine's profile
+                except (BadInput, ContractError) as error:
                     if len(paths) == 1:
                         raise
                     skipped.append(str(error) if str(path) in str(error) else f"{path}: {error}")
@@ -94,36 +91,38 @@ def main(config: PredictConfig) -> int:
     for line in skipped:
         console.print(f"skipped  {line}", markup=False)
     if not table.row_count:
-        raise BadInput(f"{config.images}: none of its {len(paths)} images could be predicted.")
+        raise BadInput(f"{config.images}: none of its {len(paths)} images could be predicted. The lines above say why.")
     return 1 if skipped else 0
 
 
 def _video(config: PredictConfig, console: Console) -> int:
-    """Exit status 0 for a whole video, 130 for one that was interrupted."""
     with Reader(config.images) as reader, \
             load(config.bundle, config.backend, config.graph, config.precision, config.threads) as runtime:
         console.print(runtime.reason, markup=False)
         path = config.out / f"{reader.name}.{config.look}.mp4"
         total = min((number for number in (reader.length, config.max_frames) if number), default=None)
-        columns = (TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                   TextColumn("{task.description}"))
-        started = time.perf_counter()
-        with Progress(*columns, console=console) as bar:
-            task = bar.add_task("", total=total)
+        start = time.perf_counter()
+        with _progress(console) as progress:
+            task = progress.add_task("", total=total)
 
-            def progress(done: int) -> None:
-                speed = done / (time.perf_counter() - started)
-                bar.update(task, completed=done, description=f"{speed:.2f} frames/s")
+            def update(done: int) -> None:
+                speed = done / (time.perf_counter() - start)
+                progress.update(task, completed=done, description=f"{speed:.2f} frames/s")
 
-            done, interrupted = predict_video(runtime, reader, path, config.look, config.max_frames, progress)
+            done, interrupted = predict_video(runtime, reader, path, config.look, config.max_frames, update)
     if not done:
-        raise KeyboardInterrupt("interrupted before the first frame was done; nothing was written")
+        raise KeyboardInterrupt("interrupted before the first frame; nothing was written")
     console.print(f"{'interrupted: ' if interrupted else ''}{done} frames written to {path}", markup=False)
     return 130 if interrupted else 0
 
 
+def _progress(console: Console) -> Progress:
+    return Progress(TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
+                    TextColumn("{task.description}", markup=False), console=console)
+
+
 def _stems(paths: list[Path]) -> list[str]:
-    """Names for the results: the image's, with its suffix where two images differ in that alone."""
+    """Names of the output files: those of the images, with the suffix only if it is needed to tell them apart."""
     count = Counter(path.stem for path in paths)
     return [path.stem if count[path.stem] == 1 else path.name for path in paths]
 

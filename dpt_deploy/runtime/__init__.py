@@ -1,5 +1,5 @@
-"""Maps from images, on whatever the machine has: TensorRT, ONNX Runtime or OpenVINO. Needs no torch."""
+"""Run a bundle on images with TensorRT, ONNX Runtime or OpenVINO. Does not need PyTorch."""
 
-from .runtime import Backend, Precision, Prediction, Runtime, load
+from .runtime import Precision, Prediction, Runtime, load
 
-__all__ = ["Backend", "Precision", "Prediction", "Runtime", "load"]
+__all__ = ["Precision", "Prediction", "Runtime", "load"]

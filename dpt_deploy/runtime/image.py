@@ -1,6 +1,6 @@
-"""Images from files, and the contract's pre- and post-processing for the model graph, in NumPy and OpenCV.
+"""Image reading, and pre- and post-processing for the model graph, in NumPy and OpenCV.
 
-The frame graph needs none of the latter: there, the same steps are nodes of the graph.
+The frame graph contains the pre- and post-processing.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from ..core.files import existing_file
 from ..core.metrics import sigmoid
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""File names that count as images in a folder."""
+"""Suffixes of image files in a folder."""
 
 
 def read_image(path: Path | str) -> np.ndarray:
-    """An image file as uint8 (H, W, 3) RGB, turned upright as its EXIF orientation says.
+    """Read an image file as uint8 (H, W, 3) RGB, rotated according to its EXIF orientation.
 
-    Gray becomes three equal channels, 16 bits become 8, an alpha channel is dropped. Raises
-    `BadInput` for what is no file, or what OpenCV cannot decode as a whole.
+    Grayscale is repeated to three channels, 16-bit values are scaled to 8 bits, and alpha is dropped. Raises
+    `BadInput` if the file does not exist or OpenCV cannot decode it completely.
     """
     path = existing_file(path, "an image file")
     try:
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
-    # OpenCV reports on standard error what the exception below says in one sentence.
+    # OpenCV would print a message to standard error in addition to the exception below.
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
@@ -45,15 +45,15 @@ def read_image(path: Path | str) -> np.ndarray:
     if image is None:
         raise BadInput(
             f"{path}: expected an image, but its {data.size} bytes cannot be decoded: truncated, damaged, or a format "
-            "that OpenCV does not read. Convert it to PNG or JPEG."
+            "that OpenCV does not support. Convert it to PNG or JPEG."
         )
     return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
 
 
 def list_images(path: Path | str) -> list[Path]:
-    """`path` itself if it is a file, else the image files in that folder, by name.
+    """Return `[path]` for a file, or the sorted image files of a folder.
 
-    Raises `BadInput` when there is nothing at `path` or the folder holds no image.
+    Raises `BadInput` if `path` does not exist or the folder contains no image.
     """
     path = Path(path)
     if not path.is_dir():
@@ -65,7 +65,7 @@ def list_images(path: Path | str) -> list[Path]:
 
 
 def check_frames(frames: Any, name: str = "image") -> None:
-    """Raise `BadInput`, with what to do, unless `frames` is uint8 (H, W, 3) or (N, H, W, 3), H and W above 0."""
+    """Raise `BadInput` unless `frames` is a non-empty uint8 array (H, W, 3) or (N, H, W, 3)."""
     shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
     received = f"{name}: expected uint8 RGB (H, W, 3) with values 0 to 255, received {dtype} {shape}"
     if len(shape) in (3, 4) and shape[-1] == 3 and 0 not in shape[-3:]:
@@ -80,18 +80,18 @@ def check_frames(frames: Any, name: str = "image") -> None:
     elif 0 in shape or not shape:
         advice = "The image is empty."
     elif len(shape) == 2 or shape[-1] == 1:
-        advice = "It has one channel: repeat it, np.repeat(image.reshape(H, W, 1), 3, axis=2)."
+        advice = "It has one channel. Repeat it: np.repeat(image.reshape(H, W, 1), 3, axis=2)."
     elif shape[-1] == 4:
-        advice = "It has four channels: drop alpha with image[..., :3]."
+        advice = "It has four channels. Drop alpha: image[..., :3]."
     elif len(shape) in (3, 4) and shape[-3] == 3:
-        advice = "Channels come last: np.moveaxis(image, -3, -1)."
+        advice = "Move the channels last: np.moveaxis(image, -3, -1)."
     else:
         advice = "A batch is (N, H, W, 3)."
     raise BadInput(f"{received}. {advice}")
 
 
 def preprocess(frames: np.ndarray, contract: Contract) -> np.ndarray:
-    """uint8 (N, H, W, 3) RGB -> the model graph's input, float32 (N, 3, h, w)."""
+    """Convert uint8 frames (N, H, W, 3) RGB to the model graph's input, float32 (N, 3, h, w)."""
     n, h, w, _ = frames.shape
     box, (input_h, input_w) = contract.content_box((h, w)), contract.input_size
     scale = 1.0 / (255.0 * np.array(contract.std, np.float32))
@@ -108,10 +108,16 @@ def preprocess(frames: np.ndarray, contract: Contract) -> np.ndarray:
 
 
 def postprocess(outputs: Mapping[str, np.ndarray], contract: Contract, size: tuple[int, int]) -> dict[str, np.ndarray]:
-    """The model graph's outputs -> the frame graph's, at the frame's `size` (H, W).
+    """Convert the model graph's outputs to maps at the frame's `size` (H, W), as the frame graph outputs them.
 
-    depth float32 (N, H, W) [m], normals float32 (N, H, W, 3) of unit length, alpha float32 (N, H, W)
-    in [0, 1], as far as `outputs` has them.
+    Args:
+        outputs: Any of depth (N, 1, h, w), normals (N, 3, h, w) and alpha_logits (N, 1, h, w), float32.
+        contract: The bundle's contract.
+        size: Height and width of the frames.
+
+    Returns:
+        The corresponding maps, float32: depth (N, H, W) [m], normals (N, H, W, 3) of unit length, alpha (N, H, W) in
+        [0, 1].
     """
     box = contract.content_box(size)
 
@@ -128,14 +134,14 @@ def postprocess(outputs: Mapping[str, np.ndarray], contract: Contract, size: tup
         normals /= np.maximum(length, np.float32(1e-6))[..., None]
         maps["normals"] = normals
     if "alpha_logits" in outputs:
-        # Coverage averages linearly and logits do not: sigmoid before the resize.
+        # Sigmoid before the resize, because alpha averages linearly and logits do not.
         maps["alpha"] = to_frame(sigmoid(outputs["alpha_logits"]).astype(np.float32)).clip(0, 1)
     return maps
 
 
 @functools.lru_cache(maxsize=16)
 def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
-    """`resize_weights` without its zeros: source rows (taps, size_out) and their weights, float32 of that shape."""
+    """The non-zero `resize_weights`: source rows (taps, size_out) and their weights, float32 (taps, size_out)."""
     weights = resize_weights(size_in, size_out)
     taps = int((weights > 0).sum(axis=1).max())
     first = np.minimum((weights > 0).argmax(axis=1), size_in - taps)
@@ -144,7 +150,7 @@ def _taps(size_in: int, size_out: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _resize_rows(x: np.ndarray, size: int) -> np.ndarray:
-    """(rows, columns) of any real type -> float32 (size, columns): a few multiplications per value, at any scale."""
+    """Resize an array (rows, columns) to float32 (size, columns) with the triangle filter."""
     rows, weights = _taps(x.shape[0], size)
     result = np.zeros((size, x.shape[1]), np.float32)
     product = np.empty_like(result)
@@ -155,9 +161,9 @@ def _resize_rows(x: np.ndarray, size: int) -> np.ndarray:
 
 
 def _resize(x: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """float32 (h, w, C) -> (H, W, C), or (H, W) for one channel."""
+    """Resize float32 (h, w, C) to (H, W, C), or to (H, W) for one channel."""
     (h, w, channels), (height, width) = x.shape, size
-    if h <= height and w <= width:  # where nothing shrinks, the triangle filter is OpenCV's bilinear one
+    if h <= height and w <= width:  # without downscaling, the triangle filter is bilinear interpolation
         return cv2.resize(x, (width, height), interpolation=cv2.INTER_LINEAR)
     x = _resize_rows(x.reshape(h, w * channels), height).reshape(height, w, channels)
     x = _resize_rows(np.ascontiguousarray(x.transpose(1, 0, 2)).reshape(w, -1), width)  # (W, H * C)

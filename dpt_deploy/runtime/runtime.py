@@ -1,4 +1,4 @@
-"""Runtime: images in, maps out. Picks the backend and the artefact, and says why."""
+"""Load a bundle on the best available backend and run it on images."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import os
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import numpy as np
@@ -20,16 +19,15 @@ from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
 from ..core.manifest import Artifact, Precision
 from .image import check_frames, postprocess, preprocess, read_image
-from .stream import QUEUE, in_order
+from .stream import QUEUE, ordered_map
 
-Backend = str
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
-BATCH = 8  # frames per call if the backend sets no limit: more costs memory and saves no time
+BATCH = 8  # frames per call if the backend has no limit; larger batches are not faster
 
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What one image shows, at the image's own size. A map whose head the bundle lacks is None."""
+    """The maps of one image at its own size. A map is None if the bundle lacks the head."""
 
     depth: np.ndarray | None = None
     """float32 (H, W), z-depth [m]."""
@@ -40,35 +38,41 @@ class Prediction:
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
-        """The maps that are there, by head."""
+        """The maps that are not None, by head."""
         found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {name: value for name, value in found.items() if value is not None}
 
 
 class Runtime:
-    """A loaded bundle; `load` makes one. A context manager. Thread-safe."""
+    """A loaded bundle, returned by `load`. Usable as a context manager. Thread-safe."""
 
     def __init__(self, bundle: Bundle, artifact: Artifact, session: Session, reason: str) -> None:
         self.bundle = bundle
         self.artifact = artifact
-        """The file that runs, as the manifest describes it."""
+        """The loaded graph or engine."""
         self.session = session
-        """For arrays on a GPU, chosen outputs and streams."""
+        """For device arrays, selected outputs and CUDA streams."""
         self.reason = reason
-        """Which backend was chosen, and why each one preferred to it was not."""
+        """Which backend was selected, and why the preferred ones were not."""
 
     @property
     def backend(self) -> str:
-        """Name of the backend that runs."""
+        """Name of the selected backend."""
         return self.session.backend
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
-        """The maps of one image, or of several.
+        """Predict the maps of one or more images. Images of equal size run as a batch.
 
-        `images`: uint8 (H, W, 3) RGB, or a path, gives a `Prediction`; uint8 (N, H, W, 3), or a list of
-        arrays and paths, gives a list in the same order. Arrays are NumPy, PIL images, or host arrays
-        that speak DLPack. Images of one size run as a batch. Raises `BadInput` for what is no such
-        image, `ContractError` for a size outside the engine's profile.
+        Args:
+            images: An image, as uint8 (H, W, 3) RGB or a path; or several, as uint8 (N, H, W, 3) or a list of arrays
+                and paths. Arrays can be NumPy arrays, PIL images, or host arrays with `__dlpack__`.
+
+        Returns:
+            A `Prediction` for one image, or a list in the same order.
+
+        Raises:
+            BadInput: An array has another dtype or shape, or a file cannot be read.
+            ContractError: A size is outside the engine's profile.
         """
         if isinstance(images, list | tuple):
             return self._predict([_frame(image, f"images[{i}]") for i, image in enumerate(images)])
@@ -76,16 +80,19 @@ class Runtime:
         return self._predict([frames])[0] if frames.ndim == 3 else self._predict(frames)
 
     def stream(self, frames: Iterable[Any], queue: int = QUEUE) -> Iterator[Prediction]:
-        """The maps of one image after another, in order, while the next ones are being read and computed.
+        """Predict images in order while reading and computing the next ones in other threads.
 
-        `frames`: uint8 (H, W, 3) RGB arrays or paths, of any sizes; it is iterated in a thread of its own.
-        At most `queue` images are read ahead of the one that the caller holds, so that memory stays
-        bounded however slow the caller is. What `frames` or an image raises is raised here, at its
-        place. Leaving the loop early stops the reading.
+        Args:
+            frames: uint8 (H, W, 3) RGB arrays or paths, of any sizes. Iterated in a separate thread.
+            queue: How many images to read ahead at most, at least 1. Bounds the memory.
+
+        Returns:
+            An iterator over predictions, which raises the errors of `frames` and of images in order. Reading stops
+            when the iterator is closed.
         """
         if not isinstance(queue, int) or isinstance(queue, bool) or queue < 1:
             raise BadInput(f"queue: expected a number from 1, received {queue!r}.")
-        return in_order(self._one, frames, queue, self.session.concurrency)
+        return ordered_map(self._one, frames, queue, self.session.concurrency)
 
     def _one(self, image: Any) -> Prediction:
         return self._predict([_frame(image, "frame")])[0]
@@ -99,7 +106,7 @@ class Runtime:
             size = self.session.largest_batch(shape[:2]) or BATCH
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
-                # Neither one image nor an array of several needs a copy to become a batch.
+                # A single image and an array of images become a batch without a copy.
                 if isinstance(frames, np.ndarray):
                     batch = frames[start : start + size]
                 else:
@@ -117,15 +124,13 @@ class Runtime:
         return postprocess(self.session.run({"image": preprocess(frames, contract)}), contract, frames.shape[1:3])
 
     def close(self) -> None:
-        """Release the backend; the runtime cannot be used afterwards."""
+        """Release all resources. The runtime cannot be used afterwards."""
         self.session.close()
 
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self.close()
 
     def __repr__(self) -> str:
@@ -136,24 +141,24 @@ def load(
     bundle: Path | str, backend: str | None = None, graph: Graph = "frame", precision: Precision | None = None,
     threads: int | None = None,
 ) -> Runtime:
-    """Load a bundle's folder on the best backend that runs here; `Runtime.reason` says which one, and why.
+    """Load a bundle on the best available backend. `Runtime.reason` explains the choice.
 
-    The order of preference is that of the registry: TensorRT, TensorRT-RTX, ONNX Runtime with CUDA, OpenVINO, ONNX
-    Runtime on the CPU; FP16 before FP32 on a GPU. On the CPU, ONNX Runtime computes in FP32 whatever the graph, and
-    OpenVINO takes FP16 only if the processor has FP16 units and the bundle's parity report passed that graph on it.
+    The order of preference is TensorRT, TensorRT-RTX, ONNX Runtime with CUDA, OpenVINO, ONNX Runtime on the CPU. GPUs
+    use FP16 before FP32. On the CPU, ONNX Runtime computes in FP32, and OpenVINO uses FP16 only if the processor
+    supports it and the bundle's parity report passed the FP16 graph on OpenVINO.
 
     Args:
         bundle: The folder that an export wrote.
-        backend: A name of `dpt_deploy.backends.names()`; no other is tried.
-        graph: "frame" takes frames of any size; "model" takes the network's input, and the runtime resizes.
-        precision: "fp16", "bf16" or "fp32"; no other is tried. OpenVINO computes the FP32 graph in BF16 units if
-            BF16 is asked for and the bundle has no BF16 graph.
-        threads: CPU threads per operator; None leaves it to the backend.
+        backend: Use only this backend, one of `dpt_deploy.backends.names()`.
+        graph: "frame" resizes frames in the graph; "model" resizes them in NumPy.
+        precision: Use only this precision: "fp16", "bf16" or "fp32". OpenVINO computes the FP32 graph in BF16 if the
+            bundle has no BF16 graph.
+        threads: CPU threads per operator. None uses the backend's default.
 
     Raises:
-        BadInput: An unknown name.
-        BackendError: Nothing (or not what was asked for) can run here.
-        BadBundle, ContractError: The bundle was changed.
+        BadInput: An option has an invalid value.
+        BackendError: No backend, or not the requested one, can run the bundle on this machine.
+        BadBundle, ContractError: The bundle is incomplete or was modified.
     """
     _check_name("graph", graph, ("frame", "model"))
     if precision is not None:
@@ -167,20 +172,20 @@ def load(
     for candidate in tried:
         artifacts = candidate.candidates(opened, graph, precision)
         if not artifacts:
-            nothing = candidate.no_candidate(opened, graph, precision)
-            # How to make an artefact is of use only if the backend could run here, or was asked for.
+            missing = candidate.no_candidate(opened, graph, precision)
+            # Building an artefact helps only if the backend can run on this machine or was requested.
             useful = backend is not None or candidate.unavailable() is None
-            refusals[candidate.name, str(nothing) if useful else nothing.message] = None
-        # Asked before an engine of hundreds of megabytes is read; a backend asked for by name says it itself.
+            refusals[candidate.name, str(missing) if useful else missing.message] = None
+        # Checked before reading a large engine. The session of a requested backend raises a more specific error.
         refusal = candidate.unavailable() if artifacts and backend is None else None
         if refusal is not None:
-            refusals[candidate.name, str(refusal).removeprefix(f"{candidate.name}: ")] = None
+            refusals[candidate.name, str(refusal)] = None
             continue
         for artifact in artifacts:
             try:
                 session = candidate.open(opened, artifact, options)
             except (BackendError, MissingPackage) as error:
-                refusals[candidate.name, str(error).removeprefix(f"{candidate.name}: ")] = None
+                refusals[candidate.name, error.message] = None
                 continue
             return Runtime(opened, artifact, session, _reason(session, artifact, backend, list(refusals)))
     lines = [f"{name}: {message}" for name, message in refusals]
@@ -189,11 +194,10 @@ def load(
     raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def _reason(session: Session, artifact: Artifact, asked: str | None, refusals: list[tuple[str, str]]) -> str:
+def _reason(session: Session, artifact: Artifact, requested: str | None, refusals: list[tuple[str, str]]) -> str:
     note = f" {session.note}" if session.note else ""
-    taken = f"{session.backend} runs {artifact.file}{note}" + (", as asked for" if asked else "")
-    others = "; ".join(f"not {candidate}: {refusal.rstrip('.')}" for candidate, refusal in refusals)
-    return f"{taken}; {others}." if others else f"{taken}."
+    chosen = f"{session.backend} runs {artifact.file}{note}" + (", as requested" if requested else "")
+    return "; ".join([chosen, *(f"not {name}: {refusal.rstrip('.')}" for name, refusal in refusals)]) + "."
 
 
 def _check_name(what: str, value: Any, names: Sequence[str]) -> None:
@@ -202,11 +206,11 @@ def _check_name(what: str, value: Any, names: Sequence[str]) -> None:
 
 
 def _frame(image: Any, name: str, batch: bool = False) -> np.ndarray:
-    """A path or array as a contiguous uint8 frame (H, W, 3), or (N, H, W, 3) where `batch` allows it."""
+    """Convert a path or array to a contiguous uint8 frame (H, W, 3), or also (N, H, W, 3) if `batch`."""
     if isinstance(image, str | os.PathLike):
         return read_image(image)
     if image is None:
-        raise BadInput(f"{name}: expected an image, received None. cv2.imread returns None for what it cannot read.")
+        raise BadInput(f"{name}: expected an image, received None. cv2.imread returns None for an unreadable file.")
     if not hasattr(image, "dtype") and hasattr(image, "__array_interface__"):  # PIL
         image = np.asarray(image)
     if not hasattr(image, "shape") or not hasattr(image, "dtype"):
@@ -214,8 +218,9 @@ def _frame(image: Any, name: str, batch: bool = False) -> np.ndarray:
                        "np.asarray(image).")
     check_frames(image, name)
     if len(image.shape) == 4 and not batch:
-        raise BadInput(f"{name}: expected (H, W, 3) in a list, received {tuple(image.shape)}. Pass a batch by itself.")
+        raise BadInput(f"{name}: expected (H, W, 3) in a list, received {tuple(image.shape)}. Pass the "
+                       "batch by itself.")
     try:
         return host_array(image, name)
     except ContractError as error:
-        raise BadInput(f"{error} Or pass it to Runtime.session.run, which takes device arrays on a GPU.") from error
+        raise BadInput(f"{error} Or pass it to Runtime.session.run, which accepts device arrays.") from error

@@ -1,4 +1,4 @@
-"""One function over many items, in order, while the next ones are being read: what `Runtime.stream` does."""
+"""An ordered, bounded, multi-threaded map over an iterable, for `Runtime.stream`."""
 
 from __future__ import annotations
 
@@ -9,18 +9,22 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeVar
 
 QUEUE = 4
-"""Images read ahead: enough that neither the reader nor the backend waits for the other's hiccups."""
+"""Images to read ahead. Absorbs short delays of the reader and the backend."""
 
 Result = TypeVar("Result")
 
 
-def in_order(function: Callable[[Any], Result], items: Iterable[Any], ahead: int, workers: int) -> Iterator[Result]:
-    """`function` of each item, in the items' order, computed by `workers` threads.
+def ordered_map(function: Callable[[Any], Result], items: Iterable[Any], ahead: int, workers: int) -> Iterator[Result]:
+    """Apply `function` to items in threads and yield the results in order.
 
-    A thread of its own iterates `items`; it stays at most `ahead` items in front of the caller. An error of
-    `items` or of `function` is raised at the place of its item, and ends the iteration.
+    Args:
+        function: Called in `workers` threads.
+        items: Iterated in a separate thread. An error of `items` or `function` is raised in order and ends the
+            iteration.
+        ahead: How many items to read ahead of the caller at most.
+        workers: Number of threads that call `function`.
     """
-    answers: queue.SimpleQueue[concurrent.futures.Future[Result] | None] = queue.SimpleQueue()
+    results: queue.SimpleQueue[concurrent.futures.Future[Result] | None] = queue.SimpleQueue()
     room = threading.Semaphore(ahead)
     stopped = threading.Event()
     pool = concurrent.futures.ThreadPoolExecutor(workers, thread_name_prefix="dpt-compute")
@@ -29,21 +33,21 @@ def in_order(function: Callable[[Any], Result], items: Iterable[Any], ahead: int
         try:
             source = iter(items)
             while room.acquire() and not stopped.is_set():
-                answers.put(pool.submit(function, next(source)))
+                results.put(pool.submit(function, next(source)))
         except StopIteration:
             pass
-        except BaseException as error:  # handed over, and raised where the caller is
+        except BaseException as error:  # raised in the caller's thread
             failed: concurrent.futures.Future[Result] = concurrent.futures.Future()
             failed.set_exception(error)
-            answers.put(failed)
+            results.put(failed)
         finally:
-            answers.put(None)
+            results.put(None)
 
     reader = threading.Thread(target=read, name="dpt-read", daemon=True)
     reader.start()
     try:
-        while (answer := answers.get()) is not None:
-            result = answer.result()
+        while (pending := results.get()) is not None:
+            result = pending.result()
             room.release()
             yield result
     finally:

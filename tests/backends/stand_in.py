@@ -218,7 +218,7 @@ def session_on(device: StandIn) -> TensorRTSession:
     session.backend, session.file, session._rebuild = "tensorrt", "a.engine", ""
     session.profile = EngineProfile("a", {})
     session._closing, session._device, session._cache = threading.Lock(), 0, None
-    session.captures_itself, session._logger = False, types.SimpleNamespace(errors=[], last_errors=lambda: "")
+    session.captures_internally, session._logger = False, types.SimpleNamespace(errors=[], last_errors=lambda: "")
     session._free, session._all = queue.LifoQueue(), [worker(device) for _ in range(2)]
     for one in session._all:
         session._free.put(one)

@@ -78,7 +78,7 @@ def test_it_is_loaded_as_the_preferred_one_and_by_name(tiny_bundle: Path, regist
     frame = photo(64, 80)
     with dpt_deploy.load(tiny_bundle) as first, dpt_deploy.load(tiny_bundle, "toy") as named, \
             dpt_deploy.load(tiny_bundle, "onnxruntime-cpu") as other:
-        assert first.backend == named.backend == "toy" and "as asked for" in named.reason
+        assert first.backend == named.backend == "toy" and "as requested" in named.reason
         np.testing.assert_array_equal(first(frame).depth, other(frame).depth)
 
 
@@ -125,7 +125,7 @@ def test_a_benchmark_times_it(tiny_bundle: Path, register: Any) -> None:
 
 def test_names_are_unique_and_known(register: Any) -> None:
     register(ToyBackend())
-    with pytest.raises(BadInput, match="registered already"):
+    with pytest.raises(BadInput, match="already registered"):
         backends.register(ToyBackend())
     with pytest.raises(BadInput, match="expected one of toy, tensorrt"):
         backends.get("tensorflow")

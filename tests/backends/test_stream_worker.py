@@ -20,7 +20,7 @@ def frame(h: int = 6, w: int = 8, seed: int = 0) -> np.ndarray:
 
 
 def check(one: StreamWorker, image: np.ndarray) -> None:
-    result = one.on_host({"frame": image}, ["depth"])["depth"]
+    result = one.run_on_host({"frame": image}, ["depth"])["depth"]
     np.testing.assert_array_equal(result, image.sum(axis=-1, dtype=np.float32))
     assert result.flags.owndata, "the next call would write into it"
 
@@ -46,7 +46,8 @@ def test_shapes_take_turns_without_mixing(device: StandIn) -> None:
         for h, w in sizes:
             check(one, frame(h, w, turn))
             image = frame(5, 5, turn)
-            one.on_device({"frame": cuda.DeviceView(image.ctypes.data, image)}, (("frame", image.shape),), ["depth"], 7)
+            view = cuda.DeviceView(image.ctypes.data, image)
+            one.run_on_device({"frame": view}, (("frame", image.shape),), ["depth"], 7)
     assert device.counts["cudaGraphLaunch"] == 7, "the largest shape moved the scratch memory in the first turn"
     one.close()
 
@@ -146,7 +147,7 @@ def test_only_the_maps_asked_for_come_to_the_host(device: StandIn) -> None:
     one = worker(device, outputs=("depth", "alpha"))
     image = frame()
     for _ in range(2):
-        have = one.on_host({"frame": image}, ["alpha"])
+        have = one.run_on_host({"frame": image}, ["alpha"])
         np.testing.assert_array_equal(have["alpha"], -image.sum(axis=-1, dtype="f4"))
         assert list(have) == ["alpha"] and device.counts["cudaHostAlloc"] == 2, "the frame and one map"
     check(one, image)
@@ -176,7 +177,7 @@ def test_a_default_stream_is_waited_for_and_not_computed_on(device: StandIn, str
     """TensorRT would synchronise the whole device around it."""
     one, image = worker(device), frame()
     own, view = one.stream, cuda.DeviceView(image.ctypes.data, image)
-    result = one.on_device({"frame": view}, (("frame", image.shape),), ["depth"], stream)["depth"]
+    result = one.run_on_device({"frame": view}, (("frame", image.shape),), ["depth"], stream)["depth"]
     assert one.context.streams == [own]
     back = [] if stream is None else [(stream, "waits for", own)]
     assert device.order == [("allocate", 1), (own, "waits for", stream or 1), *back]
@@ -201,7 +202,7 @@ def test_device_arrays_are_used_in_place(device: StandIn) -> None:
     image = frame()
     view = cuda.DeviceView(image.ctypes.data, image)
     copies = device.counts["cudaMemcpyAsync"]
-    result = one.on_device({"frame": view}, (("frame", image.shape),), ["depth"], stream=7)["depth"]
+    result = one.run_on_device({"frame": view}, (("frame", image.shape),), ["depth"], stream=7)["depth"]
     assert one.context.streams == [7] and device.order == [("allocate", 7)], "nothing but the caller's stream"
     assert device.counts["cudaMemcpyAsync"] == copies and result.stream == 7
     np.testing.assert_array_equal(array_at(result.pointer, result.shape, result.dtype), image.sum(axis=-1, dtype="f4"))

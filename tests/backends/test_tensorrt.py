@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from dpt_deploy.backends import cuda, device, dlpack
-from dpt_deploy.backends.engines import EngineProfile, misfit
+from dpt_deploy.backends.engines import EngineProfile, incompatibility
 from dpt_deploy.backends.session import Session
 from dpt_deploy.build import EngineOptions, build_engines
 from dpt_deploy.core.bundle import Bundle
@@ -83,14 +83,14 @@ def test_an_engine_of_another_version_is_refused(tiny_bundle: Path) -> None:
 def test_what_does_not_fit_is_named(tiny_bundle: Path) -> None:
     bundle = Bundle.open(tiny_bundle)
     version = engine(bundle).details.builder_version
-    assert misfit(bundle, engine(bundle), version, "12.0") is None
+    assert incompatibility(bundle, engine(bundle), version, "12.0") is None
     for_ada = engine(bundle, compute_capability="8.9")
-    assert misfit(bundle, for_ada, version, "8.9") is None
-    assert misfit(bundle, for_ada, version, "9.0") == (
+    assert incompatibility(bundle, for_ada, version, "8.9") is None
+    assert incompatibility(bundle, for_ada, version, "9.0") == (
         "was built for a GPU of compute capability 8.9, and this one has 9.0"
     )
     stale = engine(bundle, made_from="0" * 64)
-    assert "another graph than frame.fp16.onnx" in misfit(bundle, stale, version, None)
+    assert "another graph than frame.fp16.onnx" in incompatibility(bundle, stale, version, None)
 
 
 def test_an_engine_outlives_the_graph_it_was_made_from(own_bundle: Path) -> None:
@@ -98,7 +98,7 @@ def test_an_engine_outlives_the_graph_it_was_made_from(own_bundle: Path) -> None
     bundle = Bundle.open(own_bundle)
     for graph in bundle.find("onnx"):
         bundle.remove(graph)
-    assert misfit(bundle, engine(bundle), engine(bundle).details.builder_version, None) is None
+    assert incompatibility(bundle, engine(bundle), engine(bundle).details.builder_version, None) is None
 
 
 def test_without_the_package_the_command_is_named(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:

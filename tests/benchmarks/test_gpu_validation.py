@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import cuda_timing
-from benchmarks.gpu_validation import GOALS, frame_size, judge_goals, run_for
+from benchmarks.gpu_validation import BUILD, GOALS, frame_size, judge_goals, run_for
 from dpt_deploy.backends import cuda
 from dpt_deploy.backends.device import compute_capability
 from tests.backends.stand_in import StandIn, device, session_on
@@ -98,6 +98,10 @@ def test_a_command_is_killed_in_time_with_what_it_started() -> None:
     status, lines = run_for(1.0, [sys.executable, "-c", nested])
     assert status < 0 and lines == ["stopped after 1 s"]
     assert run_for(60.0, [sys.executable, "-c", "print('a'); raise SystemExit(3)"]) == (3, ["a"])
+
+
+def test_the_build_step_runs(own_bundle: Path) -> None:
+    assert run_for(120.0, [sys.executable, "-c", BUILD, str(own_bundle), "none", "1", "16"]) == (0, [])
 
 
 def test_without_a_gpu_the_validation_says_so(tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import dataclasses
 import onnx
 import pytest
 
-from dpt_deploy.backends.tensorrt import misfit
+from dpt_deploy.backends import device
+from dpt_deploy.backends.engines import incompatibility
 from dpt_deploy.build import EngineOptions, build_engines, choose_builder, refit
 from dpt_deploy.build import __main__ as command
 from dpt_deploy.build import engine as engine_module
@@ -16,7 +17,7 @@ from dpt_deploy.build.options import check_builder
 from dpt_deploy.build.refit import check_same_architecture, refit_engines
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BackendError, BadBundle, BadInput, BuildError
-from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
+from tests.tiny import change_details, own_bundle, tiny_bundle  # noqa: F401
 
 
 @pytest.mark.parametrize(
@@ -24,12 +25,12 @@ from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
     [
         ({"version_compatible": True}, "lean library"),
         ({"hardware_compatible": True}, "every GPU that it supports"),
-        ({"weights": "refittable"}, "only where a GPU is visible"),
-        ({"weights": "stripped"}, "only where a GPU is visible"),
+        ({"weights": "refittable"}, "only if a GPU is visible"),
+        ({"weights": "stripped"}, "only if a GPU is visible"),
     ],
 )
 def test_tensorrt_rtx_refuses_before_anything_is_attempted(own_bundle, options, part, monkeypatch):  # noqa: F811
-    monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: None)
+    monkeypatch.setattr(device, "compute_capability", lambda: None)
     monkeypatch.setattr(engine_module.subprocess, "run", lambda *_, **__: pytest.fail("a build was attempted"))
     bundle = Bundle.open(own_bundle)
     with pytest.raises(BackendError, match=part) as caught:
@@ -53,7 +54,7 @@ def test_a_gpu_lets_tensorrt_rtx_build_refittable_engines():
 
 
 def test_engines_of_different_options_have_different_names(monkeypatch):
-    monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: "9.0")
+    monkeypatch.setattr(device, "compute_capability", lambda: "9.0")
     trt = Builder("tensorrt", "11.4.1.9")
     variants = [
         {}, {"weights": "refittable"}, {"weights": "stripped"}, {"version_compatible": True},
@@ -72,11 +73,8 @@ def test_the_runtime_takes_what_an_engine_was_built_to_fit(own_bundle):  # noqa:
 
     def fits(version, capability, **details):
         made = {"builder": "tensorrt", "builder_version": "11.4.1", "compute_capability": "8.9"} | details
-        engine.details.update(made)
-        reason = misfit(bundle, engine, version, capability)
-        for name in details:
-            del engine.details[name]
-        return reason
+        changed = engine.model_copy(update={"details": engine.details.model_copy(update=made)})
+        return incompatibility(bundle, changed, version, capability)
 
     assert fits("11.4.1", "8.9") is None
     assert "11.5.0 is installed" in fits("11.5.0", "8.9")
@@ -112,8 +110,8 @@ def test_the_timing_cache_is_kept_and_handed_to_the_next_build(own_bundle, monke
         return {"layers": 1, "attention_layers": 6, "certificate": passed}
 
     monkeypatch.setattr("dpt_deploy.build.choose_builder", lambda options: Builder("tensorrt", "11.4.1"))
-    monkeypatch.setattr(engine_module, "run_child", pretend)
-    monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: "9.0")
+    monkeypatch.setattr(engine_module, "run_builder", pretend)
+    monkeypatch.setattr(device, "compute_capability", lambda: "9.0")
     bundle = Bundle.open(own_bundle)
     build_engines(bundle, EngineOptions("tensorrt", hardware_compatible=True), lambda line: None)
     assert [bool(order["old_timings"]) for order in orders] == [False, True]
@@ -134,9 +132,9 @@ def test_a_refit_needs_an_engine_made_for_it(own_bundle, tiny_bundle):  # noqa: 
 def test_a_refit_without_a_gpu_is_refused(own_bundle, tiny_bundle, monkeypatch):  # noqa: F811
     source = Bundle.open(own_bundle)
     for engine in source.find("engine"):
-        engine.details["weights"] = "refittable"
-    monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: None)
-    with pytest.raises(BackendError, match="none is visible"):
+        change_details(source, engine, weights="refittable")
+    monkeypatch.setattr(device, "compute_capability", lambda: None)
+    with pytest.raises(BackendError, match="no GPU is visible"):
         refit_engines(Bundle.open(tiny_bundle), source)
 
 
@@ -145,25 +143,25 @@ def test_a_stripped_engine_gets_its_weights_back(own_bundle, monkeypatch):  # no
     bundle = Bundle.open(own_bundle)
     (engine,) = bundle.find("engine", graph="frame")
     bundle.remove(bundle.find("engine", graph="model")[0])
-    engine.details["weights"] = "stripped"
-    version = engine.details["builder_version"]
-    assert "--refit" in misfit(bundle, engine, version, "8.9")
+    engine = change_details(bundle, engine, weights="stripped")
+    version = engine.details.builder_version
+    assert "--refit" in incompatibility(bundle, engine, version, "8.9")
 
     def pretend(order, builder, failure):
         with open(order["plan"], "wb") as file:
             file.write(b"filled")
         return {"plan_bytes": 6}
 
-    monkeypatch.setattr(refit, "run_child", pretend)
+    monkeypatch.setattr(refit, "run_builder", pretend)
     monkeypatch.setattr(refit, "find_builder", lambda name: Builder(name, version))
-    monkeypatch.setattr(engine_module.machine, "compute_capability", lambda: "8.9")
-    engine.details["builder_version"] = "0.1"
+    monkeypatch.setattr(device, "compute_capability", lambda: "8.9")
+    engine = change_details(bundle, engine, builder_version="0.1")
     with pytest.raises(BackendError, match=r"built by tensorrt-rtx 0\.1.*--weights stripped"):
         refit_engines(bundle, bundle, lambda line: None)
-    engine.details["builder_version"] = version
+    change_details(bundle, engine, builder_version=version)
     (filled,) = refit_engines(bundle, bundle, lambda line: None)
-    assert bundle.path(filled).read_bytes() == b"filled" and "weights" not in filled.details
-    assert misfit(bundle, filled, version, "8.9") is None
+    assert bundle.path(filled).read_bytes() == b"filled" and filled.details.weights == "fixed"
+    assert incompatibility(bundle, filled, version, "8.9") is None
 
 
 @pytest.mark.parametrize("builder", ["tensorrt-rtx", "none"])

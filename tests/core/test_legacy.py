@@ -13,7 +13,7 @@ from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.manifest import EngineDetails, GraphDetails
 from dpt_deploy.core.verdict import Fault, ParityReport, StageId, StageKind, held_to
 from dpt_deploy.parity import load_budget
-from dpt_deploy.parity.judge import last_report, stage_ids
+from dpt_deploy.parity.judge import stage_ids
 
 WRITTEN = Path(__file__).parents[1] / "data" / "0.1.0"
 """manifest.json and parity.json of a bundle that version 0.1.0 exported, shortened."""
@@ -41,7 +41,7 @@ def test_its_manifest_opens_and_is_written_again_without_a_loss(tmp_path):
 def test_its_report_is_read_with_the_identities_of_now(tmp_path):
     for file in WRITTEN.iterdir():
         shutil.copy(file, tmp_path)
-    report = last_report(Bundle.open(tmp_path))
+    report = Bundle.open(tmp_path).last_report()
     assert report.passed and report.verdict == json.loads((WRITTEN / "parity.json").read_text())["verdict"]
     assert [stage.id for stage in report.stages] == [
         StageId(StageKind.WEIGHTS, "model", "fp32", file="model.fp32.onnx"),
@@ -72,7 +72,7 @@ def test_the_stages_of_now_have_the_identities_that_it_gave(tmp_path):
     for file in WRITTEN.iterdir():
         shutil.copy(file, tmp_path)
     bundle = Bundle.open(tmp_path)
-    last = last_report(bundle)
+    last = bundle.last_report()
     assert set(stage_ids(bundle)) >= {stage.id for stage in last.stages if stage.id.backend != "openvino"}
 
 

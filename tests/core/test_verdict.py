@@ -134,7 +134,7 @@ def test_a_stage_of_a_precision_that_no_budget_knows_is_refused():
 def test_a_stage_and_a_report_have_no_truth_value():
     for judged in (report(), report().stages[0]):
         assert judged.passed is True
-        with pytest.raises(TypeError, match=r"ask \.passed"):
+        with pytest.raises(TypeError, match=r"use \.passed"):
             bool(judged)
 
 

@@ -8,14 +8,14 @@ import sys
 import pytest
 
 from dpt_deploy import cli
+from dpt_deploy.backends import device, tensorrt
 from dpt_deploy.build.__main__ import BuildConfig
 from dpt_deploy.cli.help import parse
 from dpt_deploy.core.bundle import MODEL_CARD, Bundle
 from dpt_deploy.core.files import write_text
-from dpt_deploy.doctor import bundle as doctor
 from dpt_deploy.doctor.__main__ import DoctorConfig, main
 from dpt_deploy.doctor.bundle import check_bundle, rebuild_command
-from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
+from tests.tiny import change_details, own_bundle, tiny_bundle  # noqa: F401
 
 
 def found(folder):
@@ -26,14 +26,14 @@ def found(folder):
 def here(monkeypatch):
     """Pretend that a GPU and a version of the builder are here."""
     def pretend(version, capability):
-        monkeypatch.setattr(doctor, "_version", lambda module: version)
-        monkeypatch.setattr(doctor.machine, "compute_capability", lambda: capability)
+        monkeypatch.setattr(tensorrt, "_version", lambda module: version)
+        monkeypatch.setattr(device, "compute_capability", lambda: capability)
 
     return pretend
 
 
 def test_an_untouched_bundle_is_intact(tiny_bundle, here):  # noqa: F811
-    version = Bundle.open(tiny_bundle).find("engine")[0].details["builder_version"]
+    version = Bundle.open(tiny_bundle).find("engine")[0].details.builder_version
     here(version, None)
     checks = found(tiny_bundle)
     assert {checks[name].status for name in checks if not name.endswith(".engine")} == {"ok"}
@@ -67,7 +67,7 @@ def test_an_engine_of_another_version_or_graph(own_bundle, here):  # noqa: F811
     check = found(own_bundle)["model.fp16.rtx1.7.engine"]
     assert check.status == "not checked" and "not installed" in check.finding
     bundle = Bundle.open(own_bundle)
-    bundle.find("engine", graph="model")[0].details["made_from"] = "0" * 64
+    change_details(bundle, bundle.find("engine", graph="model")[0], made_from="0" * 64)
     bundle.save()
     check = found(own_bundle)["model.fp16.rtx1.7.engine"]
     assert check.status == "failed" and "no longer in the bundle" in check.finding and check.remedy
@@ -77,7 +77,7 @@ def test_an_engine_of_another_version_or_graph(own_bundle, here):  # noqa: F811
 def test_the_command_asks_for_the_engine_that_was_there(tiny_bundle, variant):  # noqa: F811
     bundle = Bundle.open(tiny_bundle)
     (engine,) = bundle.find("engine", graph="frame")
-    engine.details.update(variant)
+    engine = change_details(bundle, engine, **variant)
     words = shlex.split(rebuild_command(bundle, engine))
     assert words[:3] == ["python", "-m", "dpt_deploy.build"]
     asked = parse(BuildConfig, "build", arguments=words[3:])

@@ -9,8 +9,13 @@ import sys
 import numpy as np
 import pytest
 
+from dpt_deploy import backends
+from dpt_deploy.backends import device
+from dpt_deploy.backends.onnxruntime import _check_provider, doubling_graph
+from dpt_deploy.backends.tensorrt import documented_faults
 from dpt_deploy.backends.tensorrt_faults import KNOWN_FAULTS, known_faults
-from dpt_deploy.doctor import machine as doctor
+from dpt_deploy.core.check import Check
+from dpt_deploy.doctor import hardware as doctor
 
 
 def by_subject(checks):
@@ -19,7 +24,7 @@ def by_subject(checks):
 
 @pytest.fixture
 def no_gpu(monkeypatch):
-    monkeypatch.setattr(doctor.machine, "compute_capability", lambda: None)
+    monkeypatch.setattr(device, "compute_capability", lambda: None)
 
 
 def test_everything_is_looked_at(tmp_path, no_gpu):
@@ -36,7 +41,7 @@ def test_everything_is_looked_at(tmp_path, no_gpu):
 
 def test_the_hand_written_graph_is_right():
     onnx = pytest.importorskip("onnx")
-    model = onnx.load_from_string(doctor.doubling_graph())
+    model = onnx.load_from_string(doubling_graph())
     onnx.checker.check_model(model, full_check=True)
     from onnx.reference import ReferenceEvaluator
 
@@ -67,37 +72,49 @@ class Ort:
 
 
 def test_a_listed_provider_that_falls_back_is_found(no_gpu, monkeypatch):
-    check = doctor._tried(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
-    assert check.status == "warning" and "falls back to CPU" in check.finding and "no NVIDIA GPU" in check.finding
-    monkeypatch.setattr(doctor.machine, "compute_capability", lambda: "9.0")
-    check = doctor._tried(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
+    check = _check_provider(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
+    assert check.status == "warning" and "falls back to CPU" in check.finding and device.NO_GPU in check.finding
+    monkeypatch.setattr(device, "compute_capability", lambda: "9.0")
+    check = _check_provider(Ort("CPUExecutionProvider"), "CUDAExecutionProvider")
     assert "libraries are not found" in check.finding and "pip install" in check.remedy
 
 
 def test_a_provider_that_fails_or_computes_wrongly_is_not_ok():
-    assert doctor._tried(Ort("CPUExecutionProvider", error="no kernel"), "CPUExecutionProvider").status == "failed"
-    assert doctor._tried(Ort("CPUExecutionProvider", answer=(2.0, 5.0)), "CPUExecutionProvider").status != "ok"
-    assert doctor._tried(Ort("CUDAExecutionProvider"), "CUDAExecutionProvider").status == "ok"
+    assert _check_provider(Ort("CPUExecutionProvider", error="no kernel"), "CPUExecutionProvider").status == "failed"
+    assert _check_provider(Ort("CPUExecutionProvider", answer=(2.0, 5.0)), "CPUExecutionProvider").status != "ok"
+    assert _check_provider(Ort("CUDAExecutionProvider"), "CUDAExecutionProvider").status == "ok"
 
 
-def test_a_broken_library_does_not_stop_the_doctor(monkeypatch):
-    def broken(name):
-        raise OSError(f"lib{name}.so: cannot open shared object file")
+def test_a_broken_library_does_not_stop_the_doctor(tmp_path, monkeypatch):
+    def broken(*_):
+        raise OSError("libX.so: cannot open shared object file")
 
+    monkeypatch.setattr(backends.get("tensorrt-rtx"), "diagnose", broken)
     monkeypatch.setattr(doctor, "_imported", broken)
-    (check,) = doctor._guarded(doctor.tensorrt_rtx)
-    assert check.status == "failed" and "cannot open" in check.finding and "tensorrt-rtx" in check.remedy
+    checks = by_subject(doctor.check_machine(tmp_path))
+    for subject, package in (("TensorRT-RTX", "tensorrt_rtx"), ("OpenCV", "opencv-python"), ("PyTorch", "torch")):
+        check = checks[subject]
+        assert check.status == "failed" and "installed but broken" in check.finding and "cannot open" in check.finding
+        assert package in check.remedy
+    assert "disk" in checks
 
 
 def test_a_gpu_that_does_not_answer_does_not_stop_the_doctor(tmp_path, monkeypatch):
     cudart = pytest.importorskip("cuda.bindings.runtime")
-    monkeypatch.setattr(doctor.machine, "compute_capability", lambda: "9.0")
+    monkeypatch.setattr(device, "compute_capability", lambda: "9.0")
     monkeypatch.setattr(cudart, "cudaGetDeviceProperties", lambda index: (0, type("Properties", (), {"name": "X"})))
     monkeypatch.setattr(cudart, "cudaMemGetInfo", lambda: (cudart.cudaError_t.cudaErrorECCUncorrectable, None, None))
-    monkeypatch.setattr(doctor, "tensorrt", list)
-    check = by_subject(doctor.check_machine(tmp_path))["gpu"]
+    monkeypatch.setattr(backends.get("tensorrt"), "diagnose", list)
+    check = by_subject(doctor.check_machine(tmp_path))["GPU"]
     assert check.status == "failed" and "cudaErrorECCUncorrectable" in check.finding
     assert check.remedy == "nvidia-smi"
+
+
+def test_every_backend_is_asked(tmp_path, monkeypatch):
+    for backend in backends.registered():
+        monkeypatch.setattr(backend, "diagnose", lambda name=backend.name: [Check(name, "ok", "asked")])
+    checks = [check for check in doctor.check_machine(tmp_path) if check.finding == "asked"]
+    assert [check.subject for check in checks] == list(backends.names())
 
 
 @pytest.mark.parametrize(
@@ -114,12 +131,12 @@ def test_versions_with_a_documented_fault(version, capability, faults):
 
 
 def test_a_fault_of_some_gpus_is_not_checked_without_one():
-    (check,) = doctor.against("10.16.1.11", None)
+    (check,) = documented_faults("10.16.1.11", None)
     assert check.status == "not checked" and "12.0" in check.finding
-    (check,) = doctor.against("10.16.1.11", "12.0")
+    (check,) = documented_faults("10.16.1.11", "12.0")
     assert check.status == "failed" and "issues/4837" in check.finding and check.remedy
-    assert doctor.against("11.3.0", "9.0")[0].status == "warning"
-    assert doctor.against("11.4.1", "9.0")[0].status == "ok"
+    assert documented_faults("11.3.0", "9.0")[0].status == "warning"
+    assert documented_faults("11.4.1", "9.0")[0].status == "ok"
 
 
 def test_every_fault_has_a_source():

@@ -18,6 +18,7 @@ from dpt_deploy import cli
 from dpt_deploy.build.__main__ import BuildConfig
 from dpt_deploy.build.__main__ import main as build_main
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.manifest import GraphDetails, PrecisionPlan, ShapeRange
 from dpt_deploy.export.__main__ import main as export_main
 from dpt_deploy.export.pipeline import ExportConfig
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
@@ -77,7 +78,7 @@ def test_the_whole_bundle_is_there(tiny_bundle):  # noqa: F811
     for artifact in bundle.artifacts:
         bundle.path(artifact)
     text = (tiny_bundle / "manifest.json").read_text() + (tiny_bundle / "report.html").read_text()
-    assert str(tiny_bundle.parent) not in text.replace(bundle.header["command"], "")
+    assert str(tiny_bundle.parent) not in text.replace(bundle.manifest.command, "")
 
 
 def test_parity_command(own_bundle, tiny_bundle, command):  # noqa: F811
@@ -105,8 +106,8 @@ runpy.run_module("dpt_deploy.build", run_name="__main__", alter_sys=True)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("built ") == 2 and "PASSED" in done.stdout
     assert "PyTorch fp16" in done.stdout  # carried over from the export
-    profile = Bundle.open(own_bundle).find("engine", graph="frame")[0].details["profile"]["frame"]
-    assert profile == {"min": [1, 64, 64, 3], "opt": [1, 480, 640, 3], "max": [2, 480, 640, 3]}
+    profile = Bundle.open(own_bundle).find("engine", graph="frame")[0].details.profile["frame"]
+    assert profile == ShapeRange(min=(1, 64, 64, 3), opt=(1, 480, 640, 3), max=(2, 480, 640, 3))
 
 
 def test_fp32_engines_build_although_no_fused_attention_exists_for_them(own_bundle):  # noqa: F811
@@ -115,7 +116,7 @@ def test_fp32_engines_build_although_no_fused_attention_exists_for_them(own_bund
     bundle = Bundle.open(own_bundle)
     built = build_engines(bundle, EngineOptions("tensorrt-rtx"), lambda line: None, ["fp32"])
     assert {artifact.precision for artifact in built} == {"fp32"}
-    assert built[0].details["attention_layers"] == 6
+    assert built[0].details.certificate.attention.layers == 6
 
 
 @pytest.mark.slow
@@ -136,9 +137,8 @@ def test_options_and_the_users_images(checkpoint, tmp_path, command):
     assert bundle.contract.heads == ("depth", "alpha")
     assert bundle.contract.input_size == (192, 128) and bundle.contract.resize == "letterbox"
     (graph,) = bundle.find("onnx", graph="frame", precision="fp16")
-    assert graph.details == {
-        "opset": 20, "plan": {"precision": "fp16", "fp32": ["activations", "resize", "decoder.fusion.0"]}
-    }
+    plan = PrecisionPlan("fp16", ("activations", "resize", "decoder.fusion.0"))
+    assert graph.details == GraphDetails(opset=20, plan=plan)
     assert "2.png" in (out / "parity.json").read_text() and "1.png" not in (out / "parity.json").read_text()
 
 
@@ -176,7 +176,7 @@ def test_bad_files(checkpoint, tmp_path, command):
         (("--input-size", "abc"), "a size such as 384"),
         (("--heads", "depth,albedo"), "albedo"),
         (("--batch-range", "4,2"), "smallest <= largest"),
-        (("--frame-size-range", "512,256"), "the smallest, then the largest"),
+        (("--frame-size-range", "512,256"), "expected smallest,largest"),
         (("--fp32-modules", "decoder.fusion.9"), "no module decoder.fusion.9"),
         (("--images", "nowhere"), "no file nowhere"),
         (("--budget", "nowhere.json"), "a budget file"),
@@ -228,7 +228,7 @@ def test_a_changed_a_missing_and_a_foreign_bundle(own_bundle, tmp_path, command)
     manifest = own_bundle / "manifest.json"
     manifest.write_text(manifest.read_text()[:100])
     status, _, error = command(ParityConfig, parity_main, own_bundle)
-    assert status == 2 and "cannot be read" in error
+    assert status == 2 and "is not valid JSON" in error
 
 
 def test_every_option_explains_itself():

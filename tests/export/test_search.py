@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from dpt_deploy.export.precision import PrecisionPlan, typed
-from dpt_deploy.export.reference import make_reference
+from dpt_deploy.core.manifest import PrecisionPlan
+from dpt_deploy.export.precision import typed
+from dpt_deploy.export.pytorch_reference import make_reference
 from dpt_deploy.export.search import Search, _sum_in_fp32, half_shares, judge_half, measure, overflowing, search_plan
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
 from dpt_deploy.parity import load_budget
@@ -83,10 +84,10 @@ def test_search_ends_within_budget_with_nearly_all_flops_in_half(heat, inputs):
     torch.manual_seed(0)
     model = heat(create_multitask_dpt_model("vit_tiny_patch16_384", 32, backbone_kwargs={"img_size": 160}).eval())
     reference = answers(model, inputs)
-    assert not judge_half(model, PrecisionPlan(), reference, BUDGET, "plain")
+    assert not judge_half(model, PrecisionPlan(), reference, BUDGET, "plain").passed
     search = Search(model, reference, PrecisionPlan(), BUDGET)
     plan = search.run()
-    assert plan is not None and judge_half(model, plan, reference, BUDGET, "found")
+    assert plan is not None and judge_half(model, plan, reference, BUDGET, "found").passed
     backbone, decoder = half_shares(model, plan, search.ranges)
     assert min(backbone, decoder) >= 0.9, (plan, backbone, decoder)
     assert not [name for name in plan.fp32 if name.endswith((".attn", ".qkv"))]
@@ -100,7 +101,8 @@ def test_every_unit_found_by_its_range_is_needed(inputs):
     found = overflowing(model, Search(model, reference, PrecisionPlan(), BUDGET).ranges, LIMIT)
     for unit in found:
         fewer = tuple(name for name in found if name != unit)
-        assert not judge_half(model, PrecisionPlan("fp16", (*PrecisionPlan.fp32, *fewer)), reference, BUDGET, unit)
+        plan = PrecisionPlan("fp16", (*PrecisionPlan.fp32, *fewer))
+        assert not judge_half(model, plan, reference, BUDGET, unit).passed
 
 
 def test_a_weight_beyond_the_range_is_found_by_its_size(inputs):
@@ -121,7 +123,7 @@ def test_rounding_out_of_budget_is_bisected(inputs):
     budget = BUDGET | {"fp16": {"depth": {"abs_rel": plain.heads["depth"]["abs_rel"] * 0.8}}}
     search = Search(model, reference, PrecisionPlan(), budget)
     plan = search.run()
-    assert plan is not None and judge_half(model, plan, reference, budget, "found")
+    assert plan is not None and judge_half(model, plan, reference, budget, "found").passed
     assert len(plan.fp32) < 2 + len(search.trials[0].plan.fp32) / 2  # far fewer than all
 
 
@@ -189,7 +191,7 @@ def test_an_overflow_in_an_adversarial_image_alone_is_searched_for_and_mended():
     model = scale_fusion(model, 2, factor)
     reference = answers(model, cases)
     stage = judge_half(model, PrecisionPlan(), reference, BUDGET, "PyTorch fp16")
-    assert not stage
+    assert not stage.passed
     plan, stage, trials = search_plan(model, reference, PrecisionPlan(), stage, BUDGET)
-    assert stage, stage.reasons
+    assert stage.passed, stage.reasons
     assert plan != PrecisionPlan() and [trial.name for trial in trials][-2:] == ["BF16", "attention in FP32"]

@@ -57,9 +57,9 @@ def pytorch_stage(graph, status="passed", **fields):
     return Stage(identity, status, graph.sha256, **fields)
 
 
-def judge_and_write(bundle, budget_file=None, known=(), command=""):
+def judge_and_write(bundle, budget_file=None, judged=(), command=""):
     """Judge a bundle as the commands do: with everything written into it. Returns the report."""
-    judgement = judge(bundle, budget_file, known)
+    judgement = judge(bundle, budget_file, judged)
     write_report(bundle, judgement.report, judgement.exhibits, command)
     return judgement.report
 

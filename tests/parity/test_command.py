@@ -10,7 +10,7 @@ import pytest
 
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.export.reference import parity_inputs
+from dpt_deploy.export.pytorch_reference import parity_inputs
 from dpt_deploy.model import save_checkpoint
 from dpt_deploy.parity import Reference
 from dpt_deploy.parity.__main__ import ParityConfig, main

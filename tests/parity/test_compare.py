@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 from dpt_deploy.core import metrics
-from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.errors import BadInput, Cause
+from dpt_deploy.core.verdict import Fault, StageId, StageKind, not_run
 from dpt_deploy.parity import ParityReport, Reference, compare, load_budget
-from dpt_deploy.parity.compare import not_run
 from tests.parity.conftest import loose_budget
 from tests.parity.conftest import random_case as case
 
@@ -31,13 +31,17 @@ def run_with(change=lambda maps: maps):
     return run
 
 
+def candidate(precision="fp32"):
+    return StageId(StageKind.BACKEND, "frame", precision, title="candidate")
+
+
 def judged(change=lambda maps: maps, precision="fp32"):
-    return compare("candidate", run_with(change), REFERENCE, "frame", precision, BUDGET)
+    return compare(candidate(precision), run_with(change), REFERENCE, BUDGET)
 
 
 def test_equal_maps_pass():
     stage = judged()
-    assert stage and stage.status == "passed" and stage.heads["depth"]["abs_rel"] == 0
+    assert stage.passed and stage.status == "passed" and stage.heads["depth"]["abs_rel"] == 0
 
 
 @pytest.mark.parametrize(
@@ -57,7 +61,8 @@ def test_a_wrong_head_fails_and_is_named(change, head, precision):
     if precision == "fp16" and head == "depth":
         change = lambda m, change=change: m | {"depth": change(m)["depth"] * 1.01}  # noqa: E731
     stage = judged(change, precision)
-    assert not stage
+    assert not stage.passed
+    assert {finding.head for finding in stage.findings} == {head}
     assert all(reason.startswith(head) for reason in stage.reasons), stage.reasons
 
 
@@ -69,7 +74,26 @@ def test_one_value_that_is_not_finite_fails(value, head):
         return maps
 
     stage = judged(change)
-    assert not stage and f"{head} is NaN or Inf" in stage.reasons[0]
+    assert not stage.passed and f"{head} is NaN or Inf" in stage.reasons[0]
+    assert {(finding.fault, finding.head) for finding in stage.findings} == {(Fault.NOT_FINITE, head)}
+
+
+def test_an_images_name_does_not_make_its_fault_another_heads():
+    """Whatever an image is called, what is wrong with depth is told of depth alone."""
+    name = "photo: normals has been.png"
+    reference = Reference((case(name),))
+
+    def change(value):
+        def run(batch):
+            maps = {key: array[None].copy() for key, array in reference.cases[0].maps["frame"].items()}
+            maps["depth"][0, 0, 0] = value
+            return maps
+        return compare(candidate(), run, reference, BUDGET)
+
+    for stage, fault in ((change(np.nan), Fault.NOT_FINITE), (change(np.float32(100)), Fault.OVER_BUDGET)):
+        assert stage.status == "failed" and name in stage.reasons[0]
+        assert {(finding.fault, finding.head, finding.image) for finding in stage.findings} == {(fault, "depth", name)}
+        assert stage.findings_of("depth") and not stage.findings_of("normals") and not stage.findings_of("alpha")
 
 
 def test_not_finite_fails_on_an_adversarial_input_in_half_too():
@@ -78,7 +102,7 @@ def test_not_finite_fails_on_an_adversarial_input_in_half_too():
             maps["depth"][0, 0] = np.inf
         return maps
 
-    assert not judged(change, "fp16")
+    assert not judged(change, "fp16").passed
 
 
 def test_a_missing_output_a_wrong_shape_and_an_exception_fail():
@@ -90,8 +114,8 @@ def test_a_missing_output_a_wrong_shape_and_an_exception_fail():
             raise RuntimeError("Got: 2 Expected: 1")
         return run_with()(batch)
 
-    stage = compare("candidate", frozen, REFERENCE, "frame", "fp32", BUDGET)
-    assert not stage and "a batch of 2" in stage.reasons[0]
+    stage = compare(candidate(), frozen, REFERENCE, BUDGET)
+    assert not stage.passed and "a batch of 2" in stage.reasons[0]
 
 
 def test_a_batch_answered_with_its_first_image_fails():
@@ -99,7 +123,7 @@ def test_a_batch_answered_with_its_first_image_fails():
         first = run_with()(batch[:1])
         return {name: np.repeat(value, len(batch), axis=0) for name, value in first.items()}
 
-    assert not compare("candidate", run, REFERENCE, "frame", "fp16", BUDGET)
+    assert not compare(candidate("fp16"), run, REFERENCE, BUDGET).passed
 
 
 def test_depth_and_normals_count_in_the_foreground_only():
@@ -110,7 +134,7 @@ def test_depth_and_normals_count_in_the_foreground_only():
         maps["depth"][mask] *= 2
         return maps
 
-    assert background and judged(change)
+    assert background and judged(change).passed
 
 
 def test_the_worst_image_is_named():
@@ -123,31 +147,42 @@ def test_the_worst_image_is_named():
 
 
 def test_not_run_is_never_passed_and_a_report_survives_json():
-    stages = (judged(), judged(lambda m: m | {"depth": m["depth"] * np.nan}), not_run("engine", "fp16", "no GPU"))
+    engine = not_run(StageId(StageKind.BACKEND, "frame", "fp16", "tensorrt", "gpu"), Cause.NO_GPU, "no GPU")
+    stages = (judged(), judged(lambda m: m | {"depth": m["depth"] * np.nan}), engine)
     report = ParityReport(stages, BUDGET, "default", ("one",))
-    assert not report and report.failed == [stages[1]] and report.not_run == [stages[2]]
+    assert not report.passed and report.failed == [stages[1]] and report.not_run == [engine] and not engine.passed
     again = ParityReport.from_json(json.loads(json.dumps(report.to_json())))
     assert again.verdict == report.verdict and "1 not run" in again.verdict
-    assert not ParityReport((stages[2],), BUDGET, "default", ())
-    assert ParityReport((stages[0], stages[2]), BUDGET, "default", ())
+    nothing = ParityReport((engine,), BUDGET, "default", ())
+    assert not nothing.passed and nothing.verdict.startswith("NOT RUN: ")
+    assert ParityReport((stages[0], engine), BUDGET, "default", ()).passed
+
+
+def test_a_head_that_was_never_measured_fails():
+    """In half precision adversarial inputs count for finiteness alone, and here there are no others."""
+    alone = Reference((REFERENCE.cases[2],))
+    stage = compare(candidate("fp16"), run_with(), alone, BUDGET)
+    assert {(finding.fault, finding.head) for finding in stage.findings} == {
+        (Fault.NOT_MEASURED, "depth"), (Fault.NOT_MEASURED, "normals"), (Fault.NOT_MEASURED, "alpha")}
+    assert not stage.passed and compare(candidate(), run_with(), alone, BUDGET).passed
 
 
 def test_another_budget_is_named_in_the_verdict(tmp_path):
     budget, name = load_budget(loose_budget(tmp_path / "loose.json"))
     run = run_with(lambda m: m | {"depth": m["depth"] * 1.1})
-    stage = compare("candidate", run, REFERENCE, "frame", "fp32", budget)
-    assert stage
+    stage = compare(candidate(), run, REFERENCE, budget)
+    assert stage.passed
     assert "loose.json" in ParityReport((stage,), budget, name, ()).verdict
 
 
 @pytest.mark.parametrize(
     ("change", "part"),
     [
-        (lambda b: [], "it is no object of fp32, fp16"), (lambda b: b.pop("fp16"), "it lacks fp16"),
-        (lambda b: b.update(bf16=b["fp16"]), "it has bf16, and known are fp32, fp16"),
+        (lambda b: [], "it is not an object of fp32, fp16"), (lambda b: b.pop("fp16"), "it lacks fp16"),
+        (lambda b: b.update(bf16=b["fp16"]), "it has bf16; expected fp32, fp16"),
         (lambda b: b["fp32"].pop("normals"), "fp32 lacks normals"),
         (lambda b: b["fp16"].update(albedo={"x": 1}), "fp16 has albedo"),
-        (lambda b: b["fp16"]["depth"].update(absrel=1), "fp16.depth has absrel, and known are abs_rel, p99.9"),
+        (lambda b: b["fp16"]["depth"].update(absrel=1), "fp16.depth has absrel; expected abs_rel, p99.9"),
         (lambda b: b["fp16"]["alpha"].clear(), "fp16.alpha lacks mean, max, iou"),
         (lambda b: b["fp16"]["alpha"].update(max="1"), 'fp16.alpha.max is "1"'),
         (lambda b: b["fp16"]["alpha"].update(max=math.nan), "fp16.alpha.max is NaN"),
@@ -161,9 +196,9 @@ def test_a_budget_that_lets_something_pass_unseen_is_refused(tmp_path, change, p
         load_budget(path)
 
 
-def test_a_budget_that_is_no_json_is_refused(tmp_path):
+def test_a_budget_that_is_not_json_is_refused(tmp_path):
     (tmp_path / "budget.json").write_text("{")
-    with pytest.raises(BadInput, match=r"expected a budget.*no JSON"):
+    with pytest.raises(BadInput, match=r"expected a budget.*not valid JSON"):
         load_budget(tmp_path / "budget.json")
 
 
@@ -203,7 +238,7 @@ def test_pixels_far_from_the_threshold_that_flip_still_fail():
         return maps
 
     stage = judged(change, "fp16")
-    assert not stage and any(reason.startswith("alpha iou") for reason in stage.reasons)
+    assert not stage.passed and any(reason.startswith("alpha iou") for reason in stage.reasons)
 
 
 def test_identical_normals_are_at_zero_degrees():

@@ -12,9 +12,9 @@ import torch
 from onnx import numpy_helper
 
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.manifest import PrecisionPlan
 from dpt_deploy.export.graph import export_graph
-from dpt_deploy.export.precision import PrecisionPlan
-from dpt_deploy.export.reference import make_reference
+from dpt_deploy.export.pytorch_reference import make_reference
 from dpt_deploy.export.search import judge_half
 from dpt_deploy.model.frame import FrameModel
 from dpt_deploy.parity import ParityReport, load_budget
@@ -39,7 +39,7 @@ def planted(imagenet, tmp_path, only_python):
         change(model.graph)
         onnx.save(model, path)
         describe(copy)
-        return judge(copy)
+        return judge(copy).report
 
     return judged
 
@@ -109,10 +109,11 @@ def frozen_batch(graph):
 )
 def test_a_fault_in_the_graph_fails_and_is_named(planted, change, head):
     report = planted(change)
-    assert [stage.name for stage in report.failed] == [STAGE]
+    assert [stage.name for stage in report.failed] == [STAGE] and not report.passed
     assert report.blame == (f"the error enters between PyTorch FP32 and {STAGE}",)
     assert report.blame[0] in report.verdict
     if head:
+        assert {finding.head for finding in report.failed[0].findings} == {head}
         assert all(reason.startswith(f"{head} ") for reason in report.failed[0].reasons)
 
 
@@ -151,7 +152,7 @@ def test_another_resize_fails(imagenet, tmp_path, only_python, fault):
     copy = Bundle.open(shutil.copytree(folder, tmp_path / "resized"))
     export_graph(fault(model, contract), "frame", contract, copy.folder / "frame.fp32.onnx", 23, {})
     describe(copy)
-    report = judge(copy)
+    report = judge(copy).report
     assert [stage.name for stage in report.failed] == [STAGE]
     if fault is NoAntialiasing:  # where a frame is enlarged, there is nothing to antialias
         assert set(report.failed[0].worst.values()) == {"large"}
@@ -189,4 +190,4 @@ def test_overflow_on_an_adversarial_input_alone_fails():
     scenes = [("scene", False, scene(96, 128, 1)), ("white", True, np.full((96, 128, 3), 255, np.uint8))]
     reference = make_reference(model, model.contract(), scenes)
     reference = dataclasses.replace(reference, cases=(reference.cases[1],))
-    assert not judge_half(model, PrecisionPlan("fp16"), reference, BUDGET, "PyTorch fp16")
+    assert not judge_half(model, PrecisionPlan("fp16"), reference, BUDGET, "PyTorch fp16").passed

@@ -18,7 +18,7 @@ from dpt_deploy.core.files import write_json
 from dpt_deploy.core.verdict import Fault, StageId, StageKind
 from dpt_deploy.model import read_checkpoint
 from dpt_deploy.parity import Reference, Stage
-from dpt_deploy.parity.judge import judge, last_report, stage_ids
+from dpt_deploy.parity.judge import judge, stage_ids
 from dpt_deploy.parity.weights import compare_weights
 from tests.parity.conftest import describe, judge_and_write, loose_budget, pytorch_stage, switch_off, weights_stage
 
@@ -44,7 +44,7 @@ def page(bundle):
 
 def test_report_and_record_are_written_and_hashed(bundle):
     report = judge_and_write(bundle, command="python -m dpt_deploy.parity")
-    assert last_report(bundle) == report
+    assert bundle.last_report() == report
     assert report.verdict.partition(": ")[2] in page(bundle) and "data:image/png;base64," in page(bundle)
     assert report.verdict in (bundle.folder / MODEL_CARD).read_text()
     for artifact in Bundle.open(bundle.folder).artifacts:
@@ -54,7 +54,7 @@ def test_report_and_record_are_written_and_hashed(bundle):
 def test_a_stage_is_carried_over_only_while_its_artefact_is_unchanged(bundle):
     (graph,) = bundle.find("onnx")
     known, failed = weights_stage(graph), pytorch_stage(graph, "failed")
-    judge_and_write(bundle, known=[known, failed])
+    judge_and_write(bundle, judged=[known, failed])
     planned = stage_ids(bundle)
     again = judge_and_write(bundle)
     assert earlier(known) in again.stages and earlier(failed) in again.stages and not again.passed
@@ -68,7 +68,7 @@ def test_a_stage_is_carried_over_only_while_its_artefact_is_unchanged(bundle):
 def test_a_stage_is_carried_over_only_while_the_reference_is_unchanged(bundle):
     (graph,) = bundle.find("onnx")
     weights, half = weights_stage(graph), pytorch_stage(graph)
-    report = judge_and_write(bundle, known=[weights, half])
+    report = judge_and_write(bundle, judged=[weights, half])
     assert report.reference == bundle.find("reference")[0].sha256
     with open(bundle.folder / "reference.npz", "ab") as file:
         file.write(b"\0")  # a zip may carry a tail
@@ -81,7 +81,7 @@ def test_a_carried_stage_is_held_to_the_budget_of_now(bundle, tmp_path):
     (graph,) = bundle.find("onnx")
     heads = {"depth": {"abs_rel": 6e-4, "p99.9": 1e-3}}  # ONNX Runtime's FP32 is below 1e-5
     half = pytorch_stage(graph, heads=heads, worst={"depth": "scene"})
-    assert judge_and_write(bundle, known=[half]).passed
+    assert judge_and_write(bundle, judged=[half]).passed
     strict = loose_budget(tmp_path / "strict.json", depth={"abs_rel": 1e-4})
     report = judge_and_write(bundle, strict)
     assert [stage.name for stage in report.failed] == ["PyTorch fp16"] and "strict.json" in report.verdict

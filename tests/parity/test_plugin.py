@@ -8,9 +8,8 @@ import sys
 import pytest
 
 from dpt_deploy.core.errors import BadBundle
-from dpt_deploy.parity import Stage
-from dpt_deploy.parity.judge import judge
-from tests.parity.conftest import loose_budget
+from dpt_deploy.core.verdict import Fault, Finding
+from tests.parity.conftest import judge_and_write, loose_budget, pytorch_stage, weights_stage
 from tests.parity.test_judge import replant
 
 pytest_plugins = "pytester"
@@ -54,9 +53,9 @@ def test_only_the_head_that_is_wrong_fails_and_tells_why(run, bundle):
 
 def test_carried_stages_and_a_budget_and_a_choice_by_name(run, bundle, tmp_path):
     (graph,) = bundle.find("onnx")
-    judge(bundle, known=[Stage("weights frame fp32", "passed", "fp32", graph.file, graph.sha256),
-                         Stage("PyTorch fp16", "failed", "fp16", graph.file, graph.sha256, {"depth": {"abs_rel": 0.5}},
-                               {"depth": "x"}, ("depth abs_rel 0.5, budget 0.001, worst image x",))])
+    over = Finding(Fault.OVER_BUDGET, "depth", "abs_rel", 0.5, 0.001, "x")
+    half = pytorch_stage(graph, "failed", heads={"depth": {"abs_rel": 0.5}}, worst={"depth": "x"}, findings=(over,))
+    judge_and_write(bundle, judged=[weights_stage(graph), half])
     loose = loose_budget(tmp_path / "loose.json")
     options = ("--dpt-bundle", str(bundle.folder), "-k", "weights or PyTorch")
     run(*options).assert_outcomes(passed=3, failed=1, deselected=3 * 4)
@@ -65,11 +64,11 @@ def test_carried_stages_and_a_budget_and_a_choice_by_name(run, bundle, tmp_path)
 
 def test_a_wrong_weight_of_a_head_fails_the_test_of_the_weights(run, bundle):
     (graph,) = bundle.find("onnx")
-    reason = "heads.depth.conv3.weight differs by 1.00% of its largest weight"
-    judge(bundle, known=[Stage("weights frame fp32", "failed", "fp32", graph.file, graph.sha256, reasons=(reason,))])
+    differs = Finding(Fault.TENSOR_DIFFERS, name="heads.depth.conv3.weight", value=0.01)
+    judge_and_write(bundle, judged=[weights_stage(graph, "failed", findings=(differs,))])
     result = run("--dpt-bundle", str(bundle.folder), "-k", "weights")
     result.assert_outcomes(failed=1, deselected=3 * 4)
-    result.stdout.fnmatch_lines([reason])
+    result.stdout.fnmatch_lines(["heads.depth.conv3.weight differs by 1.00% of its largest weight"])
 
 
 def test_a_bundle_that_cannot_be_judged_is_tried_once(run, bundle, monkeypatch):
@@ -79,7 +78,7 @@ def test_a_bundle_that_cannot_be_judged_is_tried_once(run, bundle, monkeypatch):
         tries.append(bundle)
         raise BadBundle("no reference")
 
-    monkeypatch.setattr("dpt_deploy.parity.judge.assess", refuse)
+    monkeypatch.setattr("dpt_deploy.parity.judge", refuse)
     result = run("--dpt-bundle", str(bundle.folder))
     assert len(tries) == 1 and result.parseoutcomes()["failed"] > 1
     result.stdout.fnmatch_lines(["no reference"])

@@ -39,7 +39,7 @@ class StandIn(Runtime):
     """A runtime without a network: alpha follows the frame's brightness."""
 
     def __init__(self) -> None:
-        self.session = type("Session", (), {"lanes": 1})()
+        self.session = type("Session", (), {"concurrency": 1})()
 
     def _predict(self, frames: list[np.ndarray]) -> list[Prediction]:
         return [Prediction(np.ones(f.shape[:2], np.float32), None, f[..., 0] / np.float32(255)) for f in frames]
@@ -61,7 +61,7 @@ def test_the_matte_shows_each_frame_over_green_in_order(tmp_path: Path) -> None:
     brightness = [frame[..., 0].mean() for frame in frames_of(tmp_path / "out.mp4")]
     assert len(brightness) == 8 and brightness == sorted(brightness), "red is the frame's own, times alpha"
     with Reader(source) as reader:
-        assert predict_video(StandIn(), reader, tmp_path / "two.mp4", "matte", most=2) == (2, False)
+        assert predict_video(StandIn(), reader, tmp_path / "two.mp4", "matte", max_frames=2) == (2, False)
     assert len(frames_of(tmp_path / "two.mp4")) == 2
 
 
@@ -118,7 +118,7 @@ def test_a_camera_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(video.cv2, "VideoCapture", capture)
     with Reader(Path("3")) as reader:
         assert asked == [3] and reader.name == "camera3" and reader.length is None
-        assert predict_video(StandIn(), reader, tmp_path / "out.mp4", most=3) == (3, False)
+        assert predict_video(StandIn(), reader, tmp_path / "out.mp4", max_frames=3) == (3, False)
 
 
 def test_what_is_no_video_is_told(tiny_bundle: Path, tmp_path: Path) -> None:

@@ -61,7 +61,7 @@ def judged(tmp_path: Path) -> Judged:
             if spoil:
                 maps["normals"][1, :9] = np.nan
             return maps
-        return compare(StageId(kind, "frame", precision, title=title), run, reference, BUDGET, show=worst)
+        return compare(StageId(kind, "frame", precision, title=title), run, reference, BUDGET, on_exhibit=worst)
 
     stages = (
         Stage(StageId(StageKind.WEIGHTS, "frame", "fp16", title="weights frame fp16"), "passed",

@@ -145,7 +145,7 @@ def test_the_images_of_a_folder_come_by_name(tmp_path: Path) -> None:
         ((4, 5, 3), "int64", "astype"),
         ((4, 5), "uint8", "one channel"),
         ((4, 5, 1), "uint8", "one channel"),
-        ((4, 5, 4), "uint8", "drop alpha"),
+        ((4, 5, 4), "uint8", "Drop alpha"),
         ((3, 4, 5), "uint8", "moveaxis"),
         ((2, 3, 4, 5), "uint8", "moveaxis"),
         ((0, 5, 3), "uint8", "empty"),

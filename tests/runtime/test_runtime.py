@@ -226,7 +226,7 @@ def test_a_backend_asked_for_is_taken_or_refused(tiny_bundle: Path) -> None:
     with pytest.raises(BackendError, match=r"^tensorrt: .*python -m dpt_deploy\.build"):
         load(tiny_bundle, "tensorrt")
     with load(tiny_bundle, CPU) as loaded:
-        assert loaded.reason == "onnxruntime-cpu runs frame.fp32.onnx, as asked for."
+        assert loaded.reason == "onnxruntime-cpu runs frame.fp32.onnx, as requested."
 
 
 @pytest.mark.parametrize(

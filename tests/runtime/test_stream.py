@@ -12,7 +12,7 @@ import pytest
 
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.runtime import load
-from dpt_deploy.runtime.stream import in_order
+from dpt_deploy.runtime.stream import ordered_map
 from tests.tiny import photo
 
 
@@ -33,7 +33,7 @@ def test_several_workers_keep_the_order() -> None:
         time.sleep(0.05 if i % 4 == 0 else 0)
         return i
 
-    assert list(in_order(slow_first, range(30), ahead=6, workers=4)) == list(range(30))
+    assert list(ordered_map(slow_first, range(30), ahead=6, workers=4)) == list(range(30))
 
 
 def test_no_more_is_read_than_the_caller_has_room_for() -> None:
@@ -44,7 +44,7 @@ def test_no_more_is_read_than_the_caller_has_room_for() -> None:
             read.append(i)
             yield i
 
-    stream = in_order(lambda i: i, source(), ahead=3, workers=2)
+    stream = ordered_map(lambda i: i, source(), ahead=3, workers=2)
     for taken in range(5):
         assert next(stream) == taken
         time.sleep(0.05)  # time for a reader without a bound to run away
@@ -60,7 +60,7 @@ def test_reading_goes_on_while_the_caller_is_busy() -> None:
             yield i
             read.release()
 
-    stream = in_order(lambda i: i, source(), ahead=2, workers=1)
+    stream = ordered_map(lambda i: i, source(), ahead=2, workers=1)
     next(stream)
     assert read.acquire(timeout=10) and read.acquire(timeout=10), "the second image waited for the caller"
     stream.close()
@@ -72,7 +72,7 @@ def test_errors_come_at_their_place() -> None:
         yield 0
         yield 2
 
-    stream = in_order(lambda i: 1 / i, source(), ahead=4, workers=2)
+    stream = ordered_map(lambda i: 1 / i, source(), ahead=4, workers=2)
     assert next(stream) == 1
     with pytest.raises(ZeroDivisionError):
         next(stream)
@@ -81,7 +81,7 @@ def test_errors_come_at_their_place() -> None:
         yield 1
         raise OSError("the disk is gone")
 
-    stream = in_order(lambda i: i, broken(), ahead=4, workers=1)
+    stream = ordered_map(lambda i: i, broken(), ahead=4, workers=1)
     assert next(stream) == 1
     with pytest.raises(OSError, match="the disk is gone"):
         next(stream)
@@ -101,7 +101,7 @@ def test_leaving_early_stops_the_reading_and_its_threads() -> None:
             closed.set()
 
     source = endless()
-    for i in in_order(lambda i: i, source, ahead=2, workers=2):
+    for i in ordered_map(lambda i: i, source, ahead=2, workers=2):
         if i == 3:
             break
     assert threading.active_count() == before

@@ -1,0 +1,81 @@
+"""The README's blocks work when they are pasted in order.
+
+Every fenced bash and python block is run, in order, in one folder that stands for the clone. What needs the network or
+takes minutes is replaced by the rules below, and by nothing else; all other lines run as they are printed. The export
+finds the files of an earlier export of the same checkpoint and reuses them; tests/export makes them anew.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from dpt_deploy.cli.commands import ROWS, load
+from dpt_deploy.cli.help import parse
+from dpt_deploy.parity import load_budget
+from tests.docs.conftest import CHECKPOINT, ROOT, Run
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+BLOCK = re.compile(r"^```(bash|python)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+SKIPPED = ("git clone ", "make demo", "make test", "python3 -m venv ", "pip install ")
+"""Lines that need the network, take minutes or test what other tests test."""
+TINY = {'backbone="vit_base_patch16_384", features=256': 'backbone="test_vit", features=32'}
+"""The architecture of the tiny model that stands for a trained one."""
+
+
+def substituted(line: str, checkpoint: Path) -> str:
+    """The line of bash that runs in place of a line of the README."""
+    if line.startswith(SKIPPED):
+        return ""
+    if line.startswith("dpt synthesize "):  # thousands of samples take an hour
+        return re.sub(r"--count \d+", "--count 2", line)
+    if line.startswith("dpt train "):  # the options must exist; a tiny model's checkpoint stands for the result
+        command = load(ROWS["train"])
+        config = parse(command.config, "dpt train", arguments=line.split()[2:])
+        return f"mkdir -p {config.out} && cp {checkpoint} {config.out}/best_model.pth"
+    return line
+
+
+def test_the_blocks_run_in_order(tiny_bundle: Path, shell: Run, tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copytree(tiny_bundle, tmp_path / "engines/best_model", ignore=shutil.ignore_patterns("report.html"))
+    checkpoint = tiny_bundle.parent / CHECKPOINT
+    blocks = BLOCK.findall(README)
+    assert len(blocks) >= 7
+    for language, text in blocks:
+        if language == "python":
+            for printed, tiny in TINY.items():
+                text = text.replace(printed, tiny)
+            (tmp_path / "block.py").write_text(text, encoding="utf-8")
+            text = "python -W error block.py"
+        else:
+            text = "\n".join(substituted(line, checkpoint) for line in text.splitlines())
+        shell(text, tmp_path)
+    assert (tmp_path / "engines/best_model/report.html").is_file()
+    assert list((tmp_path / "predictions").glob("*.npz"))
+
+
+@pytest.mark.parametrize("command", ["export", "build", "parity", "predict", "doctor", "synthesize", "train"])
+def test_the_readme_names_the_command(command: str) -> None:
+    assert f"dpt {command} " in README
+
+
+def test_every_budget_in_the_readme_is_the_projects_own() -> None:
+    budget, _ = load_budget(None)
+    table = README.split("## What the verdict means")[1].split("Every weight")[0]
+    rows = {cells[1].strip(): cells[3:5] for line in table.splitlines() if (cells := line.split("|"))[1:]}
+    for head in ("depth", "normals", "alpha"):
+        for cell, precision in zip(rows[head], ("fp32", "fp16"), strict=True):
+            printed = {float(number) for number in cell.replace("none", "").split(";") if number.strip()}
+            assert printed == set(budget[precision][head].values()), (head, precision)
+
+
+def test_the_speed_in_the_readme_is_that_of_the_results() -> None:
+    rows = json.loads((ROOT / "benchmarks/results/cpu_latency.json").read_text(encoding="utf-8"))["rows"]
+    (row,) = [row for row in rows if row["name"] == "openvino frame fp32"]
+    assert f"{row['p50_ms'] / 1000:.2f} s" in README
+    assert f"{row['times_faster_than_peer']['median']:.2f} times" in README.replace("\n", " ")

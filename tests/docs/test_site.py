@@ -1,0 +1,82 @@
+"""The documentation builds without a network and without a broken link, and its made pages say what the code says."""
+
+from __future__ import annotations
+
+import html.parser
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from urllib.parse import unquote, urldefrag
+
+import pytest
+
+import dpt_deploy
+from dpt_deploy import backends
+from dpt_deploy.cli.commands import ROWS
+from tests.docs.conftest import ROOT
+
+LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
+
+
+class Links(html.parser.HTMLParser):
+    """The anchors and links of a page, and what a browser would load for it."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.ids: set[str] = set()
+        self.links: list[str] = []
+        self.loaded: list[str] = []
+        self.feed(path.read_text(encoding="utf-8"))
+
+    def handle_starttag(self, tag: str, attributes: list[tuple[str, str | None]]) -> None:
+        values = dict(attributes)
+        self.ids |= {value for name in ("id", "name") if (value := values.get(name))}
+        if tag == "a" and values.get("href"):
+            self.links.append(values["href"])
+        if values.get(LOADED.get(tag, "")):
+            self.loaded.append(values[LOADED[tag]])
+
+
+@pytest.fixture(scope="module")
+def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("site")
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    variables = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return folder
+
+
+def text_of(page: Path) -> str:
+    return html.unescape(re.sub(r"<[^>]+>", "", page.read_text(encoding="utf-8")))
+
+
+def test_every_link_and_anchor_exists_and_nothing_is_loaded_from_elsewhere(site: Path) -> None:
+    pages = {path: Links(path) for path in site.rglob("*.html") if path.name != "404.html"}
+    assert len(pages) >= 16
+    wrong = []
+    for path, page in pages.items():
+        wrong += [f"{path.name} loads {url}" for url in page.loaded if re.match(r"(https?:)?//", url)]
+        for link in [*page.links, *page.loaded]:
+            target, anchor = urldefrag(link)
+            if re.match(r"(https?:)?//|mailto:|data:", link):
+                continue
+            file = (path.parent / unquote(target)).resolve() if target else path
+            file = file / "index.html" if file.is_dir() else file
+            if not file.is_file() or (anchor and file in pages and unquote(anchor) not in pages[file].ids):
+                wrong.append(f"{path.name}: {link}")
+    assert not wrong
+
+
+def test_nothing_of_the_project_is_left_out(site: Path) -> None:
+    reference = Links(site / "api.html").ids
+    homes = {name: getattr(getattr(dpt_deploy, name), "__module__", "") for name in dpt_deploy.__all__}
+    assert not [name for name, home in homes.items() if not {f"dpt_deploy.{name}", f"{home}.{name}"} & reference]
+    options, table = text_of(site / "options.html"), text_of(site / "backends.html")
+    assert not [name for name in ROWS if f"dpt {name}" not in options]
+    assert not [name for name in backends.names() if name not in table]
+    assert "--frame-size-range HxW,HxW" in options
+    statuses = text_of(site / "exit-statuses.html")
+    assert re.search(r"130\s+interrupted", statuses) and re.search(r"\b1\s+done, but the verdict failed", statuses)
