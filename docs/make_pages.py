@@ -70,8 +70,8 @@ def with_links_of_the_site(markdown: str, source: str) -> str:
 def options() -> str:
     """Every command with its options, from the parser that its command line has."""
     lines = ["# Options", "",
-             "`dpt COMMAND --help` prints the same; this page is made from the commands. A size is `HEIGHTxWIDTH`, or one "
-             "number for a square. The values of a plural option are separated by commas. [Exit statuses]"
+             "`dpt COMMAND --help` prints the same; this page is made from the commands. A size is `HEIGHTxWIDTH`, or "
+             "one number for a square. The values of a plural option are separated by commas. [Exit statuses]"
              "(exit-statuses.md) are the same for every command.", ""]
     for title, rows in GROUPS.items():
         lines += [f"## {title}", ""]
@@ -145,4 +145,7 @@ def examples() -> str:
     return "\n".join(lines)
 
 
-MADE = {"options.md": options, "exit-statuses.md": exit_statuses, "backends.md": table_of_backends, "examples.md": examples}
+MADE = {
+    "options.md": options, "exit-statuses.md": exit_statuses, "backends.md": table_of_backends,
+    "examples.md": examples,
+}

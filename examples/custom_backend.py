@@ -2,8 +2,8 @@
 
     python examples/custom_backend.py engines/best_model
 
-The class below runs FP32 graphs on ONNX Runtime with one thread. Once registered, `load` takes it, parity judges it, and
-the doctor lists it, with no other code changed. CONTRIBUTING.md says how to add a backend to the project itself.
+The class below runs FP32 graphs on ONNX Runtime with one thread. Once registered, `load` takes it, parity judges it,
+and the doctor lists it, with no other code changed. CONTRIBUTING.md says how to add a backend to the project itself.
 """
 
 import sys

@@ -14,7 +14,7 @@ from dpt_deploy import Bundle, judge
 def main(folder: str) -> int:
     report = judge(Bundle.open(folder)).report
     for stage in report.failed:
-        for finding in stage.findings:  # data: finding.head, finding.metric, finding.value, finding.bound, finding.image
+        for finding in stage.findings:  # data: finding.head, .metric, .value, .bound, .image
             print(f"{stage.name}: {finding}")
     for stage in report.not_run:
         print(f"not run: {stage.name}: {stage.detail}")

@@ -2,8 +2,8 @@
 
     python examples/run_gpu_arrays.py engines/best_model
 
-Needs an NVIDIA GPU, a PyTorch with CUDA (CuPy and others work the same way) and a backend on the GPU. Exits with status 2
-if one of them is missing. This example has not been run on a GPU by the project yet.
+Needs an NVIDIA GPU, a PyTorch with CUDA (CuPy and others work the same way) and a backend on the GPU. Exits with
+status 2 if one of them is missing. This example has not been run on a GPU by the project yet.
 """
 
 import sys

@@ -2,8 +2,8 @@
 
     python examples/run_image.py engines/best_model photo.jpg result
 
-Writes `result.npz` with the maps and `result.panel.png` with the image and its maps side by side. Needs neither torch nor the
-checkpoint.
+Writes `result.npz` with the maps, `result.depth.exr` with the depth, and `result.panel.png` with the image and its
+maps side by side. Needs neither torch nor the checkpoint.
 """
 
 import sys

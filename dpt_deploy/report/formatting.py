@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from ..core.verdict import Stage
+from ..core.verdict import AT_LEAST, Stage
 
 HEAD_TITLES = {"depth": "Depth", "normals": "Normals", "alpha": "Alpha"}
 ERROR_UNITS = {"depth": "relative error", "normals": "degrees", "alpha": "difference of coverage"}
@@ -30,8 +30,8 @@ def number(value: float) -> str:
 
 
 def metric_value(metric: str, value: float) -> str:
-    """A metric for the HTML report. IoU is close to 1, so it is shown with five decimals."""
-    return f"{value:.5f}" if metric == "iou" else number(value)
+    """A metric for the HTML report. One that is bounded from below is close to 1, so it is shown with five decimals."""
+    return f"{value:.5f}" if metric in AT_LEAST else number(value)
 
 
 def budget_share(share: float) -> str:
@@ -48,7 +48,7 @@ def metric_cell(stage: Stage, head: str, metric: str) -> str:
     value = stage.heads.get(head, {}).get(metric)
     if value is None:
         return ""
-    return "NaN" if math.isnan(value) else f"{value:.5f}" if metric == "iou" else f"{value:.1e}"
+    return "NaN" if math.isnan(value) else f"{value:.5f}" if metric in AT_LEAST else f"{value:.1e}"
 
 
 def stage_status(stage: Stage) -> str:
