@@ -173,16 +173,13 @@ class CppSession(Session):
     def infer(
         self, pixels: np.ndarray, pixel_format: str = "rgb", outputs: list[str] | None = None
     ) -> dict[str, np.ndarray]:
-        """Compute the maps.
+        """Compute the maps and return them by head, as the frame graph outputs them.
 
         Args:
             pixels: uint8 (N, H, W, C), or (N, H, W) for gray. Pixels within a row must be contiguous; rows and frames
                 may have any strides.
             pixel_format: A key of `FORMATS`.
             outputs: The heads to compute. Default: all.
-
-        Returns:
-            Maps by head, as the frame graph outputs them.
         """
         return self.prepare(pixels, pixel_format, outputs)()
 

@@ -202,8 +202,7 @@ class TensorRTSession(Session):
     def _release_engine(self) -> None:
         # Contexts must be released before their engine, and the engine before its runtime.
         self._all.clear()
-        self._cache = None
-        self._engine = None
+        self._cache = self._engine = None
         self._runtime = None
 
     def _save_cache(self) -> None:

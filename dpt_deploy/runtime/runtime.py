@@ -83,12 +83,9 @@ class Runtime:
         """Predict images in order while reading and computing the next ones in other threads.
 
         Args:
-            frames: uint8 (H, W, 3) RGB arrays or paths, of any sizes. Iterated in a separate thread.
+            frames: uint8 (H, W, 3) RGB arrays or paths, of any sizes. Iterated in a separate thread until the returned
+                iterator is closed. Errors of `frames` and of images are raised in order.
             queue: How many images to read ahead at most, at least 1. Bounds the memory.
-
-        Returns:
-            An iterator over predictions, which raises the errors of `frames` and of images in order. Reading stops
-            when the iterator is closed.
         """
         if not isinstance(queue, int) or isinstance(queue, bool) or queue < 1:
             raise BadInput(f"queue: expected a number from 1, received {queue!r}.")
