@@ -112,7 +112,8 @@ def exit_statuses() -> str:
     statuses = re.findall(r"^ +(\d+) +(.+)$", cli.__doc__ or "", re.MULTILINE)
     rows = [f"| {status} | {meaning} |" for status, meaning in statuses]
     return "\n".join([
-        "# Exit statuses", "", "They are the same in every command.", "", "| status | meaning |", "|---|---|", *rows, "",
+        "# Exit statuses", "", "They are the same in every command.", "",
+        "| status | meaning |", "|---|---|", *rows, "",
         "Errors are one message on standard error: what was expected, what was received, what to run.", "",
     ])
 

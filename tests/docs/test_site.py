@@ -14,7 +14,7 @@ import pytest
 
 import dpt_deploy
 from dpt_deploy import backends
-from dpt_deploy.cli.commands import ROWS
+from dpt_deploy.cli.commands import ROWS, load
 from tests.docs.conftest import ROOT
 
 LOADED = {"script": "src", "img": "src", "link": "href", "iframe": "src", "source": "src"}
@@ -80,3 +80,15 @@ def test_nothing_of_the_project_is_left_out(site: Path) -> None:
     assert "--frame-size-range HxW,HxW" in options
     statuses = text_of(site / "exit-statuses.html")
     assert re.search(r"130\s+interrupted", statuses) and re.search(r"\b1\s+done, but the verdict failed", statuses)
+
+
+def test_the_changelog_names_every_renamed_option() -> None:
+    table = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    rows = [row for row in table.splitlines() if row.strip().startswith("| `")]
+    missing = []
+    for name in ROWS:
+        for old, new in load(ROWS[name]).renamed.items():
+            fitting = [row for row in rows if f"`{name}`" in row and f"`{old}`" in row]
+            if not any(not new.startswith("-") or f"`{new.split()[0]}`" in row for row in fitting):
+                missing.append(f"{name}: {old} -> {new}")
+    assert not missing

@@ -11,10 +11,10 @@ import pytest
 
 from dpt_deploy import backends
 from dpt_deploy.backends import device
+from dpt_deploy.backends.base import Check
 from dpt_deploy.backends.onnxruntime import _check_provider, doubling_graph
 from dpt_deploy.backends.tensorrt import documented_faults
 from dpt_deploy.backends.tensorrt_faults import KNOWN_FAULTS, known_faults
-from dpt_deploy.core.check import Check
 from dpt_deploy.doctor import hardware as doctor
 
 
