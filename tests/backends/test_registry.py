@@ -119,7 +119,7 @@ def test_a_benchmark_times_it(tiny_bundle: Path, register: Any) -> None:
     rows = [one for one in contenders(Bundle.open(tiny_bundle)) if one.name.startswith("toy ")]
     assert rows
     opened = rows[0].open()
-    assert set(opened.run(photo(64, 80)[None])) == {"depth", "normals", "alpha"}
+    assert set(opened(photo(64, 80)[None])) == {"depth", "normals", "alpha"}
     opened.close()
 
 
@@ -129,5 +129,6 @@ def test_names_are_unique_and_known(register: Any) -> None:
         backends.register(ToyBackend())
     with pytest.raises(BadInput, match="expected one of toy, tensorrt"):
         backends.get("tensorflow")
+    backends.unregister("toy")
     with pytest.raises(BadInput, match="expected one of"):
         backends.register(ToyBackend(), before="nothing")

@@ -191,7 +191,7 @@ def test_a_default_stream_is_waited_for_and_not_computed_on(device: StandIn, str
 @pytest.mark.parametrize(("reader", "before"), [(7, []), (0, [(7, "waits for", 1)]), (9, [("all wait",)])])
 def test_memory_goes_when_its_readers_are_done(device: StandIn, reader: int, before: list[Any]) -> None:
     array = cuda.DeviceArray.empty((2, 3), "float32", 7)
-    array._shared_with(reader or cuda.LEGACY_STREAM)
+    array._add_reader(reader or cuda.LEGACY_STREAM)
     device.order.clear()
     del array
     assert device.order == [*before, ("free", 7)] and not device.memory
