@@ -70,7 +70,7 @@ lint: setup  ## Ruff over the whole tree.
 	$(RUN) -m ruff check .
 
 docs: setup  ## Build the documentation into site/, without a network; a broken link fails.
-	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(RUN) -m mkdocs build --strict
 	@echo "Open site/index.html. Search needs a web server: python -m http.server --directory site"
 
 setup: $(COMPLETE)  ## Make or renew the environment (6 GB), and nothing else.

@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from .core.errors import DptError
+from .core.version import __version__
 
 if TYPE_CHECKING:
     from .build import EngineOptions, build_engines
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from .report import write_report
     from .runtime import Prediction, Runtime, load
 
-__version__ = "0.1.0"
 _HOME = {
     "Bundle": "core.bundle", "Contract": "core.contract", "ParityReport": "core.verdict",
     "Prediction": "runtime", "Runtime": "runtime", "load": "runtime",
@@ -32,7 +32,7 @@ _HOME = {
 }
 __all__ = [
     "Bundle", "Contract", "DptError", "EngineOptions", "ExportConfig", "ParityReport", "Prediction", "Runtime",
-    "build_engines", "create_multitask_dpt_model", "export_checkpoint", "judge", "load", "write_report",
+    "__version__", "build_engines", "create_multitask_dpt_model", "export_checkpoint", "judge", "load", "write_report",
 ]
 
 

@@ -10,7 +10,7 @@ import sys
 from pathlib import Path
 
 import dpt_deploy
-from dpt_deploy.report.writers import write_prediction
+from dpt_deploy.report.prediction_files import write_prediction
 from dpt_deploy.runtime.image import read_image
 
 

@@ -190,7 +190,7 @@ def test_importing_the_package_loads_nothing_heavy() -> None:
 def test_the_version_is_written_once() -> None:
     whole = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     assert "version" not in PROJECT and "version" in PROJECT["dynamic"]
-    assert whole["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "dpt_deploy.__version__"}
+    assert whole["tool"]["setuptools"]["dynamic"]["version"] == {"attr": "dpt_deploy.core.version.__version__"}
     assert Version(dpt_deploy.__version__).release
     assert f"{dpt_deploy.__version__}" in (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
 

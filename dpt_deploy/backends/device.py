@@ -7,7 +7,7 @@ import functools
 from ..core.errors import BackendError, MissingPackage
 from . import cuda
 
-NO_GPU = "no NVIDIA GPU is visible"
+NO_GPU = "no GPU is visible"
 
 
 def compute_capability() -> str | None:

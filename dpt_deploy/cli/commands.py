@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from .. import __version__
 from ..core.errors import BadInput, DptError
+from ..core.version import __version__
 from . import Command, needing
 
 SHELLS = ("bash", "zsh")

@@ -76,3 +76,12 @@ def alpha_parity(alpha: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     reference = reference.astype(np.float64)
     error, sure = np.abs(alpha.astype(np.float64) - reference), np.abs(reference - 0.5) > IOU_MARGIN
     return {"mean": float(error.mean()), "max": float(error.max()), "iou": iou(alpha[sure], reference[sure])}
+
+
+def error_map(head: str, have: np.ndarray, want: np.ndarray) -> np.ndarray:
+    """Error per pixel, float64 (H, W): relative for depth, in degrees for normals, absolute for alpha."""
+    if head == "depth":
+        return relative_depth_error(have, want)
+    if head == "normals":
+        return angle(have, want)
+    return np.abs(have.astype(np.float64) - want.astype(np.float64))

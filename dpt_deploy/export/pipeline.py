@@ -14,7 +14,6 @@ from typing import Annotated, Any, Literal
 
 import tyro
 
-from .. import __version__
 from ..build import EngineOptions, build_engines, choose_builder
 from ..cli.options import Count, Heads, Names, Size
 from ..core import manifest
@@ -23,6 +22,7 @@ from ..core.contract import Contract, ResizeRule
 from ..core.errors import BadInput
 from ..core.manifest import Manifest, Precision, PrecisionPlan, PrecisionRecord
 from ..core.verdict import ParityReport, Stage
+from ..core.version import __version__
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
 from ..parity import judge, load_budget
 from ..parity.reference import FILE, Reference

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from ..core import metrics
 from ..core.contract import HEADS, Graph
 from ..core.errors import BadInput, DptError
+from ..core.exhibit import Exhibit
 from ..core.files import existing_file
 from ..core.verdict import (
     AT_LEAST,
@@ -33,25 +33,6 @@ DEFAULT_BUDGET = Path(__file__).parent / "budget.json"
 
 # run(batch) -> outputs, both with a batch axis
 Run = Callable[[np.ndarray], dict[str, np.ndarray]]
-
-
-@dataclass(frozen=True, eq=False)
-class Exhibit:
-    """The maps of one head and image from a stage and the reference, for the report."""
-
-    stage: StageId
-    case: Case
-    graph: Graph
-    head: str
-    share: float
-    """The fraction of its budget that the worst metric of this head and image uses. Infinite for an invalid map."""
-    have: np.ndarray
-    """The stage's map, (H, W) or (H, W, 3)."""
-
-    @property
-    def maps(self) -> dict[str, np.ndarray]:
-        """The reference maps of this image."""
-        return as_maps(self.graph, self.case.maps[self.graph])
 
 
 def load_budget(path: Path | None) -> tuple[Budget, str]:
@@ -130,6 +111,11 @@ def compare(
             findings.append(Finding(Fault.RAISED, detail=detail))
             continue
         for i, case in enumerate(batch):
+            reference_maps = as_maps(graph, case.maps[graph])
+
+            def exhibit(head: str, share: float, have: np.ndarray, case=case, maps=reference_maps) -> None:
+                on_exhibit(Exhibit(stage, head, share, case.name, case.frame, maps[head], have, maps.get("alpha")))
+
             faults = _faults(case, graph, outputs, i, len(batch))
             findings += faults
             for fault in faults:
@@ -139,11 +125,11 @@ def compare(
                 have = outputs.get(name)
                 if have is not None and have.shape[1:] == want.shape and not np.isfinite(have[i]).all():
                     ((head, picture),) = as_maps(graph, {name: have[i]}).items()
-                    on_exhibit(Exhibit(stage, case, graph, head, math.inf, picture))
+                    exhibit(head, math.inf, picture)
             if faults or (case.adversarial and precision != "fp32"):
                 continue
             have = as_maps(graph, {key: value[i] for key, value in outputs.items()})
-            for head, measured, error in _measure(as_maps(graph, case.maps[graph]), have):
+            for head, measured, error in _measure(reference_maps, have):
                 kept = values.setdefault(head, {})
                 for metric, value in measured.items():
                     # min() and max() drop a NaN in second place, but a NaN must stay.
@@ -155,7 +141,7 @@ def compare(
                              for metric, bound in limits.get(head, {}).items()), default=0.0)
                 if head not in worst or share > worst[head][0]:
                     worst[head] = (share, case.name)
-                on_exhibit(Exhibit(stage, case, graph, head, share, have[head]))
+                exhibit(head, share, have[head])
     names = {head: image for head, (_, image) in worst.items()}
     findings += over_budget(values, names, limits)
     if not findings:
@@ -180,15 +166,6 @@ def _faults(case: Case, graph: Graph, outputs: dict[str, np.ndarray], index: int
     return faults
 
 
-def error_map(head: str, have: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """Error per pixel, float64 (H, W): relative for depth, in degrees for normals, absolute for alpha."""
-    if head == "depth":
-        return metrics.relative_depth_error(have, want)
-    if head == "normals":
-        return metrics.angle(have, want)
-    return np.abs(have.astype(np.float64) - want.astype(np.float64))
-
-
 def foreground(want: dict[str, np.ndarray]) -> np.ndarray | None:
     """The mask for depth and normals: reference alpha above 0.5. None, for all pixels, if that is empty."""
     mask = want["alpha"] > 0.5 if "alpha" in want else None
@@ -201,7 +178,7 @@ def _measure(
     """Per head: its name, its metrics, and the errors of the masked pixels."""
     mask = foreground(want)
     for head, reference in want.items():
-        error = error_map(head, have[head], reference)
+        error = metrics.error_map(head, have[head], reference)
         if head == "alpha":
             yield head, metrics.alpha_parity(have[head], reference), error
         else:

@@ -13,6 +13,7 @@ from .. import backends
 from ..backends import Session, StageTask, device
 from ..core.bundle import Bundle
 from ..core.errors import BackendError, BadBundle, Cause, DptError, MissingPackage
+from ..core.exhibit import Exhibit
 from ..core.manifest import ShapeRange
 from ..core.verdict import (
     Budget,
@@ -27,7 +28,7 @@ from ..core.verdict import (
     not_run,
 )
 from ..runtime import load
-from .compare import Exhibit, Run, compare, load_budget
+from .compare import Run, compare, load_budget
 from .reference import FILE, Reference
 
 NEED_PYTORCH = (StageKind.WEIGHTS, StageKind.PYTORCH)

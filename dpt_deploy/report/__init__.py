@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 from ..core.bundle import PARITY_JSON, REPORT_HTML, Bundle
+from ..core.exhibit import Exhibit
 from ..core.files import write_json, write_text
 from ..core.verdict import ParityReport
 from .model_card import reset_model_card, write_model_card
 from .terminal import print_outcome
-
-if TYPE_CHECKING:
-    from ..parity.compare import Exhibit
 
 __all__ = ["print_outcome", "reset_model_card", "write_report"]
 

@@ -9,7 +9,7 @@ from ..core.verdict import AT_LEAST, Stage
 HEAD_TITLES = {"depth": "Depth", "normals": "Normals", "alpha": "Alpha"}
 ERROR_UNITS = {"depth": "relative error", "normals": "degrees", "alpha": "difference of coverage"}
 METRIC_TITLES = {
-    "depth": {"abs_rel": "AbsRel", "p99.9": "p99.9", "max": "max"},
+    "depth": {"abs_rel": "AbsRel", "p99.9": "p99.9", "max": "max", "within_1_percent": "within 1%"},
     "normals": {"mean": "mean", "p99": "p99", "max": "max"},
     "alpha": {"max": "max", "iou": "IoU", "mean": "mean"},
 }

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 
+from ..core import metrics
 from ..core.bundle import Bundle
 from ..core.contract import HEADS
+from ..core.exhibit import Exhibit
 from ..core.manifest import Artifact
 from ..core.verdict import Fault, ParityReport, Stage, limits_of, share_of_budget, within
-from ..parity.compare import Exhibit, error_map
 from .colours import colour_alpha, colour_depth, colour_error, colour_normals, depth_range
 from .formatting import ERROR_UNITS, HEAD_TITLES, METRIC_TITLES, budget_share, metric_value, number
 from .plots import line_colours, quantile_plot
@@ -106,9 +107,9 @@ def stage_metrics(stage: Stage, head: str, limits: Mapping[str, Mapping[str, flo
 
 def exhibit_pictures(exhibit: Exhibit) -> list[Picture]:
     """The input, the map of PyTorch FP32, the stage's map, and their difference."""
-    want, have, head = exhibit.maps[exhibit.head], exhibit.have, exhibit.head
+    want, have, head = exhibit.want, exhibit.have, exhibit.head
     if head == "depth":
-        limits = depth_range(want, exhibit.maps.get("alpha"))
+        limits = depth_range(want, exhibit.alpha)
         pair = colour_depth(want, limits), colour_depth(have, limits)
         scale = f"bright {limits[0]:.2f} m, dark {limits[1]:.2f} m"
     elif head == "normals":
@@ -116,14 +117,14 @@ def exhibit_pictures(exhibit: Exhibit) -> list[Picture]:
     else:
         pair, scale = (colour_alpha(want), colour_alpha(have)), "white is foreground"
     with np.errstate(invalid="ignore"):
-        error = error_map(head, have, want)
+        error = metrics.error_map(head, have, want)
     finite = error[np.isfinite(error)]
     top = float(finite.max(initial=0.0))
     caption = f"error: black 0, white {number(top)}{'°' if head == 'normals' else ''}"
     caption += "; magenta is NaN or Inf" if finite.size < error.size else ""
-    height, width = exhibit.case.frame.shape[:2]
+    height, width = exhibit.frame.shape[:2]
     return [
-        Picture(f"input, {width} x {height}", data_uri(exhibit.case.frame, "jpeg")),
+        Picture(f"input, {width} x {height}", data_uri(exhibit.frame, "jpeg")),
         Picture(f"PyTorch FP32; {scale}", data_uri(pair[0])), Picture(str(exhibit.stage), data_uri(pair[1])),
         Picture(caption, data_uri(colour_error(error, top))),
     ]

@@ -77,7 +77,7 @@ def test_completion_knows_commands_and_options(shell: str, monkeypatch: pytest.M
     (("export", "x.pth", "--fp32", "decoder"), "--fp32-modules"),
     (("export", "x.pth", "--batch", "1", "4"), "--batch-range"),
     (("export", "x.pth", "--frame-size=64", "128"), "--frame-size-range"),
-    (("export", "x.pth", "--seed", "1"), "leave it out"),
+    (("export", "x.pth", "--seed", "1"), "omit it"),
     (("build", "x", "--precision", "fp16"), "--precisions"),
     (("parity", "x", "--reference", "y.pth"), "--checkpoint"),
     (("predict", "x", "y", "--frames", "3"), "--max-frames"),

@@ -42,7 +42,7 @@ class Links(html.parser.HTMLParser):
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("site")
-    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--quiet", "--site-dir", folder]
+    command = [sys.executable, "-m", "mkdocs", "build", "--strict", "--site-dir", folder]
     variables = os.environ | {"NO_MKDOCS_2_WARNING": "1", "PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -72,7 +72,8 @@ def test_every_link_and_anchor_exists_and_nothing_is_loaded_from_elsewhere(site:
 
 def test_nothing_of_the_project_is_left_out(site: Path) -> None:
     reference = Links(site / "api.html").ids
-    homes = {name: getattr(getattr(dpt_deploy, name), "__module__", "") for name in dpt_deploy.__all__}
+    public = [name for name in dpt_deploy.__all__ if not name.startswith("_")]
+    homes = {name: getattr(getattr(dpt_deploy, name), "__module__", "") for name in public}
     assert not [name for name, home in homes.items() if not {f"dpt_deploy.{name}", f"{home}.{name}"} & reference]
     options, table = text_of(site / "options.html"), text_of(site / "backends.html")
     assert not [name for name in ROWS if f"dpt {name}" not in options]
@@ -91,4 +92,17 @@ def test_the_changelog_names_every_renamed_option() -> None:
             fitting = [row for row in rows if f"`{name}`" in row and f"`{old}`" in row]
             if not any(not new.startswith("-") or f"`{new.split()[0]}`" in row for row in fitting):
                 missing.append(f"{name}: {old} -> {new}")
+    assert not missing
+
+
+def test_the_names_in_contributing_exist() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    spans = set(re.findall(r"`([^`\n]+)`", text.replace("\n", " ")))
+    code = "\n".join(path.read_text(encoding="utf-8") for path in (ROOT / "dpt_deploy").rglob("*.py"))
+    names = {name for name in spans if re.fullmatch(r"[a-z]+(_[a-z]+)+|_[a-z]+|[A-Z]+(_[A-Z]+)*|[A-Z][a-z]+", name)}
+    assert len(names) > 10
+    assert not {name for name in names - {"Makefile"} if not re.search(rf"\b{name}\b", code)}
+    paths = {name for name in spans if re.fullmatch(r"[\w./]+\.(py|json|md|toml|txt|yml)|[\w/]+/", name)}
+    roots = [ROOT, ROOT / "dpt_deploy"]
+    missing = {path for path in paths if "NAME" not in path and not any((root / path).exists() for root in roots)}
     assert not missing

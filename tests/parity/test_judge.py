@@ -195,7 +195,7 @@ def test_the_worst_map_of_each_head_is_there_to_be_shown(bundle):
     assert set(judgement.exhibits) == {"depth", "normals", "alpha"}
     for head, exhibit in judgement.exhibits.items():
         assert exhibit.head == head and exhibit.stage in [stage.id for stage in judgement.report.stages]
-        assert exhibit.have.base is None and exhibit.have.shape == exhibit.maps[head].shape
+        assert exhibit.have.base is None and exhibit.have.shape == exhibit.want.shape
 
 
 def test_progress_names_each_stage_that_runs(bundle):

@@ -11,9 +11,10 @@ import pytest
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import Cause
+from dpt_deploy.core.exhibit import Exhibit
 from dpt_deploy.core.manifest import Manifest
 from dpt_deploy.core.verdict import ParityReport, Stage, StageId, StageKind, not_run
-from dpt_deploy.parity.compare import Exhibit, compare, load_budget
+from dpt_deploy.parity.compare import compare, load_budget
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.judge import WorstMaps
 from dpt_deploy.parity.reference import Case, Reference

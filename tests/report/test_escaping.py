@@ -103,8 +103,8 @@ class Parsed(html.parser.HTMLParser):
 def test_the_page_shows_markup_as_text(judged, poisoned_bundle):
     report = ParityReport.from_json(poisoned(REPORT))
     exhibits = {
-        head: dataclasses.replace(exhibit, stage=report.stages[1].id, case=dataclasses.replace(
-            exhibit.case, name=f"case{POISON}")) for head, exhibit in judged.exhibits.items()
+        head: dataclasses.replace(exhibit, stage=report.stages[1].id, image=f"case{POISON}")
+        for head, exhibit in judged.exhibits.items()
     }
     page = render_html(poisoned_bundle, report, exhibits, f"judged by{POISON}")
     assert "<script" not in page and "]]>" not in page

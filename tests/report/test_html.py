@@ -8,8 +8,9 @@ import subprocess
 
 import pytest
 
+from dpt_deploy.core.metrics import PARITY
 from dpt_deploy.core.verdict import LEVELS, Stage, StageId, StageKind
-from dpt_deploy.report.formatting import budget_share, number
+from dpt_deploy.report.formatting import METRIC_TITLES, budget_share, number
 from dpt_deploy.report.html import environment, render_html
 from dpt_deploy.report.plots import quantile_plot
 from tests.report.conftest import BUDGET
@@ -66,6 +67,12 @@ def test_the_page_says_everything(page, judged):
     assert page.count('class="maps"') == 3 and page.count("data:image/") == 12
     assert page.count("no valid answer for an input") == 1
     assert "fused attention" in page and "0.988" in page and "not built" in page
+
+
+def test_every_metric_that_a_budget_may_limit_has_a_title():
+    """One without would be missing from the page, with or without a limit."""
+    assert {head: set(titles) for head, titles in METRIC_TITLES.items()} == {
+        head: set(names) for head, names in PARITY.items()}
 
 
 def test_any_json_becomes_definitions():

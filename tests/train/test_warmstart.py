@@ -122,8 +122,8 @@ def test_other_units_of_our_own_checkpoint_are_named(tmp_path: Path):
     save_checkpoint(tmp_path / "best_model.pth", source, contract, {"canonical_focal": 500.0})
     ours = create_multitask_dpt_model("test_vit", features=8, depth_scale=5.0, backbone_kwargs={"img_size": 64})
     text = "\n".join(initialise_from(ours, tmp_path / "best_model.pth", 600.0))
-    for said in ("depth_scale 1.0 in the file, 5.0 here", "canonical_focal 500.0 in the file, 600.0 here",
-                 "mean (0.4, 0.5, 0.6) in the file"):
+    for said in ("depth_scale is 1.0 in the file and 5.0 here", "canonical_focal is 500.0 in the file and 600.0 here",
+                 "mean is (0.4, 0.5, 0.6) in the file"):
         assert said in text
     assert "std" not in text
 
