@@ -48,7 +48,7 @@ class TensorRT(Backend):
     def no_candidate(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> Refusal:
         wanted = f"{graph} graph" + (f" in {precision}" if precision else "")
         return Refusal(
-            Cause.NO_ARTIFACT, f"the bundle has no such engine of the {wanted}",
+            Cause.NO_ARTIFACT, f"the bundle has no {self.title} engine of the {wanted}",
             "to build one on the target GPU: "
             f"python -m dpt_deploy.build {bundle.folder} --builder {self.name}",
         )

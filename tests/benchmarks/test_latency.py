@@ -121,7 +121,7 @@ def test_a_registered_backend_becomes_a_row(tiny_bundle: Path) -> None:
 
 def test_a_backend_without_an_artifact_says_what_to_run(own_bundle: Path) -> None:
     (row,) = [row for row in contenders(Bundle.open(own_bundle)) if row.name.startswith("tensorrt ")]
-    with pytest.raises(Unavailable, match=r"no such engine.*build"):
+    with pytest.raises(Unavailable, match=r"no TensorRT engine.*build"):
         row.open()
 
 
