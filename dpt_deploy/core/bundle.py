@@ -83,15 +83,15 @@ class Bundle:
         return bundle
 
     @classmethod
-    def open(cls, folder: Path | str, when_unjudged: Callable[[Bundle], None] = lambda bundle: None) -> Bundle:
-        """Read the manifest in `folder`; file hashes are checked by `path`.
+    def open(cls, folder: Path | str, on_verdict_removed: Callable[[Bundle], None] = lambda bundle: None) -> Bundle:
+        """Read the manifest in `folder`. `path` checks the hashes of the files.
 
         Args:
-            folder: Where the bundle is.
-            when_unjudged: Called when the verdict on earlier files is forgotten.
+            folder: The bundle's folder.
+            on_verdict_removed: As for `create`.
 
         Raises:
-            BadBundle: There is no manifest, or it is not one that this version reads.
+            BadBundle: The manifest is missing, not valid, or of another format.
         """
         folder = Path(folder)
         if not (folder / MANIFEST).is_file():
@@ -99,7 +99,7 @@ class Bundle:
             raise BadBundle(
                 f"{folder}: expected a bundle, but {what}. Create one: python -m dpt_deploy.export best_model.pth"
             )
-        return cls(folder, Manifest.read(folder / MANIFEST), when_unjudged)
+        return cls(folder, Manifest.read(folder / MANIFEST), on_verdict_removed)
 
     @property
     def contract(self) -> Contract:

@@ -1,4 +1,4 @@
-"""One head's maps of one image, for whoever draws a report."""
+"""The maps of one head and image, for reports."""
 
 from __future__ import annotations
 
@@ -26,4 +26,4 @@ class Exhibit:
     have: np.ndarray
     """The stage's map, of the same shape."""
     alpha: np.ndarray | None = None
-    """The reference alpha of the image, (H, W); None if the bundle has none."""
+    """The reference alpha of the image, (H, W). None if the bundle has no alpha head."""
