@@ -15,30 +15,12 @@ from dpt_deploy.core.exhibit import Exhibit
 from dpt_deploy.core.manifest import Manifest
 from dpt_deploy.core.verdict import ParityReport, Stage, StageId, StageKind, not_run
 from dpt_deploy.parity.compare import compare, load_budget
-from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.judge import WorstMaps
-from dpt_deploy.parity.reference import Case, Reference
+from dpt_deploy.parity.reference import Reference
+from tests.parity.conftest import random_case
 
 BUDGET, _ = load_budget(None)
-
-
-def photo(height: int, width: int) -> np.ndarray:
-    """A picture, uint8 (height, width, 3) RGB."""
-    return scene(height, width, 7)
-
-
-def random_case(name: str, seed: int) -> Case:
-    """A case of the frame graph whose maps are random numbers of the right kind."""
-    rng = np.random.default_rng(seed)
-    size = 48, 64
-    normals = rng.normal(size=(*size, 3)).astype(np.float32)
-    maps = {
-        "depth": rng.uniform(1, 4, size).astype(np.float32),
-        "normals": normals / np.linalg.norm(normals, axis=-1, keepdims=True),
-        "alpha": rng.uniform(0, 1, size).astype(np.float32),
-    }
-    return Case(name, False, rng.integers(0, 256, (*size, 3), np.uint8), np.zeros((3, 8, 8), np.float32),
-                {"model": {}, "frame": maps})
+SIZE = 48, 64
 
 
 class Judged(NamedTuple):
@@ -50,7 +32,7 @@ class Judged(NamedTuple):
 @pytest.fixture
 def judged(tmp_path: Path) -> Judged:
     """A failed report: one stage is out of budget, and not finite for an image called <two>."""
-    reference = Reference((random_case("one", 0), random_case("<two>", 1)))
+    reference = Reference((random_case("one", seed=0, size=SIZE), random_case("<two>", seed=1, size=SIZE)))
     answers = {case.frame.tobytes(): case.maps["frame"] for case in reference.cases}
     worst = WorstMaps()
 

@@ -8,7 +8,7 @@ import pytest
 from dpt_deploy.report.colours import colour_depth
 from dpt_deploy.report.panel import GAP, TITLE_HEIGHT, Tile, arrange, depth_scale, panel, text_width, tile_size
 from dpt_deploy.runtime import Prediction
-from tests.report.conftest import photo
+from tests.tiny import photo
 
 
 def prediction(height: int, width: int) -> Prediction:

@@ -11,7 +11,7 @@ from dpt_deploy.core.errors import BadInput
 from dpt_deploy.report.prediction_files import write_prediction
 from dpt_deploy.report.writers import write_depth_exr, write_exr, write_npz, write_png
 from dpt_deploy.runtime import Prediction
-from tests.report.conftest import photo
+from tests.tiny import photo
 
 
 def channels(path):
