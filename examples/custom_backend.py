@@ -15,6 +15,7 @@ import numpy as np
 import dpt_deploy
 from dpt_deploy import Bundle, backends, judge
 from dpt_deploy.backends import Backend, Refusal, Session, SessionOptions
+from dpt_deploy.cli import exit_on_error
 from dpt_deploy.core.contract import Graph
 from dpt_deploy.core.errors import Cause
 from dpt_deploy.core.manifest import Artifact, Precision
@@ -71,4 +72,5 @@ def main(folder: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python examples/custom_backend.py BUNDLE")
-    sys.exit(main(sys.argv[1]))
+    with exit_on_error():
+        sys.exit(main(sys.argv[1]))

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from dpt_deploy import EngineOptions, ExportConfig, export_checkpoint
+from dpt_deploy.cli import exit_on_error
 
 
 def main(checkpoint: str, folder: str) -> int:
@@ -25,4 +26,5 @@ def main(checkpoint: str, folder: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python examples/export_checkpoint.py CHECKPOINT BUNDLE")
-    sys.exit(main(*sys.argv[1:]))
+    with exit_on_error():
+        sys.exit(main(*sys.argv[1:]))

@@ -9,6 +9,7 @@ exit status is 0 if the verdict is PASSED, else 1.
 import sys
 
 from dpt_deploy import Bundle, judge
+from dpt_deploy.cli import exit_on_error
 
 
 def main(folder: str) -> int:
@@ -25,4 +26,5 @@ def main(folder: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python examples/judge_bundle.py BUNDLE")
-    sys.exit(main(sys.argv[1]))
+    with exit_on_error():
+        sys.exit(main(sys.argv[1]))

@@ -8,6 +8,8 @@ status 2 if one of them is missing. This example has not been run on a GPU by th
 
 import sys
 
+from dpt_deploy.cli import exit_on_error
+
 
 def main(folder: str) -> int:
     try:
@@ -40,4 +42,5 @@ def main(folder: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         sys.exit("usage: python examples/run_gpu_arrays.py BUNDLE")
-    sys.exit(main(sys.argv[1]))
+    with exit_on_error():
+        sys.exit(main(sys.argv[1]))

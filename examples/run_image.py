@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 import dpt_deploy
+from dpt_deploy.cli import exit_on_error
 from dpt_deploy.report.prediction_files import write_prediction
 from dpt_deploy.runtime.image import read_image
 
@@ -32,4 +33,5 @@ def main(bundle: str, photo: str, result: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 4:
         sys.exit("usage: python examples/run_image.py BUNDLE IMAGE RESULT")
-    sys.exit(main(*sys.argv[1:]))
+    with exit_on_error():
+        sys.exit(main(*sys.argv[1:]))

@@ -14,6 +14,7 @@ import cv2
 import numpy as np
 
 import dpt_deploy
+from dpt_deploy.cli import exit_on_error
 
 
 def frames(source: str) -> Iterator[np.ndarray]:
@@ -40,7 +41,5 @@ def main(bundle: str, source: str) -> int:
 if __name__ == "__main__":
     if len(sys.argv) != 3:
         sys.exit("usage: python examples/run_video.py BUNDLE VIDEO_OR_CAMERA")
-    try:
+    with exit_on_error():
         sys.exit(main(*sys.argv[1:]))
-    except KeyboardInterrupt:
-        sys.exit(130)

@@ -44,6 +44,19 @@ def needing(extra: str) -> Iterator[None]:
         sys.exit(MissingPackage.exit_code)
 
 
+@contextlib.contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Around a program: a `DptError` or Ctrl-C becomes its message on standard error, and its exit status."""
+    try:
+        yield
+    except DptError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_code)
+    except KeyboardInterrupt as error:
+        print(str(error) or "interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
 @dataclass(frozen=True)
 class Command:
     """A command: the dataclass of its options, and the function that does the work."""
@@ -64,16 +77,10 @@ class Command:
         with needing("cli"):
             from .help import parse
             from .options import check_renamed
-        try:
+        with exit_on_error():
             check_renamed(sys.argv[1:], self.renamed)
             default = self.default() if self.default else None
             sys.exit(self.main(parse(self.config, program(self.prog), default)) or 0)
-        except DptError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
-        except KeyboardInterrupt as error:
-            print(str(error) or "interrupted", file=sys.stderr)
-            sys.exit(130)
 
 
 def run(config: type, main: Callable[[Any], int | None], prog: str, **options: Any) -> None:

@@ -9,9 +9,9 @@ import sys
 from pathlib import Path
 from typing import NamedTuple
 
-from ..core.errors import BadInput, DptError
+from ..core.errors import BadInput
 from ..core.version import __version__
-from . import Command, needing
+from . import Command, exit_on_error, needing
 
 SHELLS = ("bash", "zsh")
 CLONE = Path(__file__).resolve().parents[2]
@@ -57,13 +57,10 @@ def main() -> None:
         sys.argv = [f"dpt {name}", *arguments[1:]]  # what usage lines and manifests show
         load(ROWS[name]).run()
     else:
-        try:
+        with exit_on_error():
             if name != "completion":
                 raise BadInput(f"{name}: expected one of {', '.join([*ROWS, 'completion'])}. Run: dpt --help")
             print(completion(arguments[1:]))
-        except DptError as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(error.exit_code)
 
 
 def help_page() -> str:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import ast
+import os
 import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -31,6 +34,18 @@ def clone(tiny_bundle: Path, tmp_path: Path) -> Path:
 def test_a_docstring_says_what_it_shows_and_how_to_run_it(path: Path) -> None:
     text = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8")))
     assert text and f"    python examples/{path.name} " in text
+
+
+@pytest.mark.parametrize("command", [
+    "run_image.py absent photo.png result", "run_video.py absent clip.mp4", "judge_bundle.py absent",
+    "custom_backend.py absent", "export_checkpoint.py absent.pth engines/new",
+])
+def test_bad_input_is_one_sentence_and_status_2(tmp_path: Path, command: str) -> None:
+    done = subprocess.run([sys.executable, ROOT / "examples" / command.split()[0], *command.split()[1:]], cwd=tmp_path,
+                          env=os.environ | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)
+    assert done.returncode == 2, done.stderr
+    assert done.stderr.startswith("error: ") and len(done.stderr.splitlines()) == 1, done.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_exporting(clone: Path, shell: Run) -> None:
