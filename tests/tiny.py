@@ -51,9 +51,15 @@ def lively_model(seed: int = 0) -> MultiTaskDPT:
 
 @pytest.fixture(scope="session")
 def tiny_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A bundle of the tiny model, with FP16 TensorRT-RTX engines; made once for all worker processes. Read only."""
+    """A bundle of the tiny model, with FP16 TensorRT-RTX engines; made once for all worker processes. Read only.
+
+    DPT_TINY_BUNDLE=FOLDER keeps it between runs, for work on code that does not change what an export writes.
+    """
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    if kept := os.environ.get("DPT_TINY_BUNDLE"):
+        shared = Path(kept)
+        shared.mkdir(parents=True, exist_ok=True)
     folder = shared / "tiny"
     with open(shared / "tiny.lock", "w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)

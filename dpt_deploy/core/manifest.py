@@ -155,6 +155,22 @@ class Checkpoint(Record):
     sha256: str = ""
 
 
+class Assumption(Record):
+    """A fact that nobody stated. The export took a value for it, so the verdict holds only if the value is right."""
+
+    fact: str
+    """What was assumed, such as depth_scale, mean, resize or backbone."""
+    value: Any
+    """The value that was taken, as plain JSON."""
+    reason: str = ""
+    """Why this value, such as "the checkpoint has no description"."""
+    option: str = ""
+    """The option of `dpt export` that states the fact, such as --depth-scale."""
+
+    def __str__(self) -> str:
+        return f"{self.fact} {json.dumps(self.value)} ({self.reason}); {self.option} states it"
+
+
 class ModelRecord(Record):
     """The architecture, as written by `dpt_deploy.model.ModelConfig`."""
 
@@ -212,6 +228,8 @@ class Manifest(Record):
     model: ModelRecord = ModelRecord()
     contract: dict[str, Any]
     """As written by `Contract.to_json`. `Bundle.contract` is the typed form."""
+    assumed: tuple[Assumption, ...] = ()
+    """What the export assumed because neither the checkpoint nor an option stated it."""
     training: dict[str, Any] = {}
     """The training record in the checkpoint."""
     options: dict[str, Any] = {}
