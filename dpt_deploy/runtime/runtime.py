@@ -56,6 +56,11 @@ class Runtime:
         """Which backend was selected, and why the preferred ones were not."""
 
     @property
+    def summary(self) -> str:
+        """Which backend runs which file, in a few words; `reason` says why."""
+        return f"{self.backend} runs {self.artifact.file}"
+
+    @property
     def backend(self) -> str:
         """Name of the selected backend."""
         return self.session.backend
