@@ -38,7 +38,8 @@ class PredictConfig:
 
     bundle: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
     """Bundle: the folder that the export command wrote."""
-    sources: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="SOURCE [SOURCE ...]")]
+    sources: Annotated[tuple[str, ...], tyro.conf.Positional,
+                       tyro.conf.arg(metavar="SOURCE [SOURCE ...]", help_behavior_hint="(required)")]
     """Images, folders of images, videos, numbers of cameras such as 0, or addresses such as rtsp://camera/stream."""
     out: Path = Path("predictions")
     """Folder for the results."""

@@ -114,7 +114,9 @@ def test_a_camera_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.Mon
     film = str(clip(tmp_path / "film.mp4", 4))
     asked, real = [], cv2.VideoCapture
 
-    def capture(source: object) -> cv2.VideoCapture:
+    def capture(source: object, *options: object) -> cv2.VideoCapture:
+        if isinstance(source, str):
+            return real(source, *options)
         asked.append(source)
         return real(film)
 
