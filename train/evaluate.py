@@ -127,8 +127,8 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
     Returns:
         "model", the "reason" why a bundle's backend was taken, and how many "samples" were scored and "skipped";
-        "metrics" of all samples and per kind, and "constant", the same of constant predictions: {"all": {metric: value},
-        kind: ...}.
+        "metrics" of all samples and per kind, and "constant", the same of constant predictions:
+        {"all": {metric: value}, kind: ...}.
 
     Raises:
         DptError: The model or the data cannot be used, or too many samples are broken.

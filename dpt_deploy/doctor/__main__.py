@@ -54,7 +54,8 @@ def _print(title: str, checks: list[Check]) -> None:
     from ..report.terminal import plain_console
 
     console = plain_console()
-    table = Table("", "status", "found", title=title, title_justify="left")
+    console.print(title, style="italic", soft_wrap=True)
+    table = Table("", "status", "found")
     for check in checks:
         table.add_row(Text(check.subject), Text(check.status, COLOURS[check.status]), Text(check.finding))
     console.print(table)

@@ -75,7 +75,7 @@ class Run:
 
     def images(self, runtime: Runtime, images: list[Image]) -> None:
         """Predict images, and print a table of the files."""
-        table = Table("image", "size", "files", title=f"Written to {self.config.out}", title_justify="left")
+        table = Table("image", "size", "files")
         stems = output_stems([(one.path, one.folder, f".page{one.page}" if one.pages > 1 else "") for one in images])
         with _progress(self.console) as progress:
             task = progress.add_task("", total=len(images))
@@ -95,6 +95,7 @@ class Run:
                     self.written += 1
                 progress.advance(task)
         if table.row_count:
+            self.console.print(f"Written to {self.config.out}", style="italic")  # a title of the table would be broken
             self.console.print(table, soft_wrap=False)
 
     def video(self, runtime: Runtime, reader: Reader, stem: str) -> None:

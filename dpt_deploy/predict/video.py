@@ -190,7 +190,7 @@ def predict_video(
             interrupted = True
         with contextlib.suppress(KeyboardInterrupt), interrupts.deferred():  # a signal now changes nothing
             writer.close()
-    notes = ["varying frame rate, kept"] if writer.varies else []
+    notes = ["varying frame rate, kept"] if writer.varies and not reader.damage() else []
     if writer.resized:
         notes.append(f"{writer.resized} frames of another size, resized to the first one's")
     return Outcome(len(writer.times), interrupted, tuple(notes))

@@ -43,7 +43,8 @@ def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterabl
     from rich.text import Text
 
     console = plain_console()
-    files = Table("file", "MB", "contents", title=Text(f"Bundle {bundle.folder}"), title_justify="left")
+    console.print(f"Bundle {bundle.folder}", style="italic", soft_wrap=True)  # a title of the table would be broken
+    files = Table("file", "MB", "contents")
     for artifact in bundle.artifacts:
         files.add_row(Text(artifact.file), f"{artifact.bytes / 1e6:.1f}", Text(_contents(artifact)))
     console.print(files)

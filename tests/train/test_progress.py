@@ -18,8 +18,8 @@ WORK = "from train.monitoring.progress import progress_bar\nfor _ in progress_ba
 
 
 def test_a_log_gets_lines_without_carriage_returns(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "train.synthetic", "--out", tmp_path / "data", "--count", "3", "--image-size", "32",
-               "--workers", "0"]
+    command = [sys.executable, "-m", "train.synthetic", "--out", tmp_path / "data", "--count", "3", "--image-size",
+               "32", "--workers", "0"]
     done = subprocess.run(list(map(str, command)), cwd=ROOT, capture_output=True, check=True)
     assert b"\r" not in done.stdout + done.stderr and b"\x1b" not in done.stderr
     lines = done.stderr.decode().splitlines()

@@ -28,7 +28,7 @@ class _Lines:
 
 
 def progress_bar(items: Iterable[Any] | None, what: str, total: int | None = None, **options: Any) -> tqdm:
-    """A tqdm bar on standard error: on a terminal as usual, elsewhere a line at the start, every 30 seconds, and at the end."""
+    """A tqdm bar on standard error; where that is no terminal, a line at the start, every 30 seconds and at the end."""
     if not sys.stderr.isatty():
         rest = "{n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
         options |= {"file": _Lines(sys.stderr), "mininterval": SECONDS,
