@@ -56,7 +56,7 @@ class Writer:
         """
         if self._writer is None:
             self._open(frame.shape[:2])
-        if len(self.times) % CHECK_EVERY == 0:
+        if self.times and len(self.times) % CHECK_EVERY == 0:
             self._check_space()
         if frame.shape[:2] != self._size:
             frame = cv2.resize(frame, self._size[::-1], interpolation=cv2.INTER_AREA)
@@ -72,15 +72,16 @@ class Writer:
             raise BadInput(f"{self.path}: MPEG-4 allows at most {LARGEST} pixels a side, received {size[0]}x{size[1]}.")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._check_space()
             self.path.touch()  # OpenCV does not report why a file cannot be written
         except OSError as error:
             raise cannot_write(self.path, error) from error
         even = (size[1] + size[1] % 2, size[0] + size[0] % 2)
         self._size = size
-        self._check_space()
         with quiet():
             writer = cv2.VideoWriter(str(self.path), cv2.CAP_FFMPEG, cv2.VideoWriter_fourcc(*"mp4v"), self.fps, even)
         if not writer.isOpened():
+            self.path.unlink(missing_ok=True)
             raise BadInput(f"{self.path}: this build of OpenCV cannot encode MPEG-4. Install the opencv-python wheel.")
         self._writer = writer
 
@@ -176,7 +177,7 @@ def predict_video(
                 return
 
     done, interrupted = 0, False
-    with _Interrupts() as interrupts, Writer(path, reader.fps) as writer:
+    with quiet(), _Interrupts() as interrupts, Writer(path, reader.fps) as writer:
         try:
             with contextlib.closing(runtime.stream(frames())) as predictions:
                 for prediction in predictions:

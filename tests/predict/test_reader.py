@@ -226,13 +226,16 @@ def test_a_video_that_does_not_fit_is_no_written_one(tmp_path: Path) -> None:
 
 
 def test_a_nearly_full_disk_leaves_what_plays(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    free = iter([1 << 30] * 3 + [1 << 20] * 9)
+    free = iter([1 << 30] * 2 + [1 << 20] * 9)
     monkeypatch.setattr("dpt_deploy.predict.video.shutil.disk_usage", lambda _: type("Usage", (), {"free": next(free)}))
     with pytest.raises(BadInput, match="No space left"), Writer(tmp_path / "out.mp4", 12) as writer:
         for _ in range(60):
             writer.write(photo(66, 90))
     with Reader(tmp_path / "out.mp4") as reader:
         assert len(list(reader)) == 32
+    with pytest.raises(BadInput, match="No space left"), Writer(tmp_path / "two.mp4", 12) as writer:
+        writer.write(photo(66, 90))
+    assert not (tmp_path / "two.mp4").exists()
 
 
 def test_the_index_of_other_files_is_refused(tmp_path: Path) -> None:
