@@ -20,9 +20,12 @@ from ..parity import Case, Reference
 from ..parity import images as built_in
 from ..runtime.image import list_images, read_image
 
+ParityInput = tuple[str, bool, np.ndarray]
+"""(name, adversarial, frame), the frame uint8 (H, W, 3) RGB."""
+
 
 def make_reference(
-    model: MultiTaskDPT, contract: Contract, inputs: list[tuple[str, bool, np.ndarray]],
+    model: MultiTaskDPT, contract: Contract, inputs: list[ParityInput],
     progress: Callable[[str], None] = lambda name: None,
 ) -> Reference:
     """Run the model on the parity inputs.
@@ -30,7 +33,7 @@ def make_reference(
     Args:
         model: The model, float32, in eval mode, on the CPU.
         contract: Its contract.
-        inputs: (name, adversarial, frame), frames uint8 (H, W, 3) RGB.
+        inputs: The parity inputs.
         progress: Called with the name of each input.
     """
     cases = []

@@ -9,7 +9,7 @@ from ..core.bundle import Bundle
 from ..core.errors import BadInput
 from ..model import MultiTaskDPT, load_model, read_checkpoint
 from ..parity import Stage, load_budget
-from ..parity.judge import load_reference
+from ..parity.judge import WorstMaps, load_reference
 from ..parity.reference import FILE
 from ..parity.weights import compare_weights
 from .precision import fold_batch_norm
@@ -19,7 +19,7 @@ from .search import judge_half
 
 def judge_with_checkpoint(
     bundle: Bundle, checkpoint: Path, images: Path | None = None, max_images: int = 8, budget_file: Path | None = None,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None, worst: WorstMaps | None = None,
 ) -> list[Stage]:
     """Judge the stages of a bundle that need PyTorch: half-precision arithmetic, and the weights of each graph.
 
@@ -30,6 +30,7 @@ def judge_with_checkpoint(
         max_images: Use at most this many images of a folder, evenly spaced.
         budget_file: JSON file with parity budgets; None for the default ones.
         say: Receives progress lines.
+        worst: Receives the exhibits of these stages.
 
     Raises:
         BadInput: The checkpoint is not the one that the bundle was exported from, or an image cannot be read.
@@ -50,7 +51,7 @@ def judge_with_checkpoint(
         if graph.precision != "fp32":
             name = f"PyTorch {graph.precision}"
             say(f"judging  {name}")
-            stages.append(judge_half(model, graph.details.plan, reference, budget, name, graph))
+            stages.append(judge_half(model, graph.details.plan, reference, budget, name, graph, worst))
     return stages
 
 

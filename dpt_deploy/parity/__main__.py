@@ -19,7 +19,7 @@ with cli.needing("cli"):
     from ..report import write_report
     from ..report.terminal import print_outcome
     from .compare import load_budget
-    from .judge import judge
+    from .judge import WorstMaps, judge
 
 PROG = "python -m dpt_deploy.parity"
 
@@ -52,8 +52,9 @@ def main(config: ParityConfig) -> int:
     load_budget(config.budget)
     bundle = Bundle.open(config.bundle)
     log = (lambda line: None) if config.json else print
-    judged = _judge_with_pytorch(bundle, config, log) if config.checkpoint is not None else []
-    judgement = judge(bundle, config.budget, judged, lambda name: log(f"judging  {name}"))
+    worst = WorstMaps()
+    judged = _judge_with_pytorch(bundle, config, log, worst) if config.checkpoint is not None else []
+    judgement = judge(bundle, config.budget, judged, lambda name: log(f"judging  {name}"), worst)
     report = judgement.report
     write_report(bundle, report, judgement.exhibits, cli.command_line(PROG))
     if config.json:
@@ -63,10 +64,14 @@ def main(config: ParityConfig) -> int:
     return 0 if report.passed else 1
 
 
-def _judge_with_pytorch(bundle: Bundle, config: ParityConfig, log: Callable[[str], None]) -> list[Stage]:
+def _judge_with_pytorch(
+    bundle: Bundle, config: ParityConfig, log: Callable[[str], None], worst: WorstMaps
+) -> list[Stage]:
     with cli.needing("export"):
         from ..export.pytorch_stages import judge_with_checkpoint
-    return judge_with_checkpoint(bundle, config.checkpoint, config.images, config.max_images, config.budget, log)
+    return judge_with_checkpoint(
+        bundle, config.checkpoint, config.images, config.max_images, config.budget, log, worst
+    )
 
 
 COMMAND = cli.Command(ParityConfig, main, PROG, renamed={"--reference": "--checkpoint"})

@@ -46,6 +46,8 @@ def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterabl
         console.print(Text(_reasons(stage)))
     for line in (f"report   {bundle.folder / REPORT_HTML}", *(f"time it  {line}" for line in timing_commands)):
         console.print(Text(line), soft_wrap=True)
+    for sentence in report.assumed:
+        console.print(Text(f"assumed  {sentence}", "yellow"), soft_wrap=True)
     console.print(Text(report.verdict, "bold green" if report.passed else "bold red"), soft_wrap=True)
 
 
