@@ -28,6 +28,7 @@ from ..parity import judge, load_budget
 from ..parity.reference import FILE, Reference
 from ..report import write_report
 from ..report.model_card import reset_model_card
+from ..runtime.image_files import MAX_PIXELS
 from .graph import export_graph
 from .precision import check_plan, typed, typed_frame
 from .pytorch_reference import hash_inputs, make_reference, parity_inputs
@@ -62,6 +63,8 @@ class ExportConfig:
     """Image or folder of images for the parity verdict. Default: built-in scenes."""
     max_images: Count = 8
     """Use at most this many images of a folder, evenly spaced."""
+    max_pixels: Count = MAX_PIXELS
+    """Refuse images with more pixels than this."""
     budget: Path | None = None
     """JSON file with parity budgets that replace the default ones. The report names it."""
     search: bool = True
@@ -149,7 +152,11 @@ def _manifest(
 def _make_reference(
     bundle: Bundle, model: MultiTaskDPT, contract: Contract, config: ExportConfig, say: Callable[[str], None]
 ) -> Reference:
-    inputs = parity_inputs(config.images, config.max_images)
+    read = parity_inputs(config.images, config.max_images, config.max_pixels)
+    for line in read.lines():
+        say(line)
+    read.record(bundle)
+    inputs = read.inputs
 
     def make(path: Path) -> None:
         make_reference(model, contract, inputs, lambda name: say(f"PyTorch  {name}")).save(path)
