@@ -16,7 +16,7 @@ from dpt_deploy.core.errors import BadInput
 
 with cli.needing("train"):
     from dpt_deploy.cli.options import Count, Limit
-    from dpt_deploy.runtime.image_files import MAX_PIXELS
+    from dpt_deploy.core.image_files import MAX_PIXELS
 
     from .data.conventions import AXES, compare_conventions, require_assumed
     from .data.plausibility import implausible, plausible

@@ -18,7 +18,7 @@ from dpt_deploy.cli.options import Count, Limit, Names, Size, Workers, size_text
 from dpt_deploy.core.contract import HEADS, ResizeRule
 from dpt_deploy.core.errors import BadInput, missing_package
 from dpt_deploy.core.files import existing_file
-from dpt_deploy.runtime.image_files import MAX_PIXELS
+from dpt_deploy.core.image_files import MAX_PIXELS
 
 from .commands import command
 from .data.augmentation import Augment, AugmentOptions

@@ -24,8 +24,8 @@ with cli.needing("train"):
 
     from dpt_deploy.cli.options import Count, Json, Limit, Workers
     from dpt_deploy.core.contract import Contract
+    from dpt_deploy.core.image_files import MAX_PIXELS
     from dpt_deploy.model import load_model, read_checkpoint
-    from dpt_deploy.runtime.image_files import MAX_PIXELS
 
     from .data.conventions import AXES
     from .data.dataset import MapDataset, ValBatches, create_loader

@@ -15,7 +15,7 @@ with cli.needing("train"):
     from tqdm import tqdm
 
     from dpt_deploy.cli.options import Count, Size, Workers, size_text
-    from dpt_deploy.runtime.image_files import MAX_PIXELS
+    from dpt_deploy.core.image_files import MAX_PIXELS
 
     from .commands import command
     from .data.cache import CacheSource, is_cache, write_cache

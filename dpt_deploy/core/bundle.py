@@ -189,6 +189,13 @@ class Bundle:
         self.save()
         return artifact
 
+    def discard(self) -> None:
+        """Delete the files of this bundle, its manifest, and the folder if nothing else is in it."""
+        for file in (*(artifact.file for artifact in self.artifacts), *VERDICT_FILES, MANIFEST):
+            (self.folder / file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder has other files, or was never made
+            self.folder.rmdir()
+
     def remove(self, artifact: Artifact) -> None:
         """Delete an artefact and its external data. Removing a graph also removes the verdict."""
         self._forget([artifact, *self.find("data", file=f"{artifact.file}.data")])

@@ -200,6 +200,9 @@ class ParityReport:
     """Names of the parity images."""
     reference: str | None = None
     """SHA-256 of the reference outputs."""
+    assumed: tuple[str, ...] = ()
+    """The facts that the export assumed, one sentence each. The reference was made with them, so a pass does not
+    confirm them."""
 
     @property
     def passed(self) -> bool:
@@ -266,6 +269,9 @@ class ParityReport:
             tail += f"; {earlier} judged earlier"
         if self.budget_file != "default":
             tail += f"; budget taken from {self.budget_file}"
+        if self.assumed:
+            facts = ", ".join(sentence.partition(" ")[0] for sentence in self.assumed)
+            tail += f"; assumed and not verified: {facts}"
         if self.failed:
             first = f"first {self.failed[0].name}: {self.blame[0]}"
             return f"{len(self.failed)} of {ran} stages out of budget, {first}{tail}"

@@ -17,7 +17,7 @@ import torch
 from torch import nn
 
 from ..core.contract import Contract, Graph
-from ..core.errors import BuildError
+from ..core.errors import BuildError, first_line
 from ..core.files import replacing
 
 EXTERNAL_DATA_BYTES = 1_900_000_000  # protobuf messages are limited to 2 GiB
@@ -37,7 +37,7 @@ def export_graph(
         metadata: Entries to add to the graph's metadata.
 
     Raises:
-        BuildError: The graph does not pass `onnx.checker`, or differs from the contract.
+        BuildError: The exporter failed, or the graph does not pass `onnx.checker`, or differs from the contract.
     """
     (name, spec), = contract.inputs(graph).items()
     # The exporter would make a batch of 1 constant, and equal height and width one axis.
@@ -49,10 +49,14 @@ def export_graph(
     distinct = _distinct_copy(module)
     with warnings.catch_warnings(), _quiet(), torch.no_grad():
         warnings.simplefilter("ignore")
-        program = torch.onnx.export(
-            distinct, (example,), dynamo=True, opset_version=opset, input_names=[name],
-            output_names=list(outputs), dynamic_shapes=(dynamic,), verbose=False,
-        )
+        try:
+            program = torch.onnx.export(
+                distinct, (example,), dynamo=True, opset_version=opset, input_names=[name],
+                output_names=list(outputs), dynamic_shapes=(dynamic,), verbose=False,
+            )
+        except Exception as error:  # the exporter raises exceptions of many types
+            raise BuildError(f"{path.name}: torch.onnx could not export it at opset {opset} ({first_line(error)}). "
+                             "Use the torch and onnxscript versions in constraints.txt.") from error
     model = program.model_proto
     _restore_weights(model, distinct, module)
     _name_axes(model, contract, graph)
@@ -80,8 +84,8 @@ def check(path: Path, graph: Graph, contract: Contract) -> None:
     """Raise `BuildError` unless the file passes `onnx.checker` and has the contract's inputs and outputs."""
     try:
         onnx.checker.check_model(str(path), full_check=True)
-    except onnx.checker.ValidationError as error:
-        raise BuildError(f"{path.name} does not pass onnx.checker: {error}") from error
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        raise BuildError(f"{path.name} does not pass onnx.checker: {first_line(error)}") from error
     model = onnx.load(path, load_external_data=False)
     received = {value.name: onnx.helper.tensor_dtype_to_np_dtype(value.type.tensor_type.elem_type).name
                 for value in (*model.graph.input, *model.graph.output)}

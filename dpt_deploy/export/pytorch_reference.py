@@ -17,14 +17,17 @@ import torch.nn.functional as F
 from ..core.bundle import SKIPPED_IMAGES, Bundle
 from ..core.contract import Contract
 from ..core.errors import BadInput
+from ..core.image_files import MAX_PIXELS, find_images, read_image
 from ..model import MultiTaskDPT
 from ..parity import Case, Reference
 from ..parity import images as built_in
-from ..runtime.image_files import MAX_PIXELS, find_images, read_image
+
+ParityInput = tuple[str, bool, np.ndarray]
+"""(name, adversarial, frame), the frame uint8 (H, W, 3) RGB."""
 
 
 def make_reference(
-    model: MultiTaskDPT, contract: Contract, inputs: list[tuple[str, bool, np.ndarray]],
+    model: MultiTaskDPT, contract: Contract, inputs: list[ParityInput],
     progress: Callable[[str], None] = lambda name: None,
 ) -> Reference:
     """Run the model on the parity inputs.
@@ -32,7 +35,7 @@ def make_reference(
     Args:
         model: The model, float32, in eval mode, on the CPU.
         contract: Its contract.
-        inputs: (name, adversarial, frame), frames uint8 (H, W, 3) RGB.
+        inputs: The parity inputs.
         progress: Called with the name of each input.
     """
     cases = []
@@ -51,8 +54,7 @@ def make_reference(
 class ParityInputs:
     """The images that a bundle is judged on."""
 
-    inputs: list[tuple[str, bool, np.ndarray]]
-    """(name, adversarial, frame), frames uint8 (H, W, 3) RGB."""
+    inputs: list[ParityInput]
     skipped: tuple[str, ...] = ()
     """Images of the folder that could not be read: one line each, starting with the file's name."""
     left_out: str = ""
@@ -102,7 +104,7 @@ def parity_inputs(images: Path | None, max_images: int, max_pixels: int = MAX_PI
     return ParityInputs(inputs + built_in.adversarial(), tuple(skipped), found.left_out_line())
 
 
-def hash_inputs(inputs: list[tuple[str, bool, np.ndarray]]) -> str:
+def hash_inputs(inputs: list[ParityInput]) -> str:
     """SHA-256 of parity inputs."""
     digest = hashlib.sha256()
     for name, _, frame in inputs:

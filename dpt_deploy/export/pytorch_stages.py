@@ -7,12 +7,12 @@ from pathlib import Path
 
 from ..core.bundle import Bundle
 from ..core.errors import BadInput
+from ..core.image_files import MAX_PIXELS
 from ..model import MultiTaskDPT, load_model, read_checkpoint
 from ..parity import Stage, load_budget
-from ..parity.judge import load_reference
+from ..parity.judge import WorstMaps, load_reference
 from ..parity.reference import FILE
 from ..parity.weights import compare_weights
-from ..runtime.image_files import MAX_PIXELS
 from .precision import fold_batch_norm
 from .pytorch_reference import make_reference, parity_inputs
 from .search import judge_half
@@ -20,7 +20,7 @@ from .search import judge_half
 
 def judge_with_checkpoint(
     bundle: Bundle, checkpoint: Path, images: Path | None = None, max_images: int = 8, budget_file: Path | None = None,
-    say: Callable[[str], None] = lambda line: None, max_pixels: int = MAX_PIXELS,
+    say: Callable[[str], None] = lambda line: None, worst: WorstMaps | None = None, max_pixels: int = MAX_PIXELS,
 ) -> list[Stage]:
     """Judge the stages of a bundle that need PyTorch: half-precision arithmetic, and the weights of each graph.
 
@@ -32,6 +32,7 @@ def judge_with_checkpoint(
         max_images: Use at most this many images of a folder, evenly spaced.
         budget_file: JSON file with parity budgets; None for the default ones.
         say: Receives progress lines.
+        worst: Receives the exhibits of these stages.
         max_pixels: Images with more pixels cannot be read.
 
     Raises:
@@ -56,7 +57,7 @@ def judge_with_checkpoint(
         if graph.precision != "fp32":
             name = f"PyTorch {graph.precision}"
             say(f"judging  {name}")
-            stages.append(judge_half(model, graph.details.plan, reference, budget, name, graph))
+            stages.append(judge_half(model, graph.details.plan, reference, budget, name, graph, worst))
     return stages
 
 

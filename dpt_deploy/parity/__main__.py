@@ -15,12 +15,12 @@ with cli.needing("cli"):
 
     from ..cli.options import Count, Json
     from ..core.bundle import SKIPPED_IMAGES, Bundle
+    from ..core.image_files import MAX_PIXELS
     from ..core.verdict import Stage
     from ..report import write_report
     from ..report.terminal import print_outcome, skipped_images
-    from ..runtime.image_files import MAX_PIXELS
     from .compare import load_budget
-    from .judge import judge
+    from .judge import WorstMaps, judge
 
 PROG = "python -m dpt_deploy.parity"
 
@@ -55,8 +55,9 @@ def main(config: ParityConfig) -> int:
     load_budget(config.budget)
     bundle = Bundle.open(config.bundle)
     log = (lambda line: None) if config.json else print
-    judged = _judge_with_pytorch(bundle, config, log) if config.checkpoint is not None else []
-    judgement = judge(bundle, config.budget, judged, lambda name: log(f"judging  {name}"))
+    worst = WorstMaps()
+    judged = _judge_with_pytorch(bundle, config, log, worst) if config.checkpoint is not None else []
+    judgement = judge(bundle, config.budget, judged, lambda name: log(f"judging  {name}"), worst)
     report = judgement.report
     write_report(bundle, report, judgement.exhibits, cli.command_line(PROG))
     skipped = skipped_images(bundle)
@@ -67,11 +68,14 @@ def main(config: ParityConfig) -> int:
     return 0 if report.passed and not (skipped and config.images) else 1
 
 
-def _judge_with_pytorch(bundle: Bundle, config: ParityConfig, log: Callable[[str], None]) -> list[Stage]:
+def _judge_with_pytorch(
+    bundle: Bundle, config: ParityConfig, log: Callable[[str], None], worst: WorstMaps
+) -> list[Stage]:
     with cli.needing("export"):
         from ..export.pytorch_stages import judge_with_checkpoint
-    return judge_with_checkpoint(bundle, config.checkpoint, config.images, config.max_images, config.budget, log,
-                                 config.max_pixels)
+    return judge_with_checkpoint(
+        bundle, config.checkpoint, config.images, config.max_images, config.budget, log, worst, config.max_pixels
+    )
 
 
 COMMAND = cli.Command(ParityConfig, main, PROG, renamed={"--reference": "--checkpoint"})

@@ -48,6 +48,8 @@ def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterabl
         console.print(Text(line), soft_wrap=True)
     if skipped := skipped_images(bundle):
         console.print(Text(f"{len(skipped)} images skipped, not judged: {'; '.join(skipped)}"), soft_wrap=True)
+    for sentence in report.assumed:
+        console.print(Text(f"assumed  {sentence}", "yellow"), soft_wrap=True)
     console.print(Text(report.verdict, "bold green" if report.passed else "bold red"), soft_wrap=True)
 
 

@@ -14,8 +14,8 @@ import numpy as np
 
 from ..core.contract import Contract, resize_weights
 from ..core.errors import BadInput
+from ..core.image_files import list_images, read_image
 from ..core.metrics import sigmoid
-from .image_files import list_images, read_image
 
 __all__ = ["check_frames", "list_images", "postprocess", "preprocess", "read_image"]
 

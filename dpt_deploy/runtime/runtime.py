@@ -17,9 +17,9 @@ from ..backends.session import host_array
 from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
-from ..core.manifest import Artifact, Precision
+from ..core.image_files import MAX_PIXELS, from_pil, is_pil, read_image
+from ..core.manifest import Artifact, Assumption, Precision
 from .image import check_frames, postprocess, preprocess
-from .image_files import MAX_PIXELS, from_pil, is_pil, read_image
 from .stream import QUEUE, ordered_map
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
@@ -64,6 +64,11 @@ class Runtime:
     def backend(self) -> str:
         """Name of the selected backend."""
         return self.session.backend
+
+    @property
+    def assumed(self) -> tuple[Assumption, ...]:
+        """What the export assumed, such as depth_scale. The maps are right only if these values are."""
+        return self.bundle.manifest.assumed
 
     def __call__(self, images: Any) -> Prediction | list[Prediction]:
         """Predict the maps of one or more images. Images of equal size run as a batch.

@@ -13,9 +13,9 @@ import torch
 
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.image_files import find_images
 from dpt_deploy.export import pytorch_reference
 from dpt_deploy.runtime.image import check_frames, list_images, postprocess, preprocess, read_image
-from dpt_deploy.runtime.image_files import find_images
 from tests.tiny import photo
 
 CONTRACTS = [

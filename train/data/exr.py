@@ -23,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from dpt_deploy.core.errors import BadInput, missing_package
+from dpt_deploy.core.image_files import MAX_PIXELS, check_pixels
 from dpt_deploy.report.writers import write_exr
-from dpt_deploy.runtime.image_files import MAX_PIXELS, check_pixels
 
 _VECTOR_NAMES = (("B", "G", "R"), ("X", "Y", "Z"))  # the names of x, y, z in a file
 _SAME = 0.02  # lossy compression changes R, G and B of a gray picture differently; relative

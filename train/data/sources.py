@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.runtime.image_files import MAX_PIXELS
+from dpt_deploy.core.image_files import MAX_PIXELS
 
 from ..commands import command
 from .cache import CacheSource, is_cache

@@ -19,7 +19,7 @@ import numpy as np
 
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.files import existing_file
-from dpt_deploy.runtime.image_files import MAX_PIXELS, decode, read_image
+from dpt_deploy.core.image_files import MAX_PIXELS, decode, read_image
 
 from ..commands import command
 from . import exr

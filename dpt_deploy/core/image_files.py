@@ -10,8 +10,8 @@ from typing import Any
 import cv2
 import numpy as np
 
-from ..core.errors import BadInput
-from ..core.files import existing_file
+from .errors import BadInput
+from .files import existing_file
 from .image_header import Header, read_header
 
 SUFFIXES = (
