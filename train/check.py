@@ -35,15 +35,16 @@ class CheckConfig:
     normal_axes: str = AXES
     """How the files store the components of normals, as for training."""
     max_broken: int = 20
-    """Incomplete samples that are skipped and named before the command stops with an error."""
+    """Broken and incomplete samples that are skipped and named before the command stops with an error."""
     max_pixels: Count = MAX_PIXELS
     """Skip samples with more pixels than this."""
 
 
 def main(config: CheckConfig) -> int:
+    """Exit status: 0 if the data can be trained on, 1 if samples were skipped."""
     source = open_source(config.data_root, config.normal_axes, config.max_pixels)
     broken = BrokenSamples(source, config.max_broken, print)
-    samples = list(readable(source, spread(range(len(source)), config.max_samples)))
+    samples = list(readable(source, spread(range(len(source)), config.max_samples), broken))
     kinds = Counter(source.kinds)
     print(f"{len(source)} samples: " + ", ".join(f"{count} {kind}" for kind, count in kinds.items()))
     statistics = measure(samples)

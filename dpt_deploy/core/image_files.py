@@ -103,7 +103,7 @@ def check_pixels(name: str, size: tuple[int, int], max_pixels: int = MAX_PIXELS)
     """Raise `BadInput` if an image of `size` (H, W) has more than `max_pixels`."""
     if size[0] * size[1] > max_pixels:
         raise BadInput(
-            f"{name}: {size[0]}x{size[1]} are {size[0] * size[1] / 1e6:.0f} megapixels, more than the limit of "
+            f"{name}: {size[0]}x{size[1]} are {size[0] * size[1] / 1e6:.4g} megapixels, more than the limit of "
             f"{max_pixels / 1e6:g}. Scale the image down, or raise the limit with --max-pixels, in Python max_pixels."
         )
 

@@ -303,3 +303,15 @@ def test_the_pixels_of_a_sample_are_limited(data: Path, tmp_path: Path) -> None:
     (name,) = flat_copy(data, tmp_path, 1)
     with pytest.raises(BadInput, match=rf"rgb_{name}\.png.*64x64.*--max-pixels"):
         open_source(tmp_path, max_pixels=64 * 63).read(0)
+
+
+def test_the_check_names_and_counts_a_broken_sample(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    name, *_ = flat_copy(data, tmp_path)
+    assert check(CheckConfig(tmp_path)) == 0
+    (tmp_path / f"normal_{name}.exr").write_bytes(b"")
+    assert check(CheckConfig(tmp_path)) == 1
+    assert f"broken sample skipped: {tmp_path}/normal_{name}.exr" in capsys.readouterr().out
+    with pytest.raises(BadInput, match="--max-broken 0"):
+        check(CheckConfig(tmp_path, max_broken=0))
