@@ -20,6 +20,8 @@ from .manifest import Artifact, Kind, Manifest, Record
 from .verdict import ParityReport
 
 MANIFEST = "manifest.json"
+SKIPPED_IMAGES = "skipped_images"
+"""Among the manifest's options: the images of `--images` that could not be read, one line each."""
 PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
 VERDICT_FILES = (PARITY_JSON, REPORT_HTML, MODEL_CARD)
 """The files that hold the parity verdict on the bundle."""

@@ -20,6 +20,7 @@ from ..core import manifest
 from ..core.bundle import Bundle, Recipe
 from ..core.contract import Contract, ResizeRule
 from ..core.errors import BadInput, BuildError
+from ..core.image_files import MAX_PIXELS
 from ..core.manifest import Assumption, Manifest, Precision, PrecisionPlan, PrecisionRecord
 from ..core.verdict import ParityReport, Stage
 from ..core.version import __version__
@@ -68,6 +69,8 @@ class ExportConfig:
     """Use at most this many images of a folder, evenly spaced."""
     parity: Literal["full", "quick"] = "full"
     """quick: judge on three inputs only. The verdict says so."""
+    max_pixels: Count = MAX_PIXELS
+    """Refuse images with more pixels than this."""
     budget: Path | None = None
     """JSON file with parity budgets that replace the default ones. The report names it."""
     search: bool = True
@@ -94,9 +97,11 @@ def export_checkpoint(
     load_budget(config.budget)
     _check_options(config)
     choose_builder(config.engines)
-    inputs = parity_inputs(config.images, config.max_images)
+    inputs = parity_inputs(config.images, config.max_images, config.max_pixels)
+    for line in inputs.lines():
+        say(line)
     if config.parity == "quick":
-        inputs = quick_inputs(inputs)
+        inputs = dataclasses.replace(inputs, inputs=quick_inputs(inputs.inputs))
     checkpoint = read_checkpoint(config.checkpoint)
     for note in checkpoint.notes:
         say(f"note     {note}")
@@ -107,8 +112,9 @@ def export_checkpoint(
     check_plan(model, plan)
     folder = config.out or Path("engines") / checkpoint.path.stem
     bundle = Bundle.create(folder, _manifest(folder, checkpoint, model, contract, config, command), reset_model_card)
+    inputs.record(bundle)
     try:
-        report, failure = _fill(bundle, model, contract, inputs, plan, config, say, command)
+        report, failure = _fill(bundle, model, contract, inputs.inputs, plan, config, say, command)
     except Exception:
         # After an interrupt, the next run reuses the files. After an error, a new bundle would look like a whole one.
         if bundle.previous is None:

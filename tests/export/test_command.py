@@ -129,14 +129,16 @@ def test_options_and_the_users_images(checkpoint, tmp_path, command):
     for i in range(3):
         image = np.random.default_rng(i).integers(0, 256, (90, 120, 3), np.uint8)
         cv2.imwrite(str(images / f"{i}.png"), cv2.GaussianBlur(image, (0, 0), 3))
+    (images / "0b.png").write_bytes((images / "0.png").read_bytes()[:500])
     out = tmp_path / "bundle"
     status, text, error = command(
         ExportConfig, export_main, checkpoint, "--out", out, "--input-size", "192x128", "--heads", "depth,alpha",
-        "--resize", "letterbox", "--opset", "20", "--images", images, "--max-images", "2", "--fp32-modules",
+        "--resize", "letterbox", "--opset", "20", "--images", images, "--max-images", "3", "--fp32-modules",
         "decoder.fusion.0", "--builder", "none",
     )
-    assert status == 0, text + error
     bundle = Bundle.open(out)
+    assert bundle.last_report().passed and status == 1 and "skipped  0b.png" in text, text + error
+    assert "0b.png" in (out / "report.html").read_text() and "0b.png" in (out / "MODEL_CARD.md").read_text()
     assert bundle.contract.heads == ("depth", "alpha")
     assert bundle.contract.input_size == (192, 128) and bundle.contract.resize == "letterbox"
     (graph,) = bundle.find("onnx", graph="frame", precision="fp16")
