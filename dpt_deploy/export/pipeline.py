@@ -20,6 +20,7 @@ from ..core import manifest
 from ..core.bundle import Bundle, Recipe
 from ..core.contract import Contract, ResizeRule
 from ..core.errors import BadInput
+from ..core.files import locked
 from ..core.manifest import Manifest, Precision, PrecisionPlan, PrecisionRecord
 from ..core.verdict import ParityReport, Stage
 from ..core.version import __version__
@@ -95,6 +96,14 @@ def export_checkpoint(
     plan = PrecisionPlan(config.precision, fp32)
     check_plan(model, plan)
     folder = config.out or Path("engines") / checkpoint.path.stem
+    with locked(folder, create=True):
+        return _export(folder, checkpoint, model, contract, plan, config, say, command)
+
+
+def _export(
+    folder: Path, checkpoint: Checkpoint, model: MultiTaskDPT, contract: Contract, plan: PrecisionPlan,
+    config: ExportConfig, say: Callable[[str], None], command: str,
+) -> tuple[Bundle, ParityReport]:
     bundle = Bundle.create(folder, _manifest(folder, checkpoint, model, contract, config, command), reset_model_card)
     reference = _make_reference(bundle, model, contract, config, say)
     record = _choose_plan(bundle, model, reference, plan, config, say)

@@ -15,6 +15,7 @@ with cli.needing("cli"):
 
     from ..cli.options import Count, Json
     from ..core.bundle import Bundle
+    from ..core.files import locked
     from ..core.verdict import Stage
     from ..report import write_report
     from ..report.terminal import print_outcome
@@ -50,6 +51,11 @@ def main(config: ParityConfig) -> int:
             "Add --checkpoint best_model.pth, or leave out --images to use those in the bundle."
         )
     load_budget(config.budget)
+    with locked(config.bundle):
+        return _judge(config)
+
+
+def _judge(config: ParityConfig) -> int:
     bundle = Bundle.open(config.bundle)
     log = (lambda line: None) if config.json else print
     judged = _judge_with_pytorch(bundle, config, log) if config.checkpoint is not None else []
