@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_FIELDS = 5_000_000  # a graph of a ViT-L has 100,000
+MAX_ENTRY = 1 << 20  # [bytes] of metadata, such as the contract with 3 kB
 NOT_PROTOBUF = "it is not a protobuf message, or truncated"
 # The fields that lead to tensors and metadata, by message of onnx.proto. All others are skipped.
 _NESTED: dict[str, dict[int, str]] = {
@@ -107,6 +108,8 @@ def _varint(content: mmap.mmap, position: int, end: int) -> tuple[int, int]:
 
 def _entry(content: mmap.mmap, start: int, end: int) -> tuple[str, str]:
     """The key and value of a StringStringEntryProto."""
+    if end - start > MAX_ENTRY:
+        raise ValueError(f"an entry has more than {MAX_ENTRY} bytes")
     texts = {1: "", 2: ""}
     for number, begin, stop in _fields(content, start, end):
         if number in texts:
