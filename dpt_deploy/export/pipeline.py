@@ -20,6 +20,7 @@ from ..core import manifest
 from ..core.bundle import Bundle, Recipe
 from ..core.contract import Contract, ResizeRule
 from ..core.errors import BadInput, BuildError
+from ..core.files import locked
 from ..core.image_files import MAX_PIXELS
 from ..core.manifest import Assumption, Manifest, Precision, PrecisionPlan, PrecisionRecord
 from ..core.verdict import ParityReport, Stage
@@ -33,7 +34,7 @@ from ..report.model_card import reset_model_card
 from .frame_graph import Processing, export_frame_graph, trace_processing
 from .graph import export_graph
 from .precision import check_plan, typed, typed_frame
-from .pytorch_reference import ParityInput, hash_inputs, make_reference, parity_inputs, quick_inputs
+from .pytorch_reference import ParityInput, ParityInputs, hash_inputs, make_reference, parity_inputs, quick_inputs
 from .pytorch_stages import judge_weights
 from .search import judge_half, search_plan
 
@@ -111,6 +112,14 @@ def export_checkpoint(
     plan = PrecisionPlan(config.precision, fp32)
     check_plan(model, plan)
     folder = config.out or Path("engines") / checkpoint.path.stem
+    with locked(folder, create=True):
+        return _export(folder, checkpoint, model, contract, inputs, plan, config, say, command)
+
+
+def _export(
+    folder: Path, checkpoint: Checkpoint, model: MultiTaskDPT, contract: Contract, inputs: ParityInputs,
+    plan: PrecisionPlan, config: ExportConfig, say: Callable[[str], None], command: str,
+) -> tuple[Bundle, ParityReport]:
     bundle = Bundle.create(folder, _manifest(folder, checkpoint, model, contract, config, command), reset_model_card)
     inputs.record(bundle)
     try:

@@ -290,7 +290,7 @@ def test_a_changed_a_missing_and_a_foreign_bundle(own_bundle, tmp_path, command)
     graph = own_bundle / "model.fp16.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"x")
     status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch-range", "1,3")
-    assert status == 2 and "is not the file that manifest.json describes" in error
+    assert status == 2 and "does not match manifest.json" in error
     graph.unlink()
     status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch-range", "1,3")
     assert status == 2 and "is missing from the bundle" in error
