@@ -10,6 +10,7 @@ from typing import Annotated
 from .. import cli
 from ..core.contract import Graph
 from ..core.errors import BadInput, ContractError
+from ..core.image_files import MAX_PIXELS
 from ..runtime import Precision, Runtime, load
 
 with cli.needing("cli"):
@@ -59,6 +60,8 @@ class PredictConfig:
     """The picture or video: panel, or matte, the foreground over green."""
     max_frames: Limit = None
     """Stop after this many frames of each video, camera or stream."""
+    max_pixels: Count = MAX_PIXELS
+    """Skip images with more pixels than this."""
     verbose: Verbose = False
 
 
@@ -82,7 +85,7 @@ class Run:
             for image, stem in zip(images, stems, strict=True):
                 progress.update(task, description=image.label)
                 try:
-                    frame = image.read()
+                    frame = image.read(self.config.max_pixels)
                     prediction = runtime(frame)
                     picture = matte(frame, prediction) if self.config.look == "matte" else None
                 except (BadInput, ContractError) as error:
@@ -147,7 +150,7 @@ def main(config: PredictConfig) -> int:
     run = Run(config)
     sources = run.sources
     if run.single and sources.images:
-        sources.images[0].read()  # fail before an engine is loaded
+        sources.images[0].read(config.max_pixels)  # fail before an engine is loaded
     first = Reader(sources.videos[0]) if run.single and sources.videos else None
     with load(config.bundle, config.backend, config.graph, config.precision, config.threads) as runtime:
         run.console.print(runtime.reason if config.verbose else runtime.summary)

@@ -17,6 +17,7 @@ import cv2
 import numpy as np
 
 from ..core.errors import BadInput
+from ..core.image_header import read_header
 from .mp4 import is_trimmed
 
 DEFAULT_FPS = 30.0  # if the source does not report a frame rate
@@ -24,7 +25,7 @@ TIMEOUT_MS = 10_000  # for network streams
 RETRIES = 64  # failed reads in a row before a file counts as ended; the limit grows with the frames that are missing
 MOST_RETRIES = 1000
 HOLE = 3.5  # frame intervals; recorders that drop frames leave shorter holes
-IMAGE_BRANDS = (b"heic", b"heix", b"hevc", b"hevx", b"heim", b"heis", b"mif1", b"msf1", b"avif", b"avis")
+MP4 = "MP4 or MOV"
 TEXT = re.compile(rb"[\t\n\f\r\x1b -~]*")
 
 
@@ -51,10 +52,12 @@ def video_file(source: str) -> Path:
 
 
 def is_video(path: Path) -> bool:
-    """Whether OpenCV decodes more than one frame of a file that is not an image. The suffix does not count."""
+    """Whether OpenCV decodes frames of a file that is not an image. The suffix does not count."""
     with quiet():
         try:
-            if cv2.haveImageReader(str(path)) or _is_text(path) or _brand(path) in IMAGE_BRANDS:
+            if _format(path) == MP4:
+                return True  # or a damaged one, which `Reader` refuses
+            if _format(path) or cv2.haveImageReader(str(path)) or _is_text(path):
                 return False
         except (cv2.error, OSError):
             return False
@@ -68,9 +71,7 @@ def is_video(path: Path) -> bool:
 
 def frame_count(path: Path) -> int:
     """Number of frames of an animated image (GIF, WebP, PNG, AVIF) or of pages (TIFF), 1 for files of other kinds."""
-    with open(path, "rb") as file:
-        head = file.read(12)
-    if not (head.startswith((b"GIF8", b"\x89PNG", b"II", b"MM")) or head[8:] == b"WEBP" or head[4:8] == b"ftyp"):
+    if _format(path) not in ("GIF", "WebP", "PNG", "TIFF", "AVIF"):
         return 1
     with quiet():
         try:
@@ -96,7 +97,8 @@ class Reader:
         self._capture: cv2.VideoCapture | None = None
         self._exact = False
         frames = None
-        if is_file and frame_count(path) > 1 and not _is_gif(path):  # FFmpeg reads nothing, or the first frame alone
+        if is_file and frame_count(path) > 1 and _format(path) != "GIF":
+            # Of the others, FFmpeg reads nothing, or the first frame alone.
             frames = self._animation(path)
         elif not is_file or not _is_text(path):
             frames = self._decode()
@@ -229,16 +231,8 @@ def _open(source: str | int) -> cv2.VideoCapture:
     return cv2.VideoCapture(source, cv2.CAP_FFMPEG, limits if is_stream(source) else [])
 
 
-def _is_gif(path: Path) -> bool:
-    with open(path, "rb") as file:
-        return file.read(4) == b"GIF8"
-
-
-def _brand(path: Path) -> bytes:
-    """The brand of a file in the MP4 family, b"" for others."""
-    with open(path, "rb") as file:
-        head = file.read(12)
-    return head[8:] if head[4:8] == b"ftyp" else b""
+def _format(path: Path) -> str | None:
+    return read_header(path).format
 
 
 def _is_text(path: Path) -> bool:

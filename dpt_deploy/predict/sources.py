@@ -12,8 +12,8 @@ import cv2
 import numpy as np
 
 from ..core.errors import BadInput
+from ..core.image_files import ImageList, check_pixels, find_images, read_image
 from ..report.prediction_files import PICTURES
-from ..runtime.image import list_images, read_image
 from .reader import camera_index, frame_count, is_stream, is_video, quiet
 
 VIDEO_SUFFIXES = (
@@ -37,10 +37,10 @@ class Image:
         """The file's name, and the page if there are several."""
         return f"{self.path.name}, page {self.page}" if self.pages > 1 else self.path.name
 
-    def read(self) -> np.ndarray:
-        """uint8 (H, W, 3) RGB. Raises `BadInput` if it cannot be read."""
+    def read(self, max_pixels: int) -> np.ndarray:
+        """uint8 (H, W, 3) RGB. Raises `BadInput` if it cannot be read, or has more pixels than `max_pixels`."""
         if self.page == 1:
-            return read_image(self.path)
+            return read_image(self.path, max_pixels)
         with quiet():
             try:
                 read, pages = cv2.imreadmulti(str(self.path), self.page - 1, 1, flags=cv2.IMREAD_COLOR)
@@ -48,6 +48,7 @@ class Image:
                 read, pages = False, ()
         if not read or not pages or pages[0].dtype != np.uint8 or pages[0].ndim != 3:
             raise BadInput(f"{self.path}: page {self.page} of {self.pages} cannot be decoded. Save it as PNG.")
+        check_pixels(str(self.path), pages[0].shape[:2], max_pixels)
         return cv2.cvtColor(pages[0], cv2.COLOR_BGR2RGB)
 
 
@@ -126,28 +127,27 @@ def output_stems(parts: Sequence[tuple[Path, Path, str]]) -> list[str]:
 
 def _in_folder(path: Path, recursive: bool, notes: list[str]) -> Iterable[tuple[Path, Path]]:
     """The images of a folder without the pictures that this command wrote, and where they stand in it."""
-    below = sorted(item for item in path.iterdir() if item.is_dir() and not item.name.startswith("."))
-    if not recursive:
-        if below:
-            notes.append(f"{path}: {len(below)} subfolders were not read. Use --recursive to read them.")
-        images = [(image, Path()) for image in _images(path)]
-    else:
-        images = []
-        for root, folders, _ in os.walk(path):
-            folders[:] = sorted(name for name in folders if not name.startswith("."))
-            try:
-                images += [(image, Path(root).relative_to(path)) for image in _images(Path(root))]
-            except BadInput:  # a folder without images
-                continue
-        if not images:
-            list_images(path)  # raises
-    if not images:
+    found: list[tuple[Path, Path]] = []
+    left_out: list[Path] = []
+    folders = [Path()]
+    if recursive:
+        folders = sorted(Path(root).relative_to(path) for root, _, _ in os.walk(path))
+        folders = [folder for folder in folders if not any(part.startswith(".") for part in folder.parts)]
+    for folder in folders:
+        try:
+            listed = find_images(path / folder)
+        except BadInput:
+            if folder == folders[-1] and not found:
+                raise
+            continue
+        found += [(image, folder) for image in listed.images if not image.name.endswith(PICTURES)]
+        left_out += [one for one in listed.left_out if not (recursive and one.is_dir())]
+    if not found:
         raise BadInput(f"{path}: expected images, received only pictures that this command wrote.")
-    return images
-
-
-def _images(folder: Path) -> list[Path]:
-    return [path for path in list_images(folder) if not path.name.endswith(PICTURES)]
+    if line := ImageList([], left_out).left_out_line():
+        advice = "" if recursive or not any(one.is_dir() for one in left_out) else "; --recursive reads subfolders"
+        notes.append(f"{path}: {line}{advice}")
+    return found
 
 
 def _new(path: Path, seen: set[str]) -> bool:

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.image_files import MAX_PIXELS
 from dpt_deploy.predict import reader as reader_module
 from dpt_deploy.predict import video
 from dpt_deploy.predict.__main__ import PredictConfig, main
@@ -42,6 +43,7 @@ class StandIn(Runtime):
 
     def __init__(self) -> None:
         self.session = type("Session", (), {"concurrency": 1})()
+        self.max_pixels = MAX_PIXELS
 
     def _predict(self, frames: list[np.ndarray]) -> list[Prediction]:
         return [Prediction(np.ones(f.shape[:2], np.float32), None, f[..., 0] / np.float32(255)) for f in frames]
