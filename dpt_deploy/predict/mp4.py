@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 CONTAINERS = (b"moov", b"trak", b"mdia", b"minf", b"stbl", b"edts")
 TICKS = 10_000  # per second; 32 bits of them last for 119 hours
-MOST_INDEX = 1 << 28  # bytes
+MOST_INDEX, MOST_BOXES = 1 << 28, 10_000  # bytes of the index; boxes before it
 VIDEO_OBJECT_LAYER = b"\x00\x00\x01\x20"
 
 
@@ -51,7 +51,7 @@ def is_trimmed(path: Path) -> bool:
             index = _index(file)[1]
         rate = _timescale(next(payload for kind, payload in _boxes(index) if kind == b"mvhd"))[0]
         return any(_shortened(track, rate) for kind, track in _boxes(index) if kind == b"trak")
-    except (OSError, ValueError, struct.error, StopIteration):
+    except (OSError, ValueError, LookupError, RecursionError, struct.error, StopIteration):  # damaged
         return False
 
 
@@ -140,7 +140,9 @@ def _index(file: BinaryIO) -> tuple[int, bytes]:
     """Where the index of a file begins, and the boxes in it. Raises `ValueError` if there is none."""
     end = file.seek(0, 2)
     start = 0
-    while start + 8 <= end:
+    for _ in range(MOST_BOXES):
+        if start + 8 > end:
+            break
         file.seek(start)
         length, kind = struct.unpack(">I4s", file.read(8))
         skip = 8

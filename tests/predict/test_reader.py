@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import http.server
+import struct
 import subprocess
 import sys
 import threading
@@ -254,3 +256,25 @@ def test_a_trimmed_clip_is_no_damaged_one(tmp_path: Path) -> None:
     assert mp4.is_trimmed(path)
     with Reader(path) as reader:
         assert len(list(reader)) < COUNT and reader.damage() == ""
+
+
+def test_a_damaged_index_is_no_trimmed_one(tmp_path: Path) -> None:
+    data = clip(tmp_path / "in.mp4", "mp4v").read_bytes()
+    index = data.index(b"moov") - 4
+    rng = np.random.default_rng(0)
+    path = tmp_path / "mutant.mp4"
+    for _ in range(500):
+        mutant = bytearray(data)
+        for place in rng.integers(index, len(data), rng.integers(1, 6)):
+            mutant[place] = rng.integers(0, 256)
+        path.write_bytes(mutant[: rng.integers(index, len(data) + 1)])
+        mp4.is_trimmed(path)
+        with contextlib.suppress(ValueError, struct.error, LookupError):
+            mp4.rewrite(path, [10.0] * COUNT)
+    nested = b""
+    for _ in range(3000):
+        nested = (len(nested) + 8).to_bytes(4, "big") + b"trak" + nested
+    path.write_bytes(data[:index] + (len(nested) + 8).to_bytes(4, "big") + b"moov" + nested)
+    assert not mp4.is_trimmed(path)
+    path.write_bytes(data[:index] + b"\0\0\0\x08free" * 100_000)
+    assert not mp4.is_trimmed(path)
