@@ -118,6 +118,8 @@ def test_a_tiff_without_a_white_says_so(array: np.ndarray, what: str, tmp_path: 
 @pytest.mark.parametrize(("content", "what"), [
     (struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(500), "HEIC.*heif-convert"),
     (struct.pack(">I4s4sI4s", 20, b"ftyp", b"isom", 0, b"mp42") + bytes(500), "video"),
+    (struct.pack(">I4s4sI", 16, b"ftyp", b"crx ", 1) + bytes(500), "camera raw"),
+    (b"II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 254, 4, 1, 1) + bytes(500), "camera raw.*preview"),
     (b"\x76\x2f\x31\x01" + bytes(500), "OpenEXR.*Tone-map"), (b"#?RADIANCE\n" + bytes(500), "Radiance.*Tone-map"),
     (b"Pf\n4 4\n-1.0\n" + bytes(64), "PFM"), (b"\xff\x0a" + bytes(500), "JPEG XL.*djxl"),
     (b"%PDF-1.7\n" + bytes(500), "PDF"), (b"<svg xmlns=", "SVG"), (b"<!DOCTYPE html><html>", "web page"),
