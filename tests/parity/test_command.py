@@ -91,7 +91,8 @@ def test_a_folder_is_read_past_its_bad_files_and_one_bad_file_is_an_error(tmp_pa
     found.record(bundle)
     write_report(bundle, judge(bundle).report, {})
     print_outcome(bundle, bundle.last_report(), [])
-    assert "skipped  2 of the images, not judged: " in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "skipped  2 images of the folder were skipped and not judged:\nskipped  <b>bad|.png: " in out
     for file in ("report.html", "MODEL_CARD.md"):
         text = (bundle.folder / file).read_text()
         assert "large.png" in text and "<b>bad" not in text, file
