@@ -15,6 +15,10 @@ from typing import Any
 
 from .errors import BadInput
 
+TEMPORARY = ".dpt-tmp"
+"""Suffix of temporary folders. A later run deletes those of processes that were killed."""
+_cleaned: set[Path] = set()
+
 
 @contextlib.contextmanager
 def replacing(path: Path | str) -> Iterator[Path]:
@@ -26,7 +30,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        _remove_left_over(path.parent)
+        folder, descriptor = _temporary_folder(path)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
@@ -38,6 +43,86 @@ def replacing(path: Path | str) -> Iterator[Path]:
         raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path | str, create: bool = False) -> Iterator[None]:
+    """Hold the lock on writing to `folder`, so that two commands never mix their files.
+
+    The lock is on the folder itself and leaves no file. The kernel releases it when the process ends, however it ends.
+    File systems without locks are not guarded.
+
+    Args:
+        folder: The folder. Without `create`, a missing folder is not an error here.
+        create: Create the folder, and remove it at the end if it is still empty.
+
+    Raises:
+        BadInput: Another process is writing there, or the folder cannot be created.
+    """
+    folder = Path(folder)
+    created = create and not folder.exists()
+    if created:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+    if not folder.is_dir():
+        yield
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        if _lock(descriptor) is False:
+            raise BadInput(f"{folder}: another export, build or parity run is writing here. Wait until it ends, or use "
+                           "another folder.")
+        yield
+    finally:
+        if created:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool = False) -> bool | None:
+    """Lock an open file or folder. False if another process holds the lock, None if there are no locks here."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _temporary_folder(path: Path) -> tuple[Path, int]:
+    """A new locked folder next to `path`, and its descriptor."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+        with contextlib.suppress(FileNotFoundError):  # another process took it for left over before it was locked
+            descriptor = os.open(folder, os.O_RDONLY)
+            _lock(descriptor, wait=True)
+            if os.path.exists(folder):
+                return Path(folder), descriptor
+            os.close(descriptor)
+
+
+def _remove_left_over(parent: Path) -> None:
+    """Delete the temporary folders of killed processes, once per process and parent: those that nobody has locked."""
+    if (parent := parent.resolve()) in _cleaned:
+        return
+    _cleaned.add(parent)
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(parent):
+            if entry.name.endswith(TEMPORARY) and entry.is_dir(follow_symlinks=False):
+                descriptor = os.open(entry.path, os.O_RDONLY)
+                if _lock(descriptor):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                os.close(descriptor)
 
 
 def cannot_write(path: Path | str, error: BaseException) -> BadInput:

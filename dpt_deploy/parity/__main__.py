@@ -15,6 +15,7 @@ with cli.needing("cli"):
 
     from ..cli.options import Count, Json
     from ..core.bundle import SKIPPED_IMAGES, Bundle
+    from ..core.files import locked
     from ..core.image_files import MAX_PIXELS
     from ..core.verdict import Stage
     from ..report import write_report
@@ -53,6 +54,11 @@ def main(config: ParityConfig) -> int:
             "Add --checkpoint best_model.pth, or leave out --images to use those in the bundle."
         )
     load_budget(config.budget)
+    with locked(config.bundle):
+        return _judge(config)
+
+
+def _judge(config: ParityConfig) -> int:
     bundle = Bundle.open(config.bundle)
     log = (lambda line: None) if config.json else print
     worst = WorstMaps()

@@ -56,7 +56,7 @@ class Runtime:
         self.session = session
         """For device arrays, selected outputs and CUDA streams."""
         self.reason = reason
-        """Which backend was selected, and why the preferred ones were not."""
+        """Which backend was selected, why the preferred ones were not, and whether the file was never judged."""
         self.max_pixels = max_pixels
         """Files and PIL images with more pixels are refused before they are decoded. Arrays have no limit."""
 
@@ -151,6 +151,8 @@ def load(
 ) -> Runtime:
     """Load a bundle on the best available backend. `Runtime.reason` explains the choice.
 
+    It also says so if no parity verdict covers the file, for instance because the export was interrupted.
+
     The order of preference is TensorRT, TensorRT-RTX, ONNX Runtime with CUDA, OpenVINO, ONNX Runtime on the CPU. GPUs
     use FP16 before FP32. On the CPU, ONNX Runtime computes in FP32, and OpenVINO uses FP16 only if the processor
     supports it and the bundle's parity report passed the FP16 graph on OpenVINO.
@@ -196,17 +198,21 @@ def load(
             except (BackendError, MissingPackage) as error:
                 refusals[candidate.name, error.message] = None
                 continue
-            return Runtime(opened, artifact, session, _reason(session, artifact, backend, list(refusals)), max_pixels)
+            reason = _reason(session, artifact, backend, list(refusals), opened.unjudged(artifact))
+            return Runtime(opened, artifact, session, reason, max_pixels)
     lines = [f"{name}: {message}" for name, message in refusals]
     if backend:
         raise BackendError(" ".join(lines))
     raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def _reason(session: Session, artifact: Artifact, requested: str | None, refusals: list[tuple[str, str]]) -> str:
+def _reason(
+    session: Session, artifact: Artifact, requested: str | None, refusals: list[tuple[str, str]], unjudged: str,
+) -> str:
     note = f" {session.note}" if session.note else ""
     chosen = f"{session.backend} runs {artifact.file}{note}" + (", as requested" if requested else "")
-    return "; ".join([chosen, *(f"not {name}: {refusal.rstrip('.')}" for name, refusal in refusals)]) + "."
+    sentence = "; ".join([chosen, *(f"not {name}: {refusal.rstrip('.')}" for name, refusal in refusals)]) + "."
+    return f"{sentence} Not judged: {unjudged}." if unjudged else sentence
 
 
 def _check_name(what: str, value: Any, names: Sequence[str]) -> None:
