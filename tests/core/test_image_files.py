@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from pathlib import Path
@@ -159,7 +160,7 @@ def test_other_headers_tell_their_size_too(options: tuple, picture: Image.Image,
 
 
 @pytest.mark.parametrize("suffix", WRITTEN)
-def test_no_damaged_header_is_a_traceback(suffix: str, tmp_path: Path) -> None:
+def test_no_damaged_file_is_a_traceback(suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data, path, rng = cv2.imencode(suffix, photo(64, 80))[1].tobytes(), tmp_path / "a", np.random.default_rng(0)
     for i in range(300):
         damaged = bytearray(data[: rng.integers(0, min(len(data), 600))] if i % 2 else data)
@@ -169,6 +170,9 @@ def test_no_damaged_header_is_a_traceback(suffix: str, tmp_path: Path) -> None:
         path.write_bytes(damaged)
         header = read_header(path)
         assert header.size is None or all(isinstance(side, int) for side in header.size)
+        with contextlib.suppress(BadInput):
+            read_image(path, max_pixels=10**6)
+    assert "[ERROR" not in capfd.readouterr().err
 
 
 def test_a_pixel_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
