@@ -205,7 +205,7 @@ def test_both_runtimes_say_the_same(tmp_path):
 def test_a_bundle_that_was_never_judged_says_so(toy):
     with load(toy.folder, backend="onnxruntime-cpu") as python, CppSession(toy, "onnxruntime-cpu") as session:
         assert session.reason == python.reason
-        assert "Not judged: it has no parity verdict, because its export was interrupted" in python.reason
+        assert "Not judged: the bundle has no parity verdict, because its export was interrupted" in python.reason
     (toy.folder / "parity.json").write_text("{}")
     toy.add("parity.json", "report")
     with CppSession(toy, "onnxruntime-cpu") as session:
