@@ -11,13 +11,13 @@ import numpy as np
 
 from ..core.bundle import Bundle
 from ..core.contract import Graph
-from ..core.errors import BackendError, Cause, ContractError, MissingPackage, missing_package
+from ..core.errors import BackendError, Cause, ContractError, MissingPackage, first_line, missing_package
 from ..core.install import install_command
 from ..core.manifest import Artifact, Precision
 from ..core.verdict import StageKind
 from . import cuda, device
 from .base import Backend, Check, Refusal, SessionOptions, StageTask
-from .session import Session, first_line, host_array, reject_stream
+from .session import Session, host_array, reject_stream
 
 Device = Literal["cpu", "cuda"]
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}

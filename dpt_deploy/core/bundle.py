@@ -21,6 +21,8 @@ from .values import parse_json
 from .verdict import ParityReport
 
 MANIFEST = "manifest.json"
+SKIPPED_IMAGES = "skipped_images"
+"""Among the manifest's options: the images of `--images` that could not be read, one line each."""
 PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
 VERDICT_FILES = (PARITY_JSON, REPORT_HTML, MODEL_CARD)
 """The files that hold the parity verdict on the bundle."""
@@ -233,6 +235,13 @@ class Bundle:
         self.update(artifacts=(*(a for a in self.artifacts if a.file not in replaced), *parts))
         self.save()
         return artifact
+
+    def discard(self) -> None:
+        """Delete the files of this bundle, its manifest, and the folder if nothing else is in it."""
+        for file in (*(artifact.file for artifact in self.artifacts), *VERDICT_FILES, MANIFEST):
+            (self.folder / file).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # the folder has other files, or was never made
+            self.folder.rmdir()
 
     def remove(self, artifact: Artifact) -> None:
         """Delete an artefact and its external data. Removing a graph also removes the verdict."""

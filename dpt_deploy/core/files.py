@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -125,9 +126,57 @@ def _remove_left_over(parent: Path) -> None:
 
 
 def cannot_write(path: Path | str, error: BaseException) -> BadInput:
-    """The error for a failed write, with the system's reason from `error`."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return BadInput(f"cannot write {path}: {reason}. Free disk space or choose another output folder, then run again.")
+    """The error for a failed write: the system's reason from `error`, and the advice that fits this reason."""
+    path, code = Path(path), getattr(error, "errno", None)
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    if code in (errno.ENOTDIR, errno.EEXIST) and (file := _file_among(path)):
+        return BadInput(f"cannot write {path}: {file} is a file, and a folder is needed there. "
+                        "Choose another output folder.")
+    if code is None and (free := _free_bytes(path)) is not None and free < _FULL:
+        code = errno.ENOSPC  # libraries such as OpenEXR and torch do not pass the system's reason on
+        reason = f"{reason} (no space left on the disk)"
+    return BadInput(f"cannot write {path}: {reason}. {_ADVICE.get(code, 'Choose another output folder.')}")
+
+
+_FULL = 1 << 20  # bytes
+_ADVICE = {
+    errno.ENOSPC: "Free disk space or choose another output folder, then run again.",
+    errno.EDQUOT: "Free space in your quota or choose another output folder, then run again.",
+    errno.EFBIG: "The file system or a limit of the shell (ulimit -f) does not allow files this large. "
+                 "Choose another output folder.",
+    errno.EACCES: "You have no permission to write there. Change the permissions or choose another output folder.",
+    errno.EPERM: "You have no permission to write there. Change the permissions or choose another output folder.",
+    errno.EROFS: "The file system is mounted read-only. Choose another output folder.",
+    errno.EISDIR: "A folder has the name of the file. Rename it or choose another output folder.",
+    errno.ENOTEMPTY: "A folder has the name of the file. Rename it or choose another output folder.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EMFILE: "Too many files are open in this process. Raise the limit with ulimit -n, then run again.",
+    errno.EIO: "The disk reports a fault. Choose another output folder.",
+}
+
+
+def unwritable(folder: Path | str) -> str | None:
+    """Why no file can be created in a folder, by creating one; None if one can. The folder need not exist yet."""
+    folder = Path(folder).absolute()
+    while not os.path.exists(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return str(cannot_write(folder, error))
+
+
+def _file_among(path: Path) -> Path | None:
+    """The first of `path` and the folders above it that is a file."""
+    return next((one for one in (*reversed(path.parents), path) if one.is_file()), None)
+
+
+def _free_bytes(path: Path) -> int | None:
+    try:
+        return shutil.disk_usage(next(one for one in path.absolute().parents if one.is_dir())).free
+    except (OSError, StopIteration):
+        return None
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -201,7 +201,9 @@ class Assumption(Record):
     """The option of `dpt export` that states the fact, such as --depth-scale."""
 
     def __str__(self) -> str:
-        return f"{self.fact} {json.dumps(self.value)} ({self.reason}); {self.option} states it"
+        text = ", ".join(map(str, self.value)) if isinstance(self.value, list | tuple) else self.value
+        advice = f"; {self.option} states it" if self.option else ""
+        return f"{self.fact} {text} ({self.reason}){advice}"
 
 
 class ModelRecord(Record):

@@ -201,6 +201,11 @@ class ParityReport:
     """Names of the parity images."""
     reference: Sha256 | None = None
     """SHA-256 of the reference outputs."""
+    quick: bool = False
+    """Whether the export chose only a few inputs (--parity quick)."""
+    assumed: tuple[str, ...] = ()
+    """The facts that the export assumed, one sentence each. The reference was made with them, so a pass does not
+    confirm them."""
 
     @property
     def passed(self) -> bool:
@@ -267,6 +272,11 @@ class ParityReport:
             tail += f"; {earlier} judged earlier"
         if self.budget_file != "default":
             tail += f"; budget taken from {self.budget_file}"
+        if self.quick:
+            tail += f"; quick: judged on {len(self.inputs)} inputs only"
+        if self.assumed:
+            facts = ", ".join(sentence.partition(" ")[0] for sentence in self.assumed)
+            tail += f"; assumed and not verified: {facts}"
         if self.failed:
             first = f"first {self.failed[0].name}: {self.blame[0]}"
             return f"{len(self.failed)} of {ran} stages out of budget, {first}{tail}"

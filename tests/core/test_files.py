@@ -1,99 +1,85 @@
-"""Killed commands leave nothing behind for long, and two commands never write into one folder."""
+"""A write that fails: its one cause, and advice that fits it."""
 
 from __future__ import annotations
 
-import signal
-import subprocess
-import sys
+import errno
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
+from dpt_deploy.core import files
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.core.files import locked, replacing, write_text
+from dpt_deploy.core.files import cannot_write, replacing, unwritable, write_text
 
-HOLD = """
-import sys, time
-from dpt_deploy.core.files import {name}
-with {name}({argument!r}) as path:
-    print("ready", flush=True)
-    time.sleep(60)
-"""
+SPACE, PERMISSION, READ_ONLY, FILE = "Free ", "permission", "read-only", "is a file"
+ADVICE = {
+    errno.ENOSPC: SPACE, errno.EDQUOT: SPACE, errno.EACCES: PERMISSION, errno.EPERM: PERMISSION, errno.EROFS: READ_ONLY,
+    errno.ENAMETOOLONG: "shorter", errno.EIO: "fault", errno.EFBIG: "ulimit",
+}
 
 
 @pytest.fixture
-def hold(root):
-    """Starts a process that is inside a context manager of `core.files`."""
-    started = []
-
-    def start(name, argument):
-        code = HOLD.format(name=name, argument=str(argument))
-        process = subprocess.Popen([sys.executable, "-c", code], cwd=root, stdout=subprocess.PIPE, text=True)
-        started.append(process)
-        assert process.stdout.readline() == "ready\n"
-        return process
-
-    yield start
-    for process in started:
-        process.kill()
-        process.wait()
-        process.stdout.close()
+def locked() -> Iterator[Path]:
+    """A folder in which this process can create nothing."""
+    folder = Path(tempfile.mkdtemp())
+    os.chmod(folder, 0o555)
+    root = os.geteuid() == 0
+    if root:
+        os.seteuid(65534)
+    yield folder
+    if root:
+        os.seteuid(0)
+    shutil.rmtree(folder)
 
 
-def write_in_another_process(root, path):
-    code = f"from dpt_deploy.core.files import write_text; write_text({str(path)!r}, 'text')"
-    subprocess.run([sys.executable, "-c", code], cwd=root, check=True)
+@pytest.mark.parametrize("code", ADVICE, ids=errno.errorcode.get)
+def test_each_cause_has_its_own_advice(code: int, tmp_path: Path) -> None:
+    message = str(cannot_write(tmp_path / "x", OSError(code, os.strerror(code))))
+    assert os.strerror(code) in message and ADVICE[code].lower() in message.lower()
+    if ADVICE[code] != SPACE:
+        assert "free" not in message.lower()
 
 
-def test_what_a_killed_process_left_is_removed_by_the_next_one(root, tmp_path, hold):
-    process = hold("replacing", tmp_path / "frame.fp16.engine")
-    (temporary,) = tmp_path.iterdir()
-    assert temporary.name.startswith(".frame.fp16.engine.")
-    write_in_another_process(root, tmp_path / "other.txt")
-    assert temporary.exists()  # its process is alive
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert temporary.exists()
-    write_in_another_process(root, tmp_path / "other.txt")
-    assert {path.name for path in tmp_path.iterdir()} == {"other.txt"}
+def test_a_folder_without_permission(locked: Path) -> None:
+    for write in (lambda: write_text(locked / "a.txt", ""), lambda: write_text(locked / "deep" / "a.txt", "")):
+        with pytest.raises(BadInput, match=r"Permission denied.*permissions") as caught:
+            write()
+        assert "space" not in str(caught.value)
+    assert "permission" in unwritable(locked) and "permission" in unwritable(locked / "not" / "yet")
 
 
-def test_folders_of_others_are_not_touched(root, tmp_path):
-    for name in (".cache", ".frame.engine.abcdefgh", "x.dpt-tmp-not"):
-        (tmp_path / name).mkdir()
-    (tmp_path / "far.dpt-tmp").symlink_to(tmp_path / ".cache")
-    write_in_another_process(root, tmp_path / "other.txt")
-    assert len(list(tmp_path.iterdir())) == 5
+def test_a_file_in_the_place_of_a_folder(tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("")
+    for path in (tmp_path / "taken" / "a.txt", tmp_path / "taken" / "deep" / "a.txt"):
+        with pytest.raises(BadInput, match=r"taken is a file, and a folder is needed there"):
+            write_text(path, "")
 
 
-def test_a_failed_write_leaves_the_earlier_file(tmp_path):
-    write_text(tmp_path / "a", "earlier")
-    with pytest.raises(ZeroDivisionError), replacing(tmp_path / "a") as temporary:
-        temporary.write_text("half")
-        raise ZeroDivisionError
-    assert (tmp_path / "a").read_text() == "earlier" and len(list(tmp_path.iterdir())) == 1
+def test_a_folder_in_the_place_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").mkdir()
+    with pytest.raises(BadInput, match="A folder has the name of the file"):
+        write_text(tmp_path / "a.txt", "")
 
 
-def test_a_folder_is_written_by_one_command_at_a_time(tmp_path, hold):
-    process = hold("locked", tmp_path)
-    with pytest.raises(BadInput, match="another export, build or parity run is writing here"), locked(tmp_path):
-        pass
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    with locked(tmp_path):
-        assert not list(tmp_path.iterdir())
-    with locked(tmp_path):
-        pass
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")
+def test_a_full_disk(tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"No space left on device\. Free disk space"), replacing(tmp_path / "a"), \
+            open("/dev/full", "w") as full:
+        full.write("x")
+    assert not list(tmp_path.iterdir())
 
 
-def test_a_folder_that_stays_empty_is_removed_again(tmp_path):
-    folder = tmp_path / "new"
-    with pytest.raises(ZeroDivisionError), locked(folder, create=True):
-        assert folder.is_dir()
-        raise ZeroDivisionError
-    assert not folder.exists()
-    with locked(folder, create=True):
-        write_text(folder / "a", "text")
-    assert (folder / "a").exists()
-    with locked(tmp_path / "absent"):
-        pass
-    assert not (tmp_path / "absent").exists()
+def test_a_library_that_hides_the_reason_on_a_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    error = RuntimeError("writer failed")
+    assert "Free" not in str(cannot_write(tmp_path / "a", error))
+    monkeypatch.setattr(files.shutil, "disk_usage", lambda folder: type("Usage", (), {"free": 4096}))
+    assert "Free disk space" in str(cannot_write(tmp_path / "a", error))
+
+
+def test_a_folder_that_can_be_written_stays_as_it_is(tmp_path: Path) -> None:
+    assert unwritable(tmp_path) is None and unwritable(tmp_path / "not" / "yet") is None
+    assert not list(tmp_path.iterdir())
