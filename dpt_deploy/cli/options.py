@@ -8,6 +8,7 @@ separated by commas. Use the types as annotations of a command's dataclass:
     workers: Workers = "auto"
     max_images: Limit = None
     json: Json = False
+    verbose: Verbose = False
 """
 
 from __future__ import annotations
@@ -172,4 +173,6 @@ Count = Annotated[int, _one("N", _positive)]
 Limit = Annotated[int | None, _one("N", _positive)]
 """At most this many; None is no limit."""
 Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on standard output, and nothing else.")]
+"""A flag."""
+Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"], help="Also say why each preferred backend was not taken.")]
 """A flag."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..data.dataset import MapDataset, ValBatches, collate, create_loader
 from ..data.sources import BrokenSamples
@@ -19,6 +17,7 @@ from ..data.synthhuman import KINDS
 from ..model.forward import ForwardPass
 from ..model.losses import Losses
 from ..monitoring.pictures import sample_picture
+from ..monitoring.progress import progress_bar
 from ..monitoring.scores import ConstantScores, Scores
 from ..monitoring.tables import Table
 from .process import World
@@ -79,8 +78,8 @@ class Validation:
         count = 0
         scores = Scores()
         constant_scores = ConstantScores(self.statistics, self.losses.heads) if constants else None
-        for batch in tqdm(self.loader, "validate", leave=False, disable=not self.world.is_main,
-                          mininterval=0.5 if sys.stderr.isatty() else 30):
+        for batch in progress_bar(self.loader, "validate", leave=False, disable=not self.world.is_main,
+                                  mininterval=0.5):
             if stop_asked():
                 break
             for entry in batch["broken"]:
