@@ -61,7 +61,8 @@ def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterabl
     for line in (f"report   {bundle.folder / REPORT_HTML}", *(f"time it  {line}" for line in timing_commands)):
         console.print(Text(line), soft_wrap=True)
     if skipped := skipped_images(bundle):
-        console.print(Text(f"{len(skipped)} images skipped, not judged: {'; '.join(skipped)}"), soft_wrap=True)
+        for line in (f"{len(skipped)} images of the folder were skipped and not judged:", *skipped):
+            console.print(Text(f"skipped  {line}"), soft_wrap=True)
     for sentence in report.assumed:
         console.print(Text(f"assumed  {sentence}", "yellow"), soft_wrap=True)
     console.print(Text(report.verdict, "bold green" if report.passed else "bold red"), soft_wrap=True)
