@@ -181,5 +181,8 @@ def test_readers_end_with_a_run_that_is_killed(data, tmp_path):
         time.sleep(0.1)
     assert len(alive_in_session(process.pid)) >= 3
     process.kill()
+    left = await_end(process.pid, 10)
+    for pid in left:
+        os.kill(pid, signal.SIGKILL)
     process.communicate()
-    assert await_end(process.pid, 20) == []
+    assert left == []

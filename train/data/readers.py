@@ -25,8 +25,7 @@ class _ReaderContext(context.ForkServerContext):
 def fork_server(preload: str, blocked: Iterable[int]) -> context.BaseContext:
     """A context whose processes do not receive the `blocked` signals.
 
-    The main process alone then decides when to stop, and the batches of the present step still arrive. If it is
-    killed, the fork server and the readers end by themselves within seconds.
+    The main process alone then decides when to stop, and the batches of the present step still arrive.
 
     Args:
         preload: Module that the fork server imports once.

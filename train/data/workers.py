@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
@@ -49,10 +50,20 @@ def reader_context(preload: str) -> BaseContext:
 
 
 def start_reader(worker: int) -> None:
-    """In a new process of a data loader: one OpenCV thread, and signals that stop a run are for the main process."""
-    cv2.setNumThreads(1)
+    """Prepare a new process of a data loader.
+
+    It uses one OpenCV thread, leaves signals that stop a run to the main process, and ends when that process does.
+    PyTorch's own watchdog asks for the parent, which is the fork server, and that lives as long as a reader does.
+    """
+    _one_opencv_thread()
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
+
+
+def _end_with_main_process() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def parallel(

@@ -103,7 +103,27 @@ class Trainer:
         states = parts["random"]
         state.set_random_state(states[self.world.rank % len(states)])
         self.batches.start = (self.progress.epoch, self.progress.step)
-        self.notes.append(f"continuing {path}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        if self.progress.epoch == self.config.epochs:
+            self.notes.append(f"{path}: all {self.config.epochs} epochs are done; give more --epochs to extend the run")
+        else:
+            self.notes.append(f"continuing {path}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        if self.progress.planned != self.config.epochs:
+            self._note_new_schedule()
+
+    def _note_new_schedule(self) -> None:
+        """Say what another number of epochs changes."""
+        step, planned, epochs = self.progress.total_steps, self.progress.planned, self.config.epochs
+        before, now = (self.config.lr * self._rate_factor(at, total) for at, total in
+                       ((max(0, step - 1), planned), (step, epochs)))
+        self.notes.append(
+            f"epochs: {planned} before, {epochs} now. The learning-rate schedule spans all {epochs} epochs, and this "
+            f"run enters it at step {step} of {epochs * self.batches.steps}: the rate of decoder and heads goes from "
+            f"{before:.2e} to {now:.2e}"
+        )
+
+    def _rate_factor(self, step: int, epochs: int) -> float:
+        """The learning rate of a step divided by its peak, in a run of so many epochs."""
+        return rate_factor(step, epochs * self.batches.steps, self.config.warmup)
 
     @property
     def kept_model(self) -> nn.Module:
@@ -132,6 +152,7 @@ class Trainer:
                 self._within_memory(lambda: self._train_epoch(batches))
                 self._within_memory(self._end_epoch)
             self._save_weights("final_model.pth")
+            self._introduce_best()
             self.log.end()
         leave(self.world)
         return self.progress.history[-1]
@@ -161,6 +182,13 @@ class Trainer:
         if not data.val_positions:
             self.log.say("no validation samples: best_model.pth will be the epoch with the lowest training loss")
 
+    def _introduce_best(self) -> None:
+        """Say which epoch has the best weights, and how good they are."""
+        progress = self.progress
+        if progress.best_epoch:
+            self.log.best(progress.history[progress.best_epoch - 1], progress.epoch, progress.best_table,
+                          progress.constants)
+
     def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
         progress, began = self.progress, time.monotonic()
         self.model.train()
@@ -168,8 +196,7 @@ class Trainer:
                    leave=False, disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30)
         with bar:
             while progress.step < self.batches.steps:
-                set_rate(self.optimization.optimizer, rate_factor(
-                    progress.total_steps, self.config.epochs * self.batches.steps, self.config.warmup))
+                set_rate(self.optimization.optimizer, self._rate_factor(progress.total_steps, self.config.epochs))
                 turn = time.monotonic()
                 try:
                     stop, save = self._step(batches)
@@ -281,9 +308,8 @@ class Trainer:
         progress.sums, progress.batches = {}, 0
         progress.history.append(row)
         compared = row.get("val_loss", row["train_loss"])
-        better = compared < progress.best
-        if better:
-            progress.best, progress.best_epoch = compared, progress.epoch
+        if better := compared < progress.best:
+            progress.best, progress.best_epoch, progress.best_table = compared, progress.epoch, validated.table
         self._save_weights(f"checkpoint_epoch_{progress.epoch:02d}.pth")
         if better:
             self._save_weights("best_model.pth")
@@ -293,7 +319,8 @@ class Trainer:
         if self.config.keep and self.world.is_main:
             for epoch in range(1, progress.epoch - self.config.keep + 1):
                 (self.config.out / f"checkpoint_epoch_{epoch:02d}.pth").unlink(missing_ok=True)
-        self.log.epoch(progress.history, validated.table, progress.constants, picture, better)
+        best = (progress.best_epoch, progress.best_table)
+        self.log.epoch(progress.history, validated.table, best, progress.constants, picture)
 
     def _out_of_patience(self) -> bool:
         best = self.progress.best_epoch
