@@ -186,3 +186,49 @@ def test_readers_end_with_a_run_that_is_killed(data, tmp_path):
         os.kill(pid, signal.SIGKILL)
     process.communicate()
     assert left == []
+
+
+TWO_PROCESSES = """
+import os
+from train.__main__ import COMMAND
+from train.{module} import {owner}
+
+original, calls = {owner}.{name}, []
+
+def signalling(*args, **kwargs):
+    calls.append(0)
+    if os.environ["RANK"] == "1" and len(calls) == 2:
+        os.kill(os.getpid(), {number})
+    return original(*args, **kwargs)
+
+if __name__ == "__main__":
+    {owner}.{name} = signalling
+    COMMAND.run()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("owner", "module", "name"), [
+    ("Stepper", "loop.step", "per_image"), ("Scores", "monitoring.scores", "add"),
+    ("Trainer", "loop.trainer", "_save_weights"),
+])
+def test_a_signal_to_one_of_two_processes_stops_both(data, tmp_path, owner, module, name):
+    # torchrun ends the other process soon after one has left, so none may leave before all is written.
+    common = {"batch_size": 2, "max_train_batches": 3, "ema": 0.0}
+    script = tmp_path / "two.py"
+    script.write_text(TWO_PROCESSES.format(number=int(signal.SIGTERM), owner=owner, module=module, name=name))
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    path = written(small(data, tmp_path / "run", **common), tmp_path / "run.yaml")
+    process = start([*torchrun, str(script), "--config", str(path)])
+    _, errors = process.communicate(timeout=120)
+    assert process.returncode == 1, "torchrun's own"
+    assert "exitcode  : 143" in errors, errors
+    assert errors.count("continue with --resume auto") == 1
+    assert "RuntimeError" not in errors
+    assert (tmp_path / "run" / "last.pth").exists()
+    for out, more in (("run", ["--resume", "auto"]), ("whole", ["--out", str(tmp_path / "whole")])):
+        process = start([*torchrun, "-m", "train", "--config", str(path), *more])
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        assert (tmp_path / out / "final_model.pth").exists()
+    assert_same_bits(tmp_path / "run" / "final_model.pth", tmp_path / "whole" / "final_model.pth")

@@ -234,6 +234,39 @@ def test_fewer_epochs_than_are_done_are_refused(config):
     assert Trainer(config(epochs=3, resume="auto")).run()["epoch"] == 3
 
 
+@pytest.mark.parametrize("validation_seconds", [20, 100])
+def test_a_kill_loses_no_more_than_the_minutes_between_saves(config, monkeypatch, validation_seconds):
+    trainer = Trainer(config(epochs=4, save_minutes=1, batch_size=2))
+    clock, lost, saves = [0.0], [0.0], []
+    monkeypatch.setattr("train.loop.trainer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    step, validate, save = trainer.stepper, trainer.validation.run, state.save
+
+    def work(seconds: float) -> None:
+        clock[0] += seconds
+        lost[0] += seconds
+        assert lost[0] <= 60 or lost[0] == validation_seconds, "no state lies within a validation"
+
+    def slow_step(*args):
+        work(11)
+        return step(*args)
+
+    def slow_validation(*args, **options):
+        work(validation_seconds)
+        return validate(*args, **options)
+
+    def slow_save(*args):
+        clock[0] += 4
+        save(*args)
+        lost[0] = 0.0
+        saves.append(clock[0])
+
+    trainer.stepper, trainer.validation.run = slow_step, slow_validation
+    monkeypatch.setattr(state, "save", slow_save)
+    monkeypatch.setattr(trainer, "_save_weights", lambda name: None)
+    trainer.run()
+    assert 8 <= len(saves) <= 16, "one before and one after each validation, and some between"
+
+
 def test_the_end_shows_the_best_epoch(config, capsys):
     trainer = Trainer(config(epochs=3, max_train_batches=1))
     losses, run = iter([1.0, 0.5, 0.6]), trainer.validation.run
