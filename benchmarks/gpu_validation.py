@@ -35,15 +35,14 @@ from benchmarks.random_models import vit_base_bundle
 from benchmarks.results import log, result_file, write_result
 from dpt_deploy import backends, cli
 from dpt_deploy.backends import device
-from dpt_deploy.backends.session import first_line
 from dpt_deploy.cli.options import Batches, Json
 from dpt_deploy.core.bundle import Bundle
-from dpt_deploy.core.errors import BackendError, DptError
+from dpt_deploy.core.errors import BackendError, DptError, first_line
 from dpt_deploy.core.files import write_json
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.judge import judge
 from dpt_deploy.report import write_report
-from dpt_deploy.runtime import load
+from dpt_deploy.runtime import Runtime, load
 
 PROG = "python benchmarks/gpu_validation.py"
 RENAMED = {"--seconds": "--max-seconds"}
@@ -149,11 +148,14 @@ def _parity(folder: Path, config: ValidationConfig, left: float) -> dict[str, An
     judgement = judge(bundle)
     write_report(bundle, judgement.report, judgement.exhibits, cli.command_line(PROG))
     report = judgement.report
+    if not any(stage.id.device == "gpu" and stage.status != "not run" and not stage.earlier for stage in report.stages):
+        raise BackendError(f"no stage ran on the GPU: {report.verdict}")
     return {"passed": report.passed, "verdict": report.verdict, "report": report.to_json()}
 
 
 def _latency(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any]:
     """From frame to maps, against all peers, at each batch size."""
+    _load_on_gpu(folder).close()
     found = {}
     bundle = Bundle.open(folder)
     on_gpu = [contender for contender in contenders(bundle) if contender.device == "gpu"]
@@ -175,9 +177,7 @@ def _engine_time(folder: Path, config: ValidationConfig, left: float) -> dict[st
     found: dict[str, Any] = {}
     flops = count_flops(Bundle.open(folder))
     product = next((one for one in matrix_products() if one.precision == "fp16"), None)
-    with load(folder) as runtime:
-        if backends.get(runtime.backend).device != "gpu":
-            raise BackendError(f"no artifact of the bundle runs on the GPU. {runtime.reason}")
+    with _load_on_gpu(folder) as runtime:
         for batch in config.batches:
             frames = np.stack([scene(*frame_size(batch), seed) for seed in range(batch)])
             inputs = {"frame": frames}
@@ -206,6 +206,15 @@ def _engine_time(folder: Path, config: ValidationConfig, left: float) -> dict[st
         return {"backend": runtime.backend, "artifact": runtime.artifact.file, "note": note, "times": found}
 
 
+def _load_on_gpu(folder: Path) -> Runtime:
+    """The bundle on the GPU. Raises `BackendError` if `load` chooses the processor."""
+    runtime = load(folder)
+    if backends.get(runtime.backend).device != "gpu":
+        runtime.close()
+        raise BackendError(f"no artefact of the bundle runs on the GPU. {runtime.reason}")
+    return runtime
+
+
 def _rates(product: MatrixProduct | None) -> list[float]:
     """FLOP/s of 20 large matrix products, after 5 warm-up calls."""
     if product is None:
@@ -224,13 +233,13 @@ def _leaks(folder: Path, config: ValidationConfig, left: float) -> dict[str, Any
     until = time.perf_counter() + min(90.0, left * 0.5)
     host, free = [], []
     while time.perf_counter() < until and len(host) < 100:
-        with load(folder) as runtime:
+        with _load_on_gpu(folder) as runtime:
             runtime(frame)
         host.append(environment.resident_mb())
         free.append(environment.free_gpu_memory_mb())
     cycles = len(host)
     warm = cycles // 10
-    with load(folder) as runtime:
+    with _load_on_gpu(folder) as runtime:
         for _ in range(20):
             runtime(frame)
         before, free_before = environment.resident_mb(), environment.free_gpu_memory_mb()

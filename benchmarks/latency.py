@@ -35,9 +35,9 @@ from benchmarks.random_models import vit_base_bundle
 from benchmarks.results import log, result_file, write_result
 from benchmarks.timing import MAX_DRIFT, Timings, interleave, speedup
 from dpt_deploy import cli
-from dpt_deploy.backends.session import first_line
 from dpt_deploy.cli.options import Json, Names, Size
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import first_line
 from dpt_deploy.core.verdict import StageId, StageKind, to_json
 from dpt_deploy.parity import Reference, compare, load_budget
 from dpt_deploy.parity.images import scene

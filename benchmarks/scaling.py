@@ -29,11 +29,10 @@ from benchmarks import environment
 from benchmarks.random_models import frame_graph_bundle
 from benchmarks.results import log, result_file, write_result
 from dpt_deploy import backends, cli
-from dpt_deploy.backends.session import first_line
 from dpt_deploy.cli.options import Backends, Batches, Json, Names, Sizes, size_text
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.contract import HEADS
-from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.errors import BadInput, first_line
 from dpt_deploy.core.files import replacing
 from dpt_deploy.runtime import load
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import threading
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -21,7 +20,7 @@ from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, Cause, ContractError, MissingPackage, missing_package
 from ..core.install import install_command
-from ..core.manifest import Artifact, Precision
+from ..core.manifest import Artifact, Precision, PrecisionPlan
 from .base import Backend, Check, Refusal, SessionOptions, StageTask
 from .session import Session, host_array, reject_stream
 
@@ -73,7 +72,8 @@ class OpenVINO(Backend):
     def stages(self, bundle: Bundle) -> list[StageTask]:
         if self.unavailable() is not None:  # optional, so its absence is not reported
             return []
-        return [dataclasses.replace(task, notes=(FP16_NOTE,) if task.id.precision == "fp16" else ())
+        # Finite values for an adversarial input prove nothing where an overflow may stay finite.
+        return [dataclasses.replace(task, notes=(FP16_NOTE,), images_only=True) if task.id.precision == "fp16" else task
                 for task in super().stages(bundle)]
 
     def diagnose(self) -> list[Check]:
@@ -111,7 +111,8 @@ class OpenVINOSession(Session):
 
         Raises:
             MissingPackage: OpenVINO is not installed.
-            BackendError: The processor does not support the precision, or the graph cannot be loaded.
+            BackendError: The processor does not support the precision, the graph keeps modules in FP32 that OpenVINO
+                would not, or the graph cannot be loaded.
             BadBundle, ContractError: The file does not match the manifest.
         """
         super().__init__(bundle.contract, artifact.graph)
@@ -123,13 +124,15 @@ class OpenVINOSession(Session):
             have = f"only {_names(units)} units" if units else "neither BF16 nor FP16 units"
             raise BackendError(f"expected a processor with {self.computes.upper()} units to compute {artifact.file}, "
                                f"and this one has {have}. Use precision fp32.", backend=self.backend)
+        if refusal := ignored_plan(artifact, self.computes):
+            raise BackendError(refusal, backend=self.backend)
         path = bundle.path(artifact)
         options = {"INFERENCE_PRECISION_HINT": HINTS[self.computes], "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
         try:
             graph = core.read_model(path)
-            self._check(graph, bundle, artifact)
+            self._check(graph, artifact)
             if prefer_convolutions and self.computes == "fp32":
                 prefer_convolution_kernel(graph)
             self._parts = _compile(core, graph, self.computes, options, artifact.graph == "frame")
@@ -139,11 +142,8 @@ class OpenVINOSession(Session):
         self.note = _note(self.computes, units)
         self._lock = threading.Lock()
 
-    def _check(self, graph: Any, bundle: Bundle, artifact: Artifact) -> None:
-        """Raise `ContractError` if the contract, inputs or outputs of the file differ from the manifest."""
-        if graph.has_rt_info(["framework", "contract"]):
-            text = graph.get_rt_info(["framework", "contract"]).astype(str)
-            bundle.check_contract(json.loads(text), artifact.file)
+    def _check(self, graph: Any, artifact: Artifact) -> None:
+        """Raise `ContractError` if the inputs or outputs of the file differ from the contract."""
         names = [port.get_any_name() for port in (*graph.inputs, *graph.outputs)]
         if names != [*self.inputs, *self.outputs]:
             raise ContractError(f"{artifact.file}: expected inputs and outputs {[*self.inputs, *self.outputs]}, "
@@ -288,6 +288,20 @@ def reduced_units() -> tuple[str, ...]:
     """Which of bf16 and fp16 this processor supports in hardware. Raises `MissingPackage` without OpenVINO."""
     listed = shared_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
     return tuple(name for capability, name in CAPABILITIES.items() if capability in listed)
+
+
+def ignored_plan(artifact: Artifact, computes: str) -> str | None:
+    """Why OpenVINO cannot honour the precision plan of a graph, or None if it can.
+
+    In reduced precision it computes the whole network in one type, whatever the types in the graph are.
+    """
+    plan = getattr(artifact.details, "plan", None)
+    kept = [name for name in plan.fp32 if name not in PrecisionPlan.fp32] if plan is not None else []
+    if computes == "fp32" or not kept:
+        return None
+    names = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
+    return (f"the precision plan of {artifact.file} keeps {len(kept)} modules in FP32 ({names}), and OpenVINO would "
+            f"compute all of them in {computes.upper()}. Use precision fp32, or another backend")
 
 
 def _note(computes: str, units: Sequence[str]) -> str:

@@ -99,11 +99,6 @@ def host_array(array: Any, name: str, contiguous: bool = True) -> np.ndarray:
     return np.ascontiguousarray(array) if contiguous else array
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error message without a full stop, or the type of the error if it has no message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-
-
 def reject_stream(stream: int | None, backend: str) -> None:
     """Raise `ContractError` if a CUDA stream is passed to a CPU backend."""
     if stream is not None:

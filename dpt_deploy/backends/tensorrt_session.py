@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 
 from ..core.bundle import Bundle
-from ..core.errors import BackendError, BadInput, Cause, ContractError, missing_package
+from ..core.errors import BackendError, BadInput, Cause, ContractError, first_line, missing_package
 from ..core.files import replacing
 from ..core.install import reinstall_command
 from ..core.manifest import Artifact
 from . import cuda, device
 from .engines import MODULES, EngineProfile, incompatibility
-from .session import Session, first_line, host_array
+from .session import Session, host_array
 from .stream_worker import StreamWorker
 
 ERRORS_KEPT = 50

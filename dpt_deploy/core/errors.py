@@ -78,6 +78,11 @@ class BuildError(DptError):
     """Building an engine or exporting a graph failed."""
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of an error message without a full stop, or the type of the error if it has no message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
 def missing_package(package: str, extra: str, why: str) -> MissingPackage:
     """The error for a package that is not installed.
 

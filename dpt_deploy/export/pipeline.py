@@ -19,20 +19,26 @@ from ..cli.options import Count, Heads, Names, Size
 from ..core import manifest
 from ..core.bundle import Bundle, Recipe
 from ..core.contract import Contract, ResizeRule
-from ..core.errors import BadInput
-from ..core.manifest import Manifest, Precision, PrecisionPlan, PrecisionRecord
+from ..core.errors import BadInput, BuildError
+from ..core.files import locked
+from ..core.image_files import MAX_PIXELS
+from ..core.manifest import Assumption, Manifest, Precision, PrecisionPlan, PrecisionRecord
 from ..core.verdict import ParityReport, Stage
 from ..core.version import __version__
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
 from ..parity import judge, load_budget
+from ..parity.judge import WorstMaps
 from ..parity.reference import FILE, Reference
 from ..report import write_report
 from ..report.model_card import reset_model_card
+from .frame_graph import Processing, export_frame_graph, trace_processing
 from .graph import export_graph
 from .precision import check_plan, typed, typed_frame
-from .pytorch_reference import hash_inputs, make_reference, parity_inputs
+from .pytorch_reference import ParityInput, ParityInputs, hash_inputs, make_reference, parity_inputs, quick_inputs
 from .pytorch_stages import judge_weights
 from .search import judge_half, search_plan
+
+BF16_OPSET = 23  # of the two that --opset offers
 
 
 @dataclass(frozen=True)
@@ -62,6 +68,10 @@ class ExportConfig:
     """Image or folder of images for the parity verdict. Default: built-in scenes."""
     max_images: Count = 8
     """Use at most this many images of a folder, evenly spaced."""
+    parity: Literal["full", "quick"] = "full"
+    """quick: judge on three inputs only. The verdict says so."""
+    max_pixels: Count = MAX_PIXELS
+    """Refuse images with more pixels than this."""
     budget: Path | None = None
     """JSON file with parity budgets that replace the default ones. The report names it."""
     search: bool = True
@@ -84,8 +94,15 @@ def export_checkpoint(
     Raises:
         DptError: The input is not valid, a package is missing, or a graph or engine cannot be built.
     """
-    load_budget(config.budget)  # fail before the export if the budget is not valid or the builder is missing
+    # Whatever cannot work fails before the checkpoint is read.
+    load_budget(config.budget)
+    _check_options(config)
     choose_builder(config.engines)
+    inputs = parity_inputs(config.images, config.max_images, config.max_pixels)
+    for line in inputs.lines():
+        say(line)
+    if config.parity == "quick":
+        inputs = dataclasses.replace(inputs, inputs=quick_inputs(inputs.inputs))
     checkpoint = read_checkpoint(config.checkpoint)
     for note in checkpoint.notes:
         say(f"note     {note}")
@@ -95,16 +112,58 @@ def export_checkpoint(
     plan = PrecisionPlan(config.precision, fp32)
     check_plan(model, plan)
     folder = config.out or Path("engines") / checkpoint.path.stem
+    with locked(folder, create=True):
+        return _export(folder, checkpoint, model, contract, inputs, plan, config, say, command)
+
+
+def _export(
+    folder: Path, checkpoint: Checkpoint, model: MultiTaskDPT, contract: Contract, inputs: ParityInputs,
+    plan: PrecisionPlan, config: ExportConfig, say: Callable[[str], None], command: str,
+) -> tuple[Bundle, ParityReport]:
     bundle = Bundle.create(folder, _manifest(folder, checkpoint, model, contract, config, command), reset_model_card)
-    reference = _make_reference(bundle, model, contract, config, say)
-    record = _choose_plan(bundle, model, reference, plan, config, say)
-    bundle.update(precision=record)
+    inputs.record(bundle)
+    try:
+        report, failure = _fill(bundle, model, contract, inputs.inputs, plan, config, say, command)
+    except Exception:
+        # After an interrupt, the next run reuses the files. After an error, a new bundle would look like a whole one.
+        if bundle.previous is None:
+            bundle.discard()
+        raise
+    if failure is not None:
+        raise BuildError(f"{failure} The graphs in {folder} are complete and judged: {report.verdict}.") from failure
+    return bundle, report
+
+
+def _fill(
+    bundle: Bundle, model: MultiTaskDPT, contract: Contract, inputs: list[ParityInput], plan: PrecisionPlan,
+    config: ExportConfig, say: Callable[[str], None], command: str,
+) -> tuple[ParityReport, BuildError | None]:
+    """Make all files of the bundle, judge them and write the report. Also returns why engines could not be built."""
+    reference = _make_reference(bundle, model, contract, inputs, say)
+    worst = WorstMaps()
+    record = _choose_plan(bundle, model, reference, plan, config, say, worst)
+    bundle.update(precision=record, assumed=(*bundle.manifest.assumed, *_found_plan(record, plan, reference)))
     _export_graphs(bundle, model, contract, record.plan, config.opset, say)
     stages = _judge_with_torch(bundle, model, record)
-    build_engines(bundle, config.engines, say)
-    judgement = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"))
+    failure = None
+    try:
+        build_engines(bundle, config.engines, say)
+    except BuildError as error:
+        say(f"failed   {error}")
+        failure = error
+    judgement = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), worst)
     write_report(bundle, judgement.report, judgement.exhibits, command)
-    return bundle, judgement.report
+    return judgement.report, failure
+
+
+def _check_options(config: ExportConfig) -> None:
+    """Raise `BadInput` if the options exclude each other."""
+    if config.precision == "bf16" and config.opset < BF16_OPSET:
+        raise BadInput(f"--precision bf16: expected --opset {BF16_OPSET}, received --opset {config.opset}, whose "
+                       "convolutions have no BF16 type. Omit --opset, or use --precision fp16.")
+    if config.precision == "fp32" and config.fp32_modules:
+        raise BadInput(f"--fp32-modules {','.join(config.fp32_modules)}: with --precision fp32, everything is FP32. "
+                       "Omit one of the two.")
 
 
 def _load(checkpoint: Checkpoint, config: ExportConfig) -> MultiTaskDPT:
@@ -147,10 +206,8 @@ def _manifest(
 
 
 def _make_reference(
-    bundle: Bundle, model: MultiTaskDPT, contract: Contract, config: ExportConfig, say: Callable[[str], None]
+    bundle: Bundle, model: MultiTaskDPT, contract: Contract, inputs: list[ParityInput], say: Callable[[str], None]
 ) -> Reference:
-    inputs = parity_inputs(config.images, config.max_images)
-
     def make(path: Path) -> None:
         make_reference(model, contract, inputs, lambda name: say(f"PyTorch  {name}")).save(path)
 
@@ -167,12 +224,21 @@ def _export_graphs(
     """Export the FP32 graphs and those of `half_plan`, and remove outdated graphs of other precisions."""
     plans = [PrecisionPlan("fp32", ()), *([half_plan] if half_plan.precision != "fp32" else [])]
     exported = []
+
+    @functools.cache  # most plans resize in FP32, as the FP32 graph does
+    def processing(fp32: bool) -> Processing:
+        return trace_processing(typed_frame(model, contract, plans[0] if fp32 else half_plan), opset)
+
     for plan in plans:
-        network = functools.cache(lambda plan=plan: typed(model, plan))  # only if a graph is not reused
         for graph in ("model", "frame"):
-            def make(path: Path, graph=graph, plan=plan, network=network) -> dict[str, Any]:
-                module = network() if graph == "model" else typed_frame(network(), contract, plan)
-                export_graph(module, graph, contract, path, opset, {"plan": json.dumps(plan.to_json())})
+            def make(path: Path, graph=graph, plan=plan) -> dict[str, Any]:
+                metadata = {"plan": json.dumps(plan.to_json())}
+                if graph == "model":
+                    export_graph(typed(model, plan), graph, contract, path, opset, metadata)
+                else:
+                    (network,) = bundle.find("onnx", graph="model", precision=plan.precision)
+                    resize_in_fp32 = plan.precision == "fp32" or "resize" in plan.fp32
+                    export_frame_graph(processing(resize_in_fp32), bundle.path(network), path, metadata)
                 return {"opset": opset, "plan": plan.to_json()}
 
             file, key = f"{graph}.{plan.precision}.onnx", _graph_key(bundle, graph, plan, opset)
@@ -193,7 +259,7 @@ def _graph_key(bundle: Bundle, graph: str, plan: PrecisionPlan, opset: int | Non
 
 def _choose_plan(
     bundle: Bundle, model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, config: ExportConfig,
-    say: Callable[[str], None],
+    say: Callable[[str], None], worst: WorstMaps,
 ) -> PrecisionRecord:
     """The plan to export, with the verdict of PyTorch in half precision (None for FP32).
 
@@ -211,13 +277,22 @@ def _choose_plan(
         say(f"reused   {title} (same plan, images and budget)")
         return earlier.model_copy(update={"stage": dataclasses.replace(earlier.stage, earlier=True)})
     say(f"judging  {title}")
-    stage, trials = judge_half(model, plan, reference, budget, title), []
+    stage, trials = judge_half(model, plan, reference, budget, title, worst=worst), []
     if not stage.passed and config.search and not config.fp32_modules:
         say(f"search   {title} is out of budget: {'; '.join(stage.reasons[:2])}")
-        plan, stage, trials = search_plan(model, reference, plan, stage, budget, say)
+        plan, stage, trials = search_plan(model, reference, plan, stage, budget, say, worst)
         if stage.passed:
             say(f"search   within budget with these in FP32: {', '.join(plan.fp32)}")
     return PrecisionRecord(key=key, plan=plan, trials=tuple(trials), stage=stage)
+
+
+def _found_plan(record: PrecisionRecord, requested: PrecisionPlan, reference: Reference) -> list[Assumption]:
+    """The assumption behind a plan that the search found: that the parity inputs stand for the user's images."""
+    found = [name for name in record.plan.fp32 if name not in requested.fp32]
+    if not found:
+        return []
+    reason = f"found by a search on {len(reference.cases)} parity inputs"
+    return [Assumption(fact="fp32_modules", value=found, reason=reason, option="--fp32-modules")]
 
 
 def _judge_with_torch(bundle: Bundle, model: MultiTaskDPT, record: PrecisionRecord) -> list[Stage]:

@@ -22,6 +22,7 @@ from ..core.verdict import Budget, Stage, StageId, StageKind
 from ..model import MultiTaskDPT
 from ..model.decoder import ResidualConvUnit
 from ..parity import Reference, compare
+from ..parity.judge import WorstMaps
 from .precision import DTYPES, cast_to, typed
 
 MIN_IMAGES = 2  # judged in each trial; the plan that is found is judged on all images
@@ -43,7 +44,7 @@ class Ranges:
 
 def search_plan(
     model: MultiTaskDPT, reference: Reference, plan: PrecisionPlan, stage: Stage, budget: Budget,
-    say: Callable[[str], None] = lambda line: None,
+    say: Callable[[str], None] = lambda line: None, worst: WorstMaps | None = None,
 ) -> tuple[PrecisionPlan, Stage, list[TrialRecord]]:
     """Extend the FP32 part of a plan that is out of budget until all images are within budget.
 
@@ -54,6 +55,7 @@ def search_plan(
         stage: The verdict on `plan`.
         budget: Limits by precision, head and metric.
         say: Receives progress lines.
+        worst: Receives the exhibits of the last plan, in place of those that it has.
 
     Returns:
         The last plan, its verdict (failed if no plan is within budget), and all trials.
@@ -69,7 +71,9 @@ def search_plan(
         if larger is None:
             break
         plan = larger
-        stage = judge_half(model, plan, reference, budget, stage.name)
+        if worst is not None:
+            worst.by_head.clear()
+        stage = judge_half(model, plan, reference, budget, stage.name, worst=worst)
     if not stage.passed:
         say(f"search   no plan is within budget on all images: {stage.reasons[0]}")
     comparison = Search(model, reference, start, budget, say, searched)
@@ -152,11 +156,12 @@ class Search:
 
 def judge_half(
     model: MultiTaskDPT, plan: PrecisionPlan, reference: Reference, budget: Budget, title: str,
-    graph: Artifact | None = None,
+    graph: Artifact | None = None, worst: WorstMaps | None = None,
 ) -> Stage:
     """Judge PyTorch in the precisions of `plan` against `reference`.
 
     `model` is float32 and in eval mode. `title` is that of the stage, `graph` the ONNX graph exported with `plan`.
+    `worst` receives the exhibits.
     """
     half = typed(model, plan)
     _sum_in_fp32(half)
@@ -166,7 +171,7 @@ def judge_half(
             return {key: value.numpy() for key, value in half(torch.from_numpy(batch)).items()}
 
     stage = StageId(StageKind.PYTORCH, "model", plan.precision, file=graph.file if graph else None, title=title)
-    return compare(stage, run, reference, budget, graph.sha256 if graph else None)
+    return compare(stage, run, reference, budget, graph.sha256 if graph else None, on_exhibit=worst or WorstMaps())
 
 
 def _sum_in_fp32(model: nn.Module) -> None:

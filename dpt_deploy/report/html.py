@@ -22,6 +22,7 @@ from .colours import colour_alpha, colour_depth, colour_error, colour_normals, d
 from .formatting import ERROR_UNITS, HEAD_TITLES, METRIC_TITLES, budget_share, metric_value, number
 from .plots import line_colours, quantile_plot
 from .templates import html_environment
+from .terminal import skipped_images
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -68,11 +69,13 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
     plots = {head: quantile_plot(head, drawn, report.budget) for head in HEADS}
     return environment().get_template("report.html.j2").render(
         bundle=bundle, manifest=bundle.manifest, report=report, command=command, max_reasons=MAX_REASONS,
+        skipped=skipped_images(bundle),
         heads=[head for head in HEADS if any(head in stage.heads for stage in report.stages)],
         titles=HEAD_TITLES, units=ERROR_UNITS,
         metrics=lambda stage, head: stage_metrics(stage, head, limits_of(report.budget, stage.precision)),
         has_invalid_answer=_has_invalid_answer,
         plots={head: plot for head, plot in plots.items() if plot}, legend=line_colours(drawn),
+        unpictured=_unpictured(report, exhibits),
         exhibits=[(exhibits[head], exhibit_pictures(exhibits[head])) for head in HEADS if head in exhibits],
         graphs=_engines_by_graph(bundle), orphans=_engines_without_graph(bundle),
         created=re.sub(r"T(\d\d:\d\d).*", r" \1 UTC", bundle.manifest.created),
@@ -170,6 +173,29 @@ def plain(value: Any) -> str:
     if isinstance(value, int) and abs(value) >= 100_000:
         return f"{value:,}"
     return number(value) if isinstance(value, float) else str(value)
+
+
+def _unpictured(report: ParityReport, exhibits: Mapping[str, Exhibit]) -> list[str]:
+    """A sentence for each head of which a stage that was judged earlier uses more of the budget than the picture."""
+    sentences = []
+    for head in HEADS:
+        shown = exhibits[head].share if head in exhibits else -math.inf
+        shares = [(largest_share(stage, head, report), stage) for stage in report.stages if stage.earlier]
+        share, stage = max(shares, key=lambda pair: pair[0], default=(-math.inf, None))
+        if stage is not None and share > shown:
+            used = "no valid map" if math.isinf(share) else f"{budget_share(share)} of the budget"
+            sentences.append(f"{HEAD_TITLES[head]}: {stage.name}, judged earlier and not pictured, has {used} on "
+                             f"{stage.worst.get(head, 'an unnamed input')}; parity --checkpoint judges it again.")
+    return sentences
+
+
+def largest_share(stage: Stage, head: str, report: ParityReport) -> float:
+    """The largest share of its budget that a metric of `head` uses in a stage. Infinite for an invalid map."""
+    if any(finding.head == head and finding.fault is not Fault.OVER_BUDGET for finding in stage.findings):
+        return math.inf
+    limits = limits_of(report.budget, stage.precision).get(head, {})
+    return max((share_of_budget(metric, value, limits[metric])
+                for metric, value in stage.heads.get(head, {}).items() if metric in limits), default=-math.inf)
 
 
 def _has_invalid_answer(stage: Stage, head: str) -> bool:

@@ -15,14 +15,15 @@ import torch
 from dpt_deploy import backends
 from dpt_deploy.backends import device
 from dpt_deploy.backends import openvino as backend
-from dpt_deploy.backends.openvino import OpenVINOSession
+from dpt_deploy.backends.openvino import OpenVINOSession, ignored_plan, reduced_units
 from dpt_deploy.core.bundle import Artifact, Bundle
 from dpt_deploy.core.errors import BackendError, BadBundle, ContractError, MissingPackage
+from dpt_deploy.core.manifest import PrecisionPlan
 from dpt_deploy.core.verdict import ParityReport, Stage
 from dpt_deploy.parity import compare, load_budget
 from dpt_deploy.parity.reference import FILE, Reference
 from dpt_deploy.runtime import load
-from tests.tiny import open_session, photo
+from tests.tiny import change_details, open_session, photo
 
 pytest.importorskip("openvino", reason="OpenVINO is not installed")
 
@@ -208,15 +209,32 @@ def test_files_that_do_not_fit_are_refused(own_bundle: Path) -> None:
         open_session(bundle, wrong, "openvino")
     contract = bundle.manifest.contract
     bundle.update(contract=contract | {"mean": [0.4, 0.5, 0.5]})
-    with pytest.raises(ContractError, match="another contract"):
+    with pytest.raises(ContractError, match="contract embedded in the graph differs"):
         open_session(bundle, artifact(bundle), "openvino")
     bundle.update(contract=contract)
     (own_bundle / "frame.fp32.onnx").write_bytes(b"not a graph")
-    with pytest.raises(BadBundle, match="is not the file"):
+    with pytest.raises(BadBundle, match=r"does not match manifest\.json"):
         open_session(bundle, artifact(bundle), "openvino")
     changed = bundle.add("frame.fp32.onnx", "onnx", graph="frame", precision="fp32")
-    with pytest.raises(BackendError, match=r"openvino cannot load .*frame\.fp32\.onnx"):
+    with pytest.raises(BadBundle, match=r"frame\.fp32\.onnx is not a valid ONNX file"):
         open_session(bundle, changed, "openvino")
+
+
+def test_a_plan_that_it_cannot_honour_is_refused(own_bundle: Path) -> None:
+    """In FP16 it would compute all of the network in FP16, whatever the plan keeps in FP32."""
+    bundle = Bundle.open(own_bundle)
+    half = artifact(bundle, precision="fp16")
+    plan = PrecisionPlan("fp16", (*PrecisionPlan.fp32, "residual", "decoder.fusion.2"))
+    changed = change_details(bundle, half, plan=plan)
+    assert ignored_plan(half, "fp16") is None and ignored_plan(changed, "fp32") is None
+    assert "keeps 2 modules in FP32 (residual, decoder.fusion.2)" in ignored_plan(changed, "fp16")
+    bundle.save()
+    if "fp16" in reduced_units():
+        with pytest.raises(BackendError, match="keeps 2 modules in FP32"):
+            load(own_bundle, backend="openvino", precision="fp16")
+        task = next(task for task in backends.get("openvino").stages(bundle) if task.artifact.precision == "fp16")
+        with pytest.raises(BackendError, match="keeps 2 modules"):
+            task.open()
 
 
 def test_a_closed_session_says_so(tiny_bundle: Path) -> None:

@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from benchmarks import cuda_timing
-from benchmarks.gpu_validation import BUILD, GOALS, frame_size, judge_goals, run_for
+from benchmarks.gpu_validation import BUILD, GOALS, STEPS, ValidationConfig, frame_size, judge_goals, run_for
 from dpt_deploy.backends import cuda
 from dpt_deploy.backends.device import compute_capability
+from dpt_deploy.core.errors import BackendError
 from tests.backends.stand_in import StandIn, device, session_on
 
 __all__ = ["device"]
@@ -102,6 +103,16 @@ def test_a_command_is_killed_in_time_with_what_it_started() -> None:
 
 def test_the_build_step_runs(own_bundle: Path) -> None:
     assert run_for(120.0, [sys.executable, "-c", BUILD, str(own_bundle), "none", "1", "16"]) == (0, [])
+
+
+@pytest.mark.parametrize("step", ["parity", "latency", "engine time", "leaks"])
+def test_a_step_that_does_not_run_on_a_gpu_is_no_step(tiny_bundle: Path, own_bundle: Path, step: str) -> None:
+    """Here everything falls back to the processor, and what that takes says nothing about a GPU."""
+    if compute_capability() is not None:
+        pytest.skip("a GPU is visible here")
+    (own_bundle / "reference.npz").write_bytes((tiny_bundle / "reference.npz").read_bytes())
+    with pytest.raises(BackendError, match="GPU"):
+        STEPS[step](own_bundle, ValidationConfig(), 100.0)
 
 
 def test_without_a_gpu_the_validation_says_so(tmp_path: Path) -> None:

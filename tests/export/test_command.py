@@ -11,6 +11,7 @@ from pathlib import Path
 
 import cv2
 import numpy as np
+import onnx
 import pytest
 import torch
 
@@ -18,12 +19,14 @@ from dpt_deploy import cli
 from dpt_deploy.build.__main__ import BuildConfig
 from dpt_deploy.build.__main__ import main as build_main
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BuildError
 from dpt_deploy.core.manifest import GraphDetails, PrecisionPlan, ShapeRange
 from dpt_deploy.export.__main__ import main as export_main
 from dpt_deploy.export.pipeline import ExportConfig
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
 from dpt_deploy.parity.__main__ import ParityConfig
 from dpt_deploy.parity.__main__ import main as parity_main
+from dpt_deploy.runtime import load
 from tests.parity.conftest import loose_budget
 from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
 
@@ -126,14 +129,16 @@ def test_options_and_the_users_images(checkpoint, tmp_path, command):
     for i in range(3):
         image = np.random.default_rng(i).integers(0, 256, (90, 120, 3), np.uint8)
         cv2.imwrite(str(images / f"{i}.png"), cv2.GaussianBlur(image, (0, 0), 3))
+    (images / "0b.png").write_bytes((images / "0.png").read_bytes()[:500])
     out = tmp_path / "bundle"
     status, text, error = command(
         ExportConfig, export_main, checkpoint, "--out", out, "--input-size", "192x128", "--heads", "depth,alpha",
-        "--resize", "letterbox", "--opset", "20", "--images", images, "--max-images", "2", "--fp32-modules",
+        "--resize", "letterbox", "--opset", "20", "--images", images, "--max-images", "3", "--fp32-modules",
         "decoder.fusion.0", "--builder", "none",
     )
-    assert status == 0, text + error
     bundle = Bundle.open(out)
+    assert bundle.last_report().passed and status == 1 and "skipped  0b.png" in text, text + error
+    assert "0b.png" in (out / "report.html").read_text() and "0b.png" in (out / "MODEL_CARD.md").read_text()
     assert bundle.contract.heads == ("depth", "alpha")
     assert bundle.contract.input_size == (192, 128) and bundle.contract.resize == "letterbox"
     (graph,) = bundle.find("onnx", graph="frame", precision="fp16")
@@ -181,10 +186,74 @@ def test_bad_files(checkpoint, tmp_path, command):
         (("--images", "nowhere"), "no file nowhere"),
         (("--budget", "nowhere.json"), "a budget file"),
         (("--builder", "tensorrt"), "pip install"),
+        (("--precision", "bf16", "--opset", "20"), "expected --opset 23"),
+        (("--precision", "fp32", "--fp32-modules", "residual"), "everything is FP32"),
     ],
 )
 def test_bad_options(checkpoint, tmp_path, command, options, part):
     assert part in refused(command, tmp_path, checkpoint, *options)
+
+
+def test_options_that_exclude_each_other_are_refused_before_any_work(tmp_path, command):
+    """Even before the checkpoint is looked for: a search could take minutes first."""
+    error = refused(command, tmp_path, tmp_path / "absent.pth", "--precision", "bf16", "--opset", "20")
+    assert "--precision bf16" in error
+
+
+@pytest.mark.parametrize("place", ["torch.onnx.export", "onnx.checker.check_model"])
+def test_what_fails_in_a_library_is_one_sentence_and_leaves_no_half_bundle(
+    checkpoint, tmp_path, command, monkeypatch, place
+):
+    def fail(*_args, **_kwargs):
+        raise onnx.checker.ValidationError("first line\nand many more")
+
+    monkeypatch.setattr(place, fail)
+    error = refused(command, tmp_path, checkpoint, "--builder", "none")
+    assert "model.fp32.onnx" in error and "first line" in error
+
+
+def test_an_engine_that_cannot_be_built_leaves_judged_graphs(checkpoint, tmp_path, command, monkeypatch):
+    def fail(*_args, **_kwargs):
+        raise BuildError("the builder failed.")
+
+    monkeypatch.setattr("dpt_deploy.build.build_engine", fail)
+    out = tmp_path / "bundle"
+    budget = loose_budget(tmp_path / "loose.json")
+    status, _, error = command(ExportConfig, export_main, checkpoint, "--out", out, "--budget", budget, "--builder",
+                               "tensorrt-rtx", "--no-search", "--heads", "alpha")
+    assert status == 2 and "the builder failed. The graphs in" in error and error.count("\n") == 1
+    report = Bundle.open(out).last_report()
+    assert report is not None and report.verdict in error and not Bundle.open(out).find("engine")
+
+
+def test_what_was_assumed_stands_beside_the_verdict(checkpoint, tmp_path, command):
+    """A checkpoint without a description: its depth scale is a guess, and a pass does not confirm it."""
+    plain, out = tmp_path / "plain.pth", tmp_path / "bundle"
+    torch.save(dict(torch.load(checkpoint, weights_only=True)), plain)
+    budget = loose_budget(tmp_path / "loose.json")
+    _, text, error = command(ExportConfig, export_main, plain, "--out", out, "--builder", "none", "--budget", budget,
+                             "--precision", "fp32")
+    bundle = Bundle.open(out)
+    assert "depth_scale" in [one.fact for one in bundle.manifest.assumed], error
+    assert "assumed and not verified: " in bundle.last_report().verdict
+    with load(out, backend="onnxruntime-cpu") as runtime:
+        assert runtime.assumed == bundle.manifest.assumed
+    for place in (text, (out / "report.html").read_text(), (out / "MODEL_CARD.md").read_text()):
+        assert "--depth-scale" in place
+    command(ExportConfig, export_main, plain, "--out", out, "--builder", "none", "--budget", budget,
+            "--precision", "fp32", "--depth-scale", "5")
+    assert "depth_scale" not in [one.fact for one in Bundle.open(out).manifest.assumed]
+
+
+def test_a_quick_verdict_says_that_it_is_one(checkpoint, tmp_path, command):
+    out, budget = tmp_path / "bundle", loose_budget(tmp_path / "loose.json")
+    _, text, _ = command(ExportConfig, export_main, checkpoint, "--out", out, "--builder", "none", "--budget", budget,
+                         "--precision", "fp32", "--parity", "quick")
+    report = Bundle.open(out).last_report()
+    assert report.inputs == ("scene 480x640", "scene 96x128", "noise")
+    assert "quick: judged on 3 inputs only" in text
+    command(ParityConfig, parity_main, out, "--budget", budget)
+    assert "quick: judged on 3 inputs only" in Bundle.open(out).last_report().verdict
 
 
 def test_an_image_that_cannot_be_decoded(checkpoint, tmp_path, command):
@@ -221,7 +290,7 @@ def test_a_changed_a_missing_and_a_foreign_bundle(own_bundle, tmp_path, command)
     graph = own_bundle / "model.fp16.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"x")
     status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch-range", "1,3")
-    assert status == 2 and "is not the file that manifest.json describes" in error
+    assert status == 2 and "does not match manifest.json" in error
     graph.unlink()
     status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch-range", "1,3")
     assert status == 2 and "is missing from the bundle" in error

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import html.parser
 import shutil
 import subprocess
 
 import pytest
 
+from dpt_deploy.core.manifest import Assumption
 from dpt_deploy.core.metrics import PARITY
 from dpt_deploy.core.verdict import LEVELS, Stage, StageId, StageKind
 from dpt_deploy.report.formatting import METRIC_TITLES, budget_share, number
@@ -47,6 +49,23 @@ def test_the_page_fetches_nothing_and_is_well_formed(page):
     assert links.fetched == [] and links.open == [] and "url(" not in page and "@import" not in page
     assert "http://" not in page and "https://" not in page and " id=" not in page
     assert len(page) < 2_000_000
+
+
+def test_a_stage_judged_earlier_that_uses_more_of_the_budget_than_the_pictures_is_named(judged):
+    bundle, report, exhibits = judged
+    other = dataclasses.replace(report.stages[2], earlier=True, heads={"depth": {"abs_rel": 1.0}})
+    assert "not pictured" not in render_html(*judged)
+    page = render_html(bundle, dataclasses.replace(report, stages=(*report.stages, other)), exhibits)
+    assert page.count("not pictured") == 1 and "Depth: ONNX Runtime frame fp16, judged earlier and not pictured" in page
+
+
+def test_what_was_assumed_stands_beside_the_verdict(judged):
+    bundle, report, exhibits = judged
+    assert "ASSUMED" not in render_html(*judged)
+    bundle.update(assumed=(Assumption(fact="depth_scale", value=5.0, reason="the default", option="--depth-scale"),))
+    page = render_html(bundle, report, exhibits)
+    assert page.index("ASSUMED") < page.index("<h2>")
+    assert "depth_scale 5.0 (the default); --depth-scale states it" in page
 
 
 def test_the_page_says_everything(page, judged):
