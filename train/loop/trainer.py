@@ -186,8 +186,8 @@ class Trainer:
         """Say which epoch has the best weights, and how good they are."""
         progress = self.progress
         if progress.best_epoch:
-            self.log.best(progress.history[progress.best_epoch - 1], progress.epoch, progress.best_table,
-                          progress.constants)
+            best = next(row for row in progress.history if row["epoch"] == progress.best_epoch)
+            self.log.best(best, progress.epoch, progress.best_table, progress.constants)
 
     def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
         progress, began = self.progress, time.monotonic()
