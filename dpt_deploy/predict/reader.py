@@ -213,8 +213,8 @@ class Reader:
         if self._stream:
             return (f"{shown(self.source)}: no frame received within {TIMEOUT_MS // 1000} s. Check the address and the "
                     "network, and that it needs no other protocol.")
-        return (f"{self.source}: expected a video that OpenCV can decode; it is damaged, unfinished or of another format. "
-                "Convert it to MP4 with H.264.")
+        return (f"{self.source}: expected a video that OpenCV can decode; it is damaged, unfinished or of another "
+                "format. Convert it to MP4 with H.264.")
 
     def __enter__(self) -> Self:
         return self
