@@ -24,6 +24,8 @@ LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0)
 """The quantiles of the error maps that a stage stores."""
 CHECKPOINT, REFERENCE = "the checkpoint", "PyTorch FP32"
 PRECISIONS = ("fp32", "bf16", "fp16")
+JUDGE_AGAIN = ("it has a limit now, and had none when an earlier run judged this stage; judge it again with dpt parity "
+               "BUNDLE --checkpoint FILE, and engines on a GPU")
 
 # JSON has no NaN. A non-finite metric is written as null, and null is read as NaN, which never passes.
 Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
@@ -115,7 +117,8 @@ class Finding:
             case Fault.WRONG_SHAPE:
                 return f"{where}{self.name} has shape {self.detail}"
             case Fault.NOT_MEASURED:
-                return f"{self.head} was never measured"
+                what = " ".join(filter(None, (self.head or self.name, self.metric)))
+                return f"{where}{what} was never measured{f': {self.detail}' if self.detail else ''}"
             case Fault.TENSOR_MISSING:
                 return f"{self.name} is missing from the graph"
             case Fault.TENSOR_SHAPE:
@@ -128,6 +131,29 @@ class Finding:
                 return f"{self.name} is in the graph but not in the checkpoint"
             case _:
                 return where + self.detail
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How much a stage compared."""
+
+    images: int = 0
+    """Parity inputs whose maps were measured."""
+    heads: int = 0
+    """Heads that were measured."""
+    pixels: int = 0
+    """Pixels that were measured, summed over images and heads. Depth and normals count in the foreground."""
+    tensors: int = 0
+    """Weight tensors, for a stage that compares weights."""
+
+    def __post_init__(self) -> None:
+        if min(self.images, self.heads, self.pixels, self.tensors) < 0:
+            raise ValueError(f"expected counts from 0, received {self}")
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing was compared."""
+        return not self.tensors and not (self.images and self.heads and self.pixels)
 
 
 @dataclass(frozen=True)
@@ -154,6 +180,12 @@ class Stage:
     """Per head, the quantiles of the error map at `LEVELS`, each the worst over the judged images."""
     earlier: bool = False
     """Judged by an earlier run with the same file and reference."""
+    compared: Compared | None = None
+    """How much was compared. None if it was not run, or judged by a version that did not count."""
+
+    def __post_init__(self) -> None:
+        if self.status == "passed" and self.compared is not None and self.compared.nothing:
+            raise ValueError(f"{self.name}: passed, but nothing was compared")
 
     @property
     def passed(self) -> bool:
@@ -206,8 +238,8 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no stage failed and at least one passed."""
-        return not self.failed and any(stage.passed for stage in self.stages)
+        """Whether no stage failed and at least one that compared maps passed."""
+        return not self.failed and any(stage.passed and stage.id.kind is not StageKind.WEIGHTS for stage in self.stages)
 
     def __bool__(self) -> bool:
         raise TypeError("a ParityReport has no truth value; use .passed")
@@ -372,7 +404,14 @@ def held_to(stage: Stage, budget: Budget) -> Stage:
     """Evaluate the stored metrics of a stage against another budget."""
     if stage.status == "not run":
         return stage
-    others = tuple(finding for finding in stage.findings if finding.fault is not Fault.OVER_BUDGET)
-    findings = (*over_budget(stage.heads, stage.worst, limits_of(budget, stage.precision)), *others)
+    others = tuple(finding for finding in stage.findings if finding.metric is None)
+    limits = limits_of(budget, stage.precision)
+    # Only an earlier version of this package did not measure a metric that it is held to.
+    missing = {(head, metric) for head, bounds in limits.items() if head in stage.heads
+               for metric in bounds if metric not in stage.heads[head]}
+    over = [finding for finding in over_budget(stage.heads, stage.worst, limits)
+            if (finding.head, finding.metric) not in missing]
+    findings = (*over, *(Finding(Fault.NOT_MEASURED, head, metric, detail=JUDGE_AGAIN)
+                         for head, metric in sorted(missing)), *others)
     return dataclasses.replace(stage, status="failed" if findings else "passed", findings=findings)
 

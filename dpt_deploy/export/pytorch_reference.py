@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ..core.contract import Contract
-from ..core.errors import BadInput
+from ..core.errors import BadCheckpoint, BadInput
 from ..model import MultiTaskDPT
 from ..parity import Case, Reference
 from ..parity import images as built_in
@@ -35,6 +35,9 @@ def make_reference(
         contract: Its contract.
         inputs: The parity inputs.
         progress: Called with the name of each input.
+
+    Raises:
+        BadCheckpoint: A map has values that are not finite.
     """
     cases = []
     for name, adversarial, frame in inputs:
@@ -44,8 +47,11 @@ def make_reference(
             outputs = model(image[None])
         model_outputs = {key: value[0].numpy() for key, value in outputs.items()}
         maps = {"model": model_outputs, "frame": postprocess(outputs, frame.shape[:2], contract)}
+        if broken := [key for graph in maps.values() for key, value in graph.items() if not np.isfinite(value).all()]:
+            raise BadCheckpoint(f"{name}: expected finite maps from PyTorch in FP32 to compare with, received NaN or "
+                                f"Inf in {broken[0]}. The model overflows on this input; choose another checkpoint.")
         cases.append(Case(name, adversarial, frame, image.numpy(), maps))
-    return Reference(tuple(cases))
+    return Reference(tuple(cases), contract.heads)
 
 
 def parity_inputs(images: Path | None, max_images: int) -> list[tuple[str, bool, np.ndarray]]:

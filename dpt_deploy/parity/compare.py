@@ -19,6 +19,7 @@ from ..core.verdict import (
     AT_LEAST,
     LEVELS,
     Budget,
+    Compared,
     Fault,
     Finding,
     Stage,
@@ -29,6 +30,7 @@ from ..core.verdict import (
 )
 from .reference import Case, Reference
 
+NO_REFERENCE = "the reference has no such map"
 DEFAULT_BUDGET = Path(__file__).parent / "budget.json"
 
 # run(batch) -> outputs, both with a batch axis
@@ -87,6 +89,8 @@ def compare(
 ) -> Stage:
     """Judge a stage on every case. Non-finite values, missing outputs, wrong shapes and exceptions fail.
 
+    So does a case whose reference lacks a head of `reference.heads`, and a stage that measured nothing.
+
     Args:
         stage: Identity of the stage. Its graph selects the inputs, its precision the budget.
         run: Maps a batch of inputs to the graph's outputs by name.
@@ -102,6 +106,7 @@ def compare(
     quantiles: dict[str, tuple[float, ...]] = {}
     worst: dict[str, tuple[float, str]] = {}
     findings: list[Finding] = []
+    images = pixels = 0
     for batch in reference.batches(graph):
         try:
             outputs = run(np.stack([case.input(graph) for case in batch]))
@@ -111,7 +116,12 @@ def compare(
             findings.append(Finding(Fault.RAISED, detail=detail))
             continue
         for i, case in enumerate(batch):
-            reference_maps = as_maps(graph, case.maps[graph])
+            wanted = case.maps.get(graph, {})
+            if missing := [head for head in reference.heads if _output(graph, head) not in wanted]:
+                findings += [Finding(Fault.NOT_MEASURED, head, image=case.name, detail=NO_REFERENCE)
+                             for head in missing]
+                continue
+            reference_maps = as_maps(graph, wanted)
 
             def exhibit(head: str, share: float, have: np.ndarray, case=case, maps=reference_maps) -> None:
                 on_exhibit(Exhibit(stage, head, share, case.name, case.frame, maps[head], have, maps.get("alpha")))
@@ -121,16 +131,18 @@ def compare(
             for fault in faults:
                 if worst.get(fault.head, (0.0,))[0] < math.inf:
                     worst[fault.head] = (math.inf, case.name)
-            for name, want in case.maps[graph].items() if faults else ():
+            for name, want in wanted.items() if faults else ():
                 have = outputs.get(name)
                 if have is not None and have.shape[1:] == want.shape and not np.isfinite(have[i]).all():
                     ((head, picture),) = as_maps(graph, {name: have[i]}).items()
                     exhibit(head, math.inf, picture)
             if faults or (case.adversarial and precision != "fp32"):
                 continue
+            images += 1
             have = as_maps(graph, {key: value[i] for key, value in outputs.items()})
             for head, measured, error in _measure(reference_maps, have):
                 kept = values.setdefault(head, {})
+                pixels += error.size
                 for metric, value in measured.items():
                     # min() and max() drop a NaN in second place, but a NaN must stay.
                     pick = min if metric in AT_LEAST else max
@@ -145,10 +157,14 @@ def compare(
     names = {head: image for head, (_, image) in worst.items()}
     findings += over_budget(values, names, limits)
     if not findings:
-        heads = [name.removesuffix("_logits") for name in reference.cases[0].maps[graph]]
-        findings = [Finding(Fault.NOT_MEASURED, head) for head in heads if head not in values]
+        findings = [Finding(Fault.NOT_MEASURED, head) for head in reference.heads if head not in values]
     return Stage(stage, "failed" if findings else "passed", sha256, values, names, tuple(findings), notes,
-                 quantiles=quantiles)
+                 quantiles=quantiles, compared=Compared(images, len(values), pixels))
+
+
+def _output(graph: Graph, head: str) -> str:
+    """The name of a head's output in a graph."""
+    return "alpha_logits" if (graph, head) == ("model", "alpha") else head
 
 
 def _faults(case: Case, graph: Graph, outputs: dict[str, np.ndarray], index: int, batch: int) -> list[Finding]:

@@ -112,7 +112,7 @@ def load_reference(bundle: Bundle) -> tuple[Reference, str]:
     found = bundle.find("reference", file=FILE)
     if not found:
         raise BadBundle(f"{bundle.folder} has no {FILE}, so nothing can be judged. Export the checkpoint again.")
-    return Reference.load(bundle.path(found[0])), found[0].sha256
+    return Reference.load(bundle.path(found[0]), bundle.contract), found[0].sha256
 
 
 def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget, worst: WorstMaps) -> Stage:
@@ -129,7 +129,7 @@ def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget
     notes = task.notes
     cases = reference.without_adversarial() if task.images_only else reference
     if task.profile and (outside := [c for c in cases.cases if not _fits(c.input(task.id.graph).shape, task.profile)]):
-        cases = Reference(tuple(case for case in cases.cases if not any(case is other for other in outside)))
+        cases = cases.only(case for case in cases.cases if not any(case is other for other in outside))
         notes += (f"not judged on {', '.join(case.name for case in outside)}: outside the engine's profile",)
     with session:
         return compare(task.id, _split_batches(session, task.profile), cases, budget, digest, notes, worst)

@@ -62,7 +62,7 @@ def test_the_users_images_become_the_reference(tiny_bundle, only_python, tmp_pat
     again = Bundle.open(own.folder)
     assert value["inputs"] == ["photo0.png", "photo2.png", "black"]
     assert value["reference"] == again.find("reference")[0].sha256
-    assert [case.name for case in Reference.load(own.folder / "reference.npz").cases] == value["inputs"]
+    assert [case.name for case in Reference.load(own.folder / "reference.npz", own.contract).cases] == value["inputs"]
     status = {stage["name"]: stage["status"] for stage in value["stages"]}
     assert {"weights frame fp16", "PyTorch fp16", "ONNX Runtime frame fp32"} <= set(status)
     assert all(status[name] == "passed" for name in status if "fp32" in name and status[name] != "not run")
