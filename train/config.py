@@ -14,10 +14,11 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from dpt_deploy.cli.options import Limit, Names, Size, Workers, size_text
+from dpt_deploy.cli.options import Count, Limit, Names, Size, Workers, size_text
 from dpt_deploy.core.contract import HEADS, ResizeRule
 from dpt_deploy.core.errors import BadInput, missing_package
 from dpt_deploy.core.files import existing_file
+from dpt_deploy.core.image_files import MAX_PIXELS
 
 from .commands import command
 from .data.augmentation import Augment, AugmentOptions
@@ -30,7 +31,7 @@ Precision = Literal["auto", "fp16", "bf16", "fp32"]
 RENAMED = {"tasks": "heads", "limit_train_batches": "max_train_batches", "limit_val_batches": "max_val_batches"}
 """Old name of an option -> the present one."""
 POSITIVE = ("epochs", "batch_size", "lr", "accumulate", "depth_scale", "layer_decay", "save_minutes", "samples",
-            "features")
+            "features", "max_pixels")
 NOT_NEGATIVE = ("backbone_lr_scale", "weight_decay", "clip_norm", "early_stopping", "seed", "w_depth", "w_normal",
                 "w_alpha", "w_gradient", "canonical_focal", "max_broken", "keep")
 
@@ -111,8 +112,10 @@ class TrainConfig(AugmentOptions, LossOptions, MainOptions):
     """End each validation after this many batches, for trials."""
     max_broken: int = 20
     """Broken samples that are skipped and named before the run stops with an error."""
+    max_pixels: Count = MAX_PIXELS
+    """Skip samples with more pixels than this."""
     check_data: bool = True
-    """Compare normals with depth before training, and stop if they follow another convention."""
+    """Before training, check the range of depth and compare normals with it; stop if they follow another convention."""
 
     amp: Precision = "auto"
     """Precision of the network: auto is fp16 with loss scaling on a GPU, and fp32 on a CPU."""

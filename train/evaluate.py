@@ -22,8 +22,9 @@ with cli.needing("train"):
     import tyro
     from tqdm import tqdm
 
-    from dpt_deploy.cli.options import Json, Limit, Workers
+    from dpt_deploy.cli.options import Count, Json, Limit, Workers
     from dpt_deploy.core.contract import Contract
+    from dpt_deploy.core.image_files import MAX_PIXELS
     from dpt_deploy.model import load_model, read_checkpoint
 
     from .data.conventions import AXES
@@ -63,6 +64,8 @@ class EvaluateConfig:
     """How the files store the components of normals."""
     max_broken: int = 20
     """Broken and incomplete samples that are skipped and named before the command stops with an error."""
+    max_pixels: Count = MAX_PIXELS
+    """Skip samples with more pixels than this."""
     json: Json = False
     out: Path | None = None
     """Also write the result to this JSON file."""
@@ -128,7 +131,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     Raises:
         DptError: The model or the data cannot be used, or too many samples are broken.
     """
-    source = open_source(config.data_root, config.normal_axes)
+    source = open_source(config.data_root, config.normal_axes, config.max_pixels)
     to = sys.stderr if config.json else sys.stdout  # with --json, standard output holds the result and nothing else
     broken = BrokenSamples(source, config.max_broken, partial(tqdm.write, file=to))
     model = open_model(config)

@@ -14,7 +14,8 @@ from dpt_deploy.core.errors import BadInput
 with cli.needing("train"):
     from tqdm import tqdm
 
-    from dpt_deploy.cli.options import Size, Workers, size_text
+    from dpt_deploy.cli.options import Count, Size, Workers, size_text
+    from dpt_deploy.core.image_files import MAX_PIXELS
 
     from .commands import command
     from .data.cache import CacheSource, is_cache, write_cache
@@ -42,13 +43,15 @@ class PrepareConfig:
     """Processes that read samples; 0 is in this process, auto is one per core, at most 8."""
     max_broken: int = 20
     """Broken and incomplete samples that are skipped and named before the command stops with an error."""
+    max_pixels: Count = MAX_PIXELS
+    """Skip samples with more pixels than this."""
     verify: bool = False
     """Only check the cache in --out: every checksum, and that --data-root has not changed since."""
 
 
 def prepare(config: PrepareConfig) -> tuple[int, int]:
     """Write the cache; returns how many samples were written, and skipped. Raises `BadInput` if too many are broken."""
-    source = open_source(config.data_root, config.normal_axes)
+    source = open_source(config.data_root, config.normal_axes, config.max_pixels)
     if config.out.resolve() == config.data_root.resolve() or is_cache(config.data_root):
         raise BadInput(f"data root {config.data_root}: expected original files, received a cache or the folder --out.")
     broken = BrokenSamples(source, config.max_broken, tqdm.write)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import io
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -142,8 +141,6 @@ class OnnxRuntimeSession(Session):
                 f"expected {PROVIDERS[provider]} to be active, but ONNX Runtime {ort.__version__} fell back to "
                 f"{session.get_providers()[0]}. Check that nvidia-smi lists a GPU, and that the CUDA and cuDNN "
                 f"libraries match this version: {install_command('gpu')}", backend=self.backend)
-        embedded = session.get_modelmeta().custom_metadata_map.get("contract")
-        bundle.check_contract(json.loads(embedded) if embedded else None, artifact.file)
         names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
         if names != [*self.inputs, *self.outputs]:
             raise ContractError(f"{path}: expected inputs and outputs {[*self.inputs, *self.outputs]}, received "

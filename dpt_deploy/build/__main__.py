@@ -13,6 +13,7 @@ with cli.needing("cli"):
 
     from ..cli.options import Precisions
     from ..core.bundle import Bundle
+    from ..core.files import locked
     from ..parity import load_budget
     from ..parity.judge import judge
     from ..report import write_report
@@ -43,6 +44,11 @@ class BuildConfig:
 def main(config: BuildConfig) -> int:
     """Exit status: 0 if the verdict passed, else 1."""
     load_budget(config.budget)  # fail before the builds if the budget is not valid
+    with locked(config.bundle):
+        return _build(config)
+
+
+def _build(config: BuildConfig) -> int:
     bundle = Bundle.open(config.bundle)
     if config.refit is not None:
         engines = refit_engines(bundle, Bundle.open(config.refit))

@@ -7,22 +7,27 @@ ONNX tools can read them.
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .contract import Contract
-from .errors import BadBundle, BadInput, ContractError
+from .errors import BadBundle, BadInput, ContractError, DptError
 from .files import sha256, write_json
 from .manifest import Artifact, Kind, Manifest, Record
+from .onnx_file import read_onnx_file
+from .values import parse_json
 from .verdict import ParityReport
 
 MANIFEST = "manifest.json"
+SKIPPED_IMAGES = "skipped_images"
+"""Among the manifest's options: the images of `--images` that could not be read, one line each."""
 PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
 VERDICT_FILES = (PARITY_JSON, REPORT_HTML, MODEL_CARD)
 """The files that hold the parity verdict on the bundle."""
+REPRODUCIBLE = {"onnx": True, "data": True, "reference": True, "engine": False, "cache": False}
+"""Whether making a file again from the same inputs gives the same bytes, by kind."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +99,15 @@ class Bundle:
             BadBundle: The manifest is missing, not valid, or of another format.
         """
         folder = Path(folder)
+        if folder.is_file():
+            remedy = f"Pass {folder.parent}." if (folder.parent / MANIFEST).is_file() else \
+                "Create a bundle with: python -m dpt_deploy.export best_model.pth"
+            raise BadBundle(f"{folder}: expected a bundle, which is a folder, but received a file. {remedy}")
         if not (folder / MANIFEST).is_file():
-            what = "there is no such folder" if not folder.exists() else f"it has no {MANIFEST}"
+            what = "the folder does not exist" if not folder.exists() else f"it contains no {MANIFEST}"
             raise BadBundle(
-                f"{folder}: expected a bundle, but {what}. Create one: python -m dpt_deploy.export best_model.pth"
+                f"{folder}: expected a bundle, but {what}. Create a bundle with: python -m dpt_deploy.export "
+                "best_model.pth"
             )
         return cls(folder, Manifest.read(folder / MANIFEST), on_verdict_removed)
 
@@ -119,9 +129,18 @@ class Bundle:
     def last_report(self) -> ParityReport | None:
         """The parity report of the last run. None if there is none or it is not readable."""
         try:
-            return ParityReport.from_json(json.loads((self.folder / PARITY_JSON).read_text(encoding="utf-8")))
+            return ParityReport.from_json(parse_json((self.folder / PARITY_JSON).read_text(encoding="utf-8")))
         except (OSError, ValueError):
             return None
+
+    def unjudged(self, artifact: Artifact) -> str:
+        """Why no parity verdict covers an artefact, with the command that gives one, or "" if one does."""
+        report = self.last_report() if self.find("report", file=PARITY_JSON) else None
+        if report is not None and any(stage.sha256 == artifact.sha256 for stage in report.stages):
+            return ""
+        what = f"its parity verdict does not cover {artifact.file}" if report is not None else \
+            "it has no parity verdict, because its export was interrupted or its graphs were replaced"
+        return f"{what}; judge it with: python -m dpt_deploy.parity {self.folder}"
 
     def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:
         """Artefacts of `kind` whose fields, or fields of `details`, equal `wanted`, in manifest order."""
@@ -133,29 +152,61 @@ class Bundle:
         ]
 
     def path(self, artifact: Artifact) -> Path:
-        """The path of an artefact whose file and external data match their hashes.
+        """The path of an artefact after checking its file, its external data and, of a graph, the embedded contract.
 
         Raises:
-            BadBundle: A file is missing or does not match the manifest.
+            BadBundle: A file is missing, not listed, outside the folder, or does not match its hash.
+            ContractError: A graph embeds no contract, or another one than the manifest.
         """
-        if damage := self.damage(artifact):
-            raise BadBundle(f"{self.folder}/{damage}. {self._remedy(artifact)}")
+        if (fault := self._fault(artifact)) is not None:
+            raise type(fault)(f"{self.folder}/{fault}. {self._remedy(artifact)}")
         return self.folder / artifact.file
 
     def damage(self, artifact: Artifact) -> str | None:
-        """What is wrong with an artefact's file or its external data, starting with the file's name, or None."""
-        for part in (artifact, *self.find("data", file=f"{artifact.file}.data")):
-            path = self.folder / part.file
-            if not path.is_file():
-                return f"{part.file} is missing from the bundle"
-            if path.stat().st_size != part.bytes or sha256(path) != part.sha256:
-                return (f"{part.file} is not the file that {MANIFEST} describes (SHA-256 expected "
-                        f"{part.sha256[:12]}...); it was changed, truncated or replaced")
-        return None
+        """Why `path` would refuse an artefact, starting with a file's name, or None."""
+        fault = self._fault(artifact)
+        return None if fault is None else str(fault)
 
     def intact(self, artifact: Artifact) -> bool:
-        """Whether an artefact's file and external data match their hashes."""
-        return self.damage(artifact) is None
+        """Whether `path` would accept an artefact."""
+        return self._fault(artifact) is None
+
+    def _fault(self, artifact: Artifact) -> DptError | None:
+        if (fault := self._file_fault(artifact)) is not None or artifact.kind != "onnx":
+            return fault
+        try:
+            graph = read_onnx_file(self.folder / artifact.file)
+        except ValueError as error:
+            return BadBundle(f"{artifact.file} is not a valid ONNX file: {error}")
+        listed = {part.file: part for part in self.artifacts}
+        for name in {*graph.external, *({f"{artifact.file}.data"} & listed.keys())}:
+            if name not in listed:
+                return BadBundle(f"{artifact.file} reads weights from {name!r}, which {MANIFEST} does not list")
+            if (fault := self._file_fault(listed[name])) is not None:
+                return fault
+        try:
+            embedded = Contract.from_json(parse_json(graph.metadata["contract"]))
+        except KeyError:
+            return ContractError(f"{artifact.file}: the graph embeds no contract")
+        except (BadInput, ValueError) as error:
+            return ContractError(f"{artifact.file}: the contract embedded in the graph is not valid ({error})")
+        if embedded != self.contract:
+            return ContractError(
+                f"{artifact.file}: the contract embedded in the graph differs from the one in {MANIFEST}")
+        return None
+
+    def _file_fault(self, part: Artifact) -> DptError | None:
+        path = self.folder / part.file
+        if not path.is_file():
+            return BadBundle(f"{part.file} is missing from the bundle")
+        if path.is_symlink() and path.resolve().parent != self.folder.resolve():
+            return BadBundle(f"{part.file} is a symbolic link to a file outside the bundle; copy the bundle with "
+                             "cp -rL")
+        received = sha256(path) if path.stat().st_size == part.bytes else None
+        if received != part.sha256:
+            return BadBundle(f"{part.file} does not match {MANIFEST} (expected SHA-256 {part.sha256[:12]}...): the "
+                             "file was modified, truncated or replaced")
+        return None
 
     def produce(self, recipe: Recipe) -> tuple[Artifact, bool]:
         """Produce or reuse the file of a recipe and register it. Returns the artefact and whether it was reused."""
@@ -175,15 +226,13 @@ class Bundle:
         Replacing a graph by a different one removes the verdict.
         """
         artifact = self._described(file, kind, **fields)
-        others = [a for a in self.artifacts if a.file != file]
-        data: list[Artifact] = []
+        parts = [artifact]
         if kind == "onnx":
             if any(before.sha256 != artifact.sha256 for before in self.find("onnx", file=file)):
                 self._forget_verdict()
-            others = [a for a in self.artifacts if a.file not in (file, f"{file}.data")]
-            if (self.folder / f"{file}.data").exists():
-                data = [self._described(f"{file}.data", "data")]
-        self.update(artifacts=(*others, artifact, *data))
+            parts += [self._described(name, "data") for name in self._data_files(file)]
+        replaced = {file, f"{file}.data", *(part.file for part in parts)} if kind == "onnx" else {file}
+        self.update(artifacts=(*(a for a in self.artifacts if a.file not in replaced), *parts))
         self.save()
         return artifact
 
@@ -196,7 +245,12 @@ class Bundle:
 
     def remove(self, artifact: Artifact) -> None:
         """Delete an artefact and its external data. Removing a graph also removes the verdict."""
-        self._forget([artifact, *self.find("data", file=f"{artifact.file}.data")])
+        data: set[str] = set()
+        if artifact.kind == "onnx":
+            data = {*self._data_files(artifact.file), f"{artifact.file}.data"}
+            for other in self.find("onnx"):
+                data -= set(self._data_files(other.file)) if other.file != artifact.file else set()
+        self._forget([artifact, *(part for part in self.find("data") if part.file in data)])
         if artifact.kind == "onnx":
             self._forget_verdict()
         self.save()
@@ -217,14 +271,17 @@ class Bundle:
         if verdict_removed:
             self._on_verdict_removed(self)
 
-    def check_contract(self, contract: dict[str, Any] | None, file: str) -> None:
-        """Raise `ContractError` if the contract embedded in an ONNX file differs from the manifest's."""
-        if contract is not None and Contract.from_json(contract) != self.contract:
-            raise ContractError(f"{self.folder / file} contains another contract than {MANIFEST}. {self._remedy()}")
-
     def _described(self, file: str, kind: Kind, **fields: Any) -> Artifact:
         path = self.folder / file
-        return Artifact(file=file, kind=kind, sha256=sha256(path), bytes=path.stat().st_size, **fields)
+        known = {"reproducible": REPRODUCIBLE[kind]} if kind in REPRODUCIBLE else {}
+        return Artifact(file=file, kind=kind, sha256=sha256(path), bytes=path.stat().st_size, **known, **fields)
+
+    def _data_files(self, file: str) -> list[str]:
+        """The existing files in the folder that hold weights of an ONNX file."""
+        names = [f"{file}.data"]
+        with contextlib.suppress(OSError, ValueError):  # `path` refuses a file that is not valid
+            names += [name for name in read_onnx_file(self.folder / file).external if name not in names]
+        return [name for name in names if Path(name).name == name and (self.folder / name).is_file()]
 
     def _forget_verdict(self) -> None:
         self._forget([artifact for artifact in self.artifacts if artifact.file in VERDICT_FILES])

@@ -26,6 +26,10 @@ from .errors import BadInput, ContractError
 
 HEADS = ("depth", "normals", "alpha")
 RESIZE_RULES = ("stretch", "letterbox")
+MAX_INPUT_SIZE = 1 << 16
+"""The largest height or width of the network's input [pixels]."""
+MAX_NUMBER = 1e9
+"""The largest mean or standard deviation that a file may state."""
 
 ResizeRule = Literal["stretch", "letterbox"]
 Graph = Literal["model", "frame"]
@@ -176,13 +180,23 @@ class Contract:
     def from_json(cls, value: dict[str, Any]) -> Contract:
         """The inverse of `to_json`. Raises `BadInput` for a missing or malformed field."""
         try:
-            return cls(
-                input_size=(int(value["input_size"][0]), int(value["input_size"][1])),
-                mean=tuple(float(x) for x in value["mean"]),
-                std=tuple(float(x) for x in value["std"]),
-                resize=value["resize"],
-                heads=tuple(value["heads"]),
-            )
-        except (KeyError, TypeError, ValueError, IndexError) as error:
+            size = _numbers(value["input_size"], 2, MAX_INPUT_SIZE)
+            if not all(isinstance(number, int) and number >= 1 for number in size):
+                raise ValueError(f"input_size {size}")
+            mean, std = (tuple(map(float, _numbers(value[key], 3, MAX_NUMBER))) for key in ("mean", "std"))
+            heads = value["heads"]
+            if not isinstance(heads, list | tuple) or not all(isinstance(head, str) for head in heads):
+                raise ValueError(f"heads {heads!r:.100}")
+            return cls(size, mean, std, value["resize"], tuple(heads))
+        except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise BadInput(f"contract: expected the fields {[f.name for f in dataclasses.fields(cls)]}, "
                            f"but {type(error).__name__}: {error}. Export the bundle again.") from error
+
+
+def _numbers(value: Any, count: int, limit: float) -> tuple[float, ...]:
+    """`value` as a tuple of `count` numbers, none of which exceeds `limit`. Raises `ValueError` otherwise."""
+    if not isinstance(value, list | tuple) or len(value) != count or not all(
+        isinstance(number, int | float) and not isinstance(number, bool) and abs(number) <= limit for number in value
+    ):
+        raise ValueError(f"expected {count} numbers up to {limit:g}, received {value!r:.100}")
+    return tuple(value)

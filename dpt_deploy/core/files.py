@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -13,6 +14,10 @@ from pathlib import Path
 from typing import Any
 
 from .errors import BadInput
+
+TEMPORARY = ".dpt-tmp"
+"""Suffix of temporary folders. A later run deletes those of processes that were killed."""
+_cleaned: set[Path] = set()
 
 
 @contextlib.contextmanager
@@ -25,7 +30,8 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        folder = Path(tempfile.mkdtemp(prefix=f".{path.name}.", dir=path.parent))
+        _remove_left_over(path.parent)
+        folder, descriptor = _temporary_folder(path)
     except OSError as error:
         raise cannot_write(path, error) from error
     try:
@@ -37,12 +43,140 @@ def replacing(path: Path | str) -> Iterator[Path]:
         raise cannot_write(path, error) from error
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+@contextlib.contextmanager
+def locked(folder: Path | str, create: bool = False) -> Iterator[None]:
+    """Hold the lock on writing to `folder`, so that two commands never mix their files.
+
+    The lock is on the folder itself and leaves no file. The kernel releases it when the process ends, however it ends.
+    File systems without locks are not guarded.
+
+    Args:
+        folder: The folder. Without `create`, a missing folder is not an error here.
+        create: Create the folder, and remove it at the end if it is still empty.
+
+    Raises:
+        BadInput: Another process is writing there, or the folder cannot be created.
+    """
+    folder = Path(folder)
+    created = create and not folder.exists()
+    if created:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise cannot_write(folder, error) from error
+    if not folder.is_dir():
+        yield
+        return
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        if _lock(descriptor) is False:
+            raise BadInput(f"{folder}: another export, build or parity run is writing here. Wait until it ends, or use "
+                           "another folder.")
+        yield
+    finally:
+        if created:
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, wait: bool = False) -> bool | None:
+    """Lock an open file or folder. False if another process holds the lock, None if there are no locks here."""
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except BlockingIOError:
+        return False
+    except (ImportError, OSError):
+        return None
+    return True
+
+
+def _temporary_folder(path: Path) -> tuple[Path, int]:
+    """A new locked folder next to `path`, and its descriptor."""
+    while True:
+        folder = tempfile.mkdtemp(prefix=f".{path.name}.", suffix=TEMPORARY, dir=path.parent)
+        with contextlib.suppress(FileNotFoundError):  # another process took it for left over before it was locked
+            descriptor = os.open(folder, os.O_RDONLY)
+            _lock(descriptor, wait=True)
+            if os.path.exists(folder):
+                return Path(folder), descriptor
+            os.close(descriptor)
+
+
+def _remove_left_over(parent: Path) -> None:
+    """Delete the temporary folders of killed processes, once per process and parent: those that nobody has locked."""
+    if (parent := parent.resolve()) in _cleaned:
+        return
+    _cleaned.add(parent)
+    with contextlib.suppress(OSError):
+        for entry in os.scandir(parent):
+            if entry.name.endswith(TEMPORARY) and entry.is_dir(follow_symlinks=False):
+                descriptor = os.open(entry.path, os.O_RDONLY)
+                if _lock(descriptor):
+                    shutil.rmtree(entry.path, ignore_errors=True)
+                os.close(descriptor)
 
 
 def cannot_write(path: Path | str, error: BaseException) -> BadInput:
-    """The error for a failed write, with the system's reason from `error`."""
-    reason = getattr(error, "strerror", None) or str(error).splitlines()[0]
-    return BadInput(f"cannot write {path}: {reason}. Free disk space or choose another output folder, then run again.")
+    """The error for a failed write: the system's reason from `error`, and the advice that fits this reason."""
+    path, code = Path(path), getattr(error, "errno", None)
+    reason = getattr(error, "strerror", None) or (str(error).splitlines() or [type(error).__name__])[0].rstrip(".")
+    if code in (errno.ENOTDIR, errno.EEXIST) and (file := _file_among(path)):
+        return BadInput(f"cannot write {path}: {file} is a file, and a folder is needed there. "
+                        "Choose another output folder.")
+    if code is None and (free := _free_bytes(path)) is not None and free < _FULL:
+        code = errno.ENOSPC  # libraries such as OpenEXR and torch do not pass the system's reason on
+        reason = f"{reason} (no space left on the disk)"
+    return BadInput(f"cannot write {path}: {reason}. {_ADVICE.get(code, 'Choose another output folder.')}")
+
+
+_FULL = 1 << 20  # bytes
+_ADVICE = {
+    errno.ENOSPC: "Free disk space or choose another output folder, then run again.",
+    errno.EDQUOT: "Free space in your quota or choose another output folder, then run again.",
+    errno.EFBIG: "The file system or a limit of the shell (ulimit -f) does not allow files this large. "
+                 "Choose another output folder.",
+    errno.EACCES: "You have no permission to write there. Change the permissions or choose another output folder.",
+    errno.EPERM: "You have no permission to write there. Change the permissions or choose another output folder.",
+    errno.EROFS: "The file system is mounted read-only. Choose another output folder.",
+    errno.EISDIR: "A folder has the name of the file. Rename it or choose another output folder.",
+    errno.ENOTEMPTY: "A folder has the name of the file. Rename it or choose another output folder.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.EMFILE: "Too many files are open in this process. Raise the limit with ulimit -n, then run again.",
+    errno.EIO: "The disk reports a fault. Choose another output folder.",
+}
+
+
+def unwritable(folder: Path | str) -> str | None:
+    """Why no file can be created in a folder, by creating one; None if one can. The folder need not exist yet."""
+    folder = Path(folder).absolute()
+    while not os.path.exists(folder) and folder != folder.parent:
+        folder = folder.parent
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return str(cannot_write(folder, error))
+
+
+def _file_among(path: Path) -> Path | None:
+    """The first of `path` and the folders above it that is a file."""
+    return next((one for one in (*reversed(path.parents), path) if one.is_file()), None)
+
+
+def _free_bytes(path: Path) -> int | None:
+    try:
+        return shutil.disk_usage(next(one for one in path.absolute().parents if one.is_dir())).free
+    except (OSError, StopIteration):
+        return None
 
 
 def write_text(path: Path | str, text: str) -> None:

@@ -46,6 +46,7 @@ def upgraded(stage: dict[str, Any]) -> dict[str, Any]:
 def _finding(reason: str) -> dict[str, Any]:
     """Convert a reason. Budget violations become data, so the stage can be evaluated against another budget."""
     if found := _OVER_BUDGET.fullmatch(reason):
-        return {"fault": "over budget"} | found.groupdict()
+        numbers = {key: float(found[key]) for key in ("value", "bound")}
+        return {"fault": "over budget"} | found.groupdict() | numbers
     heads = (about["head"] for pattern in _FAULTS if (about := pattern.fullmatch(reason)))
     return {"fault": "raised", "head": next(heads, None), "detail": reason}

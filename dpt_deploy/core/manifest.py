@@ -9,17 +9,29 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    ValidationError,
+    WrapValidator,
+    field_validator,
+)
 
 from .contract import Contract, Graph
 from .errors import BadBundle, BadInput
-from .verdict import Number, Stage, stage_from_json, to_json
+from .values import Number, Sha256, StrictBool, StrictFloat, StrictInt, parse_json
+from .verdict import Stage, stage_from_json, to_json
 
 FORMAT = 1
+MAX_BYTES = 16 << 20
+"""The largest `manifest.json` that is read. A typical one has 20 kB."""
 Kind = Literal["onnx", "data", "engine", "cache", "reference", "report"]
 Precision = Literal["fp16", "bf16", "fp32"]
 Weights = Literal["fixed", "refittable", "stripped"]
@@ -43,43 +55,59 @@ class PrecisionPlan:
     """The type of everything not listed in `fp32`."""
     fp32: tuple[str, ...] = ("activations", "resize")
     """Parts kept in FP32: module names such as decoder.fusion.2, or residual, activations, resize."""
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Keys of a newer version in the manifest that it was read from. They are written again."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
+        """Plain JSON values of the known fields."""
         return {"precision": self.precision, "fp32": list(self.fp32)}
+
+
+def _keeping_unknown_keys(value: Any, validate: Any) -> PrecisionPlan:
+    if not isinstance(value, dict):
+        return validate(value)
+    known = [entry.name for entry in fields(PrecisionPlan) if entry.name != "unknown"]
+    plan = validate({key: item for key, item in value.items() if key in known})
+    return replace(plan, unknown={key: item for key, item in value.items() if key not in known})
+
+
+Plan = Annotated[
+    PrecisionPlan, WrapValidator(_keeping_unknown_keys), PlainSerializer(lambda plan: plan.unknown | plan.to_json()),
+]
+"""A precision plan as a field of a manifest."""
 
 
 class ShapeRange(Record):
     """The shapes that an engine accepts at one input."""
 
-    min: tuple[int, ...]
-    opt: tuple[int, ...]
+    min: tuple[StrictInt, ...]
+    opt: tuple[StrictInt, ...]
     """The shape that the engine is optimised for."""
-    max: tuple[int, ...]
+    max: tuple[StrictInt, ...]
 
 
 class AttentionRecord(Record):
     """The attention section of a certificate."""
 
-    status: str = ""
+    status: Literal["passed", "failed", "not run", ""] = ""
     reason: str = ""
-    blocks: int | None = None
+    blocks: StrictInt | None = None
     """Number of attention blocks in the backbone."""
-    layers: int | None = None
+    layers: StrictInt | None = None
     """Number of attention layers in the network."""
 
 
 class FlopsRecord(Record):
     """Matrix FLOPs for a batch of one."""
 
-    share: float | None = None
+    share: StrictFloat | None = None
     """Fraction in half precision."""
 
 
 class Certificate(Record):
     """The precision that an engine really uses. `build.certificate` documents all keys."""
 
-    status: str = "none"
+    status: Literal["passed", "failed", "none"] = "none"
     reasons: tuple[str, ...] = ()
     flops: FlopsRecord = FlopsRecord()
     attention: AttentionRecord = AttentionRecord()
@@ -88,8 +116,8 @@ class Certificate(Record):
 class GraphDetails(Record):
     """Details of an ONNX graph."""
 
-    opset: int | None = None
-    plan: PrecisionPlan | None = None
+    opset: StrictInt | None = None
+    plan: Plan | None = None
 
 
 class EngineDetails(Record):
@@ -102,14 +130,14 @@ class EngineDetails(Record):
     """Compute capability of the target GPU, such as "9.0". None if it is not tied to one."""
     profile: dict[str, ShapeRange] = {}
     """Accepted shapes by input name."""
-    max_pixels: int | None = None
+    max_pixels: StrictInt | None = None
     """Largest product of batch, height and width of a frame graph's input."""
     weights: Weights = "fixed"
-    version_compatible: bool = False
-    hardware_compatible: bool = False
-    made_from: str | None = None
+    version_compatible: StrictBool = False
+    hardware_compatible: StrictBool = False
+    made_from: Sha256 | None = None
     """SHA-256 of the graph that it was built from."""
-    refitted_from: str | None = None
+    refitted_from: Sha256 | None = None
     """SHA-256 of the engine whose weights were replaced."""
     certificate: Certificate | None = None
 
@@ -120,14 +148,18 @@ class Artifact(Record):
     file: str
     """File name within the bundle's folder."""
     kind: Kind
-    sha256: str
-    bytes: int
+    sha256: Sha256
+    bytes: Annotated[StrictInt, Field(ge=0)]
     graph: Graph | None = None
     """None if the file is neither a graph nor an engine."""
     precision: Precision | None = None
     """The default precision of the graph."""
     key: str | None = None
     """Hash of everything the file depends on. Another run with an equal key reuses the file."""
+    reproducible: StrictBool | None = None
+    """Whether making the file again from the same inputs gives the same bytes, and so the same hash. Graphs and the
+    reference are reproducible on one machine. Engines are not: a builder chooses kernels by timing them. None if the
+    version that wrote the manifest did not say."""
     details: GraphDetails | EngineDetails | Record = Field(default_factory=dict, validate_default=True)
 
     @field_validator("file")
@@ -145,14 +177,15 @@ class Artifact(Record):
         return details if isinstance(details, wanted) else wanted.model_validate(details)
 
     def to_json(self) -> dict[str, Any]:
-        return json.loads(self.model_dump_json()) | {"details": self.details.to_json()}
+        unset = {"reproducible"} if self.reproducible is None else set()
+        return json.loads(self.model_dump_json(exclude=unset)) | {"details": self.details.to_json()}
 
 
 class Checkpoint(Record):
     """The checkpoint that a bundle was exported from."""
 
     file: str = "best_model.pth"
-    sha256: str = ""
+    sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
 class Assumption(Record):
@@ -177,28 +210,30 @@ class ModelRecord(Record):
     """The architecture, as written by `dpt_deploy.model.ModelConfig`."""
 
     backbone: str = "unknown"
-    depth_scale: float = 5.0
+    depth_scale: Annotated[StrictFloat, Field(gt=0, allow_inf_nan=False)] = 5.0
 
 
 class TrialRecord(Record):
     """One precision plan that the search tried."""
 
     name: str
-    plan: PrecisionPlan
-    passed: bool
+    plan: Plan
+    passed: StrictBool
     heads: dict[str, dict[str, Number]] = {}
     reasons: tuple[str, ...] = ()
-    backbone_half: float | None = None
+    backbone_half: StrictFloat | None = None
     """Fraction of the backbone's matrix FLOPs in half precision."""
-    decoder_half: float | None = None
+    decoder_half: StrictFloat | None = None
     """The same for decoder and heads."""
 
 
 def _readable_stage(value: Any) -> Stage | None:
-    """The stage, or None if an earlier version wrote it, so that it is judged again."""
+    """The stage, or None if a version before 0.1.0 wrote it, so that it is judged again."""
     try:
-        return value if isinstance(value, Stage) else stage_from_json(value)
+        return value if value is None or isinstance(value, Stage) else stage_from_json(value)
     except ValueError:
+        if isinstance(value, dict) and "id" in value:
+            raise
         return None
 
 
@@ -207,7 +242,7 @@ class PrecisionRecord(Record):
 
     key: str | None = None
     """Hash of everything the choice depends on."""
-    plan: PrecisionPlan
+    plan: Plan
     trials: tuple[TrialRecord, ...] = ()
     stage: Annotated[Stage | None, BeforeValidator(_readable_stage)] = None
     """The parity result of PyTorch in the plan's precision."""
@@ -254,14 +289,17 @@ class Manifest(Record):
     def read(cls, path: Path) -> Self:
         """Read `manifest.json`. Raises `BadBundle` if it is not a valid manifest."""
         try:
-            value = json.loads(path.read_text(encoding="utf-8"))
+            if (size := path.stat().st_size) > MAX_BYTES:
+                raise BadBundle(f"{path}: expected at most {MAX_BYTES} bytes, received {size}. Export the checkpoint "
+                                "again.")
+            value = parse_json(path.read_text(encoding="utf-8"))
             found = value.get("format") if isinstance(value, dict) else None
             if isinstance(found, int) and found != FORMAT:
                 raise BadBundle(
                     f"{path}: expected format {FORMAT}, received {found}. Export the checkpoint again with this "
                     "version of dpt-deploy, or install the version that wrote it."
                 )
-            return cls.model_validate(value)
+            manifest = cls.model_validate(value)
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
@@ -270,6 +308,10 @@ class Manifest(Record):
         except (OSError, ValueError, RecursionError) as error:
             raise BadBundle(f"{path}: expected a manifest of format {FORMAT}, but it is not valid JSON ({error}). "
                             "Export the checkpoint again.") from error
+        if "artifacts" not in manifest.model_fields_set:
+            raise BadBundle(f"{path}: expected a manifest of format {FORMAT}, but artifacts: Field required. "
+                            "Export the checkpoint again.")
+        return manifest
 
     def to_json(self) -> dict[str, Any]:
         value = super().to_json() | {"artifacts": [artifact.to_json() for artifact in self.artifacts]}

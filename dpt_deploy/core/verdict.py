@@ -10,13 +10,14 @@ import json
 import math
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import BeforeValidator, TypeAdapter
+from pydantic import TypeAdapter
 
 from .contract import Graph
 from .errors import Cause
 from .legacy import upgraded
+from .values import Number, Sha256, StrictBool, StrictFloat
 
 Status = Literal["passed", "failed", "not run"]
 AT_LEAST = ("iou", "within_1_percent")  # metrics with a lower bound
@@ -24,12 +25,8 @@ LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0)
 """The quantiles of the error maps that a stage stores."""
 CHECKPOINT, REFERENCE = "the checkpoint", "PyTorch FP32"
 PRECISIONS = ("fp32", "bf16", "fp16")
-JUDGE_AGAIN = ("it has a limit now, and had none when an earlier run judged this stage; judge it again with dpt parity "
-               "BUNDLE --checkpoint FILE, and engines on a GPU")
 
-# JSON has no NaN. A non-finite metric is written as null, and null is read as NaN, which never passes.
-Number = Annotated[float, BeforeValidator(lambda value: math.nan if value is None else value)]
-Budget = dict[str, dict[str, dict[str, float]]]
+Budget = dict[str, dict[str, dict[str, StrictFloat]]]
 """Limits by precision ("fp32", "fp16"), head and metric."""
 
 
@@ -96,7 +93,7 @@ class Finding:
     metric: str | None = None
     value: Number = math.nan
     """The metric, the fraction of non-finite values, or the relative difference of a tensor."""
-    bound: float | None = None
+    bound: StrictFloat | None = None
     image: str | None = None
     """Name of the parity input."""
     name: str = ""
@@ -162,7 +159,7 @@ class Stage:
 
     id: StageId
     status: Status
-    sha256: str | None = None
+    sha256: Sha256 | None = None
     """SHA-256 of the artefact."""
     heads: dict[str, dict[str, Number]] = field(default_factory=dict)
     """Per head and metric, the worst value over the judged images."""
@@ -178,10 +175,12 @@ class Stage:
     """Explains `cause` and says what to run."""
     quantiles: dict[str, tuple[Number, ...]] = field(default_factory=dict)
     """Per head, the quantiles of the error map at `LEVELS`, each the worst over the judged images."""
-    earlier: bool = False
+    earlier: StrictBool = False
     """Judged by an earlier run with the same file and reference."""
     compared: Compared | None = None
     """How much was compared. None if it was not run, or judged by a version that did not count."""
+    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+    """Keys of a newer version in the manifest that the stage was read from. They are written again."""
 
     def __post_init__(self) -> None:
         if self.status == "passed" and self.compared is not None and self.compared.nothing:
@@ -230,8 +229,10 @@ class ParityReport:
     """Name of the budget file, or "default"."""
     inputs: tuple[str, ...]
     """Names of the parity images."""
-    reference: str | None = None
+    reference: Sha256 | None = None
     """SHA-256 of the reference outputs."""
+    quick: bool = False
+    """Whether the export chose only a few inputs (--parity quick)."""
     assumed: tuple[str, ...] = ()
     """The facts that the export assumed, one sentence each. The reference was made with them, so a pass does not
     confirm them."""
@@ -301,6 +302,8 @@ class ParityReport:
             tail += f"; {earlier} judged earlier"
         if self.budget_file != "default":
             tail += f"; budget taken from {self.budget_file}"
+        if self.quick:
+            tail += f"; quick: judged on {len(self.inputs)} inputs only"
         if self.assumed:
             facts = ", ".join(sentence.partition(" ")[0] for sentence in self.assumed)
             tail += f"; assumed and not verified: {facts}"
@@ -329,23 +332,27 @@ class ParityReport:
 
 _REPORT: TypeAdapter[ParityReport] = TypeAdapter(ParityReport)
 _STAGE: TypeAdapter[Stage] = TypeAdapter(Stage)
+_FIELDS = {entry.name for entry in dataclasses.fields(Stage)} - {"unknown"}
 
 
 def to_json(value: Stage | ParityReport) -> dict[str, Any]:
     """A stage or report as plain JSON values. Non-finite numbers become null."""
-    adapter = _REPORT if isinstance(value, ParityReport) else _STAGE
-    return json.loads(adapter.dump_json(value))
+    if isinstance(value, ParityReport):
+        return json.loads(_REPORT.dump_json(value, exclude={"stages": {"__all__": {"unknown"}}}))
+    return value.unknown | json.loads(_STAGE.dump_json(value, exclude={"unknown"}))
 
 
 def stage_from_json(value: Any) -> Stage:
     """The inverse of `to_json`. Raises `ValueError` for anything but a stage."""
-    return _STAGE.validate_python(_current(value))
+    unknown = {key: item for key, item in value.items() if key not in _FIELDS} if "id" in value else {}
+    return dataclasses.replace(_STAGE.validate_python(_current(value)), unknown=unknown)
 
 
 def _current(stage: Any) -> Any:
-    """The JSON of a stage in the current form."""
+    """The known fields of the JSON of a stage, in the current form."""
     try:
-        return upgraded(stage) if "id" not in stage else stage
+        current = stage if "id" in stage else upgraded(stage)
+        return {key: item for key, item in current.items() if key in _FIELDS}
     except (AttributeError, KeyError, TypeError) as error:
         raise ValueError(f"expected a stage of a parity report ({type(error).__name__}: {error})") from error
 
@@ -368,50 +375,3 @@ def in_order(stages: list[Stage]) -> list[Stage]:
         return rank, graph if kind is StageKind.GRAPH else 0, PRECISIONS.index(stage.precision)
 
     return sorted(stages, key=position)
-
-
-def limits_of(budget: Budget, precision: str) -> dict[str, dict[str, float]]:
-    """The limits for `precision` by head and metric."""
-    return budget["fp32" if precision == "fp32" else "fp16"]
-
-
-def over_budget(
-    heads: dict[str, dict[str, float]], worst: dict[str, str], limits: dict[str, dict[str, float]]
-) -> list[Finding]:
-    """A finding for each metric over its limit. NaN always is. `worst` is the name of the worst image by head."""
-    return [
-        Finding(Fault.OVER_BUDGET, head, metric, value, bound, worst.get(head))
-        for head, limit in limits.items() if head in heads
-        for metric, bound in limit.items() if not within(metric, value := heads[head].get(metric, math.nan), bound)
-    ]
-
-
-def within(metric: str, value: float, bound: float) -> bool:
-    """Whether a metric is within its limit. NaN never is."""
-    return value >= bound if metric in AT_LEAST else value <= bound
-
-
-def share_of_budget(metric: str, value: float, bound: float) -> float:
-    """The fraction of its budget that a metric uses. Above 1 is over budget; NaN counts as infinite."""
-    if metric in AT_LEAST:
-        value, bound = 1 - value, 1 - bound
-    if math.isnan(value):
-        return math.inf
-    return value / bound if bound > 0 else (math.inf if value > 0 else 0.0)
-
-
-def held_to(stage: Stage, budget: Budget) -> Stage:
-    """Evaluate the stored metrics of a stage against another budget."""
-    if stage.status == "not run":
-        return stage
-    others = tuple(finding for finding in stage.findings if finding.metric is None)
-    limits = limits_of(budget, stage.precision)
-    # Only an earlier version of this package did not measure a metric that it is held to.
-    missing = {(head, metric) for head, bounds in limits.items() if head in stage.heads
-               for metric in bounds if metric not in stage.heads[head]}
-    over = [finding for finding in over_budget(stage.heads, stage.worst, limits)
-            if (finding.head, finding.metric) not in missing]
-    findings = (*over, *(Finding(Fault.NOT_MEASURED, head, metric, detail=JUDGE_AGAIN)
-                         for head, metric in sorted(missing)), *others)
-    return dataclasses.replace(stage, status="failed" if findings else "passed", findings=findings)
-

@@ -43,8 +43,16 @@ def main(config: DoctorConfig) -> int:
         _print("This machine", found["machine"])
         if bundle:
             _print(f"Bundle {bundle.folder}", found["bundle"])
-        print(f"FAILED: {len(failed)}, first {failed[0].subject}" if failed else "No check failed.")
+        print(_summary(failed, [check for checks in found.values() for check in checks if check.status == "warning"]))
     return 1 if failed else 0
+
+
+def _summary(failed: list[Check], warnings: list[Check]) -> str:
+    text = f"FAILED: {len(failed)}, first {failed[0].subject}" if failed else "No check failed"
+    if warnings:
+        text += f"; {len(warnings)} warnings: " if len(warnings) > 1 else "; 1 warning: "
+        text += ", ".join(dict.fromkeys(check.subject for check in warnings))
+    return text + "."
 
 
 def _print(title: str, checks: list[Check]) -> None:

@@ -8,6 +8,7 @@ import platform
 import re
 import shutil
 import sys
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
@@ -16,19 +17,21 @@ import numpy as np
 
 from .. import backends
 from ..backends import Check, device
+from ..core.bundle import MANIFEST
+from ..core.files import unwritable
 from ..core.install import install_command, reinstall_command
 
 MIN_FREE_BYTES = 4e9  # an export of a ViT-B with both engines takes 1.8 GB
 
 
 def check_machine(folder: Path) -> list[Check]:
-    """All checks of the machine, with the free disk space at `folder`."""
+    """All checks of the machine, with free space and permissions at `folder`, the bundle's or the working folder."""
     checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.machine()}, {sys.platform}")]
     checks += _guarded("driver", driver) + _guarded("GPU", gpu)
     for backend in backends.registered():
         checks += _guarded(backend.title, backend.diagnose, backend.package)
     checks += _guarded("OpenCV", opencv, "opencv-python") + _guarded("PyTorch", torch, "torch", "torchvision")
-    return [*checks, disk(folder)]
+    return [*checks, disk(folder), *writable(folder)]
 
 
 def driver() -> list[Check]:
@@ -96,6 +99,25 @@ def disk(folder: Path) -> Check:
     enough = free >= MIN_FREE_BYTES
     return Check("disk", "ok" if enough else "warning", f"{free / 1e9:.0f} GB free" + ("" if enough else
                  f", and an export needs up to {MIN_FREE_BYTES / 1e9:.0f} GB"), "" if enough else f"df -h {folder}")
+
+
+def writable(folder: Path) -> list[Check]:
+    """Whether files can be created in the folders that commands write to."""
+    uses = {
+        folder.absolute(): "export, build and parity write a bundle" if (folder / MANIFEST).exists() else
+                           "commands write their results",
+        Path.cwd(): "commands write their results, unless --out names another folder",
+    }
+    checks = []
+    for place, use in uses.items():
+        if reason := unwritable(place):
+            checks.append(Check("output folder", "warning", f"{use} to {place}, which cannot be written", reason))
+    try:
+        tempfile.gettempdir()
+    except OSError as error:
+        checks.append(Check("temporary folder", "failed", error.strerror or str(error),
+                            "Set TMPDIR to a folder that can be written."))
+    return checks or [Check("output folder", "ok", f"{folder.absolute()} can be written")]
 
 
 def _guarded(subject: str, check: Callable[[], list[Check]], *packages: str) -> list[Check]:

@@ -6,17 +6,18 @@ from .. import cli
 
 with cli.needing("export"):
     from ..build import benchmark_command
-    from ..report.terminal import print_outcome
+    from ..report.terminal import print_outcome, skipped_images
     from .pipeline import ExportConfig, export_checkpoint
 
 PROG = "python -m dpt_deploy.export"
 
 
 def main(config: ExportConfig) -> int:
-    """Exit status: 0 if the verdict passed, else 1."""
+    """Exit status: 0 if the verdict passed and every image was read, else 1."""
     bundle, report = export_checkpoint(config, command=cli.command_line(PROG))
     print_outcome(bundle, report, [benchmark_command(bundle, engine) for engine in bundle.find("engine")])
-    return 0 if report.passed else 1
+    skipped = skipped_images(bundle)
+    return 0 if report.passed and not skipped else 1
 
 
 COMMAND = cli.Command(ExportConfig, main, PROG, renamed={

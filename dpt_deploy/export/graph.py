@@ -16,7 +16,7 @@ import onnx
 import torch
 from torch import nn
 
-from ..core.contract import Contract, Graph
+from ..core.contract import Contract, Graph, TensorSpec
 from ..core.errors import BuildError, first_line
 from ..core.files import replacing
 
@@ -37,28 +37,39 @@ def export_graph(
         metadata: Entries to add to the graph's metadata.
 
     Raises:
-        BuildError: The exporter failed, or the graph does not pass `onnx.checker`, or differs from the contract.
+        BuildError: The exporter failed, or the graph does not pass `onnx.checker` or differs from the contract.
     """
-    (name, spec), = contract.inputs(graph).items()
+    (spec,) = contract.inputs(graph).values()
+    distinct = _distinct_copy(module)
+    model = trace(distinct, [spec], list(contract.outputs(graph)), path.name, opset)
+    _restore_weights(model, distinct, module)
+    finish(model, path, graph, contract, metadata)
+
+
+def trace(module: nn.Module, inputs: list[TensorSpec], outputs: list[str], what: str, opset: int) -> onnx.ModelProto:
+    """What torch.onnx makes of a module. Raises `BuildError`, which names the module as `what`."""
     # The exporter would make a batch of 1 constant, and equal height and width one axis.
     sizes = {"batch": 2, "height": 96, "width": 128}
-    shape = [sizes.get(axis, axis) for axis in spec.shape]
-    example = torch.zeros(shape, dtype=getattr(torch, spec.dtype))
-    dynamic = {i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
-    outputs = contract.outputs(graph)
-    distinct = _distinct_copy(module)
+    examples = [torch.zeros([sizes.get(axis, axis) for axis in spec.shape], dtype=getattr(torch, spec.dtype))
+                for spec in inputs]
+    dynamic = tuple({i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
+                    for spec in inputs)
+    if len(inputs) > 1:  # forward(frame, *maps)
+        dynamic = (dynamic[0], dynamic[1:])
     with warnings.catch_warnings(), _quiet(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
-            program = torch.onnx.export(
-                distinct, (example,), dynamo=True, opset_version=opset, input_names=[name],
-                output_names=list(outputs), dynamic_shapes=(dynamic,), verbose=False,
-            )
+            return torch.onnx.export(
+                module, tuple(examples), dynamo=True, opset_version=opset, input_names=[spec.name for spec in inputs],
+                output_names=outputs, dynamic_shapes=dynamic, verbose=False,
+            ).model_proto
         except Exception as error:  # the exporter raises exceptions of many types
-            raise BuildError(f"{path.name}: torch.onnx could not export it at opset {opset} ({first_line(error)}). "
+            raise BuildError(f"{what}: torch.onnx could not export it at opset {opset} ({first_line(error)}). "
                              "Use the torch and onnxscript versions in constraints.txt.") from error
-    model = program.model_proto
-    _restore_weights(model, distinct, module)
+
+
+def finish(model: onnx.ModelProto, path: Path, graph: Graph, contract: Contract, metadata: dict[str, str]) -> None:
+    """Name the axes, add the metadata, and write the file."""
     _name_axes(model, contract, graph)
     for key, value in (metadata | {"contract": json.dumps(contract.to_json()), "graph": graph}).items():
         model.metadata_props.add(key=key, value=value)

@@ -20,6 +20,8 @@ from ..core import manifest
 from ..core.bundle import Bundle, Recipe
 from ..core.contract import Contract, ResizeRule
 from ..core.errors import BadInput, BuildError
+from ..core.files import locked
+from ..core.image_files import MAX_PIXELS
 from ..core.manifest import Assumption, Manifest, Precision, PrecisionPlan, PrecisionRecord
 from ..core.verdict import ParityReport, Stage
 from ..core.version import __version__
@@ -29,9 +31,10 @@ from ..parity.judge import WorstMaps
 from ..parity.reference import FILE, Reference
 from ..report import write_report
 from ..report.model_card import reset_model_card
+from .frame_graph import Processing, export_frame_graph, trace_processing
 from .graph import export_graph
 from .precision import check_plan, typed, typed_frame
-from .pytorch_reference import ParityInput, hash_inputs, make_reference, parity_inputs
+from .pytorch_reference import ParityInput, ParityInputs, hash_inputs, make_reference, parity_inputs, quick_inputs
 from .pytorch_stages import judge_weights
 from .search import judge_half, search_plan
 
@@ -65,6 +68,10 @@ class ExportConfig:
     """Image or folder of images for the parity verdict. Default: built-in scenes."""
     max_images: Count = 8
     """Use at most this many images of a folder, evenly spaced."""
+    parity: Literal["full", "quick"] = "full"
+    """quick: judge on three inputs only. The verdict says so."""
+    max_pixels: Count = MAX_PIXELS
+    """Refuse images with more pixels than this."""
     budget: Path | None = None
     """JSON file with parity budgets that replace the default ones. The report names it."""
     search: bool = True
@@ -91,7 +98,11 @@ def export_checkpoint(
     load_budget(config.budget)
     _check_options(config)
     choose_builder(config.engines)
-    inputs = parity_inputs(config.images, config.max_images)
+    inputs = parity_inputs(config.images, config.max_images, config.max_pixels)
+    for line in inputs.lines():
+        say(line)
+    if config.parity == "quick":
+        inputs = dataclasses.replace(inputs, inputs=quick_inputs(inputs.inputs))
     checkpoint = read_checkpoint(config.checkpoint)
     for note in checkpoint.notes:
         say(f"note     {note}")
@@ -101,9 +112,18 @@ def export_checkpoint(
     plan = PrecisionPlan(config.precision, fp32)
     check_plan(model, plan)
     folder = config.out or Path("engines") / checkpoint.path.stem
+    with locked(folder, create=True):
+        return _export(folder, checkpoint, model, contract, inputs, plan, config, say, command)
+
+
+def _export(
+    folder: Path, checkpoint: Checkpoint, model: MultiTaskDPT, contract: Contract, inputs: ParityInputs,
+    plan: PrecisionPlan, config: ExportConfig, say: Callable[[str], None], command: str,
+) -> tuple[Bundle, ParityReport]:
     bundle = Bundle.create(folder, _manifest(folder, checkpoint, model, contract, config, command), reset_model_card)
+    inputs.record(bundle)
     try:
-        report, failure = _fill(bundle, model, contract, inputs, plan, config, say, command)
+        report, failure = _fill(bundle, model, contract, inputs.inputs, plan, config, say, command)
     except Exception:
         # After an interrupt, the next run reuses the files. After an error, a new bundle would look like a whole one.
         if bundle.previous is None:
@@ -204,12 +224,21 @@ def _export_graphs(
     """Export the FP32 graphs and those of `half_plan`, and remove outdated graphs of other precisions."""
     plans = [PrecisionPlan("fp32", ()), *([half_plan] if half_plan.precision != "fp32" else [])]
     exported = []
+
+    @functools.cache  # most plans resize in FP32, as the FP32 graph does
+    def processing(fp32: bool) -> Processing:
+        return trace_processing(typed_frame(model, contract, plans[0] if fp32 else half_plan), opset)
+
     for plan in plans:
-        network = functools.cache(lambda plan=plan: typed(model, plan))  # only if a graph is not reused
         for graph in ("model", "frame"):
-            def make(path: Path, graph=graph, plan=plan, network=network) -> dict[str, Any]:
-                module = network() if graph == "model" else typed_frame(network(), contract, plan)
-                export_graph(module, graph, contract, path, opset, {"plan": json.dumps(plan.to_json())})
+            def make(path: Path, graph=graph, plan=plan) -> dict[str, Any]:
+                metadata = {"plan": json.dumps(plan.to_json())}
+                if graph == "model":
+                    export_graph(typed(model, plan), graph, contract, path, opset, metadata)
+                else:
+                    (network,) = bundle.find("onnx", graph="model", precision=plan.precision)
+                    resize_in_fp32 = plan.precision == "fp32" or "resize" in plan.fp32
+                    export_frame_graph(processing(resize_in_fp32), bundle.path(network), path, metadata)
                 return {"opset": opset, "plan": plan.to_json()}
 
             file, key = f"{graph}.{plan.precision}.onnx", _graph_key(bundle, graph, plan, opset)

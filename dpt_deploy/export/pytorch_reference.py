@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..core.bundle import SKIPPED_IMAGES, Bundle
 from ..core.contract import Contract
 from ..core.errors import BadCheckpoint, BadInput
+from ..core.image_files import MAX_PIXELS, find_images, read_image
 from ..model import MultiTaskDPT
 from ..parity import Case, Reference
 from ..parity import images as built_in
-from ..runtime.image import list_images, read_image
 
 ParityInput = tuple[str, bool, np.ndarray]
 """(name, adversarial, frame), the frame uint8 (H, W, 3) RGB."""
@@ -54,27 +56,67 @@ def make_reference(
     return Reference(tuple(cases), contract.heads)
 
 
-def parity_inputs(images: Path | None, max_images: int) -> list[tuple[str, bool, np.ndarray]]:
-    """The parity inputs (name, adversarial, frame), frames uint8 (H, W, 3) RGB.
+@dataclass(frozen=True)
+class ParityInputs:
+    """The images that a bundle is judged on."""
+
+    inputs: list[ParityInput]
+    skipped: tuple[str, ...] = ()
+    """Images of the folder that could not be read: one line each, starting with the file's name."""
+    left_out: str = ""
+    """A line about files of the folder that are no images; "" if there are none."""
+
+    def lines(self) -> list[str]:
+        """What to tell the user."""
+        return [f"skipped  {line}" for line in self.skipped] + ([f"note     {self.left_out}"] if self.left_out else [])
+
+    def record(self, bundle: Bundle) -> None:
+        """Note the skipped images in the manifest's options, which report and model card show."""
+        options = {key: value for key, value in bundle.manifest.options.items() if key != SKIPPED_IMAGES}
+        bundle.update(options=options | ({SKIPPED_IMAGES: list(self.skipped)} if self.skipped else {}))
+
+
+def parity_inputs(images: Path | None, max_images: int, max_pixels: int = MAX_PIXELS) -> ParityInputs:
+    """The images to judge a bundle on.
 
     Args:
-        images: An image or a folder, to which adversarial inputs are added; None for the built-in scenes.
+        images: An image or a folder, to which adversarial inputs are added; None for the built-in scenes. Images of a
+            folder that cannot be read are skipped.
         max_images: Use at most this many images of a folder, evenly spaced.
+        max_pixels: Images with more pixels cannot be read.
 
     Raises:
-        BadInput: An image cannot be read, a folder has no images, or `max_images` is below 1.
+        BadInput: The one image, or every image of the folder, cannot be read, a folder has no images, or `max_images`
+            is below 1.
     """
     if max_images < 1:
         raise BadInput(f"--max-images: expected a number from 1, received {max_images}.")
     if images is None:
-        return built_in.built_in()
-    paths = list_images(images)
+        return ParityInputs(built_in.built_in())
+    found = find_images(images)
+    paths = found.images
     if len(paths) > max_images:
         paths = [paths[i] for i in np.linspace(0, len(paths) - 1, max_images).astype(int)]
-    return [(path.name, False, read_image(path)) for path in paths] + built_in.adversarial()
+    inputs, skipped = [], []
+    for path in paths:
+        try:
+            inputs.append((path.name, False, read_image(path, max_pixels)))
+        except BadInput as error:
+            if path == images:
+                raise
+            skipped.append(str(error).replace(str(path), path.name))  # no paths of this machine in a bundle
+    if not inputs:
+        raise BadInput(f"{images}: none of the {len(paths)} images tried can be read. The first: {skipped[0]}")
+    return ParityInputs(inputs + built_in.adversarial(), tuple(skipped), found.left_out_line())
 
 
-def hash_inputs(inputs: list[tuple[str, bool, np.ndarray]]) -> str:
+def quick_inputs(inputs: list[ParityInput]) -> list[ParityInput]:
+    """Three of `inputs`: the first and the last image, and noise, which fills the range of every layer."""
+    images = [one for one in inputs if not one[1]]
+    return [images[0], *images[1:][-1:], *[one for one in inputs if one[0] == "noise"]]
+
+
+def hash_inputs(inputs: list[ParityInput]) -> str:
     """SHA-256 of parity inputs."""
     digest = hashlib.sha256()
     for name, _, frame in inputs:

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from ..core.bundle import Bundle
 from ..core.errors import BadInput
+from ..core.image_files import MAX_PIXELS
 from ..model import MultiTaskDPT, load_model, read_checkpoint
 from ..parity import Stage, load_budget
 from ..parity.judge import WorstMaps, load_reference
@@ -19,7 +20,7 @@ from .search import judge_half
 
 def judge_with_checkpoint(
     bundle: Bundle, checkpoint: Path, images: Path | None = None, max_images: int = 8, budget_file: Path | None = None,
-    say: Callable[[str], None] = lambda line: None, worst: WorstMaps | None = None,
+    say: Callable[[str], None] = lambda line: None, worst: WorstMaps | None = None, max_pixels: int = MAX_PIXELS,
 ) -> list[Stage]:
     """Judge the stages of a bundle that need PyTorch: half-precision arithmetic, and the weights of each graph.
 
@@ -27,20 +28,25 @@ def judge_with_checkpoint(
         bundle: The bundle. With `images`, its reference is replaced.
         checkpoint: The file that the bundle was exported from.
         images: An image or a folder to make a new reference from; None keeps the reference of the bundle.
+            Those of a folder that cannot be read are skipped, and noted in the manifest.
         max_images: Use at most this many images of a folder, evenly spaced.
         budget_file: JSON file with parity budgets; None for the default ones.
         say: Receives progress lines.
         worst: Receives the exhibits of these stages.
+        max_pixels: Images with more pixels cannot be read.
 
     Raises:
-        BadInput: The checkpoint is not the one that the bundle was exported from, or an image cannot be read.
+        BadInput: The checkpoint is not the one that the bundle was exported from, or no image can be read.
         BadCheckpoint: The checkpoint cannot be read.
     """
     budget, _ = load_budget(budget_file)
     model = load_exported_model(bundle, checkpoint)
     if images is not None:
-        inputs = parity_inputs(images, max_images)
-        reference = make_reference(model, bundle.contract, inputs, lambda name: say(f"PyTorch  {name}"))
+        inputs = parity_inputs(images, max_images, max_pixels)
+        for line in inputs.lines():
+            say(line)
+        inputs.record(bundle)
+        reference = make_reference(model, bundle.contract, inputs.inputs, lambda name: say(f"PyTorch  {name}"))
         reference.save(bundle.folder / FILE)
         bundle.add(FILE, "reference")
     else:

@@ -32,6 +32,10 @@ class FrameModel(nn.Module):
         Returns, for the heads of the contract, float32 depth (N, H, W) [m], normals (N, H, W, 3) of unit length, and
         alpha (N, H, W) in [0, 1].
         """
+        return self.after(frame, self.model(self.before(frame)))
+
+    def before(self, frame: torch.Tensor) -> torch.Tensor:
+        """uint8 (N, H, W, 3) RGB -> float32 (N, 3, h, w), the model's input."""
         n, h, w, _ = frame.shape
         input_h, input_w = self.contract.input_size
         box_h, box_w = self._box(h, w)
@@ -39,8 +43,13 @@ class FrameModel(nn.Module):
         x = self._matrix(h, input_h, box_h) @ x  # (N, h, W * 3): rows first, because they are contiguous in memory
         x = x.reshape(n, input_h, w, 3).permute(0, 3, 1, 2)  # (N, 3, h, W)
         x = x @ self._matrix(w, input_w, box_w).T  # (N, 3, h, w)
-        maps = self.model(x.float() * self.scale + self.shift)
+        return x.float() * self.scale + self.shift
 
+    def after(self, frame: torch.Tensor, maps: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """The model's outputs -> maps of the frame's size. Of `frame`, only the shape is used."""
+        _, h, w, _ = frame.shape
+        input_h, input_w = self.contract.input_size
+        box_h, box_w = self._box(h, w)
         back_h, back_w = self._matrix_back(h, input_h, box_h), self._matrix_back(w, input_w, box_w)
 
         def to_frame(x: torch.Tensor) -> torch.Tensor:  # (N, C, h, w) -> (N, C, H, W)

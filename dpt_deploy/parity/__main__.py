@@ -14,10 +14,12 @@ with cli.needing("cli"):
     import tyro
 
     from ..cli.options import Count, Json
-    from ..core.bundle import Bundle
+    from ..core.bundle import SKIPPED_IMAGES, Bundle
+    from ..core.files import locked
+    from ..core.image_files import MAX_PIXELS
     from ..core.verdict import Stage
     from ..report import write_report
-    from ..report.terminal import print_outcome
+    from ..report.terminal import print_outcome, skipped_images
     from .compare import load_budget
     from .judge import WorstMaps, judge
 
@@ -34,6 +36,8 @@ class ParityConfig:
     """Image or folder that replaces the bundle's parity images. Needs --checkpoint."""
     max_images: Count = 8
     """Use at most this many images of a folder, evenly spaced."""
+    max_pixels: Count = MAX_PIXELS
+    """Refuse images with more pixels than this."""
     checkpoint: Path | None = None
     """The checkpoint that the bundle was exported from. Judges the PyTorch stages again, and computes the reference
     outputs for --images."""
@@ -43,13 +47,18 @@ class ParityConfig:
 
 
 def main(config: ParityConfig) -> int:
-    """Exit status 0 if the verdict is passed, else 1."""
+    """Exit status 0 if the verdict is passed and every image of --images was read, else 1."""
     if config.images is not None and config.checkpoint is None:
         raise BadInput(
             "--images needs --checkpoint, because PyTorch computes the reference outputs for these images. "
             "Add --checkpoint best_model.pth, or leave out --images to use those in the bundle."
         )
     load_budget(config.budget)
+    with locked(config.bundle):
+        return _judge(config)
+
+
+def _judge(config: ParityConfig) -> int:
     bundle = Bundle.open(config.bundle)
     log = (lambda line: None) if config.json else print
     worst = WorstMaps()
@@ -57,11 +66,12 @@ def main(config: ParityConfig) -> int:
     judgement = judge(bundle, config.budget, judged, lambda name: log(f"judging  {name}"), worst)
     report = judgement.report
     write_report(bundle, report, judgement.exhibits, cli.command_line(PROG))
+    skipped = skipped_images(bundle)
     if config.json:
-        print(json.dumps(report.to_json(), indent=2))
+        print(json.dumps(report.to_json() | ({SKIPPED_IMAGES: skipped} if skipped else {}), indent=2))
     else:
         print_outcome(bundle, report, [])
-    return 0 if report.passed else 1
+    return 0 if report.passed and not (skipped and config.images) else 1
 
 
 def _judge_with_pytorch(
@@ -70,7 +80,7 @@ def _judge_with_pytorch(
     with cli.needing("export"):
         from ..export.pytorch_stages import judge_with_checkpoint
     return judge_with_checkpoint(
-        bundle, config.checkpoint, config.images, config.max_images, config.budget, log, worst
+        bundle, config.checkpoint, config.images, config.max_images, config.budget, log, worst, config.max_pixels
     )
 
 

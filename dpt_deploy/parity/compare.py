@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core import metrics
+from ..core.budget import limits_of, over_budget, share_of_budget
 from ..core.contract import HEADS, Graph
 from ..core.errors import BadInput, DptError
 from ..core.exhibit import Exhibit
@@ -24,9 +25,6 @@ from ..core.verdict import (
     Finding,
     Stage,
     StageId,
-    limits_of,
-    over_budget,
-    share_of_budget,
 )
 from .reference import Case, Reference
 

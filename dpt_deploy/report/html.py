@@ -13,15 +13,17 @@ import cv2
 import numpy as np
 
 from ..core import metrics
+from ..core.budget import limits_of, share_of_budget, within
 from ..core.bundle import Bundle
 from ..core.contract import HEADS
 from ..core.exhibit import Exhibit
 from ..core.manifest import Artifact
-from ..core.verdict import Fault, ParityReport, Stage, limits_of, share_of_budget, within
+from ..core.verdict import Fault, ParityReport, Stage
 from .colours import colour_alpha, colour_depth, colour_error, colour_normals, depth_range
 from .formatting import ERROR_UNITS, HEAD_TITLES, METRIC_TITLES, budget_share, compared, metric_value, number
 from .plots import line_colours, quantile_plot
 from .templates import html_environment
+from .terminal import skipped_images
 
 if TYPE_CHECKING:
     from jinja2 import Environment
@@ -68,6 +70,7 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
     plots = {head: quantile_plot(head, drawn, report.budget) for head in HEADS}
     return environment().get_template("report.html.j2").render(
         bundle=bundle, manifest=bundle.manifest, report=report, command=command, max_reasons=MAX_REASONS,
+        skipped=skipped_images(bundle),
         heads=[head for head in HEADS if any(head in stage.heads for stage in report.stages)],
         titles=HEAD_TITLES, units=ERROR_UNITS,
         metrics=lambda stage, head: stage_metrics(stage, head, limits_of(report.budget, stage.precision)),

@@ -14,6 +14,7 @@ from ..core.manifest import Artifact
 from ..core.verdict import ParityReport
 from .formatting import SUMMARY_COLUMNS, compared, metric_cell, stage_status
 from .templates import Markdown, markdown_environment
+from .terminal import skipped_images
 
 HAND_WRITTEN_MARKER = "<!-- Below this line is yours: it is kept when the card is written again. -->"
 LATENCY_FILE = "latency.json"
@@ -63,7 +64,7 @@ def render_model_card(bundle: Bundle, report: ParityReport | None, hand_written:
         heads=_list(bundle.contract.heads), training=_flat(bundle.manifest.training),
         columns=[c for c in SUMMARY_COLUMNS if any(c[1] in stage.heads.get(c[0], {}) for stage in stages)],
         metric_cell=metric_cell, stage_status=stage_status, compared=compared, value_range=_value_range,
-        max_reasons=MAX_REASONS,
+        max_reasons=MAX_REASONS, skipped=skipped_images(bundle),
         latency=_measured_latency(bundle), marker=Markdown(HAND_WRITTEN_MARKER), hand_written=Markdown(hand_written),
     )
 

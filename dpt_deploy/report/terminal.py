@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from ..core.bundle import REPORT_HTML, Bundle
+from ..core.bundle import REPORT_HTML, SKIPPED_IMAGES, Bundle
 from ..core.manifest import Artifact, EngineDetails, GraphDetails
 from ..core.verdict import ParityReport, Stage
 from .formatting import SUMMARY_COLUMNS, compared, metric_cell, stage_status
@@ -47,9 +47,17 @@ def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterabl
         console.print(Text(_reasons(stage)))
     for line in (f"report   {bundle.folder / REPORT_HTML}", *(f"time it  {line}" for line in timing_commands)):
         console.print(Text(line), soft_wrap=True)
+    if skipped := skipped_images(bundle):
+        console.print(Text(f"{len(skipped)} images skipped, not judged: {'; '.join(skipped)}"), soft_wrap=True)
     for sentence in report.assumed:
         console.print(Text(f"assumed  {sentence}", "yellow"), soft_wrap=True)
     console.print(Text(report.verdict, "bold green" if report.passed else "bold red"), soft_wrap=True)
+
+
+def skipped_images(bundle: Bundle) -> list[str]:
+    """The images of --images that could not be read when the reference was made, one line each."""
+    found = bundle.manifest.options.get(SKIPPED_IMAGES)
+    return [str(line) for line in found] if isinstance(found, list) else []
 
 
 def _reasons(stage: Stage) -> str:

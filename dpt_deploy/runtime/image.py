@@ -1,4 +1,4 @@
-"""Image reading, and pre- and post-processing for the model graph, in NumPy and OpenCV.
+"""Checks of frames, and pre- and post-processing for the model graph, in NumPy and OpenCV.
 
 The frame graph contains the pre- and post-processing.
 """
@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import cv2
@@ -15,79 +14,69 @@ import numpy as np
 
 from ..core.contract import Contract, resize_weights
 from ..core.errors import BadInput
-from ..core.files import existing_file
+from ..core.image_files import list_images, read_image
 from ..core.metrics import sigmoid
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
-"""Suffixes of image files in a folder."""
-
-
-def read_image(path: Path | str) -> np.ndarray:
-    """Read an image file as uint8 (H, W, 3) RGB, rotated according to its EXIF orientation.
-
-    Grayscale is repeated to three channels, 16-bit values are scaled to 8 bits, and alpha is dropped. Raises
-    `BadInput` if the file does not exist or OpenCV cannot decode it completely.
-    """
-    path = existing_file(path, "an image file")
-    try:
-        data = np.fromfile(path, np.uint8)
-    except OSError as error:
-        raise BadInput(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
-    # OpenCV would print a message to standard error in addition to the exception below.
-    level = cv2.utils.logging.getLogLevel()
-    cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
-    try:
-        image = cv2.imdecode(data, cv2.IMREAD_COLOR) if data.size else None
-    except cv2.error:
-        image = None
-    finally:
-        cv2.utils.logging.setLogLevel(level)
-    if image is None:
-        raise BadInput(
-            f"{path}: expected an image, but its {data.size} bytes cannot be decoded: truncated, damaged, or a format "
-            "that OpenCV does not support. Convert it to PNG or JPEG."
-        )
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
-
-
-def list_images(path: Path | str) -> list[Path]:
-    """Return `[path]` for a file, or the sorted image files of a folder.
-
-    Raises `BadInput` if `path` does not exist or the folder contains no image.
-    """
-    path = Path(path)
-    if not path.is_dir():
-        return [existing_file(path, "an image file or a folder of images")]
-    found = sorted(item for item in path.iterdir() if item.suffix.lower() in SUFFIXES and item.is_file())
-    if not found:
-        raise BadInput(f"{path}: expected a folder with images ({', '.join(SUFFIXES)}), found none. Check the path.")
-    return found
-
+__all__ = ["check_frames", "list_images", "postprocess", "preprocess", "read_image"]
 
 def check_frames(frames: Any, name: str = "image") -> None:
-    """Raise `BadInput` unless `frames` is a non-empty uint8 array (H, W, 3) or (N, H, W, 3)."""
+    """Raise `BadInput` unless `frames` is a non-empty uint8 array (H, W, 3) or (N, H, W, 3).
+
+    The error gives an expression that makes such an array of `image`.
+    """
     shape, dtype = tuple(frames.shape), str(frames.dtype).removeprefix("torch.")
-    received = f"{name}: expected uint8 RGB (H, W, 3) with values 0 to 255, received {dtype} {shape}"
-    if len(shape) in (3, 4) and shape[-1] == 3 and 0 not in shape[-3:]:
-        if dtype == "uint8":
-            return
-        if dtype.startswith(("float", "bfloat")):
-            advice = "Values in [0, 1]: (image * 255).round().astype(np.uint8); in [0, 255]: image.astype(np.uint8)."
-        elif dtype == "uint16":
-            advice = "Convert it with (image // 257).astype(np.uint8)."
-        else:
-            advice = "Convert it with image.astype(np.uint8)."
-    elif 0 in shape or not shape:
-        advice = "The image is empty."
-    elif len(shape) == 2 or shape[-1] == 1:
-        advice = "It has one channel. Repeat it: np.repeat(image.reshape(H, W, 1), 3, axis=2)."
+    if dtype == "uint8" and len(shape) in (3, 4) and shape[-1] == 3 and 0 not in shape:
+        return
+    raise BadInput(f"{name}: expected uint8 RGB (H, W, 3) with values 0 to 255, received {dtype} {shape}. "
+                   + _advice(frames, shape, dtype))
+
+
+def _advice(frames: Any, shape: tuple[int, ...], dtype: str) -> str:
+    if 0 in shape or not shape:
+        return "The image is empty."
+    if len(shape) not in (2, 3, 4):
+        return "A batch is (N, H, W, 3)."
+    image, notes = "image", []
+    if not isinstance(frames, np.ndarray):
+        image = "image.float().numpy()" if dtype == "bfloat16" else "np.asarray(image)"
+    if len(shape) == 2 or shape[-1] == 1:
+        notes.append("If the values are gray levels, repeat the one channel; if they are indices of a palette, pass "
+                     "the PIL image or the file.")
+        step = "np.repeat({}[..., None], 3, axis=-1)" if len(shape) == 2 else "np.repeat({}, 3, axis=-1)"
+    elif shape[-1] == 3:
+        step = "{}"
+    elif len(shape) > 2 and shape[-3] == 3:
+        notes.append("Move the channels last.")
+        step = "np.moveaxis({}, -3, -1)"
     elif shape[-1] == 4:
-        advice = "It has four channels. Drop alpha: image[..., :3]."
-    elif len(shape) in (3, 4) and shape[-3] == 3:
-        advice = "Move the channels last: np.moveaxis(image, -3, -1)."
+        notes.append("If the channels are RGBA, drop alpha; if they are CMYK, pass the PIL image or the file.")
+        step = "{}[..., :3]"
+    elif shape[-1] == 2:
+        notes.append("Gray and alpha: repeat gray.")
+        step = "np.repeat({}[..., :1], 3, axis=-1)"
+    elif len(shape) > 2 and shape[-3] == 1:
+        notes.append("Move the channel last and repeat it.")
+        step = "np.repeat(np.moveaxis({}, -3, -1), 3, axis=-1)"
     else:
-        advice = "A batch is (N, H, W, 3)."
-    raise BadInput(f"{received}. {advice}")
+        return "A batch is (N, H, W, 3)."
+    kind, size = (frames.dtype.kind, frames.dtype.itemsize) if isinstance(frames, np.ndarray) else (dtype[0], 0)
+    if dtype == "uint8":
+        forms = {"": "{}"}
+    elif kind == "f" or "float" in dtype:
+        forms = {"Values in [0, 1]": "({} * 255).round().astype(np.uint8)",
+                 "values in [0, 255]": "{}.round().astype(np.uint8)"}
+    elif kind == "b":
+        forms = {"": "({} * np.uint8(255))"}
+    elif dtype.endswith("uint16") or (kind, size) == ("u", 2):
+        forms = {"": "({} // 257).astype(np.uint8)"}
+    elif kind in "iu":
+        forms = {"Values in [0, 255]": "{}.astype(np.uint8)",
+                 "values in [0, 65535]": "({} // 257).astype(np.uint8)"}
+    else:
+        return "Convert it to uint8."
+    lines = [f"{case}: {step.format(form.format(image))}" if case else f"Convert it: {step.format(form.format(image))}"
+             for case, form in forms.items()]
+    return " ".join([*notes, "; ".join(lines) + "."])
 
 
 def preprocess(frames: np.ndarray, contract: Contract) -> np.ndarray:

@@ -17,8 +17,9 @@ from ..backends.session import host_array
 from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
+from ..core.image_files import MAX_PIXELS, from_pil, is_pil, read_image
 from ..core.manifest import Artifact, Assumption, Precision
-from .image import check_frames, postprocess, preprocess, read_image
+from .image import check_frames, postprocess, preprocess
 from .stream import QUEUE, ordered_map
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
@@ -46,14 +47,18 @@ class Prediction:
 class Runtime:
     """A loaded bundle, returned by `load`. Usable as a context manager. Thread-safe."""
 
-    def __init__(self, bundle: Bundle, artifact: Artifact, session: Session, reason: str) -> None:
+    def __init__(
+        self, bundle: Bundle, artifact: Artifact, session: Session, reason: str, max_pixels: int = MAX_PIXELS
+    ) -> None:
         self.bundle = bundle
         self.artifact = artifact
         """The loaded graph or engine."""
         self.session = session
         """For device arrays, selected outputs and CUDA streams."""
         self.reason = reason
-        """Which backend was selected, and why the preferred ones were not."""
+        """Which backend was selected, why the preferred ones were not, and whether the file was never judged."""
+        self.max_pixels = max_pixels
+        """Files and PIL images with more pixels are refused before they are decoded. Arrays have no limit."""
 
     @property
     def backend(self) -> str:
@@ -70,7 +75,8 @@ class Runtime:
 
         Args:
             images: An image, as uint8 (H, W, 3) RGB or a path; or several, as uint8 (N, H, W, 3) or a list of arrays
-                and paths. Arrays can be NumPy arrays, PIL images, or host arrays with `__dlpack__`.
+                and paths. Arrays can be NumPy arrays or host arrays with `__dlpack__`. PIL images of any mode are
+                converted to RGB; they and files are turned upright by their EXIF.
 
         Returns:
             A `Prediction` for one image, or a list in the same order.
@@ -80,8 +86,8 @@ class Runtime:
             ContractError: A size is outside the engine's profile.
         """
         if isinstance(images, list | tuple):
-            return self._predict([_frame(image, f"images[{i}]") for i, image in enumerate(images)])
-        frames = _frame(images, "image", batch=True)
+            return self._predict([_frame(image, f"images[{i}]", self.max_pixels) for i, image in enumerate(images)])
+        frames = _frame(images, "image", self.max_pixels, batch=True)
         return self._predict([frames])[0] if frames.ndim == 3 else self._predict(frames)
 
     def stream(self, frames: Iterable[Any], queue: int = QUEUE) -> Iterator[Prediction]:
@@ -97,7 +103,7 @@ class Runtime:
         return ordered_map(self._one, frames, queue, self.session.concurrency)
 
     def _one(self, image: Any) -> Prediction:
-        return self._predict([_frame(image, "frame")])[0]
+        return self._predict([_frame(image, "frame", self.max_pixels)])[0]
 
     def _predict(self, frames: Sequence[np.ndarray]) -> list[Prediction]:
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -141,9 +147,11 @@ class Runtime:
 
 def load(
     bundle: Path | str, backend: str | None = None, graph: Graph = "frame", precision: Precision | None = None,
-    threads: int | None = None,
+    threads: int | None = None, max_pixels: int = MAX_PIXELS,
 ) -> Runtime:
     """Load a bundle on the best available backend. `Runtime.reason` explains the choice.
+
+    It also says so if no parity verdict covers the file, for instance because the export was interrupted.
 
     The order of preference is TensorRT, TensorRT-RTX, ONNX Runtime with CUDA, OpenVINO, ONNX Runtime on the CPU. GPUs
     use FP16 before FP32. On the CPU, ONNX Runtime computes in FP32, and OpenVINO uses FP16 only if the processor
@@ -156,6 +164,7 @@ def load(
         precision: Use only this precision: "fp16", "bf16" or "fp32". OpenVINO computes the FP32 graph in BF16 if the
             bundle has no BF16 graph.
         threads: CPU threads per operator. None uses the backend's default.
+        max_pixels: Refuse files and PIL images with more pixels.
 
     Raises:
         BadInput: An option has an invalid value.
@@ -189,17 +198,21 @@ def load(
             except (BackendError, MissingPackage) as error:
                 refusals[candidate.name, error.message] = None
                 continue
-            return Runtime(opened, artifact, session, _reason(session, artifact, backend, list(refusals)))
+            reason = _reason(session, artifact, backend, list(refusals), opened.unjudged(artifact))
+            return Runtime(opened, artifact, session, reason, max_pixels)
     lines = [f"{name}: {message}" for name, message in refusals]
     if backend:
         raise BackendError(" ".join(lines))
     raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def _reason(session: Session, artifact: Artifact, requested: str | None, refusals: list[tuple[str, str]]) -> str:
+def _reason(
+    session: Session, artifact: Artifact, requested: str | None, refusals: list[tuple[str, str]], unjudged: str,
+) -> str:
     note = f" {session.note}" if session.note else ""
     chosen = f"{session.backend} runs {artifact.file}{note}" + (", as requested" if requested else "")
-    return "; ".join([chosen, *(f"not {name}: {refusal.rstrip('.')}" for name, refusal in refusals)]) + "."
+    sentence = "; ".join([chosen, *(f"not {name}: {refusal.rstrip('.')}" for name, refusal in refusals)]) + "."
+    return f"{sentence} Not judged: {unjudged}." if unjudged else sentence
 
 
 def _check_name(what: str, value: Any, names: Sequence[str]) -> None:
@@ -207,14 +220,14 @@ def _check_name(what: str, value: Any, names: Sequence[str]) -> None:
         raise BadInput(f"{what}: expected one of {', '.join(names)}, received {value!r}.")
 
 
-def _frame(image: Any, name: str, batch: bool = False) -> np.ndarray:
+def _frame(image: Any, name: str, max_pixels: int, batch: bool = False) -> np.ndarray:
     """Convert a path or array to a contiguous uint8 frame (H, W, 3), or also (N, H, W, 3) if `batch`."""
     if isinstance(image, str | os.PathLike):
-        return read_image(image)
+        return read_image(image, max_pixels)
     if image is None:
         raise BadInput(f"{name}: expected an image, received None. cv2.imread returns None for an unreadable file.")
-    if not hasattr(image, "dtype") and hasattr(image, "__array_interface__"):  # PIL
-        image = np.asarray(image)
+    if is_pil(image):
+        image = from_pil(image, name, max_pixels)
     if not hasattr(image, "shape") or not hasattr(image, "dtype"):
         raise BadInput(f"{name}: expected an array or a path, received a {type(image).__name__}. Convert it with "
                        "np.asarray(image).")

@@ -16,7 +16,7 @@ from dpt_deploy.backends import device
 from dpt_deploy.backends.cuda import DeviceView
 from dpt_deploy.backends.onnxruntime import OnnxRuntimeSession
 from dpt_deploy.core.bundle import Artifact, Bundle
-from dpt_deploy.core.errors import BackendError, ContractError, MissingPackage
+from dpt_deploy.core.errors import BackendError, BadBundle, ContractError, MissingPackage
 from dpt_deploy.runtime import load
 from tests.tiny import open_session, photo
 
@@ -89,8 +89,39 @@ def test_a_file_that_is_no_graph_is_refused(own_bundle: Path) -> None:
     bundle = Bundle.open(own_bundle)
     (own_bundle / "frame.fp32.onnx").write_bytes(b"not a graph")
     changed = bundle.add("frame.fp32.onnx", "onnx", graph="frame", precision="fp32")
-    with pytest.raises(BackendError, match=r"cannot load .*frame\.fp32\.onnx"):
+    with pytest.raises(BadBundle, match=r"frame\.fp32\.onnx is not a valid ONNX file"):
         open_session(bundle, changed, "onnxruntime-cpu")
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime-cpu", "openvino"])
+def test_a_graph_without_the_contract_of_the_bundle_is_refused(own_bundle: Path, backend: str) -> None:
+    onnx = pytest.importorskip("onnx")
+    pytest.importorskip(backend.partition("-")[0])
+    for contract, message in ((None, "embeds no contract"), ("null", "not valid"), ("", "not valid")):
+        graph = onnx.load(own_bundle / "frame.fp32.onnx")
+        onnx.helper.set_model_props(graph, {} if contract is None else {"contract": contract})
+        onnx.save(graph, own_bundle / "frame.fp32.onnx")
+        bundle = Bundle.open(own_bundle)
+        bundle.add("frame.fp32.onnx", "onnx", graph="frame", precision="fp32")
+        with pytest.raises(ContractError, match=message):
+            load(own_bundle, backend)
+
+
+def test_weights_that_no_hash_covers_are_refused(own_bundle: Path) -> None:
+    onnx = pytest.importorskip("onnx")
+    frame = photo(64, 48)
+    with load(own_bundle, "onnxruntime-cpu") as loaded:
+        want = loaded(frame).depth
+    graph = onnx.load(own_bundle / "frame.fp32.onnx")
+    onnx.save(graph, own_bundle / "frame.fp32.onnx", save_as_external_data=True, location="weights.bin")
+    bundle = Bundle.open(own_bundle)
+    bundle.add("frame.fp32.onnx", "onnx", graph="frame", precision="fp32")
+    with load(own_bundle, "onnxruntime-cpu") as loaded:
+        np.testing.assert_array_equal(loaded(frame).depth, want)
+    bundle.update(artifacts=tuple(one for one in bundle.artifacts if one.kind != "data"))
+    bundle.save()
+    with pytest.raises(BadBundle, match=r"weights from 'weights\.bin', which manifest\.json does not list"):
+        load(own_bundle, "onnxruntime-cpu")
 
 
 def test_a_graph_of_another_kind_is_refused(own_bundle: Path) -> None:

@@ -209,14 +209,14 @@ def test_files_that_do_not_fit_are_refused(own_bundle: Path) -> None:
         open_session(bundle, wrong, "openvino")
     contract = bundle.manifest.contract
     bundle.update(contract=contract | {"mean": [0.4, 0.5, 0.5]})
-    with pytest.raises(ContractError, match="another contract"):
+    with pytest.raises(ContractError, match="contract embedded in the graph differs"):
         open_session(bundle, artifact(bundle), "openvino")
     bundle.update(contract=contract)
     (own_bundle / "frame.fp32.onnx").write_bytes(b"not a graph")
-    with pytest.raises(BadBundle, match="is not the file"):
+    with pytest.raises(BadBundle, match=r"does not match manifest\.json"):
         open_session(bundle, artifact(bundle), "openvino")
     changed = bundle.add("frame.fp32.onnx", "onnx", graph="frame", precision="fp32")
-    with pytest.raises(BackendError, match=r"openvino cannot load .*frame\.fp32\.onnx"):
+    with pytest.raises(BadBundle, match=r"frame\.fp32\.onnx is not a valid ONNX file"):
         open_session(bundle, changed, "openvino")
 
 

@@ -68,7 +68,7 @@ def test_a_changed_engine_is_refused(own_bundle: Path) -> None:
     bundle = Bundle.open(own_bundle)
     path = own_bundle / engine(bundle).file
     path.write_bytes(path.read_bytes()[:-1])
-    with pytest.raises(BadBundle, match=r"is not the file.*python -m dpt_deploy\.build"):
+    with pytest.raises(BadBundle, match=r"does not match manifest\.json.*python -m dpt_deploy\.build"):
         load(own_bundle, "tensorrt-rtx")
 
 

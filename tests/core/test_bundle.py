@@ -12,13 +12,17 @@ from dpt_deploy.core.errors import BadBundle, BadInput
 from dpt_deploy.core.files import write_json
 from dpt_deploy.core.manifest import Artifact, Checkpoint, GraphDetails, Manifest, ModelRecord
 from dpt_deploy.report.model_card import HAND_WRITTEN_MARKER, reset_model_card
+from tests.graphs import field, model
+
+GRAPH = model(Contract())
+OTHER = model(Contract(), field(2, b"another name"))
 
 
 @pytest.fixture
 def bundle(tmp_path):
     bundle = Bundle.create(tmp_path / "bundle", Manifest(name="x", contract=Contract().to_json()))
     bundle.folder.mkdir()
-    (bundle.folder / "model.fp32.onnx").write_bytes(b"graph")
+    (bundle.folder / "model.fp32.onnx").write_bytes(GRAPH)
     bundle.add("model.fp32.onnx", "onnx", graph="model", precision="fp32", key="k", details={"opset": 23})
     return bundle
 
@@ -27,21 +31,21 @@ def test_it_opens_as_it_was_saved(bundle):
     again = Bundle.open(bundle.folder)
     assert again.artifacts == bundle.artifacts and again.contract == Contract()
     assert again.find("onnx", precision="fp32", opset=23) == list(bundle.artifacts)
-    assert again.path(again.artifacts[0]).read_bytes() == b"graph"
+    assert again.path(again.artifacts[0]).read_bytes() == GRAPH
 
 
 def test_details_are_typed_by_the_kind_of_file_even_if_none_are_given():
-    assert Artifact(file="a", kind="onnx", sha256="", bytes=0).details == GraphDetails()
+    assert Artifact(file="a", kind="onnx", sha256="0" * 64, bytes=0).details == GraphDetails()
     with pytest.raises(ValueError, match="builder"):
-        Artifact(file="a", kind="engine", sha256="", bytes=0)
+        Artifact(file="a", kind="engine", sha256="0" * 64, bytes=0)
 
 
 def test_a_changed_a_shortened_and_a_missing_file_are_refused(bundle):
     (artifact,) = bundle.artifacts
     path = bundle.folder / artifact.file
-    for content in (b"grapH", b"grap"):
+    for content in (GRAPH[:-1] + b"!", GRAPH[:-1]):
         path.write_bytes(content)
-        with pytest.raises(BadBundle, match="is not the file"):
+        with pytest.raises(BadBundle, match=r"does not match manifest\.json"):
             bundle.path(artifact)
     path.unlink()
     with pytest.raises(BadBundle, match="is missing"):
@@ -55,7 +59,7 @@ def test_reuse_needs_the_key_and_the_content(bundle):
     def produce(key):
         def make(path):
             made.append(key)
-            path.write_bytes(b"graph")
+            path.write_bytes(GRAPH)
             return {"opset": 23}
 
         artifact, reused = bundle.produce(Recipe("model.fp32.onnx", "onnx", key, make, "model", "fp32"))
@@ -65,7 +69,7 @@ def test_reuse_needs_the_key_and_the_content(bundle):
 
     assert produce("k") and not made
     assert not produce("another") and made == ["another"]
-    (bundle.folder / "model.fp32.onnx").write_bytes(b"other")
+    (bundle.folder / "model.fp32.onnx").write_bytes(OTHER)
     assert not produce("another") and made == ["another"] * 2
     assert produce("another")
 
@@ -77,6 +81,9 @@ def test_what_cannot_be_made_is_not_described(bundle):
     with pytest.raises(BadInput, match="not right"):
         bundle.produce(Recipe("model.fp32.onnx", "onnx", "another", refuse, "model", "fp32"))
     assert Bundle.open(bundle.folder).artifacts == bundle.artifacts and bundle.artifacts[0].key == "k"
+
+
+STAGE = {"id": {"kind": "pytorch", "graph": "model", "precision": "fp16"}, "status": "passed"}
 
 
 def changed(bundle, change):
@@ -102,7 +109,8 @@ def test_a_malformed_manifest_is_refused(bundle, change):
         Bundle.open(bundle.folder)
 
 
-@pytest.mark.parametrize("text", ["", "[]", "null", '{"name": "x"', "\xff", "[" * 100_000])
+@pytest.mark.parametrize("text", ["", "[]", "null", '{"name": "x"', "\xff", "[" * 100_000, "[" * 65 + "]" * 65,
+                                  '{"format": NaN}'])
 def test_a_file_that_is_not_a_manifest_is_refused(bundle, text):
     (bundle.folder / "manifest.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(BadBundle, match=r"manifest\.json: expected a manifest of format 1") as caught:
@@ -121,6 +129,25 @@ def test_a_file_that_is_not_a_manifest_is_refused(bundle, text):
         (lambda m: m.update(model={"depth_scale": "deep"}), r"model\.depth_scale"),
         (lambda m: m["artifacts"][0].update(kind="picture"), r"artifacts\.0\.kind"),
         (lambda m: m["artifacts"][0].update(sha256=None), r"artifacts\.0\.sha256"),
+        (lambda m: m["artifacts"][0].update(sha256="abc"), r"artifacts\.0\.sha256"),
+        (lambda m: m["artifacts"][0].update(sha256="<b>" + "0" * 61), r"artifacts\.0\.sha256"),
+        (lambda m: m["artifacts"][0].update(bytes="5"), r"artifacts\.0\.bytes"),
+        (lambda m: m["artifacts"][0].update(bytes=5.0), r"artifacts\.0\.bytes"),
+        (lambda m: m["artifacts"][0].update(bytes=-1), r"artifacts\.0\.bytes"),
+        (lambda m: m["artifacts"][0].update(details={"opset": "23"}), r"artifacts\.0\.details\.opset"),
+        (lambda m: m["artifacts"][0].update(kind="engine", details={"builder": "x", "certificate": {"status": "new"}}),
+         r"artifacts\.0\.details\.certificate\.status"),
+        (lambda m: m["artifacts"][0].update(kind="engine", details={"builder": "x", "version_compatible": "yes"}),
+         r"artifacts\.0\.details\.version_compatible"),
+        (lambda m: m.update(model={"depth_scale": "5"}), r"model\.depth_scale"),
+        (lambda m: m.update(model={"depth_scale": 0}), r"model\.depth_scale"),
+        (lambda m: m["contract"].update(mean=["0.5"] * 3), "contract"),
+        (lambda m: m["contract"].update(input_size=[384.5, 384]), "contract"),
+        (lambda m: m["contract"].update(std=[True] * 3), "contract"),
+        (lambda m: m["contract"].update(heads="depth"), "contract"),
+        (lambda m: m.update(precision={"plan": {}, "stage": STAGE | {"status": "fine"}}), r"precision\.stage\.status"),
+        (lambda m: m.update(precision={"plan": {}, "stage": STAGE | {"sha256": "x"}}), r"precision\.stage\.sha256"),
+        (lambda m: m.pop("artifacts"), "artifacts"),
         (lambda m: m["artifacts"][0].update(bytes="many"), r"artifacts\.0\.bytes"),
         (lambda m: m["artifacts"][0].update(graph="picture"), r"artifacts\.0\.graph"),
         (lambda m: m["artifacts"][0].update(details=[]), r"artifacts\.0\.details"),
@@ -144,15 +171,17 @@ def test_a_value_of_the_wrong_type_is_one_sentence_that_names_its_key(bundle, ch
 
 def test_keys_of_a_newer_version_survive_being_written_again(bundle):
     def add(content):
+        plan = {"precision": "fp16", "fp32": [], "new": 12}
         details = {"builder": "tensorrt-rtx", "profile": {"image": {"min": [1], "opt": [1], "max": [8], "new": 1}},
                    "certificate": {"status": "passed", "flops": {"new": 2}, "new": [3]}, "new": {"a": None}}
         engine = content["artifacts"][0] | {"file": "e.engine", "kind": "engine", "details": details}
-        content["artifacts"][0] |= {"new": 4, "details": {"opset": 23, "new": 5}}
+        content["artifacts"][0] |= {"new": 4, "details": {"opset": 23, "new": 5, "plan": plan}}
         content["artifacts"].append(engine)
-        trial = {"name": "a", "plan": {"precision": "fp16", "fp32": []}, "passed": True, "new": 6}
+        trial = {"name": "a", "plan": plan, "passed": True, "new": 6}
         content |= {
-            "new": {"deep": [1, {"x": 7}]}, "checkpoint": {"file": "a.pth", "sha256": "a", "new": 8},
-            "model": {"backbone": "b", "new": 9}, "precision": {"plan": trial["plan"], "trials": [trial], "new": 10},
+            "new": {"deep": [1, {"x": 7}]}, "checkpoint": {"file": "a.pth", "sha256": "a" * 64, "new": 8},
+            "model": {"backbone": "b", "new": 9},
+            "precision": {"plan": plan, "trials": [trial], "stage": STAGE | {"new": 13}, "new": 10},
         }
         content["contract"]["new"] = 11
 
@@ -168,14 +197,14 @@ def test_keys_of_a_newer_version_survive_being_written_again(bundle):
         return found | {(key, *way): it for key, inner in value.items() for way, it in new(inner).items()}
 
     before = new(json.loads(path.read_text()))
-    assert len(before) == 12
+    assert len(before) == 16
     opened = Bundle.open(bundle.folder)
     opened.update(name="renamed")
     opened.save()
     after = json.loads(path.read_text())
     assert new(after) == before and after["name"] == "renamed"
     opened.add("model.fp32.onnx", "onnx", graph="model", precision="fp32")  # described anew
-    assert len(new(json.loads(path.read_text()))) == 10
+    assert len(new(json.loads(path.read_text()))) == 13
 
 
 def test_a_manifest_cannot_be_changed_behind_the_bundles_back(bundle):
@@ -183,7 +212,7 @@ def test_a_manifest_cannot_be_changed_behind_the_bundles_back(bundle):
         bundle.artifacts[0].file = "other"
 
 
-HEADER = Manifest(name="x", contract=Contract().to_json(), checkpoint=Checkpoint(file="a.pth", sha256="a"),
+HEADER = Manifest(name="x", contract=Contract().to_json(), checkpoint=Checkpoint(file="a.pth", sha256="a" * 64),
                   model=ModelRecord())
 
 
@@ -194,6 +223,7 @@ def judged(tmp_path):
     bundle.folder.mkdir()
     for file in ("model.fp32.onnx", "model.fp32.onnx.data", "e.engine", "t.cache", PARITY_JSON, REPORT_HTML):
         (bundle.folder / file).write_text(file)
+    (bundle.folder / "model.fp32.onnx").write_bytes(GRAPH)
     (bundle.folder / MODEL_CARD).write_text(f"# x\n\nPASSED\n\n{HAND_WRITTEN_MARKER}\nby people\n")
     bundle.add("model.fp32.onnx", "onnx", graph="model", precision="fp32")
     bundle.add("e.engine", "engine", graph="model", precision="fp16", details={"builder": "tensorrt-rtx"})
@@ -220,7 +250,7 @@ def test_external_data_belongs_to_its_graph(judged):
 
 
 @pytest.mark.parametrize("fields", [
-    {"checkpoint": Checkpoint(file="a.pth", sha256="b")}, {"model": ModelRecord(features=1)},
+    {"checkpoint": Checkpoint(file="a.pth", sha256="b" * 64)}, {"model": ModelRecord(features=1)},
     {"contract": Contract((128, 128)).to_json()},
 ])
 def test_a_bundle_never_holds_files_of_another_checkpoint(judged, fields):
@@ -236,7 +266,7 @@ def test_a_bundle_never_holds_files_of_another_checkpoint(judged, fields):
 
 
 def test_the_same_checkpoint_keeps_its_files(judged):
-    renamed = Checkpoint(file="b.pth", sha256="a")
+    renamed = Checkpoint(file="b.pth", sha256="a" * 64)
     again = Bundle.create(judged.folder, HEADER.model_copy(update={"command": "again", "checkpoint": renamed}))
     again.save()
     assert again.artifacts == judged.artifacts and (judged.folder / PARITY_JSON).exists()
@@ -248,7 +278,7 @@ def test_a_verdict_goes_with_the_graph_that_it_is_on(judged, what):
     judged.add("model.fp32.onnx", "onnx", graph="model", precision="fp32")
     assert {PARITY_JSON, REPORT_HTML} <= lies_in(judged.folder)  # the same file again
     if what == "rewritten":
-        (judged.folder / "model.fp32.onnx").write_text("another")
+        (judged.folder / "model.fp32.onnx").write_bytes(OTHER)
         judged.add("model.fp32.onnx", "onnx", graph="model", precision="fp32")
     else:
         judged.remove(judged.find("onnx")[0])
@@ -270,8 +300,32 @@ def test_a_manifest_that_cannot_be_read_is_replaced(judged):
 def test_a_folder_that_is_not_a_bundle_gets_the_command_that_makes_one(tmp_path):
     with pytest.raises(BadBundle, match=r"dpt_deploy\.export"):
         Bundle.open(tmp_path)
-    with pytest.raises(BadBundle, match="no such folder"):
+    with pytest.raises(BadBundle, match="the folder does not exist"):
         Bundle.open(tmp_path / "absent")
     (tmp_path / "file").touch()
     with pytest.raises(BadInput, match="expected a folder"):
         Bundle.create(tmp_path / "file", HEADER)
+    with pytest.raises(BadBundle, match=r"file: expected a bundle, which is a folder, but received a file\. Create"):
+        Bundle.open(tmp_path / "file")
+
+
+def test_a_file_of_a_bundle_gets_the_folder_that_is_meant(bundle):
+    with pytest.raises(BadBundle, match=rf"received a file\. Pass {bundle.folder}\.$"):
+        Bundle.open(bundle.folder / "model.fp32.onnx")
+
+
+def test_a_bundle_tells_whether_its_verdict_covers_an_artefact(judged):
+    (graph,) = judged.find("onnx")
+    assert "does not cover model.fp32.onnx" not in judged.unjudged(graph)  # parity.json is not a report here
+    report = {"stages": [STAGE | {"sha256": graph.sha256}], "budget": {}, "budget_file": "default", "inputs": ["a"]}
+    write_json(judged.folder / PARITY_JSON, report)
+    assert judged.unjudged(graph) == ""
+    assert judged.unjudged(judged.find("engine")[0]).startswith("its parity verdict does not cover e.engine; judge it")
+    judged.remove(graph)  # and the export is interrupted before it judges
+    assert judged.unjudged(graph).startswith("it has no parity verdict, because its export was interrupted")
+
+
+def test_the_manifest_says_what_is_reproducible(judged):
+    assert {a.kind: a.reproducible for a in Bundle.open(judged.folder).artifacts} == {
+        "onnx": True, "data": True, "engine": False, "cache": False, "report": None,
+    }

@@ -1,12 +1,64 @@
-// internals: tests SHA-256 with the examples of FIPS 180-4, a long message, and all lengths around the block size.
+// internals: tests SHA-256 with the examples of FIPS 180-4, a long message, and all lengths around the block size; the
+// largest frames that can be described; and JSON that is nested deeply.
+#include <climits>
 #include <cstdio>
 #include <string>
 
+#include "error.h"
+#include "frames.h"
+#include "json.h"
 #include "sha256.h"
+
+namespace {
+
+// Whether `work` throws Error with this status.
+template <typename Work>
+bool is_refused(dpt_status status, const Work &work) {
+    try {
+        work();
+    } catch (const dpt_impl::Error &error) {
+        return error.status == status;
+    }
+    return false;
+}
+
+int check(bool right, const char *what) {
+    if (!right) std::fprintf(stderr, "FAILED: %s\n", what);
+    return right ? 0 : 1;
+}
+
+// The sanitizers find an overflow in the arithmetic before the frames are refused.
+int check_largest_frames() {
+    int failures = 0;
+    const std::uint8_t pixel = 0;
+    for (const std::int64_t row : {std::int64_t{0}, std::int64_t{INT64_MAX}, std::int64_t{INT64_MIN}}) {
+        for (const std::int64_t frame : {std::int64_t{0}, std::int64_t{INT64_MAX}, std::int64_t{INT64_MIN}}) {
+            for (std::int32_t format = DPT_RGB; format <= DPT_GRAY; ++format) {
+                const dpt_frames frames = {&pixel, INT_MAX, INT_MAX, INT_MAX, format, row, frame};
+                failures += check(is_refused(DPT_BAD_INPUT, [&] { dpt_impl::check_frames(frames); }), "large frames");
+            }
+        }
+    }
+    return failures;
+}
+
+int check_nested_json() {
+    const auto nested = [](int depth) {
+        return std::string(static_cast<std::size_t>(depth), '[') + std::string(static_cast<std::size_t>(depth), ']');
+    };
+    int failures = check(dpt_impl::parse_json(nested(dpt_impl::kMaxJsonDepth)).is_array(), "nested JSON");
+    failures += check(dpt_impl::parse_json(R"({"a": "[[[[\"[[[["})").at("a") == "[[[[\"[[[[", "brackets in text");
+    for (const int depth : {dpt_impl::kMaxJsonDepth + 1, 200'000, 10'000'000}) {
+        failures += check(is_refused(DPT_BAD_BUNDLE, [&] { dpt_impl::parse_json(nested(depth)); }), "deeply nested JSON");
+    }
+    return failures;
+}
+
+} // namespace
 
 int main() {
     using dpt_impl::sha256;
-    int failures = 0;
+    int failures = check_largest_frames() + check_nested_json();
     const auto expect = [&](const std::string &message, const char *hash) {
         if (sha256(message.data(), message.size()) == hash) return;
         std::fprintf(stderr, "FAILED: a message of %zu bytes\n", message.size());

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 
+import numpy as np
 import onnx
 import pytest
 
 from dpt_deploy.backends.cpp import CppSession
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.contract import Contract
-from dpt_deploy.core.errors import BackendError, BadBundle, ContractError, MissingPackage
+from dpt_deploy.core.errors import BackendError, BadBundle, ContractError, DptError, MissingPackage
 from dpt_deploy.runtime import load
 from tests.cpp.toy import FILE, edit_manifest, make_toy, toy_graph
 
@@ -64,6 +67,13 @@ def test_another_format(toy):
     lambda content: content.pop("contract"),
     lambda content: content["artifacts"][0].pop("sha256"),
     lambda content: content["artifacts"][0].update(bytes="many"),
+    lambda content: content["artifacts"][0].update(sha256="0" * 63),
+    lambda content: content["artifacts"][0].update(sha256="G" * 64),
+    lambda content: content["artifacts"][0].update(kind="picture"),
+    lambda content: content["contract"].update(input_size=["384", 384]),
+    lambda content: content["contract"].update(input_size=[384.5, 384]),
+    lambda content: content["contract"].update(mean=[1e999, 0, 0]),
+    lambda content: content.update(training=json.loads("[" * 64 + "]" * 64)),
     lambda content: content["contract"].pop("mean"),
     lambda content: content["contract"].update(heads=["alpha", "depth"]),
     lambda content: content["contract"].update(heads=[]),
@@ -76,7 +86,7 @@ def test_a_malformed_manifest(toy, change):
 
 def test_a_manifest_without_artifacts(toy):
     edit_manifest(toy.folder, lambda content: content.pop("artifacts"))
-    assert_rejected(toy, BadBundle, "not a valid manifest of format 1", python=False)  # Python reads an empty bundle
+    assert_rejected(toy, BadBundle, "not a valid manifest of format 1")
 
 
 def test_unknown_fields_are_ignored(toy):
@@ -91,7 +101,10 @@ def test_a_name_that_leads_out_of_the_folder(toy, name):
     assert_rejected(toy, BadBundle, "expected the name of a file in the bundle's folder, received", python=False)
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00", '{"format": 1, "format"', "[" * 100_000])
+@pytest.mark.parametrize("text", [
+    "", "{", "[]", "null", "\x00", '{"format": 1, "format"', "[" * 100_000, "[" * 200_000 + "]" * 200_000,
+    '{"a":' * 200_000 + "1" + "}" * 200_000,
+])
 def test_a_manifest_that_is_not_valid_json(toy, text):
     (toy.folder / "manifest.json").write_text(text)
     with pytest.raises(BadBundle, match=r"not a valid manifest"):
@@ -110,6 +123,95 @@ def test_a_graph_with_another_contract(tmp_path):
     assert_rejected(bundle, ContractError, "the contract embedded in the graph differs from the one in manifest.json")
 
 
+@pytest.mark.parametrize(("contract", "message"), [
+    (None, "the graph embeds no contract"), ("", "is not valid"), ("null", "is not valid"), ("{", "is not valid"),
+    ("[" * 200_000 + "]" * 200_000, "nested more than 64 levels deep"),
+])
+def test_a_graph_without_a_valid_contract(tmp_path, contract, message):
+    bundle = make_toy(tmp_path / "toy")
+    graph = toy_graph(Contract())
+    onnx.helper.set_model_props(graph, {} if contract is None else {"contract": contract})
+    onnx.save(graph, bundle.folder / FILE)
+    bundle.add(FILE, "onnx", graph="frame", precision="fp32")
+    assert_rejected(bundle, ContractError, message)
+
+
+def external_toy(folder, location):
+    """A toy bundle whose graph names `location` as the file of its weights."""
+    bundle = make_toy(folder)
+    graph = toy_graph(Contract())
+    for tensor in graph.graph.initializer:
+        if tensor.name == "top":
+            values = np.float32(255).tobytes()
+            tensor.ClearField("float_data")
+            tensor.data_location = onnx.TensorProto.EXTERNAL
+            tensor.external_data.add(key="location", value=location)
+    (folder / "weights.bin").write_bytes(values)
+    (folder / FILE).write_bytes(graph.SerializeToString())
+    bundle.add(FILE, "onnx", graph="frame", precision="fp32")
+    return bundle
+
+
+def test_external_data_of_any_name_is_checked(tmp_path):
+    bundle = external_toy(tmp_path / "toy", "weights.bin")
+    CppSession(bundle, "onnxruntime-cpu").close()
+    load(bundle.folder, backend="onnxruntime-cpu").close()
+    (bundle.folder / "weights.bin").write_bytes(np.float32(25.5).tobytes())
+    assert_rejected(bundle, BadBundle, r"weights\.bin does not match manifest.json")
+
+
+@pytest.mark.parametrize("location", ["weights.bin", "../toy/weights.bin", "/etc/passwd", "*/_ORT_MEM_ADDR_/*"])
+def test_external_data_that_is_not_listed(tmp_path, location):
+    bundle = external_toy(tmp_path / "toy", location)
+    edit_manifest(bundle.folder, lambda content: content.update(
+        artifacts=[entry for entry in content["artifacts"] if entry["kind"] == "onnx"]))
+    assert_rejected(bundle, BadBundle, "reads weights from '.*', which manifest.json does not list")
+
+
+def test_a_link_out_of_the_folder(tmp_path):
+    bundle = external_toy(tmp_path / "toy", "weights.bin")
+    (bundle.folder / "weights.bin").rename(tmp_path / "weights.bin")
+    (bundle.folder / "weights.bin").symlink_to(tmp_path / "weights.bin")
+    assert_rejected(bundle, BadBundle, "weights.bin is a symbolic link to a file outside the bundle")
+    (tmp_path / "weights.bin").rename(bundle.folder / "inside")
+    (bundle.folder / "weights.bin").unlink()
+    (bundle.folder / "weights.bin").symlink_to("inside")
+    (tmp_path / "link").symlink_to("toy")
+    CppSession(Bundle.open(tmp_path / "link"), "onnxruntime-cpu").close()
+
+
+def test_both_runtimes_say_the_same(tmp_path):
+    """The same words for the same fault, but for the backend's name."""
+    def changed(bundle):
+        (bundle.folder / "weights.bin").write_bytes(b"four")
+
+    def another_contract(bundle):
+        edit_manifest(bundle.folder, lambda content: content["contract"].update(mean=[0, 0, 0]))
+
+    def file_of_a_bundle(bundle):
+        bundle.folder /= FILE
+
+    faults = (changed, another_contract, file_of_a_bundle, lambda bundle: (bundle.folder / FILE).unlink(),
+              lambda bundle: (bundle.folder / "manifest.json").unlink(), lambda bundle: shutil.rmtree(bundle.folder))
+    for i, fault in enumerate(faults):
+        bundle = external_toy(tmp_path / str(i), "weights.bin")
+        fault(bundle)
+        with pytest.raises(DptError) as python:
+            load(bundle.folder, backend="onnxruntime-cpu")
+        with pytest.raises(type(python.value), match=f"^{re.escape(str(python.value))}$"):
+            CppSession(bundle, "onnxruntime-cpu")
+
+
+def test_a_bundle_that_was_never_judged_says_so(toy):
+    with load(toy.folder, backend="onnxruntime-cpu") as python, CppSession(toy, "onnxruntime-cpu") as session:
+        assert session.reason == python.reason
+        assert "Not judged: it has no parity verdict, because its export was interrupted" in python.reason
+    (toy.folder / "parity.json").write_text("{}")
+    toy.add("parity.json", "report")
+    with CppSession(toy, "onnxruntime-cpu") as session:
+        assert session.reason == f"onnxruntime-cpu runs {FILE}, as requested."
+
+
 def test_a_graph_with_other_outputs(tmp_path):
     bundle = make_toy(tmp_path / "toy", outputs=("alpha", "depth", "normals"))
     message = "expected inputs and outputs frame, depth, normals, alpha, found frame, alpha"
@@ -119,7 +221,7 @@ def test_a_graph_with_other_outputs(tmp_path):
 def test_a_file_that_is_not_an_onnx_graph(toy):
     (toy.folder / FILE).write_bytes(b"no graph at all")
     toy.add(FILE, "onnx", graph="frame", precision="fp32")
-    assert_rejected(toy, BackendError, "onnxruntime-cpu could not load .*Choose another precision or backend")
+    assert_rejected(toy, BadBundle, f"{FILE} is not a valid ONNX file: it is not a protobuf message")
 
 
 def test_a_precision_that_the_bundle_lacks(toy):

@@ -82,7 +82,7 @@ def test_a_changed_bundle_fails(clone: Path, shell: Run) -> None:
     graph = clone / "engines/best_model/frame.fp32.onnx"
     graph.write_bytes(graph.read_bytes()[:-1])
     done = shell("python examples/judge_bundle.py engines/best_model", clone, expected=1)
-    assert "is not the file that manifest.json describes" in done.stdout
+    assert "does not match manifest.json" in done.stdout
 
 
 def test_parity_in_ones_own_ci(clone: Path, shell: Run) -> None:

@@ -51,7 +51,7 @@ def test_a_damaged_and_a_missing_file_get_the_command_that_makes_them(own_bundle
     graph.unlink()
     checks = found(own_bundle)
     assert checks[engine.name].status == checks[graph.name].status == "failed"
-    assert "missing" in checks[graph.name].finding and "changed" in checks[engine.name].finding
+    assert "missing" in checks[graph.name].finding and "modified" in checks[engine.name].finding
     assert "dpt_deploy.export" in checks[graph.name].remedy
     assert checks[engine.name].remedy == (
         f"python -m dpt_deploy.build {own_bundle} --builder tensorrt-rtx --precisions fp16 --batch-range 1,8 "

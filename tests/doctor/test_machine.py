@@ -162,3 +162,15 @@ runpy.run_module("dpt_deploy.doctor", run_name="__main__", alter_sys=True)
     assert found["passed"] is True and found["bundle"] == []
     torch = next(check for check in found["machine"] if check["subject"] == "PyTorch")
     assert torch["status"] == "not installed" and "torch>=" in torch["remedy"]
+
+
+def test_a_folder_that_cannot_be_written_is_said(tmp_path, monkeypatch, capsys):
+    from dpt_deploy.doctor.__main__ import DoctorConfig, main
+
+    assert doctor.writable(tmp_path)[0].status == "ok"
+    monkeypatch.setattr(doctor, "unwritable", lambda folder: f"cannot write {folder}: Permission denied. Advice.")
+    (check,) = {check.finding: check for check in doctor.writable(tmp_path) if str(tmp_path) in check.finding}.values()
+    assert check.status == "warning" and "commands write" in check.finding and "Permission denied" in check.remedy
+    assert main(DoctorConfig()) == 0
+    out = capsys.readouterr().out
+    assert "output folder" in out.splitlines()[-1] and "warning" in out.splitlines()[-1]

@@ -129,14 +129,16 @@ def test_options_and_the_users_images(checkpoint, tmp_path, command):
     for i in range(3):
         image = np.random.default_rng(i).integers(0, 256, (90, 120, 3), np.uint8)
         cv2.imwrite(str(images / f"{i}.png"), cv2.GaussianBlur(image, (0, 0), 3))
+    (images / "0b.png").write_bytes((images / "0.png").read_bytes()[:500])
     out = tmp_path / "bundle"
     status, text, error = command(
         ExportConfig, export_main, checkpoint, "--out", out, "--input-size", "192x128", "--heads", "depth,alpha",
-        "--resize", "letterbox", "--opset", "20", "--images", images, "--max-images", "2", "--fp32-modules",
+        "--resize", "letterbox", "--opset", "20", "--images", images, "--max-images", "3", "--fp32-modules",
         "decoder.fusion.0", "--builder", "none",
     )
-    assert status == 0, text + error
     bundle = Bundle.open(out)
+    assert bundle.last_report().passed and status == 1 and "skipped  0b.png" in text, text + error
+    assert "0b.png" in (out / "report.html").read_text() and "0b.png" in (out / "MODEL_CARD.md").read_text()
     assert bundle.contract.heads == ("depth", "alpha")
     assert bundle.contract.input_size == (192, 128) and bundle.contract.resize == "letterbox"
     (graph,) = bundle.find("onnx", graph="frame", precision="fp16")
@@ -243,6 +245,17 @@ def test_what_was_assumed_stands_beside_the_verdict(checkpoint, tmp_path, comman
     assert "depth_scale" not in [one.fact for one in Bundle.open(out).manifest.assumed]
 
 
+def test_a_quick_verdict_says_that_it_is_one(checkpoint, tmp_path, command):
+    out, budget = tmp_path / "bundle", loose_budget(tmp_path / "loose.json")
+    _, text, _ = command(ExportConfig, export_main, checkpoint, "--out", out, "--builder", "none", "--budget", budget,
+                         "--precision", "fp32", "--parity", "quick")
+    report = Bundle.open(out).last_report()
+    assert report.inputs == ("scene 480x640", "scene 96x128", "noise")
+    assert "quick: judged on 3 inputs only" in text
+    command(ParityConfig, parity_main, out, "--budget", budget)
+    assert "quick: judged on 3 inputs only" in Bundle.open(out).last_report().verdict
+
+
 def test_an_image_that_cannot_be_decoded(checkpoint, tmp_path, command):
     image = tmp_path / "image.png"
     image.write_bytes(b"\x89PNG nothing")
@@ -277,7 +290,7 @@ def test_a_changed_a_missing_and_a_foreign_bundle(own_bundle, tmp_path, command)
     graph = own_bundle / "model.fp16.onnx"
     graph.write_bytes(graph.read_bytes()[:-1] + b"x")
     status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch-range", "1,3")
-    assert status == 2 and "is not the file that manifest.json describes" in error
+    assert status == 2 and "does not match manifest.json" in error
     graph.unlink()
     status, _, error = command(BuildConfig, build_main, own_bundle, "--builder", "tensorrt-rtx", "--batch-range", "1,3")
     assert status == 2 and "is missing from the bundle" in error

@@ -18,6 +18,7 @@ from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput, BuildError
 from dpt_deploy.core.manifest import Artifact, PrecisionPlan
 from dpt_deploy.export import graph
+from dpt_deploy.export.frame_graph import export_frame_graph, trace_processing
 from dpt_deploy.export.graph import export_graph
 from dpt_deploy.export.precision import fold_batch_norm, typed, typed_frame
 from dpt_deploy.export.pytorch_reference import postprocess, preprocess
@@ -34,7 +35,7 @@ def count_nodes(path):
 
 def described(path, precision):
     """A model graph as a manifest describes it."""
-    return Artifact(file=path.name, kind="onnx", sha256="", bytes=0, graph="model", precision=precision)
+    return Artifact(file=path.name, kind="onnx", sha256="0" * 64, bytes=0, graph="model", precision=precision)
 
 
 def session(path):
@@ -50,10 +51,11 @@ def model():
 def frame_graphs(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("frame")
     plan = PrecisionPlan("fp32", ())
+    network = folder / "model.onnx"
+    export_graph(typed(model, plan), "model", model.contract(), network, 23, {})
     for resize in ("stretch", "letterbox"):
-        contract = model.contract(resize)
-        frame = typed_frame(typed(model, plan), contract, plan)
-        export_graph(frame, "frame", contract, folder / f"{resize}.onnx", 23, {})
+        processing = trace_processing(typed_frame(model, model.contract(resize), plan), 23)
+        export_frame_graph(processing, network, folder / f"{resize}.onnx", {})
     return folder
 
 
@@ -69,6 +71,18 @@ def test_frame_graph_equals_independent_processing(model, frame_graphs, resize, 
     for name, value in want.items():
         np.testing.assert_allclose(have[name][0], value, atol=2e-4)
     assert np.abs(np.linalg.norm(have["normals"], axis=-1) - 1).max() < 1e-5
+
+
+def test_the_network_in_a_frame_graph_is_that_of_the_model_graph(frame_graphs):
+    """Node by node, so that a verdict on one is a verdict on the arithmetic of both."""
+    network = onnx.load(frame_graphs / "model.onnx").graph
+    frame = onnx.load(frame_graphs / "stretch.onnx").graph
+    names = {value.name: f"network/{value.name}" for value in network.output}
+    inside = [node for node in frame.node if not node.name.startswith(("before/", "after/"))]
+    assert [node.op_type for node in inside] == [node.op_type for node in network.node]
+    assert [list(node.output) for node in inside] == [[names.get(n, n) for n in node.output] for node in network.node]
+    weights = {tensor.name: tensor.raw_data for tensor in frame.initializer}
+    assert all(weights[tensor.name] == tensor.raw_data for tensor in network.initializer)
 
 
 def test_frame_graph_takes_any_batch(frame_graphs):

@@ -12,9 +12,10 @@ from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.export.pytorch_reference import parity_inputs
 from dpt_deploy.model import save_checkpoint
-from dpt_deploy.parity import Reference
+from dpt_deploy.parity import Reference, judge
 from dpt_deploy.parity.__main__ import ParityConfig, main
 from dpt_deploy.parity.images import adversarial, built_in
+from dpt_deploy.report import print_outcome, write_report
 from tests.parity.conftest import loose_budget
 from tests.tiny import lively_model, photo
 
@@ -34,7 +35,7 @@ def test_images_need_the_checkpoint(bundle, tmp_path):
         main(ParityConfig(bundle.folder, images=tmp_path))
     with pytest.raises(BadInput, match="from 1"):
         parity_inputs(tmp_path, 0)
-    assert [name for name, _, _ in parity_inputs(None, 1)] == [name for name, _, _ in built_in()]
+    assert [name for name, _, _ in parity_inputs(None, 1).inputs] == [name for name, _, _ in built_in()]
 
 
 def test_another_checkpoint_is_refused(bundle, tmp_path):
@@ -54,17 +55,48 @@ def test_the_users_images_become_the_reference(tiny_bundle, only_python, tmp_pat
     images.mkdir()
     for i in range(3):
         cv2.imwrite(str(images / f"photo{i}.png"), photo(90 + i, 120, seed=i))
+    (images / "broken.png").write_bytes((images / "photo0.png").read_bytes()[:900])
+    (images / "notes.txt").write_text("not an image")
     flat = adversarial()[:1]
     monkeypatch.setattr("dpt_deploy.parity.images.adversarial", lambda: flat)  # the others take a minute
-    options = {"images": images, "max_images": 2, "checkpoint": tiny_bundle.parent / "tiny.pth", "json": True}
-    main(ParityConfig(own.folder, **options))
+    options = {"images": images, "max_images": 3, "checkpoint": tiny_bundle.parent / "tiny.pth", "json": True}
+    assert main(ParityConfig(own.folder, **options)) == 1, "an image was skipped"
     value = json.loads(capsys.readouterr().out)
     again = Bundle.open(own.folder)
     assert value["inputs"] == ["photo0.png", "photo2.png", "black"]
     assert value["reference"] == again.find("reference")[0].sha256
     assert [case.name for case in Reference.load(own.folder / "reference.npz", own.contract).cases] == value["inputs"]
+    (skipped,) = value["skipped_images"]
+    assert skipped.startswith("broken.png: expected an image") and again.manifest.options["skipped_images"] == [skipped]
+    assert "broken.png" in (own.folder / "report.html").read_text()
+    assert "broken.png" in (own.folder / "MODEL_CARD.md").read_text()
     status = {stage["name"]: stage["status"] for stage in value["stages"]}
     assert {"weights frame fp16", "PyTorch fp16", "ONNX Runtime frame fp32"} <= set(status)
     assert all(status[name] == "passed" for name in status if "fp32" in name and status[name] != "not run")
     for artifact in again.artifacts:
         again.path(artifact)
+
+
+def test_a_folder_is_read_past_its_bad_files_and_one_bad_file_is_an_error(tmp_path, bundle, capsys):
+    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    cv2.imwrite(str(good), photo(90, 120))
+    bad.write_bytes(b"")
+    cv2.imwrite(str(tmp_path / "large.png"), photo(100, 200))
+    (tmp_path / "notes.txt").touch()
+    found = parity_inputs(tmp_path, 8, max_pixels=90 * 120)
+    assert [name for name, unusual, _ in found.inputs if not unusual] == ["good.png"]
+    assert [line.split(":")[0] for line in found.skipped] == ["bad.png", "large.png"]
+    assert str(tmp_path) not in "".join(found.skipped)
+    assert found.lines()[0].startswith("skipped  bad.png") and "notes.txt" in found.lines()[-1]
+    found.record(bundle)
+    write_report(bundle, judge(bundle).report, {})
+    print_outcome(bundle, bundle.last_report(), [])
+    assert "2 images skipped, not judged: bad.png" in capsys.readouterr().out
+    assert "large.png" in (bundle.folder / "report.html").read_text()
+    parity_inputs(good, 8).record(bundle)
+    assert "skipped_images" not in bundle.manifest.options
+    with pytest.raises(BadInput, match=r"bad\.png"):
+        parity_inputs(bad, 8)
+    good.unlink()
+    with pytest.raises(BadInput, match=r"none of the 2 images tried.*bad\.png"):
+        parity_inputs(tmp_path, 8, max_pixels=90 * 120)

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from dpt_deploy.core import metrics
+from dpt_deploy.core.budget import held_to
 from dpt_deploy.core.errors import BadInput, Cause
-from dpt_deploy.core.verdict import Compared, Fault, StageId, StageKind, held_to, not_run
+from dpt_deploy.core.verdict import Compared, Fault, StageId, StageKind, not_run
 from dpt_deploy.parity import ParityReport, Reference, compare, load_budget
 from tests.parity.conftest import loose_budget
 from tests.parity.conftest import random_case as case

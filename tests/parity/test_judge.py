@@ -181,7 +181,7 @@ def test_a_damaged_graph_fails_its_stage(bundle):
     path.write_bytes(path.read_bytes()[:-1] + b"x")
     report = judge(bundle).report
     assert [stage.name for stage in report.failed] == ["ONNX Runtime frame fp32"]
-    assert "is not the file that manifest.json describes" in report.failed[0].reasons[0]
+    assert "does not match manifest.json" in report.failed[0].reasons[0]
 
 
 def test_judging_leaves_the_bundle_as_it_was(bundle):

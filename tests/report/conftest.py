@@ -17,6 +17,7 @@ from dpt_deploy.core.verdict import ParityReport, Stage, StageId, StageKind, not
 from dpt_deploy.parity.compare import compare, load_budget
 from dpt_deploy.parity.judge import WorstMaps
 from dpt_deploy.parity.reference import Reference
+from tests.graphs import model as onnx_file
 from tests.parity.conftest import random_case
 
 BUDGET, _ = load_budget(None)
@@ -57,11 +58,11 @@ def judged(tmp_path: Path) -> Judged:
     )
     bundle = Bundle.create(tmp_path / "bundle", Manifest.model_validate({
         "name": "a bundle", "contract": Contract().to_json(), "versions": {"torch": "2"}, "command": "export <x>",
-        "checkpoint": {"file": "best.pth", "sha256": "c0ffee" * 10}, "created": "2026-01-01T10:00:00+00:00",
+        "checkpoint": {"file": "best.pth", "sha256": "c0ffee00" * 8}, "created": "2026-01-01T10:00:00+00:00",
     }))
     bundle.folder.mkdir()
-    for file in ("frame.fp16.onnx", "frame.engine"):
-        (bundle.folder / file).write_bytes(file.encode())
+    (bundle.folder / "frame.fp16.onnx").write_bytes(onnx_file(bundle.contract))
+    (bundle.folder / "frame.engine").write_bytes(b"engine")
     graph = bundle.add("frame.fp16.onnx", "onnx", graph="frame", precision="fp16")
     certificate = {"status": "passed", "fused_attention": {"found": 12, "expected": 12}, "islands": ["a", "b"],
                    "layers": [{"name": "x" * 90, "half": True}], "memory": None, "share": 0.98765,

@@ -20,7 +20,7 @@ POISON = """<script>]]>|`"'**b**_i_[l](u)<!--&lt;$m$~~s~~#"""
 FIXED = {  # what the code itself writes, and refuses in any other form
     "stretch", "depth", "normals", "alpha", "fp16", "fp32", "bf16", "model", "frame", "onnx", "engine", "reference",
     "passed", "failed", "not run", "weights", "graph", "backend", "cpu", "gpu", "over budget", "raised", "abs_rel",
-    "not built", "fixed",
+    "not built", "fixed", "none", "0" * 64, "1" * 64,
 }
 REPORT = {
     "stages": [
@@ -38,9 +38,9 @@ REPORT = {
     "budget_file": "a budget", "inputs": ["first", "second"],
 }
 CERTIFICATE = {
-    "status": "status", "reasons": ["reason"], "flops": {"share": 0.5, "more": "flop"}, "list": ["item"],
+    "status": "none", "reasons": ["reason"], "flops": {"share": 0.5, "more": "flop"}, "list": ["item"],
     "table": [{"k": "cell", "l": ["inner"]}], "nested": {"deep": {"deeper": "value"}, "few": [{"one": "x"}]},
-    "attention": {"status": "attention", "layers": 1, "blocks": 2},
+    "attention": {"status": "passed", "layers": 1, "blocks": 2},
 }
 
 
@@ -56,23 +56,24 @@ def poisoned(value):
 @pytest.fixture
 def poisoned_bundle(tmp_path):
     manifest = poisoned({
-        "name": "name", "created": "created", "command": "command", "checkpoint": {"file": "file", "sha256": "sha"},
+        "name": "name", "created": "created", "command": "command", "checkpoint": {"file": "file", "sha256": "0" * 64},
         "model": {"backbone": "backbone"}, "training": {"flat": "text", "list": ["a", "b"], "deep": {"x": {"y": "z"}}},
         "versions": {"package": "version"},
         "precision": {"plan": {"precision": "fp16", "fp32": ["module"]},
                       "trials": [{"name": "trial", "plan": {"precision": "fp16", "fp32": []}, "passed": False}]},
         "artifacts": [
-            {"file": "graph file", "kind": "onnx", "sha256": "graph sha", "bytes": 1, "graph": "frame"},
-            {"file": "engine file", "kind": "engine", "sha256": "engine sha", "bytes": 1, "graph": "frame",
-             "details": {"builder": "builder", "builder_version": "1", "made_from": "x", "certificate": CERTIFICATE}},
-            {"file": "reference file", "kind": "reference", "sha256": "reference sha", "bytes": 1},
+            {"file": "graph file", "kind": "onnx", "sha256": "0" * 64, "bytes": 1, "graph": "frame"},
+            {"file": "engine file", "kind": "engine", "sha256": "1" * 64, "bytes": 1, "graph": "frame",
+             "details": {"builder": "builder", "builder_version": "1", "made_from": "0" * 64,
+                         "certificate": CERTIFICATE}},
+            {"file": "reference file", "kind": "reference", "sha256": "1" * 64, "bytes": 1},
         ],
     })
     manifest["training"][f"key{POISON}"] = "1"
     manifest["versions"][f"key{POISON}"] = "1"
     manifest["artifacts"][1]["details"]["certificate"][f"key{POISON}"] = {f"inner{POISON}": [1, [2]]}
     row = {"status": "ran", "name": f"row{POISON}", "p50_ms": 1.0, "p90_ms": 1.0, "stable": True,
-           "sha256": f"graph sha{POISON}"}
+           "sha256": "0" * 64}
     machine = {"gpu": {"name": f"processor{POISON}"}, "processor": None, "date": "2026-01-01"}
     write_json(tmp_path / LATENCY_FILE, {"rows": [row], "batch": f"batch{POISON}", "frame": [f"frame{POISON}"],
                                          "machine": machine})
@@ -117,8 +118,8 @@ def test_the_page_shows_markup_as_text(judged, poisoned_bundle):
     }
     assert not {name for name in parsed.attributes if name.startswith("on")} and "href" not in parsed.attributes
     for text in ("name", "created", "command", "file", "version", "key", "module", "trial", "graph file",
-                 "graph sha", "engine file", "reference sha", "first title", "note", "another note", "a title", "f",
-                 "detail", "image", "why not", "status", "reason", "flop", "item", "cell", "inner", "value",
+                 "engine file", "first title", "note", "another note", "a title", "f",
+                 "detail", "image", "why not", "reason", "flop", "item", "cell", "inner", "value",
                  "judged by", "first", "second", "a budget", "case"):
         assert f"{text}{POISON}" in parsed.text, text
 
@@ -132,6 +133,6 @@ def test_the_card_shows_markup_as_text(poisoned_bundle):
     assert [f"<!--{comment}-->" for comment in parsed.comments] == [HAND_WRITTEN_MARKER]
     assert parsed.tags == {"h1", "h2", "p", "strong", "table", "thead", "tbody", "tr", "th", "td", "code", "ul", "li"}
     assert rendered.count("<strong>") == 2 and rendered.count("<tr>") == 4 + 4 + 2 + 8 + 4 + 2 + 2 + 1
-    for text in ("name", "backbone", "file", "sha", "created", "text", "key", "z", "a title", "why not", "detail",
-                 "engine file", "builder", "status", "row", "processor", "batch", "frame", "version", "a budget"):
+    for text in ("name", "backbone", "file", "created", "text", "key", "z", "a title", "why not", "detail",
+                 "engine file", "builder", "row", "processor", "batch", "frame", "version", "a budget"):
         assert f"{text}{POISON}" in parsed.text, text

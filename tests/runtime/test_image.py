@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import struct
 from pathlib import Path
 
@@ -12,6 +13,7 @@ import torch
 
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.image_files import find_images
 from dpt_deploy.export import pytorch_reference
 from dpt_deploy.runtime.image import check_frames, list_images, postprocess, preprocess, read_image
 from tests.tiny import photo
@@ -131,30 +133,62 @@ def test_the_images_of_a_folder_come_by_name(tmp_path: Path) -> None:
         (tmp_path / name).touch()
     (tmp_path / "d.png").mkdir()
     assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG", "c.tif"]
+    found = find_images(tmp_path)
+    assert [path.name for path in found.left_out] == ["d.png", "notes.txt"]
+    assert found.left_out_line() == "left out 2, not images by their suffix: d.png/, notes.txt"
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="found none"):
         list_images(tmp_path / "empty")
 
 
-@pytest.mark.parametrize(
-    ("shape", "dtype", "advice"),
-    [
-        ((4, 5, 3), "float32", r"image \* 255"),
-        ((4, 5, 3), "float16", r"image \* 255"),
-        ((4, 5, 3), "uint16", "257"),
-        ((4, 5, 3), "int64", "astype"),
-        ((4, 5), "uint8", "one channel"),
-        ((4, 5, 1), "uint8", "one channel"),
-        ((4, 5, 4), "uint8", "Drop alpha"),
-        ((3, 4, 5), "uint8", "moveaxis"),
-        ((2, 3, 4, 5), "uint8", "moveaxis"),
-        ((0, 5, 3), "uint8", "empty"),
-        ((2, 4, 0, 3), "uint8", "empty"),
-        ((), "uint8", "empty"),
-        ((1, 2, 4, 5, 3), "uint8", "batch"),
-    ],
-)
-def test_a_wrong_array_gets_advice(shape: tuple[int, ...], dtype: str, advice: str) -> None:
-    with pytest.raises(BadInput, match=rf"(?s)expected uint8 RGB \(H, W, 3\).*received {dtype}.*{advice}") as caught:
-        check_frames(np.zeros(shape, dtype))
-    assert "\n" not in str(caught.value)
+SHAPES = {
+    "gray": (lambda rgb: rgb[..., 0], True), "gray, last": (lambda rgb: rgb[..., :1], True),
+    "gray, first": (lambda rgb: np.moveaxis(rgb[..., :1], -1, 0), True),
+    "gray and alpha": (lambda rgb: rgb[..., :2], True), "rgb": (lambda rgb: rgb, False),
+    "rgba": (lambda rgb: np.dstack([rgb, rgb[..., 0]]), False),
+    "first": (lambda rgb: np.moveaxis(rgb, -1, 0), False),
+    "batch, first": (lambda rgb: np.moveaxis(np.stack([rgb, rgb]), -1, 1), False),
+}
+DTYPES = {
+    "uint8": lambda x: x, "bool": lambda x: x > 127,
+    "float32": lambda x: x / np.float32(255), "float64, 0 to 255": lambda x: x.astype(np.float64),
+    "float16": lambda x: (x / np.float32(255)).astype(np.float16), ">f4": lambda x: (x / np.float32(255)).astype(">f4"),
+    "uint16": lambda x: x.astype(np.uint16) * 257, ">u2": lambda x: (x.astype(np.uint16) * 257).astype(">u2"),
+    "int64": lambda x: x.astype(np.int64), "int32, 16 bits": lambda x: x.astype(np.int32) * 257,
+    "torch float32": lambda x: torch.from_numpy(np.ascontiguousarray(x)).float() / 255,
+    "torch bfloat16": lambda x: torch.from_numpy(np.ascontiguousarray(x)).bfloat16(),
+    "torch bool": lambda x: torch.from_numpy(np.ascontiguousarray(x)) > 127,
+}
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_each_advice_gives_the_picture_when_it_is_run(shape: str, dtype: str) -> None:
+    rgb = photo(20, 30)
+    if "bool" in dtype:
+        rgb = (rgb > 127).astype(np.uint8) * 255
+    arrange, gray = SHAPES[shape]
+    image = DTYPES[dtype](arrange(rgb))
+    want = np.repeat(rgb[..., :1], 3, axis=2) if gray else rgb
+    if shape.startswith("batch"):
+        want = np.stack([want, want])
+    if dtype == "uint8" and shape == "rgb":
+        return check_frames(image)
+    with pytest.raises(BadInput, match=r"expected uint8 RGB \(H, W, 3\) with values 0 to 255, received") as caught:
+        check_frames(image)
+    lines = re.findall(r"(?:Values in|values in|Convert it)[^:]*: (.*?)(?:; |\.$)", str(caught.value))
+    made = [eval(line, {"np": np, "image": image}) for line in lines]
+    assert made, str(caught.value)
+    for one in made:
+        check_frames(one)
+    off = 1 if "bfloat16" in dtype else 0
+    assert any(np.abs(one.astype(int) - want.astype(int)).max() <= off for one in made), str(caught.value)
+
+
+@pytest.mark.parametrize(("shape", "advice"), [
+    ((0, 5, 3), "empty"), ((2, 4, 0, 3), "empty"), ((), "empty"), ((1, 2, 4, 5, 3), "batch"), ((5,), "batch"),
+    ((9, 9, 9), "batch"),
+])
+def test_what_no_line_can_repair_is_said(shape: tuple[int, ...], advice: str) -> None:
+    with pytest.raises(BadInput, match=rf"(?s)expected uint8 RGB.*{advice}"):
+        check_frames(np.zeros(shape, np.uint8))

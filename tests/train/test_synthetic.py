@@ -99,5 +99,7 @@ def test_impossible_options_are_refused(tmp_path: Path):
     with pytest.raises(BadInput, match="at least 16"):
         SyntheticConfig(tmp_path, image_size=(4, 4))
     (tmp_path / "file").write_text("")
-    with pytest.raises(BadInput, match="cannot write"):
-        write_dataset(SyntheticConfig(tmp_path / "file" / "x", count=1, image_size=(16, 16), workers=1))
+    for out in (tmp_path / "file" / "x", tmp_path / "file"):
+        for prepared in (False, True):
+            with pytest.raises(BadInput, match=r"cannot write.*file is a file.*Choose another output folder"):
+                write_dataset(SyntheticConfig(out, count=1, image_size=(16, 16), workers=1, prepared=prepared))

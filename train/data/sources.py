@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.image_files import MAX_PIXELS
 
 from ..commands import command
 from .cache import CacheSource, is_cache
@@ -42,12 +43,13 @@ class Source(Protocol):
         ...
 
 
-def open_source(root: Path | str, normal_axes: str = AXES) -> Source:
+def open_source(root: Path | str, normal_axes: str = AXES, max_pixels: int = MAX_PIXELS) -> Source:
     """Find the samples of a folder.
 
     Args:
         root: A prepared cache, one chunk (SynthHuman_0000), the parent of chunks, or a flat folder.
         normal_axes: How the files store the components of normals. A cache holds them converted.
+        max_pixels: Original files with more pixels are broken samples.
 
     Raises:
         BadInput: There are no samples.
@@ -60,7 +62,7 @@ def open_source(root: Path | str, normal_axes: str = AXES) -> Source:
             f"data root {root}: expected a folder of SynthHuman samples, found {what}. Give --data-root the folder of "
             f"SynthHuman_0000, or generate data: {command('train.synthetic')} --out data/synthetic"
         )
-    return CacheSource.open(root) if is_cache(root) else find_samples(root, normal_axes)
+    return CacheSource.open(root) if is_cache(root) else find_samples(root, normal_axes, max_pixels)
 
 
 def split(names: Sequence[str], kinds: Sequence[str], val_fraction: float) -> tuple[list[int], list[int]]:

@@ -12,7 +12,7 @@ import torch
 from dpt_deploy.core.errors import BadInput
 
 from .sample import Sample
-from .sources import Source
+from .sources import BrokenSamples, Source
 
 
 @dataclass(frozen=True)
@@ -51,14 +51,18 @@ def spread(positions: Sequence[int], limit: int | None) -> list[int]:
     return [positions[i] for i in chosen]
 
 
-def readable(source: Source, positions: Sequence[int]) -> Iterator[Sample]:
-    """The samples at `positions` that can be read. Raises `BadInput` if none can."""
+def readable(
+    source: Source, positions: Sequence[int], broken: BrokenSamples | None = None
+) -> Iterator[Sample]:
+    """The samples at `positions` that can be read; the others go to `broken`. Raises `BadInput` if none can."""
     found, reason = False, ""
     for position in positions:
         try:
             sample = source.read(position)
         except BadInput as error:
             reason = str(error)
+            if broken is not None:
+                broken.add(source.names[position], reason)
             continue
         found = True
         yield sample

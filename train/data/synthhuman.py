@@ -18,6 +18,8 @@ import cv2
 import numpy as np
 
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.files import existing_file
+from dpt_deploy.core.image_files import MAX_PIXELS, decode, read_image
 
 from ..commands import command
 from . import exr
@@ -28,7 +30,12 @@ KINDS = ("face", "full_body", "upper_body")
 FIRST_INDEX = {"face": 0, "full_body": 98_040, "upper_body": 198_016}
 CHUNK = 5_000
 NO_DEPTH = 65504.0
-"""The depth value that means "unknown": the largest finite half."""
+"""The depth value that means "unknown": the largest finite half [cm]."""
+LARGEST_DEPTH = 20_000.0
+"""Depths from here on [cm] mean "unknown" too, because lossy compression (DWAA, DWAB) changes `NO_DEPTH`: to 51000 at
+its usual levels, to 27000 at extreme ones."""
+_CAMERA_BYTES = 4096  # a matrix takes 250
+_SHORTEST_FOCAL, _LONGEST_FOCAL = 0.05, 1000.0  # relative to the longer side of the image
 FILES = ("rgb_{}.png", "alpha_{}.png", "depth_{}.exr", "normal_{}.exr", "cam_{}.txt")
 _FILE = re.compile("|".join(pattern.replace(".", r"\.").format(r"(\d+)") + "$" for pattern in FILES))
 
@@ -56,6 +63,8 @@ class FolderSource:
     """Samples left out because a file is missing: one line each."""
     normal_axes: str = AXES
     """How the files store the components of normals."""
+    max_pixels: int = MAX_PIXELS
+    """Files with more pixels are broken samples."""
     input_size: ClassVar[None] = None
     resize: ClassVar[None] = None
 
@@ -63,7 +72,7 @@ class FolderSource:
         return len(self.names)
 
     def read(self, position: int) -> Sample:
-        return read_files(self.folders[position], self.names[position], self.normal_axes)
+        return read_files(self.folders[position], self.names[position], self.normal_axes, self.max_pixels)
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -73,7 +82,7 @@ class FolderSource:
         return digest.hexdigest()
 
 
-def find_samples(root: Path, normal_axes: str = AXES) -> FolderSource:
+def find_samples(root: Path, normal_axes: str = AXES, max_pixels: int = MAX_PIXELS) -> FolderSource:
     """Every complete sample in `root` and in the folders directly below it. Raises `BadInput` if there are none."""
     folders, names, incomplete, seen = [], [], [], 0
     for folder in [root, *sorted(entry for entry in root.iterdir() if entry.is_dir())]:
@@ -94,42 +103,66 @@ def find_samples(root: Path, normal_axes: str = AXES) -> FolderSource:
             f"in folders such as SynthHuman_0000, found {detail}. Check --data-root, or generate data: "
             f"{command('train.synthetic')} --out data/synthetic"
         )
-    return FolderSource(root, folders, names, [kind_of_index(int(name)) for name in names], incomplete, normal_axes)
+    kinds = [kind_of_index(int(name)) for name in names]
+    return FolderSource(root, folders, names, kinds, incomplete, normal_axes, max_pixels)
 
 
-def read_files(folder: Path, name: str, normal_axes: str = AXES) -> Sample:
+def read_files(folder: Path, name: str, normal_axes: str = AXES, max_pixels: int = MAX_PIXELS) -> Sample:
     """Read the five files of sample `name`. Raises `BadInput` that names the file that is missing or broken."""
     rgb_path, alpha_path, depth_path, normal_path, cam_path = (folder / pattern.format(name) for pattern in FILES)
-    bgr = _read_png(rgb_path, cv2.IMREAD_COLOR)
-    alpha = _read_png(alpha_path, cv2.IMREAD_UNCHANGED)
-    alpha = (alpha if alpha.ndim == 2 else alpha[..., -1 if alpha.shape[2] == 4 else 0]) / np.float32(
-        np.iinfo(alpha.dtype).max
-    )
-    centimetres, normals = exr.read_depth(depth_path), with_axes(exr.read_vectors(normal_path), normal_axes)
+    rgb, alpha = read_image(rgb_path, max_pixels), _read_alpha(alpha_path, max_pixels)
+    centimetres = exr.read_depth(depth_path, max_pixels)
+    normals = with_axes(exr.read_vectors(normal_path, max_pixels), normal_axes)
     sizes = {path.name: array.shape[:2] for path, array in (
-        (rgb_path, bgr), (alpha_path, alpha), (depth_path, centimetres), (normal_path, normals))}
+        (rgb_path, rgb), (alpha_path, alpha), (depth_path, centimetres), (normal_path, normals))}
     if len(set(sizes.values())) != 1:
         raise BadInput(f"{folder}: expected one size for all maps of a sample, received "
                        + ", ".join(f"{file} {h}x{w}" for file, (h, w) in sizes.items()) + ".")
-    try:
-        intrinsics = np.loadtxt(cam_path, ndmin=2)
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{cam_path}: expected a 3x3 matrix of intrinsics, but it cannot be read ({error}).") from error
-    if intrinsics.shape != (3, 3) or not np.isfinite(intrinsics).all() or intrinsics[0, 0] <= 0:
-        raise BadInput(f"{cam_path}: expected a 3x3 matrix of intrinsics [pixels], received {intrinsics.tolist()}.")
-    valid = np.isfinite(centimetres) & (centimetres > 0) & (centimetres < NO_DEPTH)
+    intrinsics = _read_intrinsics(cam_path, rgb.shape[:2])
+    valid = (centimetres > 0) & (centimetres < LARGEST_DEPTH)  # NaN is neither
+    normals = np.where(np.isfinite(normals).all(axis=2, keepdims=True), normals, 0)
     length = np.linalg.norm(normals, axis=2, keepdims=True)
     facing = np.isfinite(length) & (length > 0.5)
     return Sample(
-        name=name, kind=kind_of_index(int(name)), rgb=np.ascontiguousarray(bgr[..., ::-1]),
+        name=name, kind=kind_of_index(int(name)), rgb=rgb,
         depth=np.where(valid, centimetres / 100, 0).astype(np.float32),
         normals=np.where(facing, normals / np.where(facing, length, 1), 0).astype(np.float32),
-        alpha=alpha.astype(np.float32), intrinsics=intrinsics,
+        alpha=alpha, intrinsics=intrinsics,
     )
 
 
-def _read_png(path: Path, flags: int) -> np.ndarray:
-    pixels = cv2.imread(str(path), flags) if path.is_file() else None
-    if pixels is None:
-        raise BadInput(f"{path}: expected an image, but it {'cannot be decoded' if path.exists() else 'is missing'}.")
-    return pixels
+def _read_alpha(path: Path, max_pixels: int) -> np.ndarray:
+    """Coverage in [0, 1], float32 (H, W): the alpha channel, or the first of a file without."""
+    alpha = decode(existing_file(path, "an alpha image"), cv2.IMREAD_UNCHANGED, max_pixels)
+    if alpha.dtype not in (np.uint8, np.uint16):
+        raise BadInput(f"{path}: expected an alpha image of 8 or 16 bits, received {alpha.dtype}.")
+    alpha = alpha if alpha.ndim == 2 else alpha[..., -1 if alpha.shape[2] == 4 else 0]
+    return (alpha / np.float32(np.iinfo(alpha.dtype).max)).astype(np.float32)
+
+
+def _read_intrinsics(path: Path, size: tuple[int, int]) -> np.ndarray:
+    """The 3x3 matrix of a camera [pixels] for an image of `size` (H, W)."""
+    what = f"{path}: expected a 3x3 matrix of intrinsics [pixels]"
+    try:
+        if (count := path.stat().st_size) > _CAMERA_BYTES:
+            raise BadInput(f"{what}, received a file of {count} bytes.")
+        lines = (line.partition("#")[0] for line in path.read_text().splitlines())
+        rows = [line.split() for line in lines if line.strip()]
+        matrix = np.array([[float(value) for value in row] for row in rows])
+    except OSError as error:
+        raise BadInput(f"{what}, but it cannot be read ({error.strerror}).") from error
+    except ValueError as error:
+        raise BadInput(f"{what}, but it cannot be read ({str(error)[:80]}).") from error
+    if matrix.shape != (3, 3):
+        raise BadInput(f"{what}, received {len(rows)} rows of "
+                       f"{' or '.join(map(str, sorted({len(row) for row in rows}))) or 'no'} values.")
+    side = max(size)
+    focal, centre = matrix[(0, 1), (0, 1)], matrix[:2, 2]
+    if not (np.isfinite(matrix).all() and np.allclose(matrix[2], (0, 0, 1), atol=1e-3)
+            and (focal >= _SHORTEST_FOCAL * side).all() and (focal <= _LONGEST_FOCAL * side).all()
+            and (np.abs(centre) <= _LONGEST_FOCAL * side).all()):
+        raise BadInput(
+            f"{what}, with a focal length of {_SHORTEST_FOCAL:g} to {_LONGEST_FOCAL:g} times the longer side of the "
+            f"image ({side} pixels) and last row 0 0 1, received {matrix.tolist()}."
+        )
+    return matrix

@@ -18,6 +18,7 @@ from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
 
 from ..config import TrainConfig
 from ..data.conventions import compare_conventions, require_assumed
+from ..data.plausibility import plausible
 from ..data.sources import BrokenSamples, Source, open_source, split
 from ..data.statistics import Statistics, measure, readable, spread
 from ..model.warmstart import initialise_from
@@ -88,14 +89,16 @@ def claimed_output(out: Path, resumed: Path | None, main: bool) -> Iterator[None
 
 
 def open_data(config: TrainConfig, say: Callable[..., None]) -> TrainingData:
-    """Open the samples of a run, split them, and check the convention of their normals. `say` is `RunLog.say`.
+    """Open the samples of a run, split them, and check depth and the convention of normals. `say` is `RunLog.say`.
 
-    Raises `BadInput` if there are no samples, too many are incomplete, or normals follow another convention.
+    Raises `BadInput` if there are no samples, too many are incomplete, depth is implausible, or normals follow another
+    convention.
     """
-    source = open_source(config.data_root, config.normal_axes)
+    source = open_source(config.data_root, config.normal_axes, config.max_pixels)
     broken = BrokenSamples(source, config.max_broken, say, functools.partial(say, any_rank=True))
     train_positions, val_positions = split(source.names, source.kinds, config.val_fraction)
-    statistics = measure(readable(source, spread(train_positions, 64)))
+    measured = readable(source, spread(train_positions, 64))
+    statistics = measure(plausible(measured) if config.check_data and "depth" in config.heads else measured)
     if config.check_data and {"depth", "normals"} <= set(config.heads):
         samples = readable(source, spread(train_positions, 12))
         require_assumed(compare_conventions(samples, source.normal_axes), prepared=source.input_size is not None)

@@ -19,7 +19,7 @@ from ..config import RENAMED, TrainConfig
 
 FORMAT = 2
 FREE = ("out", "config", "resume", "workers", "save_minutes", "keep", "device", "tensorboard", "samples", "check_data",
-        "data_root", "max_broken", "compile", "init")
+        "data_root", "max_broken", "max_pixels", "compile", "init")
 """Options that may differ between a run and its continuation."""
 RESOLVED = ("amp", "backbone_lr_scale", "batch_size", "accumulate", "max_train_batches")
 """Options that are compared by their effect in the run: `resolved` in `save`."""

@@ -3,11 +3,15 @@
 #include <algorithm>
 #include <cerrno>
 #include <climits>
+#include <cstdlib>
 #include <cstring>
 #include <fstream>
+#include <memory>
+#include <set>
 #include <sys/stat.h>
 
 #include "error.h"
+#include "onnx_file.h"
 #include "sha256.h"
 
 namespace dpt_impl {
@@ -15,7 +19,25 @@ namespace {
 
 constexpr const char *kManifest = "manifest.json";
 constexpr int kFormat = 1;
-constexpr off_t kMaxManifestBytes = 16 << 20; // a typical manifest has 10 kB
+constexpr const char *kParity = "parity.json";
+constexpr const char *kCreate = "Create a bundle with: python -m dpt_deploy.export best_model.pth";
+constexpr off_t kMaxManifestBytes = 16 << 20; // a typical manifest has 20 kB
+const std::set<std::string> kKinds = {"onnx", "data", "engine", "cache", "reference", "report"};
+
+// The path without symbolic links, or "" if there is no such file.
+std::string real_path(const std::string &path) {
+    const std::unique_ptr<char, void (*)(void *)> resolved(realpath(path.c_str(), nullptr), std::free);
+    return resolved ? resolved.get() : "";
+}
+
+bool is_link(const std::string &path) {
+    struct stat status {};
+    return lstat(path.c_str(), &status) == 0 && S_ISLNK(status.st_mode);
+}
+
+bool is_sha256(const std::string &text) {
+    return text.size() == 64 && text.find_first_not_of("0123456789abcdef") == std::string::npos;
+}
 
 std::optional<std::string> optional_text(const Json &value, const char *key) {
     const auto found = value.find(key);
@@ -66,6 +88,8 @@ Artifact parse_artifact(const Json &entry) {
     artifact.sha256 = entry.at("sha256").get<std::string>();
     if (!entry.at("bytes").is_number_unsigned()) fail(DPT_BAD_BUNDLE, "artifacts: bytes: expected an unsigned integer");
     artifact.bytes = entry.at("bytes").get<std::uint64_t>();
+    if (kKinds.count(artifact.kind) == 0) fail(DPT_BAD_BUNDLE, "artifacts: kind: received '", artifact.kind, "'");
+    if (!is_sha256(artifact.sha256)) fail(DPT_BAD_BUNDLE, "artifacts: sha256: expected 64 hexadecimal digits");
     artifact.graph = optional_text(entry, "graph").value_or("");
     artifact.precision = optional_text(entry, "precision").value_or("");
     // A manifest is untrusted input: a name must not lead out of the bundle's folder.
@@ -83,9 +107,15 @@ std::string read_manifest(const std::string &folder) {
     struct stat status {};
     if (stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) {
         const bool exists = stat(folder.c_str(), &status) == 0;
+        if (exists && S_ISREG(status.st_mode)) {
+            const std::size_t slash = folder.rfind('/');
+            const std::string parent = slash == std::string::npos ? "." : folder.substr(0, slash);
+            const bool in_bundle = stat((parent + "/" + kManifest).c_str(), &status) == 0;
+            fail(DPT_BAD_BUNDLE, folder, ": expected a bundle, which is a folder, but received a file. ",
+                 in_bundle ? concat("Pass ", parent, ".") : kCreate);
+        }
         fail(DPT_BAD_BUNDLE, folder, ": expected a bundle, but ",
-             exists ? concat("it contains no ", kManifest) : "the folder does not exist",
-             ". Create a bundle with: python -m dpt_deploy.export best_model.pth");
+             exists ? concat("it contains no ", kManifest) : "the folder does not exist", ". ", kCreate);
     }
     if (status.st_size > kMaxManifestBytes) {
         fail(DPT_BAD_BUNDLE, path, ": expected at most ", kMaxManifestBytes, " bytes, received ", status.st_size,
@@ -121,7 +151,7 @@ Bundle::Bundle(const std::string &folder, const std::string &manifest) : folder_
 }
 
 void Bundle::parse(const std::string &manifest) {
-    const Json content = Json::parse(manifest);
+    const Json content = parse_json(manifest);
     const Json &format = content.at("format");
     if (format != kFormat) {
         fail(DPT_BAD_BUNDLE, folder_, "/", kManifest, ": expected manifest format ", kFormat, ", received ",
@@ -139,17 +169,58 @@ void Bundle::parse(const std::string &manifest) {
     }
 }
 
+bool Bundle::judged() const { return find(kParity) != nullptr; }
+
+const Artifact *Bundle::find(const std::string &file) const {
+    const auto found = std::find_if(artifacts_.begin(), artifacts_.end(),
+                                    [&file](const Artifact &artifact) { return artifact.file == file; });
+    return found != artifacts_.end() ? &*found : nullptr;
+}
+
 std::string Bundle::path(const Artifact &artifact) const {
-    std::vector<const Artifact *> parts = {&artifact};
-    for (const Artifact &other : artifacts_) {
-        if (other.kind == "data" && other.file == artifact.file + ".data") parts.push_back(&other);
-    }
-    for (const Artifact *part : parts) {
-        check_size(*part, artifact);
-        const std::string path = folder_ + "/" + part->file;
-        if (sha256_of_file(path) != part->sha256) fail_modified(path, *part, artifact);
-    }
+    check_file(artifact, artifact);
+    if (artifact.kind == "onnx") check_graph(artifact);
     return folder_ + "/" + artifact.file;
+}
+
+void Bundle::check_file(const Artifact &part, const Artifact &owner) const {
+    check_size(part, owner);
+    const std::string path = folder_ + "/" + part.file;
+    if (sha256_of_file(path) != part.sha256) fail_modified(path, part, owner);
+}
+
+void Bundle::check_graph(const Artifact &artifact) const {
+    const std::string path = folder_ + "/" + artifact.file;
+    OnnxFile graph;
+    try {
+        graph = read_onnx_file(path);
+    } catch (const Error &error) {
+        fail(error.status, path, " is not a valid ONNX file: ", error.what(), ". ", remedy(artifact));
+    }
+    if (find(artifact.file + ".data") != nullptr) graph.external.insert(artifact.file + ".data");
+    for (const std::string &name : graph.external) {
+        const Artifact *part = find(name); // its name does not lead out of the folder
+        if (part == nullptr) {
+            fail(DPT_BAD_BUNDLE, path, " reads weights from '", name, "', which ", kManifest, " does not list. ",
+                 remedy(artifact));
+        }
+        check_file(*part, artifact);
+    }
+    const auto embedded = graph.metadata.find("contract");
+    if (embedded == graph.metadata.end()) {
+        fail(DPT_CONTRACT_ERROR, path, ": the graph embeds no contract. ", remedy(artifact));
+    }
+    Contract contract;
+    try {
+        contract = parse_contract(embedded->second);
+    } catch (const Error &error) {
+        fail(DPT_CONTRACT_ERROR, path, ": the contract embedded in the graph is not valid (", error.what(), "). ",
+             remedy(artifact));
+    }
+    if (!(contract == contract_)) {
+        fail(DPT_CONTRACT_ERROR, path, ": the contract embedded in the graph differs from the one in ", kManifest,
+             ". ", remedy(artifact));
+    }
 }
 
 std::vector<char> Bundle::read(const Artifact &artifact) const {
@@ -167,27 +238,27 @@ void Bundle::check_size(const Artifact &part, const Artifact &owner) const {
     const std::string path = folder_ + "/" + part.file;
     struct stat status {};
     if (stat(path.c_str(), &status) != 0 || !S_ISREG(status.st_mode)) {
-        fail(DPT_BAD_BUNDLE, path, " is missing from the bundle. ", remedy(&owner));
+        fail(DPT_BAD_BUNDLE, path, " is missing from the bundle. ", remedy(owner));
+    }
+    if (is_link(path)) {
+        const std::string target = real_path(path);
+        if (target.substr(0, target.rfind('/')) != real_path(folder_)) {
+            fail(DPT_BAD_BUNDLE, path, " is a symbolic link to a file outside the bundle; copy the bundle with cp -rL. ",
+                 remedy(owner));
+        }
     }
     if (static_cast<std::uint64_t>(status.st_size) != part.bytes) fail_modified(path, part, owner);
 }
 
 void Bundle::fail_modified(const std::string &path, const Artifact &part, const Artifact &owner) const {
     fail(DPT_BAD_BUNDLE, path, " does not match ", kManifest, " (expected SHA-256 ", part.sha256.substr(0, 12),
-         "...): the file was modified, truncated or replaced. ", remedy(&owner));
-}
-
-void Bundle::check_contract(const std::string &embedded, const std::string &file) const {
-    if (!(parse_contract(embedded) == contract_)) {
-        fail(DPT_CONTRACT_ERROR, folder_, "/", file, ": the contract embedded in the graph differs from the one in ",
-             kManifest, ". ", remedy(nullptr));
-    }
+         "...): the file was modified, truncated or replaced. ", remedy(owner));
 }
 
 std::string Bundle::build_command() const { return "python -m dpt_deploy.build " + folder_; }
 
-std::string Bundle::remedy(const Artifact *artifact) const {
-    if (artifact != nullptr && artifact->kind == "engine") return "Build it again: " + build_command();
+std::string Bundle::remedy(const Artifact &artifact) const {
+    if (artifact.kind == "engine") return "Build it again: " + build_command();
     return "Export again: python -m dpt_deploy.export " + checkpoint_ + " --out " + folder_;
 }
 

@@ -47,23 +47,31 @@ public:
     const std::string &contract_json() const { return contract_json_; }
     const std::vector<Artifact> &artifacts() const { return artifacts_; }
 
-    // The path of an artefact, after checking the hashes of its file and external data. Throws Error(DPT_BAD_BUNDLE).
+    // The path of an artefact, after checking the hash of its file and, of a graph, its external data and contract.
+    // Throws Error: DPT_BAD_BUNDLE if a file is missing, not listed, outside the folder or modified; DPT_CONTRACT_ERROR
+    // if a graph embeds no contract, or another one than the manifest.
     std::string path(const Artifact &artifact) const;
     // The content of an artefact, after checking the hash of the returned bytes. Throws Error(DPT_BAD_BUNDLE).
     std::vector<char> read(const Artifact &artifact) const;
-    // Throws Error(DPT_CONTRACT_ERROR) if the contract embedded in an ONNX file differs from the manifest's.
-    void check_contract(const std::string &embedded, const std::string &file) const;
+    // Whether the bundle has a parity verdict. It has none if its export was interrupted or its graphs were replaced.
+    bool judged() const;
 
     // The command that builds the engines of this bundle.
     std::string build_command() const;
 
 private:
     void parse(const std::string &manifest);
+    // The artefact of this name, or nullptr.
+    const Artifact *find(const std::string &file) const;
+    // Checks the size and hash of a file.
+    void check_file(const Artifact &part, const Artifact &owner) const;
+    // Checks the external data and the embedded contract of an ONNX file whose hash is correct.
+    void check_graph(const Artifact &artifact) const;
     // `owner` is the artefact that `part` belongs to: itself, or the graph of external data.
     void check_size(const Artifact &part, const Artifact &owner) const;
     [[noreturn]] void fail_modified(const std::string &path, const Artifact &part, const Artifact &owner) const;
-    // What to do about an unusable artefact, or with nullptr about an unusable graph.
-    std::string remedy(const Artifact *artifact) const;
+    // What to do about an unusable artefact.
+    std::string remedy(const Artifact &artifact) const;
 
     std::string folder_, contract_json_, checkpoint_;
     Contract contract_;

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cmath>
+#include <type_traits>
 
 #include "error.h"
 
@@ -17,7 +18,9 @@ std::array<T, N> numbers(const Json &value, const char *field) {
     if (!list.is_array() || list.size() != N) fail(DPT_BAD_BUNDLE, "contract: ", field, ": expected ", N, " numbers");
     std::array<T, N> result{};
     for (std::size_t i = 0; i < N; ++i) {
-        if (!list[i].is_number()) fail(DPT_BAD_BUNDLE, "contract: ", field, ": expected ", N, " numbers");
+        if (std::is_integral_v<T> ? !list[i].is_number_integer() : !list[i].is_number()) {
+            fail(DPT_BAD_BUNDLE, "contract: ", field, ": expected ", N, std::is_integral_v<T> ? " integers" : " numbers");
+        }
         const double number = list[i].template get<double>();
         if (!std::isfinite(number) || std::abs(number) > 1e9) {
             fail(DPT_BAD_BUNDLE, "contract: ", field, ": number out of range");
@@ -68,7 +71,7 @@ Contract parse_contract(const Json &value) {
 
 Contract parse_contract(const std::string &json) {
     try {
-        return parse_contract(Json::parse(json));
+        return parse_contract(parse_json(json));
     } catch (const Json::exception &error) {
         fail(DPT_BAD_BUNDLE, "contract: not valid JSON: ", error.what());
     }

@@ -63,7 +63,8 @@ void check_frames(const dpt_frames &frames) {
              " pixels, received ", frames.row_stride, ".");
     }
     std::int64_t bytes = 0, end = 0;
-    if (__builtin_mul_overflow(row * frames.height, static_cast<std::int64_t>(frames.batch), &bytes) ||
+    if (__builtin_mul_overflow(row, static_cast<std::int64_t>(frames.height), &bytes) ||
+        __builtin_mul_overflow(bytes, static_cast<std::int64_t>(frames.batch), &bytes) ||
         bytes > kMaxBytes || frames.row_stride > kMaxBytes || frames.row_stride < -kMaxBytes ||
         __builtin_mul_overflow(row_stride(frames), static_cast<std::int64_t>(frames.height), &end) ||
         __builtin_mul_overflow(frame_stride(frames), static_cast<std::int64_t>(frames.batch), &end) ||

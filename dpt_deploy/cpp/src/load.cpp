@@ -76,7 +76,7 @@ std::string without_prefix(const std::string &message, const char *backend) {
     return message.rfind(prefix, 0) == 0 ? message.substr(prefix.size()) : message;
 }
 
-std::string describe_choice(const char *backend, const Artifact &artifact, bool requested,
+std::string describe_choice(const Bundle &bundle, const char *backend, const Artifact &artifact, bool requested,
                             const std::vector<Rejection> &rejections) {
     std::string sentence = concat(backend, " runs ", artifact.file, requested ? ", as requested" : "");
     for (const Rejection &rejection : rejections) {
@@ -84,7 +84,9 @@ std::string describe_choice(const char *backend, const Artifact &artifact, bool 
         while (!cause.empty() && cause.back() == '.') cause.pop_back();
         sentence += concat("; not ", rejection.backend, ": ", cause);
     }
-    return sentence + ".";
+    if (bundle.judged()) return sentence + ".";
+    return concat(sentence, ". Not judged: it has no parity verdict, because its export was interrupted or its graphs "
+                            "were replaced; judge it with: python -m dpt_deploy.parity ", bundle.folder(), ".");
 }
 
 } // namespace
@@ -127,7 +129,7 @@ LoadedSession load(const Bundle &bundle, const dpt_options &options) {
                 // Avoids loading libraries and hashing files of hundreds of megabytes in vain.
                 if (automatic && runs_on_gpu(backend) && !gpu) fail(DPT_BACKEND_ERROR, "no GPU is visible");
                 std::unique_ptr<Session> session = open(bundle, *artifact, backend, options);
-                return {std::move(session), describe_choice(backend, *artifact, !automatic, rejections), backend};
+                return {std::move(session), describe_choice(bundle, backend, *artifact, !automatic, rejections), backend};
             } catch (const Error &error) {
                 if (error.status != DPT_BACKEND_ERROR && error.status != DPT_MISSING_LIBRARY) throw;
                 if (!automatic) status = error.status;

@@ -122,7 +122,6 @@ public:
             fail(DPT_BACKEND_ERROR, name(), " could not load ", path, ": ", *error,
                  ". Choose another precision or backend.");
         }
-        check_contract(bundle, artifact);
         check_names(bundle.contract(), path);
     }
 
@@ -201,19 +200,6 @@ private:
                  *error,
                  ". Check that nvidia-smi lists a GPU, and that the CUDA and cuDNN versions are those it requires.");
         }
-    }
-
-    void check_contract(const Bundle &bundle, const Artifact &artifact) const {
-        OrtAllocator *allocator = nullptr;
-        ort_.check(ort_->GetAllocatorWithDefaultOptions(&allocator));
-        Owned<OrtModelMetadata> metadata(ort_->ReleaseModelMetadata);
-        ort_.check(ort_->SessionGetModelMetadata(session_, metadata.out()));
-        char *embedded = nullptr;
-        ort_.check(ort_->ModelMetadataLookupCustomMetadataMap(metadata, allocator, "contract", &embedded));
-        if (embedded == nullptr) return;
-        const std::string contract = embedded;
-        ort_.check(ort_->AllocatorFree(allocator, embedded));
-        bundle.check_contract(contract, artifact.file);
     }
 
     void check_names(const Contract &contract, const std::string &path) const {

@@ -1,0 +1,178 @@
+"""Images from files and PIL: the same picture either way, upright, or one sentence that says what is the matter."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.image_files import SUFFIXES, find_images, from_pil, is_pil, read_image
+from dpt_deploy.core.image_header import read_header
+from dpt_deploy.runtime.runtime import _frame
+from tests.tiny import photo
+
+ORIENTATION = 0x0112
+
+
+@pytest.fixture
+def picture() -> Image.Image:
+    return Image.fromarray(photo(40, 64))
+
+
+def close(have: np.ndarray, want: np.ndarray, mean: float = 0.0) -> None:
+    assert have.shape == want.shape and have.dtype == want.dtype == np.uint8
+    assert np.abs(have.astype(int) - want.astype(int)).mean() <= mean
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "webp", "avif", "tif"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_file_and_its_pil_image_are_the_same_upright_picture(
+    suffix: str, orientation: int, picture: Image.Image, tmp_path: Path
+) -> None:
+    path, exif = tmp_path / f"a.{suffix}", Image.Exif()
+    exif[ORIENTATION] = orientation
+    options = {"quality": 100} if suffix in ("jpg", "avif") else {"lossless": True} if suffix == "webp" else {}
+    picture.save(path, exif=exif, **options)
+    if suffix == "tif":
+        picture.save(path, tiffinfo={274: orientation})
+    turned = {1: None, 2: 0, 3: 3, 4: 1, 5: 5, 6: 4, 7: 6, 8: 2}[orientation]
+    want = np.asarray(picture if turned is None else picture.transpose(Image.Transpose(turned)))
+    close(read_image(path), want, mean=4)
+    with Image.open(path) as image:
+        close(from_pil(image), want, mean=4)
+
+
+def test_an_avif_with_a_mirror_and_exif_is_turned_once(picture: Image.Image, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[ORIENTATION] = 6
+    exif[0x010F] = "Maker"
+    picture.save(tmp_path / "a.avif", exif=exif, quality=100)
+    close(read_image(tmp_path / "a.avif"), np.asarray(picture.transpose(Image.Transpose.ROTATE_270)), mean=4)
+
+
+MODES = {
+    "1": "png", "L": "png", "LA": "png", "P": "png", "RGB": "png", "RGBA": "png", "I;16": "png", "I;16B": "tif",
+    "CMYK": "jpg", "YCbCr": "jpg", "LAB": "tif",
+}
+
+
+@pytest.mark.parametrize("mode", [*MODES, "HSV", "RGBX", "RGBa", "La", "PA"])
+def test_each_mode_of_pil_becomes_the_rgb_that_it_shows(mode: str, picture: Image.Image, tmp_path: Path) -> None:
+    gray = photo(40, 64)[..., 0]
+    if mode.startswith("I;16"):
+        deep = gray.astype(np.uint16) * 257
+        image = Image.fromarray(deep.astype(">u2") if mode == "I;16B" else deep)
+        assert image.mode == mode
+        want = np.repeat(gray[..., None], 3, axis=2)
+    else:
+        step = {"La": "LA", "PA": "P", "RGBa": "RGBA"}.get(mode)
+        image = (picture.convert(step) if step else picture).convert(mode)
+        want = np.asarray((image.convert(step) if mode == "La" else image).convert("RGB"))
+    have = _frame(image, "image", 10**6)
+    close(have, want)
+    assert is_pil(image)
+    if mode in MODES:
+        path = tmp_path / f"a.{MODES[mode]}"
+        image.save(path, **({"quality": 100} if mode in ("CMYK", "YCbCr") else {}))
+        with Image.open(path) as opened:
+            close(from_pil(opened), want, mean=4)
+            if mode != "LAB":  # OpenCV reads it differently
+                close(read_image(path), from_pil(opened), mean=4)
+
+
+@pytest.mark.parametrize(("mode", "top"), [("F", 255), ("F", 1), ("I", 255)])
+def test_pil_modes_without_a_range_get_lines_that_work(mode: str, top: int) -> None:
+    gray = photo(40, 64)[..., 0]
+    image = Image.fromarray(gray.astype(np.float32) * (top / 255) if mode == "F" else gray.astype(np.int32))
+    with pytest.raises(BadInput, match=f"PIL mode {mode}") as caught:
+        from_pil(image)
+    lines = re.findall(r"in \[0, \d+\]: (.*?)(?:; |\.$)", str(caught.value))
+    assert len(lines) == 2
+    made = [np.asarray(eval(line, {"image": image})) for line in lines[: 1 if mode == "I" else 2]]
+    assert any(np.abs(one.astype(int) - gray[..., None]).max() <= 1 for one in made)
+
+
+def test_a_damaged_pil_image_is_one_sentence(picture: Image.Image, tmp_path: Path) -> None:
+    picture.save(tmp_path / "a.jpg")
+    (tmp_path / "a.jpg").write_bytes((tmp_path / "a.jpg").read_bytes()[:700])
+    with Image.open(tmp_path / "a.jpg") as image, pytest.raises(BadInput, match="PIL cannot decode"):
+        from_pil(image)
+
+
+@pytest.mark.parametrize(("array", "what"), [
+    (np.full((4, 4), 0.5, np.float32), "32-bit floating-point"), (np.full((4, 4, 3), 0.5, np.float64), "64-bit float"),
+    (np.full((4, 4), 100, np.int16), "signed 16-bit"), (np.full((4, 4), 100, np.int32), "signed 32-bit"),
+])
+def test_a_tiff_without_a_white_says_so(array: np.ndarray, what: str, tmp_path: Path) -> None:
+    cv2.imwrite(str(tmp_path / "a.tif"), array)
+    with pytest.raises(BadInput, match=rf"TIFF file; it holds {what}.*8 bits"):
+        read_image(tmp_path / "a.tif")
+
+
+@pytest.mark.parametrize(("content", "what"), [
+    (struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(500), "HEIC.*heif-convert"),
+    (struct.pack(">I4s4sI4s", 20, b"ftyp", b"isom", 0, b"mp42") + bytes(500), "video"),
+    (b"\x76\x2f\x31\x01" + bytes(500), "OpenEXR.*Tone-map"), (b"#?RADIANCE\n" + bytes(500), "Radiance.*Tone-map"),
+    (b"Pf\n4 4\n-1.0\n" + bytes(64), "PFM"), (b"\xff\x0a" + bytes(500), "JPEG XL.*djxl"),
+    (b"%PDF-1.7\n" + bytes(500), "PDF"), (b"<svg xmlns=", "SVG"), (b"<!DOCTYPE html><html>", "web page"),
+    (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"), (b"8BPS" + bytes(500), "Photoshop"),
+])
+def test_a_file_of_another_kind_says_what_it_is(content: bytes, what: str, tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(BadInput, match=what):
+        read_image(tmp_path / "a.png")
+
+
+WRITTEN = [".png", ".jpg", ".webp", ".avif", ".gif", ".bmp", ".tif", ".jp2", ".ppm", ".pam", ".ras"]
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_the_header_tells_the_size_before_decoding(
+    suffix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / f"a{suffix}"
+    data = cv2.imencode(suffix, photo(96, 130))[1].tobytes()
+    path.write_bytes(data)
+    assert read_header(path).size == (96, 130) == read_image(path).shape[:2]
+    assert suffix in SUFFIXES and find_images(tmp_path).images == [path]
+    monkeypatch.setattr(cv2, "imdecode", None)  # a TypeError if it is called
+    with pytest.raises(BadInput, match=r"96x130 are 0\.01248 megapixels.*limit.*--max-pixels"):
+        read_image(path, max_pixels=96 * 130 - 1)
+
+
+@pytest.mark.parametrize("options", [
+    ("webp", {"lossless": False}), ("webp", {"exif": b"Exif\0\0II*\0\x08\0\0\0\0\0"}), ("jpg", {"progressive": True}),
+    ("tif", {"big_tiff": True}), ("tif", {"compression": "tiff_lzw"}), ("jpg", {"comment": b"x" * 60_000}),
+], ids=str)
+def test_other_headers_tell_their_size_too(options: tuple, picture: Image.Image, tmp_path: Path) -> None:
+    path = tmp_path / f"a.{options[0]}"
+    picture.save(path, **options[1])
+    assert read_header(path).size == (40, 64) == read_image(path).shape[:2]
+
+
+@pytest.mark.parametrize("suffix", WRITTEN)
+def test_no_damaged_header_is_a_traceback(suffix: str, tmp_path: Path) -> None:
+    data, path, rng = cv2.imencode(suffix, photo(64, 80))[1].tobytes(), tmp_path / "a", np.random.default_rng(0)
+    for i in range(300):
+        damaged = bytearray(data[: rng.integers(0, min(len(data), 600))] if i % 2 else data)
+        for at in rng.integers(0, max(1, min(len(damaged), 300)), 4):
+            if damaged:
+                damaged[at] = rng.integers(0, 256)
+        path.write_bytes(damaged)
+        header = read_header(path)
+        assert header.size is None or all(isinstance(side, int) for side in header.size)
+
+
+def test_a_pixel_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
+    data = cv2.imencode(".png", photo(8, 8))[1].tobytes()
+    (tmp_path / "bomb.png").write_bytes(data[:16] + struct.pack(">II", 20_000, 20_000) + data[24:])
+    with pytest.raises(BadInput, match="20000x20000 are 400 megapixels, more than the limit of 120"):
+        read_image(tmp_path / "bomb.png")
+    with pytest.raises(BadInput, match=r"limit of 0\.001"):
+        from_pil(Image.new("L", (40, 40)), max_pixels=1000)
