@@ -16,6 +16,7 @@ from ..core.contract import HEADS, Graph
 from ..core.errors import BadInput, DptError
 from ..core.exhibit import Exhibit
 from ..core.files import existing_file
+from ..core.values import parse_json
 from ..core.verdict import (
     AT_LEAST,
     LEVELS,
@@ -28,6 +29,7 @@ from ..core.verdict import (
 )
 from .reference import Case, Reference
 
+LARGEST = 1e30  # limit of a budget
 NO_REFERENCE = "the reference has no such map"
 DEFAULT_BUDGET = Path(__file__).parent / "budget.json"
 
@@ -43,7 +45,7 @@ def load_budget(path: Path | None) -> tuple[Budget, str]:
     """
     path = existing_file(path, "a budget file (JSON)") if path else DEFAULT_BUDGET
     try:
-        budget = json.loads(path.read_text(encoding="utf-8"))
+        budget = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         budget, why = None, f"it is not valid JSON ({error})"
     else:
@@ -66,8 +68,8 @@ def _budget_fault(budget: Any) -> str | None:
             if fault := _keys_fault(limits, metrics.PARITY[head], f"{precision}.{head}", every=False):
                 return fault
             for metric, limit in limits.items():
-                if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
-                    return f"{precision}.{head}.{metric} is {json.dumps(limit)} and not a number"
+                if isinstance(limit, bool) or not isinstance(limit, int | float) or not abs(limit) < LARGEST:
+                    return f"{precision}.{head}.{metric} is {json.dumps(limit)[:80]} and not a number below {LARGEST:g}"
     return None
 
 
@@ -76,7 +78,7 @@ def _keys_fault(value: Any, expected: Sequence[str], place: str, every: bool) ->
     if not isinstance(value, dict):
         return f"{place} is not an object of {', '.join(expected)}"
     if unknown := [key for key in value if key not in expected]:
-        return f"{place} has {', '.join(unknown)}; expected {', '.join(expected)}"
+        return f"{place} has {', '.join(unknown)[:80]}; expected {', '.join(expected)}"
     missing = [key for key in expected if key not in value]
     return f"{place} lacks {', '.join(missing)}" if missing and (every or not value) else None
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import struct
+import tokenize
 import zipfile
 import zlib
 from pathlib import Path
@@ -21,7 +22,7 @@ MAX_HEADER = 4096  # of an array [characters]
 CHUNK = 1 << 20
 DTYPES = ("uint8", "float32", "bool")
 ERRORS = (OSError, ValueError, EOFError, RuntimeError, NotImplementedError, RecursionError, MemoryError,
-          SyntaxError, OverflowError, struct.error, zipfile.BadZipFile, zlib.error)
+          SyntaxError, OverflowError, struct.error, tokenize.TokenError, zipfile.BadZipFile, zlib.error)
 """What zipfile and numpy raise for files that are not valid."""
 
 
