@@ -177,8 +177,8 @@ def _judge_steps(bundle: Bundle, reference: Reference, budget: Budget, worst: Wo
 
     # The stage of the model graph judges the network on all inputs. What is new here depends on a frame's shape.
     one_of_each = {case.frame.shape: i for i, case in enumerate(reference.cases) if case.adversarial}.values()
-    cases = Reference(tuple(case for i, case in enumerate(reference.cases)
-                            if not case.adversarial or i in one_of_each))
+    cases = reference.only(case for i, case in enumerate(reference.cases)
+                           if not case.adversarial or i in one_of_each)
     with runtime:
         return compare(stage, run, cases, budget, runtime.artifact.sha256, on_exhibit=worst)
 
