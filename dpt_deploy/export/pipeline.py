@@ -240,7 +240,7 @@ def _make_reference(
     artifact, reused = bundle.produce(Recipe(FILE, "reference", bundle.manifest.key(FILE, hash_inputs(inputs)), make))
     if reused:
         say(f"reused   {FILE} (same checkpoint and images)")
-    return Reference.load(bundle.path(artifact))
+    return Reference.load(bundle.path(artifact), contract)
 
 
 def _export_graphs(

@@ -244,7 +244,7 @@ def test_the_same_artefact_is_chosen_as_in_python(toy):
 class TestOnnxRuntime:
     def test_a_missing_library(self, toy, monkeypatch):
         monkeypatch.setenv("DPT_ONNXRUNTIME_LIBRARY", "/no/such/libonnxruntime.so")
-        with pytest.raises(MissingPackage, match=r"/no/such/libonnxruntime.so: cannot open.*Install ONNX Runtime 1.22"):
+        with pytest.raises(MissingPackage, match=r"/no/such/libonnxruntime.so: cannot open.*Install ONNX Runtime 1.23"):
             CppSession(toy, "onnxruntime-cpu")
 
     def test_no_backend_can_run(self, toy, monkeypatch):

@@ -90,7 +90,8 @@ def test_missing_and_unexpected_keys_and_shapes_are_named(model, checkpoint):
     torch.save(state, checkpoint)
     with pytest.raises(BadCheckpoint) as caught:
         load_model(checkpoint)
-    for part in ("1 missing (heads.alpha.conv3.bias)", "1 unexpected (heads.extra.weight)", "conv3.bias [2] instead of [1]"):
+    for part in ("1 missing (heads.alpha.conv3.bias)", "1 unexpected (heads.extra.weight)",
+                 "conv3.bias [2] instead of [1]"):
         assert part in str(caught.value)
 
 

@@ -65,7 +65,7 @@ def test_the_users_images_become_the_reference(tiny_bundle, only_python, tmp_pat
     again = Bundle.open(own.folder)
     assert value["inputs"] == ["photo0.png", "photo2.png", "black"]
     assert value["reference"] == again.find("reference")[0].sha256
-    assert [case.name for case in Reference.load(own.folder / "reference.npz").cases] == value["inputs"]
+    assert [case.name for case in Reference.load(own.folder / "reference.npz", own.contract).cases] == value["inputs"]
     (skipped,) = value["skipped_images"]
     assert skipped.startswith("broken.png: expected an image") and again.manifest.options["skipped_images"] == [skipped]
     assert "broken.png" in (own.folder / "report.html").read_text()
