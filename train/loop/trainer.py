@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -10,7 +9,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from dpt_deploy.core.errors import BadInput, DptError
 from dpt_deploy.model import save_checkpoint
@@ -20,6 +18,7 @@ from ..config import TrainConfig
 from ..data.dataset import MapDataset, TrainBatches, create_loader
 from ..data.workers import worker_count
 from ..model.forward import ForwardPass
+from ..monitoring.progress import progress_bar
 from ..monitoring.run_log import RunLog
 from . import memory, state
 from .optim import rate_factor, set_rate
@@ -192,8 +191,8 @@ class Trainer:
     def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
         progress, began = self.progress, time.monotonic()
         self.model.train()
-        bar = tqdm(total=self.batches.steps, initial=progress.step, desc=f"epoch {progress.epoch + 1}", unit="step",
-                   leave=False, disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30)
+        bar = progress_bar(None, f"epoch {progress.epoch + 1}", self.batches.steps, initial=progress.step, unit="step",
+                           leave=False, disable=not self.world.is_main, mininterval=0.5)
         with bar:
             while progress.step < self.batches.steps:
                 set_rate(self.optimization.optimizer, self._rate_factor(progress.total_steps, self.config.epochs))

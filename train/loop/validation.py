@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -10,7 +9,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..data.dataset import MapDataset, ValBatches, collate, create_loader
 from ..data.sources import BrokenSamples
@@ -19,6 +17,7 @@ from ..data.synthhuman import KINDS
 from ..model.forward import ForwardPass
 from ..model.losses import Losses
 from ..monitoring.pictures import sample_picture
+from ..monitoring.progress import progress_bar
 from ..monitoring.scores import ConstantScores, Scores
 from ..monitoring.tables import Table
 from .process import Interrupted, StopRequest, World
@@ -80,8 +79,7 @@ class Validation:
         scores = Scores()
         constant_scores = ConstantScores(self.statistics, self.losses.heads) if constants else None
         turns, batches = max(self.world.gather(len(self.loader))), iter(self.loader)
-        for _ in tqdm(range(turns), "validate", leave=False, disable=not self.world.is_main,
-                      mininterval=0.5 if sys.stderr.isatty() else 30):
+        for _ in progress_bar(range(turns), "validate", leave=False, disable=not self.world.is_main, mininterval=0.5):
             if self.world.any(stop.asked):
                 return None
             try:
