@@ -90,7 +90,7 @@ def infer_config(
         listed = "; ".join(f"--backbone {fit.config.backbone}: mean {_text(fit.mean)}, std {_text(fit.std)}, "
                            f"{fit.attention_heads} attention heads" for fit in reversed(different.values()))
         raise BadCheckpoint(f"the checkpoint has no description, and its shapes fit several backbones. Say which one "
-                            f"it was trained with: {listed}.")
+                            f"it was trained with (options of dpt export; arguments of read_checkpoint): {listed}.")
     return fits[0].config, fits[0].attention_heads
 
 
@@ -118,7 +118,7 @@ def _match(
             config = ModelConfig(name, features, use_bn, backbone_kwargs=kwargs, heads=heads)
             model = MultiTaskDPT(config) if kwargs else native
         except BadInput:
-            if name in (known for family in _FAMILIES.values() for known in family):
+            if not stated and any(name in family for family in _FAMILIES.values()):
                 return None
             raise
         except RuntimeError:
