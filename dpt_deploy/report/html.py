@@ -128,7 +128,7 @@ def exhibit_pictures(exhibit: Exhibit) -> list[Picture]:
     caption += "; magenta is NaN or Inf" if finite.size < error.size else ""
     height, width = exhibit.frame.shape[:2]
     return [
-        Picture(f"input, {width} x {height}", data_uri(exhibit.frame, "jpeg")),
+        Picture(f"input, {height}x{width}", data_uri(exhibit.frame, "jpeg")),
         Picture(f"PyTorch FP32; {scale}", data_uri(pair[0])), Picture(str(exhibit.stage), data_uri(pair[1])),
         Picture(caption, data_uri(colour_error(error, top))),
     ]
