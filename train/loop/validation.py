@@ -17,6 +17,7 @@ from ..data.synthhuman import KINDS
 from ..model.forward import ForwardPass
 from ..model.losses import Losses
 from ..monitoring.pictures import sample_picture
+from ..monitoring.progress import progress_bar
 from ..monitoring.scores import ConstantScores, Scores
 from ..monitoring.tables import Table
 from .process import Interrupted, StopRequest, World
