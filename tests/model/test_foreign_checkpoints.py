@@ -182,7 +182,7 @@ def test_several_backbones_that_fit_are_listed(tmp_path):
     """deit_tiny has the shapes of vit_tiny, and another mean and std."""
     model = create_multitask_dpt_model("deit_tiny_patch16_224", features=16, backbone_kwargs={"depth": 4})
     path = tmp_path / "a.pth"
-    with pytest.raises(BadCheckpoint, match="--backbone vit_tiny_patch16_384: mean 0.5,.*deit_tiny_patch16_224"):
+    with pytest.raises(BadCheckpoint, match=r"--backbone vit_tiny_patch16_384: mean 0.5,.*deit_tiny_patch16_224"):
         read(path, dict(model.state_dict()))
     checkpoint = read_checkpoint(path, backbone="deit_tiny_patch16_224")
     assert load_model(checkpoint).contract().mean == model.contract().mean
