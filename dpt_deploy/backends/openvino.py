@@ -212,14 +212,14 @@ def _compile(core: Any, graph: Any, computes: str, options: dict[str, Any], fram
     """Compile the graph: in three parts for a frame graph in reduced precision, otherwise in one."""
     inputs = [port.get_any_name() for port in graph.inputs]
     outputs = [port.get_any_name() for port in graph.outputs]
-    convolutions = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Convolution"]
-    if computes != "fp32" and frame and not convolutions:
-        raise BackendError(f"openvino computes a frame graph in {computes.upper()} between its first and last "
-                           "convolutions, and this graph has none. Use precision fp32.", backend="openvino")
     if computes == "fp32" or not frame:
         return [_Part(core, graph, inputs, outputs, options)]
     import openvino
 
+    convolutions = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Convolution"]
+    if not convolutions:
+        raise BackendError(f"openvino computes a frame graph in {computes.upper()} between its first and last "
+                           "convolutions, and this graph has none. Use precision fp32.", backend="openvino")
     entry = convolutions[0].input_value(0)
     exits = [node.output(0) for node in _last_convolutions(convolutions)]
     ends = [result.input_value(0) for result in graph.get_results()]
