@@ -25,7 +25,7 @@ from dpt_deploy.runtime import load, preference
 from tests.backends.test_registry import ToyBackend, ToySession
 from tests.tiny import photo
 
-SLOW, FAST = 0.5, 0.0  # planted delay [s]
+SLOW, FAST = 0.3, 0.0  # planted delay [s]
 
 
 class DelayedSession(ToySession):
@@ -182,8 +182,8 @@ def test_a_gpu_is_preferred_unmeasured(tiny_bundle: Path, cache: Path, only: Any
 
 
 def test_what_does_not_run_takes_no_part(tiny_bundle: Path, cache: Path, only: Any) -> None:
-    broken, good, missing = only(Delayed("broken", FAST, fails=True), Delayed("good", SLOW),
-                                 Delayed("missing", FAST, missing=True))
+    broken, _, missing = only(Delayed("broken", FAST, fails=True), Delayed("good", SLOW),
+                              Delayed("missing", FAST, missing=True))
     name, reason = chosen(tiny_bundle)
     assert name == "good" and "not broken: the toy broke" in reason and "measured" not in reason
     assert broken.opened == 0 and not missing.sessions
