@@ -23,9 +23,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from benchmarks import cuda_timing, environment, latency
 from benchmarks.contenders import contenders
@@ -42,6 +40,7 @@ from dpt_deploy.core.files import write_json
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.judge import judge
 from dpt_deploy.report import write_report
+from dpt_deploy.report.terminal import plain_console
 from dpt_deploy.runtime import Runtime, load
 
 PROG = "python benchmarks/gpu_validation.py"
@@ -273,19 +272,19 @@ def show(result: dict[str, Any]) -> None:
     shown = Table("step", "status", "seconds", "what", title="GPU validation", title_justify="left")
     for name, step in result["steps"].items():
         what = step.get("reason") or step.get("verdict") or ", ".join(step.get("engines", [])) or ""
-        shown.add_row(name, step["status"], f"{step.get('seconds', 0):.0f}", Text(what))
-    console = Console()
+        shown.add_row(name, step["status"], f"{step.get('seconds', 0):.0f}", what)
+    console = plain_console()
     console.print(shown)
     for batch, times in result["steps"].get("engine time", {}).get("times", {}).items():
         if times["status"] != "ran":
-            console.print(f"{batch}: not run: {times['reason']}", markup=False)
+            console.print(f"{batch}: not run: {times['reason']}")
             continue
         steps = ", ".join(f"{name} {part[0]:.3f} ms" for name, part in times["parts_ms"].items())
         console.print(f"{batch}: {steps}, host to host {times['host_to_host_ms'][0]:.2f} ms")
     for one in result["goals"]:
         outcome = {None: "not measured", True: "met", False: "not met"}[one["met"]]
         value = "" if one["value"] is None else f": {one['value']:.2f} of {one['of']}"
-        console.print(f"goal: {one['goal']} {one['bound']}{value}, {outcome}", markup=False)
+        console.print(f"goal: {one['goal']} {one['bound']}{value}, {outcome}")
 
 
 STEPS: dict[str, Callable[[Path, ValidationConfig, float], dict[str, Any]]] = {

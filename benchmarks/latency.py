@@ -255,7 +255,7 @@ def judge(bundle: Bundle, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]
     found = bundle.find("reference", file=FILE)
     if not found:
         return {}
-    reference, (budget, _) = Reference.load(bundle.path(found[0])), load_budget(None)
+    reference, (budget, _) = Reference.load(bundle.path(found[0]), bundle.contract), load_budget(None)
     verdicts = {}
     for entry in entries:
         name, precision = entry.contender.name, entry.contender.precision

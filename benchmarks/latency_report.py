@@ -5,11 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks.timing import speedup_text
 from dpt_deploy.core.files import replacing
+from dpt_deploy.report.terminal import plain_console
 
 LEFT_ALIGNED = ("contender", "parity", "stable")
 COLUMNS = ("contender", "p50 ms", "p90", "p99", "frames/s", "x peer", "ceiling", "pre+post", "load s", "first s",
@@ -19,12 +19,12 @@ GPU_COLUMNS = ("h2d ms", "engine", "d2h")
 
 def show(result: dict[str, Any]) -> None:
     """Print a row for each contender that ran, the others with their reasons, and doubts about the whole run."""
-    console = Console(highlight=False)
+    console = plain_console()
     console.width = max(console.width, 165)
     h, w = result["frame"]
     ran = [row for row in result["rows"] if row["status"] == "ran"]
     on_gpu = any("d2h" in row["parts_ms"] for row in ran)
-    table = Table(title=f"{result['bundle']}: {w} x {h}, batch {result['batch']}, {result['rounds']} rounds",
+    table = Table(title=f"{result['bundle']}: {h}x{w}, batch {result['batch']}, {result['rounds']} rounds",
                   title_justify="left")
     for column in COLUMNS + (GPU_COLUMNS if on_gpu else ()):
         table.add_column(column, justify="left" if column in LEFT_ALIGNED else "right",
@@ -34,9 +34,9 @@ def show(result: dict[str, Any]) -> None:
     console.print(table)
     for row in result["rows"]:
         if row["status"] != "ran":
-            console.print(f"not run  {row['name']}: {row['reason']}", markup=False)
+            console.print(f"not run  {row['name']}: {row['reason']}")
     for doubt in result["doubts"]:
-        console.print(f"nothing here is stable: {doubt}", markup=False)
+        console.print(f"nothing here is stable: {doubt}")
 
 
 def _cells(row: dict[str, Any], doubts: list[str]) -> list[str]:
@@ -74,7 +74,7 @@ def plot(result: dict[str, Any], path: Path) -> None:
                   f" {row['p50_ms']:.0f} ms{faster}; parity {parity}", va="center", fontsize=8)
     h, w = result["frame"]
     processor, gpu = result["machine"]["processor"], result["machine"]["gpu"]
-    axes.set(xlabel=f"ms from a {w} x {h} frame to full-size maps, median of {result['rounds']} calls",
+    axes.set(xlabel=f"ms from a {h}x{w} frame to full-size maps, median of {result['rounds']} calls",
              title=f"{result['bundle']} on {gpu['name'] if gpu else str(processor['cores']) + ' cores'}")
     axes.set_xlim(0, 1.9 * max((row["p50_ms"] for row in rows), default=1.0))  # leaves room for the labels
     with replacing(path) as temporary:

@@ -21,9 +21,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from benchmarks import environment
 from benchmarks.random_models import frame_graph_bundle
@@ -34,6 +32,7 @@ from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.contract import HEADS
 from dpt_deploy.core.errors import BadInput, first_line
 from dpt_deploy.core.files import replacing
+from dpt_deploy.report.terminal import plain_console
 from dpt_deploy.runtime import load
 
 PROG = "python benchmarks/scaling.py"
@@ -151,9 +150,9 @@ def show(result: dict[str, Any]) -> None:
     table = Table("axis", "model", "heads", "frame", "batch", "backend", "ms per frame", "peak MB")
     for row in result["rows"]:
         ran = row["status"] == "ran"
-        cells = (f"{row['ms_per_frame']:.0f}", f"{row['peak_mb']:.0f}") if ran else ("not run", Text(row["reason"]))
+        cells = (f"{row['ms_per_frame']:.0f}", f"{row['peak_mb']:.0f}") if ran else ("not run", row["reason"])
         table.add_row(row["axis"], row["model"], row["heads"], row["frame"], str(row["batch"]), row["backend"], *cells)
-    Console().print(table)
+    plain_console().print(table)
 
 
 def plot(rows: Sequence[dict[str, Any]], path: Path) -> None:

@@ -18,9 +18,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 import cv2
 import numpy as np
 import tyro
-from rich.console import Console
 from rich.table import Table
-from rich.text import Text
 
 from benchmarks import environment
 from benchmarks.random_models import vit_base_bundle
@@ -29,6 +27,7 @@ from benchmarks.timing import interleave
 from dpt_deploy import cli
 from dpt_deploy.cli.options import Batches, Json, Size
 from dpt_deploy.parity.images import scene
+from dpt_deploy.report.terminal import plain_console
 from dpt_deploy.runtime import Precision, Runtime, load
 
 PROG = "python benchmarks/throughput.py"
@@ -111,11 +110,11 @@ def _read_maps(prediction: Any) -> None:
 
 def show(result: dict[str, Any]) -> None:
     """Print the rows."""
-    table = Table("what", "frames/s", "spread", "stable", title=Text(result["runtime"]), title_justify="left")
+    table = Table("what", "frames/s", "spread", "stable", title=result["runtime"], title_justify="left")
     for row in result["rows"]:
         stable = "no" if row["doubts"] else "yes"
         table.add_row(row["name"], f"{row['frames_per_s']:.2f}", f"{row['spread']:.0%}", stable)
-    Console().print(table)
+    plain_console().print(table)
 
 
 if __name__ == "__main__":

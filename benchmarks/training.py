@@ -18,7 +18,6 @@ from typing import Any, Literal
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 import torch
-from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,6 +27,7 @@ from dpt_deploy import cli
 from dpt_deploy.cli.options import Batches, Json
 from dpt_deploy.core.errors import BackendError
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model
+from dpt_deploy.report.terminal import plain_console
 from train.config import TrainConfig
 from train.loop.memory import example_batch, is_out_of_memory, release
 from train.loop.optim import parameter_groups
@@ -185,7 +185,7 @@ def show(result: dict[str, Any]) -> None:
             f"{row['images_per_s']:.1f}", f"{row['ms_per_step']:.1f}", f"{row['share_of_matrix_rate']:.0%}",
             "not measured" if row["peak_gib"] is None else f"{row['peak_gib']:.1f}"]
         table.add_row(str(row["batch"]), "yes" if row["compiled"] else "no", *cells)
-    Console(highlight=False).print(table)
+    plain_console().print(table)
 
 
 if __name__ == "__main__":

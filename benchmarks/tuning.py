@@ -23,7 +23,6 @@ import numpy as np
 import onnx
 import onnxruntime
 import tyro
-from rich.console import Console
 from rich.table import Table
 
 from benchmarks import environment
@@ -36,6 +35,7 @@ from dpt_deploy.backends.openvino import prefer_convolution_kernel, shared_core
 from dpt_deploy.cli.options import Json, Names
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import MissingPackage
+from dpt_deploy.report.terminal import plain_console
 
 PROG = "python benchmarks/tuning.py"
 RENAMED = {"--only": "--variants"}
@@ -176,7 +176,7 @@ def show(result: dict[str, Any]) -> None:
     for row in result["rows"]:
         table.add_row(row["name"], f"{row['p50_ms']:.0f}", speedup_text(row["times_faster_than_base"]),
                       f"{row['difference']:.1e}")
-    Console().print(table)
+    plain_console().print(table)
 
 
 if __name__ == "__main__":

@@ -8,14 +8,15 @@ import time
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from dpt_deploy import load
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.files import write_json
 from dpt_deploy.report.panel import panel
 from dpt_deploy.report.prediction_files import write_prediction
+from dpt_deploy.report.terminal import plain_console
 from dpt_deploy.report.writers import write_png
 from dpt_deploy.runtime import Prediction, Runtime
 from train.data.synthetic.scene import Scene, generate, kind_of
@@ -32,18 +33,18 @@ PANEL_SCENES = (0, 1, 2)  # a face, a full body, an upper body
 # allows a single wrong pixel. At 512 px, to exercise the resize in the frame graph.
 PARITY_SCENES, PARITY_SIZE = (0, 2, 3, 5), 512
 
-console = Console(highlight=False, soft_wrap=True)
+console = plain_console(soft_wrap=True)
 
 
-def main() -> int:
+def main(verbose: bool = False) -> int:
     """Exit status: that of the export."""
     start = time.monotonic()
     status = export()
     if status == 2:
         return status
     with load(BUNDLE) as runtime:
-        console.print("\n[bold]2. Predict[/]")
-        console.print(runtime.reason, markup=False)
+        console.print("\n2. Predict", style="bold")
+        console.print(runtime.reason if verbose else runtime.summary)
         scenes = [generate(SEED, number, SIZE, SIZE) for number in PANEL_SCENES]
         predictions = runtime([scene.rgb for scene in scenes])
         photograph, photograph_prediction = predict_photograph(runtime)
@@ -65,7 +66,7 @@ def export() -> int:
         write_png(OUT / "held_out" / f"{kind_of(number)}_{number}.png", scene.rgb)
     arguments = [CHECKPOINT, "--out", BUNDLE, "--images", OUT / "held_out"]
     shown = " ".join(str(a.relative_to(ROOT)) if isinstance(a, Path) else a for a in arguments)
-    console.print(f"[bold]1. Export[/]: python -m dpt_deploy.export {shown}", markup=True)
+    console.print(Text.assemble(("1. Export", "bold"), f": python -m dpt_deploy.export {shown}"))
     return subprocess.run([sys.executable, "-m", "dpt_deploy.export", *map(str, arguments)], cwd=ROOT).returncode
 
 
@@ -96,7 +97,7 @@ def print_scores() -> None:
     write_dataset(SyntheticConfig(data, COUNT, (SIZE, SIZE), SEED, workers=1, prepared=True))
     result = evaluate(EvaluateConfig(BUNDLE, data, workers=0))
     console.print(f"The bundle on {COUNT} held-out generated images ({SIZE} px, seed {SEED}):")
-    console.print(metrics_table(result["metrics"], result["constant"]), markup=False)
+    console.print(metrics_table(result["metrics"], result["constant"]))
     write_json(OUT / "metrics.json", result)
 
 
@@ -113,4 +114,7 @@ def print_outputs(bundle: Bundle, seconds: float) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    if wrong := [argument for argument in sys.argv[1:] if argument not in ("-v", "--verbose")]:
+        print(f"error: expected no option but --verbose, received {wrong[0]}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(main(verbose=len(sys.argv) > 1))

@@ -22,7 +22,7 @@ with cli.needing("train"):
     import tyro
     from tqdm import tqdm
 
-    from dpt_deploy.cli.options import Count, Json, Limit, Workers
+    from dpt_deploy.cli.options import Count, Json, Limit, Verbose, Workers
     from dpt_deploy.core.contract import Contract
     from dpt_deploy.core.image_files import MAX_PIXELS
     from dpt_deploy.model import load_model, read_checkpoint
@@ -34,6 +34,7 @@ with cli.needing("train"):
     from .data.workers import worker_count
     from .loop.process import join
     from .model.forward import ForwardPass, in_metres
+    from .monitoring.progress import progress_bar
     from .monitoring.scores import ConstantScores, Scores
     from .monitoring.tables import metrics_table
 
@@ -67,6 +68,7 @@ class EvaluateConfig:
     max_pixels: Count = MAX_PIXELS
     """Skip samples with more pixels than this."""
     json: Json = False
+    verbose: Verbose = False
     out: Path | None = None
     """Also write the result to this JSON file."""
 
@@ -82,6 +84,8 @@ class Evaluated:
     """The training record of the checkpoint; empty without one."""
     name: str
     """How it is run, for people."""
+    reason: str = ""
+    """For a bundle: why each preferred backend was not taken."""
 
 
 def open_model(config: EvaluateConfig) -> Evaluated:
@@ -118,15 +122,16 @@ def _open_bundle(config: EvaluateConfig) -> Evaluated:
             maps["depth"] = in_metres(maps["depth"], batch, training.get("canonical_focal") or 0.0)
         return maps
 
-    return Evaluated(predict, runtime.bundle.contract, training, runtime.reason)
+    return Evaluated(predict, runtime.bundle.contract, training, runtime.summary, runtime.reason)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Score a model on labelled data.
 
     Returns:
-        "model" and how many "samples" were scored and "skipped"; "metrics" of all samples and per kind, and "constant",
-        the same of constant predictions: {"all": {metric: value}, kind: ...}.
+        "model", the "reason" why a bundle's backend was taken, and how many "samples" were scored and "skipped";
+        "metrics" of all samples and per kind, and "constant", the same of constant predictions:
+        {"all": {metric: value}, kind: ...}.
 
     Raises:
         DptError: The model or the data cannot be used, or too many samples are broken.
@@ -145,14 +150,14 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     loader = create_loader(dataset, batches, min(worker_count(config.workers), len(batches)))
     statistics = measure(readable(source, spread(positions, 64)))
     scores, constants = Scores(), ConstantScores(statistics, model.contract.heads)
-    for batch in tqdm(loader, "evaluate", len(batches)):
+    for batch in progress_bar(loader, "evaluate", len(batches)):
         for entry in batch["broken"]:
             broken.add(*entry)
         if "image" in batch:
             scores.add(model.predict(batch), batch)
             constants.add(batch)
-    return {"model": model.name, "samples": len(positions) - len(broken.reasons), "skipped": len(broken),
-            "metrics": scores.table(), "constant": constants.table()}
+    return {"model": model.name, "reason": model.reason, "samples": len(positions) - len(broken.reasons),
+            "skipped": len(broken), "metrics": scores.table(), "constant": constants.table()}
 
 
 def main(config: EvaluateConfig) -> int:
@@ -162,7 +167,8 @@ def main(config: EvaluateConfig) -> int:
     if config.json:
         print(json.dumps(result, indent=2))
     else:
-        print(f"{config.model}: {result['model']}; {result['samples']} samples of {config.data_root}")
+        model = (config.verbose and result["reason"]) or result["model"]
+        print(f"{config.model}: {model}; {result['samples']} samples of {config.data_root}")
         print(metrics_table(result["metrics"], result["constant"]))
     return 1 if result["skipped"] else 0
 

@@ -23,6 +23,7 @@ with cli.needing("train"):
     from .data.sample import Sample, to_network
     from .data.sources import BrokenSamples, Source, open_source
     from .data.workers import parallel
+    from .monitoring.progress import progress_bar
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,7 @@ def prepare(config: PrepareConfig) -> tuple[int, int]:
     def samples() -> Iterator[Sample]:
         read = partial(_read, source=source, contract=contract)
         results = parallel(read, range(len(source)), config.workers)
-        for name, result in zip(source.names, tqdm(results, "prepare", len(source)), strict=True):
+        for name, result in zip(source.names, progress_bar(results, "prepare", len(source)), strict=True):
             if isinstance(result, Sample):
                 yield result
             else:
@@ -89,7 +90,7 @@ def verify(config: PrepareConfig) -> int:
     cache = CacheSource.open(config.out)
     if cache.source != fingerprint(open_source(config.data_root, config.normal_axes), config):
         raise BadInput(f"{config.out} was made from other data or with other options. Run this without --verify.")
-    for position in tqdm(range(len(cache)), "verify"):
+    for position in progress_bar(range(len(cache)), "verify"):
         cache.read(position)
     return len(cache)
 

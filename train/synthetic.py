@@ -12,8 +12,6 @@ from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.files import cannot_write
 
 with cli.needing("train"):
-    from tqdm import tqdm
-
     from dpt_deploy.cli.options import Size, Workers, size_text
 
     from .commands import command
@@ -22,6 +20,7 @@ with cli.needing("train"):
     from .data.synthetic.scene import as_sample, file_index, generate, write_sample
     from .data.synthhuman import chunk_name
     from .data.workers import parallel
+    from .monitoring.progress import progress_bar
 
 RENAMED = {"--size": "--image-size", "--width": "--image-size HEIGHTxWIDTH"}
 
@@ -54,7 +53,7 @@ def write_dataset(config: SyntheticConfig) -> None:
     """Write `config.count` samples. Raises `BadInput` if the folder cannot be written."""
     numbers = range(config.count)
     work = _as_sample if config.prepared else _write
-    made = tqdm(parallel(partial(work, config=config), numbers, config.workers), "generate", config.count)
+    made = progress_bar(parallel(partial(work, config=config), numbers, config.workers), "generate", config.count)
     if config.prepared:
         height, width = config.image_size
         # This text identifies the data to runs that resume, so it stays as it was.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import re
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
@@ -134,6 +135,13 @@ class OnnxRuntimeSession(Session):
         try:
             session = ort.InferenceSession(str(path), options, providers=providers)
         except Exception as error:  # ONNX Runtime's exceptions have no other common base class
+            if newest := re.search(r"domain ai\.onnx is till opset (\d+)", str(error)):
+                package = "onnxruntime-gpu" if provider == "cuda" else "onnxruntime"
+                upgrade = install_command("gpu" if provider == "cuda" else "cpu", package, flags=("--upgrade",))
+                raise BackendError(
+                    f"{self.backend} cannot load {path}: ONNX Runtime {ort.__version__} supports graphs up to opset "
+                    f"{newest[1]}, and this one is newer. Upgrade it: {upgrade}; or export again with --opset 20."
+                ) from error
             raise BackendError(f"{self.backend} cannot load {path}: {first_line(error)}. Choose another precision or "
                                "backend.") from error
         if PROVIDERS[provider] not in session.get_providers():

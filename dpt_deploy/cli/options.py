@@ -8,10 +8,12 @@ separated by commas. Use the types as annotations of a command's dataclass:
     workers: Workers = "auto"
     max_images: Limit = None
     json: Json = False
+    verbose: Verbose = False
 """
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
@@ -84,6 +86,33 @@ def _head(text: str) -> str:
     return text
 
 
+def _finite(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not math.isfinite(value):
+        raise ValueError(f"expected a number, received {text!r}")
+    return value
+
+
+def _pairs(text: str) -> dict[str, Any]:
+    pairs: dict[str, Any] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not name or not equals or not value:
+            raise ValueError(f"expected NAME=VALUE, received {part!r}")
+        if value.lower() in ("true", "false"):
+            pairs[name] = value.lower() == "true"
+        else:
+            pairs[name] = int(value) if value.lstrip("-").isdecimal() else _finite(value)
+    return pairs
+
+
+def _pairs_text(pairs: dict[str, Any]) -> str:
+    return ",".join(f"{name}={value}" for name, value in pairs.items())
+
+
 def _one(metavar: str, parse: Callable[[str], Any], show: Callable[[Any], str] = str) -> PrimitiveConstructorSpec:
     return PrimitiveConstructorSpec(
         nargs=1, metavar=metavar, instance_from_str=lambda arguments: parse(arguments[0]),
@@ -129,6 +158,10 @@ Name = Annotated[str, _one("NAME", _text)]
 """One name."""
 Names = Annotated[tuple[str, ...], _several("NAME,...", _text)]
 """Names of any kind, separated by commas."""
+Triple = Annotated[tuple[float, float, float], _several("R,G,B", _finite, lambda value: f"{value:g}", 3)]
+"""Three numbers, one per colour."""
+Pairs = Annotated[dict[str, Any], _one("NAME=VALUE,...", _pairs, _pairs_text)]
+"""Names with values that are whole numbers, numbers, true or false."""
 Precisions = Annotated[tuple[str, ...], _several("PRECISION,...", _text)]
 """Precisions such as fp16 and fp32."""
 Backends = Annotated[tuple[str, ...], _several("BACKEND,...", _text)]
@@ -140,4 +173,6 @@ Count = Annotated[int, _one("N", _positive)]
 Limit = Annotated[int | None, _one("N", _positive)]
 """At most this many; None is no limit."""
 Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on standard output, and nothing else.")]
+"""A flag."""
+Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"], help="Also say why each preferred backend was not taken.")]
 """A flag."""

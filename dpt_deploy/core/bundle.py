@@ -138,8 +138,8 @@ class Bundle:
         report = self.last_report() if self.find("report", file=PARITY_JSON) else None
         if report is not None and any(stage.sha256 == artifact.sha256 for stage in report.stages):
             return ""
-        what = f"its parity verdict does not cover {artifact.file}" if report is not None else \
-            "it has no parity verdict, because its export was interrupted or its graphs were replaced"
+        what = f"the bundle's parity verdict does not cover {artifact.file}" if report is not None else \
+            "the bundle has no parity verdict, because its export was interrupted or its graphs were replaced"
         return f"{what}; judge it with: python -m dpt_deploy.parity {self.folder}"
 
     def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:

@@ -39,7 +39,7 @@ class ImageList:
             return ""
         names = [path.name + "/" * path.is_dir() for path in self.left_out[:count]]
         more = f" and {len(self.left_out) - count} more" if len(self.left_out) > count else ""
-        return f"left out {len(self.left_out)}, not images by their suffix: {', '.join(names)}{more}"
+        return f"left out {len(self.left_out)} that are no image files: {', '.join(names)}{more}"
 
 
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
@@ -83,10 +83,10 @@ def decode(path: Path, flags: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     finally:
         cv2.utils.logging.setLogLevel(level)
     if image is None:
-        kind = f"a {header.format} file that is truncated, damaged or of a kind" if header.format else "no format"
+        what = f"it is a {header.format} file that is" if header.format else "it is not an image,"
         raise BadInput(
-            f"{path}: expected an image, but its {data.size} bytes cannot be decoded: {kind} that OpenCV supports"
-            f"{' not' if header.format else ''}. Convert it to PNG or JPEG."
+            f"{path}: expected an image, but its {data.size} bytes cannot be decoded: {what} truncated, damaged, or of "
+            "a kind that OpenCV does not support. Convert it to PNG or JPEG."
         )
     check_pixels(str(path), image.shape[:2], max_pixels)
     return _upright(image, header)

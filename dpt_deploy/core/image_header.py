@@ -25,8 +25,10 @@ _UNUSABLE = (
     (rb"(?i)\s*<(!doctype html|html)", "HTML", "it is a web page, not the image behind it. Download the image itself"),
     (rb"version https://git-lfs", "Git LFS pointer", "the image itself was not fetched. Run: git lfs pull"),
 )
+_DEVELOP = "only its small preview could be read. Develop it to JPEG or PNG"
 _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _FLOAT, _SIGNED = 3, 2  # TIFF's SampleFormat
+_DNG = 50706  # a tag that only DNG files have
 _MOST_BOXES = 10_000
 
 
@@ -133,7 +135,7 @@ def _tiff(file: BinaryIO, head: bytes) -> Header:
     for start in range(0, len(entries) - entry + 1, entry):
         tag, kind, number = struct.unpack_from(order + ("HHQ" if big else "HHI"), entries, start)
         code = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-        if tag not in (256, 257, 258, 339) or code is None:
+        if tag not in (254, 256, 257, 258, 339, _DNG) or code is None:
             continue
         place, room = start + (12 if big else 8), 8 if big else 4
         if struct.calcsize(code) * number <= room:
@@ -142,6 +144,8 @@ def _tiff(file: BinaryIO, head: bytes) -> Header:
             file.seek(struct.unpack_from(order + ("Q" if big else "I"), entries, place)[0])
             (tags[tag],) = struct.unpack(order + code, file.read(struct.calcsize(code)))
     size, bits, kind = (tags[257], tags[256]) if {256, 257} <= tags.keys() else None, tags.get(258, 1), tags.get(339, 1)
+    if _DNG in tags or tags.get(254, 0) & 1 or head[8:10] == b"CR":
+        return Header("camera raw", size, _DEVELOP)
     reason = None
     if kind == _FLOAT:
         reason = (f"it holds {bits}-bit floating-point values, and nothing says which of them is white. Scale them to "
@@ -157,6 +161,8 @@ def _heif(file: BinaryIO, head: bytes) -> Header:
     end = min(int.from_bytes(head[:4], "big"), len(head))
     brands = [head[8:12], *(head[at : at + 4] for at in range(16, end, 4))]
     if b"avif" not in brands and b"avis" not in brands:
+        if b"crx " in brands:
+            return Header("camera raw", unusable=_DEVELOP)
         if any(brand in _HEIC for brand in brands):
             return Header("HEIC", unusable="OpenCV does not decode it. Convert it to JPEG: heif-convert IN.heic "
                                            "OUT.jpg, or set the phone's camera to \"Most Compatible\"")

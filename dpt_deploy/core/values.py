@@ -22,7 +22,8 @@ __all__ = ["MAX_DEPTH", "Number", "Sha256", "StrictBool", "StrictFloat", "Strict
 
 
 def parse_json(text: str) -> Any:
-    """Parse JSON. Raises `ValueError` if it is not valid, nested too deeply, or contains NaN or Infinity."""
+    """Parse JSON. Raises `ValueError` if it is not valid, nested too deeply, or contains NaN, Infinity or text
+    that is not Unicode."""
     depth = 0
     for token in _BRACKETS.finditer(text):
         if token[1]:
@@ -31,7 +32,9 @@ def parse_json(text: str) -> Any:
                 raise ValueError(f"nested more than {MAX_DEPTH} levels deep")
         elif token[0][0] != '"':
             depth -= 1
-    return json.loads(text, parse_constant=_refuse)
+    value = json.loads(text, parse_constant=_refuse)
+    json.dumps(value, ensure_ascii=False).encode()  # half of a surrogate pair, as "\\ud800", cannot be written anywhere
+    return value
 
 
 def _refuse(constant: str) -> None:

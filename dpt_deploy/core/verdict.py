@@ -114,7 +114,8 @@ class Finding:
             case Fault.WRONG_SHAPE:
                 return f"{where}{self.name} has shape {self.detail}"
             case Fault.NOT_MEASURED:
-                return f"{self.head} was never measured"
+                what = " ".join(filter(None, (self.head or self.name, self.metric)))
+                return f"{where}{what} was never measured{f': {self.detail}' if self.detail else ''}"
             case Fault.TENSOR_MISSING:
                 return f"{self.name} is missing from the graph"
             case Fault.TENSOR_SHAPE:
@@ -127,6 +128,29 @@ class Finding:
                 return f"{self.name} is in the graph but not in the checkpoint"
             case _:
                 return where + self.detail
+
+
+@dataclass(frozen=True)
+class Compared:
+    """How much a stage compared."""
+
+    images: int = 0
+    """Parity inputs whose maps were measured."""
+    heads: int = 0
+    """Heads that were measured."""
+    pixels: int = 0
+    """Pixels that were measured, summed over images and heads. Depth and normals count in the foreground."""
+    tensors: int = 0
+    """Weight tensors, for a stage that compares weights."""
+
+    def __post_init__(self) -> None:
+        if min(self.images, self.heads, self.pixels, self.tensors) < 0:
+            raise ValueError(f"expected counts from 0, received {self}")
+
+    @property
+    def nothing(self) -> bool:
+        """Whether nothing was compared."""
+        return not self.tensors and not (self.images and self.heads and self.pixels)
 
 
 @dataclass(frozen=True)
@@ -153,8 +177,14 @@ class Stage:
     """Per head, the quantiles of the error map at `LEVELS`, each the worst over the judged images."""
     earlier: StrictBool = False
     """Judged by an earlier run with the same file and reference."""
+    compared: Compared | None = None
+    """How much was compared. None if it was not run, or judged by a version that did not count."""
     unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Keys of a newer version in the manifest that the stage was read from. They are written again."""
+
+    def __post_init__(self) -> None:
+        if self.status == "passed" and self.compared is not None and self.compared.nothing:
+            raise ValueError(f"{self.name}: passed, but nothing was compared")
 
     @property
     def passed(self) -> bool:
@@ -209,8 +239,8 @@ class ParityReport:
 
     @property
     def passed(self) -> bool:
-        """Whether no stage failed and at least one passed."""
-        return not self.failed and any(stage.passed for stage in self.stages)
+        """Whether no stage failed and at least one that compared maps passed."""
+        return not self.failed and any(stage.passed and stage.id.kind is not StageKind.WEIGHTS for stage in self.stages)
 
     def __bool__(self) -> bool:
         raise TypeError("a ParityReport has no truth value; use .passed")
@@ -345,43 +375,3 @@ def in_order(stages: list[Stage]) -> list[Stage]:
         return rank, graph if kind is StageKind.GRAPH else 0, PRECISIONS.index(stage.precision)
 
     return sorted(stages, key=position)
-
-
-def limits_of(budget: Budget, precision: str) -> dict[str, dict[str, float]]:
-    """The limits for `precision` by head and metric."""
-    return budget["fp32" if precision == "fp32" else "fp16"]
-
-
-def over_budget(
-    heads: dict[str, dict[str, float]], worst: dict[str, str], limits: dict[str, dict[str, float]]
-) -> list[Finding]:
-    """A finding for each metric over its limit. NaN always is. `worst` is the name of the worst image by head."""
-    return [
-        Finding(Fault.OVER_BUDGET, head, metric, value, bound, worst.get(head))
-        for head, limit in limits.items() if head in heads
-        for metric, bound in limit.items() if not within(metric, value := heads[head].get(metric, math.nan), bound)
-    ]
-
-
-def within(metric: str, value: float, bound: float) -> bool:
-    """Whether a metric is within its limit. NaN never is."""
-    return value >= bound if metric in AT_LEAST else value <= bound
-
-
-def share_of_budget(metric: str, value: float, bound: float) -> float:
-    """The fraction of its budget that a metric uses. Above 1 is over budget; NaN counts as infinite."""
-    if metric in AT_LEAST:
-        value, bound = 1 - value, 1 - bound
-    if math.isnan(value):
-        return math.inf
-    return value / bound if bound > 0 else (math.inf if value > 0 else 0.0)
-
-
-def held_to(stage: Stage, budget: Budget) -> Stage:
-    """Evaluate the stored metrics of a stage against another budget."""
-    if stage.status == "not run":
-        return stage
-    others = tuple(finding for finding in stage.findings if finding.fault is not Fault.OVER_BUDGET)
-    findings = (*over_budget(stage.heads, stage.worst, limits_of(budget, stage.precision)), *others)
-    return dataclasses.replace(stage, status="failed" if findings else "passed", findings=findings)
-

@@ -56,18 +56,20 @@ def _summary(failed: list[Check], warnings: list[Check]) -> str:
 
 
 def _print(title: str, checks: list[Check]) -> None:
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    table = Table("", "status", "found", title=title, title_justify="left")
+    from ..report.terminal import plain_console
+
+    console = plain_console()
+    console.print(title, style="italic", soft_wrap=True)
+    table = Table("", "status", "found")
     for check in checks:
         table.add_row(Text(check.subject), Text(check.status, COLOURS[check.status]), Text(check.finding))
     console.print(table)
     for check in checks:
         if check.remedy:
-            console.print(f"{check.subject}: {check.remedy}", markup=False, soft_wrap=True)
+            console.print(f"{check.subject}: {check.remedy}", soft_wrap=True)
 
 
 COMMAND = cli.Command(DoctorConfig, main, PROG)

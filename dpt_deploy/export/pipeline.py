@@ -15,7 +15,7 @@ from typing import Annotated, Any, Literal
 import tyro
 
 from ..build import EngineOptions, build_engines, choose_builder
-from ..cli.options import Count, Heads, Names, Size
+from ..cli.options import Count, Heads, Name, Names, Pairs, Size, Triple
 from ..core import manifest
 from ..core.bundle import Bundle, Recipe
 from ..core.contract import Contract, ResizeRule
@@ -61,6 +61,16 @@ class ExportConfig:
     """Heads to export, among depth, normals and alpha. Default: all heads of the checkpoint."""
     depth_scale: float | None = None
     """Depth scale of the training, for checkpoints without a description."""
+    backbone: Name | None = None
+    """timm name of the backbone, for checkpoints without a description whose shapes fit several."""
+    backbone_kwargs: Pairs = field(default_factory=dict)
+    """Architectural options of that backbone, such as num_heads=6."""
+    mean: Triple | None = None
+    """Mean of RGB in [0, 1] that the training subtracted, for checkpoints without a description."""
+    std: Triple | None = None
+    """Standard deviation that the training divided by, for checkpoints without a description."""
+    weights_entry: Name | None = None
+    """Entry of the checkpoint that holds the weights, such as state_dict or ema. Default: averaged weights if any."""
     opset: Literal[23, 20] = 23
     """ONNX opset. 23 has the Attention operator; 20 is for older versions of TensorRT."""
     engines: Annotated[EngineOptions, tyro.conf.arg(name="engine")] = field(default_factory=EngineOptions)
@@ -103,7 +113,11 @@ def export_checkpoint(
         say(line)
     if config.parity == "quick":
         inputs = dataclasses.replace(inputs, inputs=quick_inputs(inputs.inputs))
-    checkpoint = read_checkpoint(config.checkpoint)
+    checkpoint = read_checkpoint(
+        config.checkpoint, backbone=config.backbone, backbone_kwargs=config.backbone_kwargs,
+        weights=config.weights_entry,
+        normalisation_is_known=config.mean is not None and config.std is not None,
+    )
     for note in checkpoint.notes:
         say(f"note     {note}")
     model = _load(checkpoint, config)
@@ -185,7 +199,13 @@ def _load(checkpoint: Checkpoint, config: ExportConfig) -> MultiTaskDPT:
 def _contract(checkpoint: Checkpoint, model: MultiTaskDPT, config: ExportConfig) -> Contract:
     """The contract of the export; mean, std and resize rule come from the checkpoint if it has a description."""
     trained = checkpoint.contract or model.contract()
-    return Contract(model.input_size, trained.mean, trained.std, config.resize or trained.resize, model.config.heads)
+    for name in ("mean", "std"):
+        stated = getattr(config, name)
+        if checkpoint.contract and stated is not None and stated != getattr(trained, name):
+            raise BadInput(f"--{name}: {checkpoint.path.name} says {getattr(trained, name)}, received {stated}. Omit "
+                           "the option: other values make all maps wrong.")
+    return Contract(model.input_size, config.mean or trained.mean, config.std or trained.std,
+                    config.resize or trained.resize, model.config.heads)
 
 
 def _manifest(
@@ -200,9 +220,15 @@ def _manifest(
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         checkpoint=manifest.Checkpoint(file=checkpoint.path.name, sha256=checkpoint.sha256),
         model=manifest.ModelRecord.model_validate(model.config.to_json()),
-        contract=contract.to_json(), training=checkpoint.training, options=json.loads(json.dumps(options)),
+        contract=contract.to_json(), assumed=_assumed(checkpoint, config), training=checkpoint.training,
+        options=json.loads(json.dumps(options)),
         versions={"dpt-deploy": __version__} | {name: importlib.metadata.version(name) for name in packages},
     )
+
+
+def _assumed(checkpoint: Checkpoint, config: ExportConfig) -> tuple[Assumption, ...]:
+    """The checkpoint's assumptions without the facts that an option states."""
+    return tuple(one for one in checkpoint.assumed if getattr(config, one.fact, None) is None)
 
 
 def _make_reference(
@@ -214,7 +240,7 @@ def _make_reference(
     artifact, reused = bundle.produce(Recipe(FILE, "reference", bundle.manifest.key(FILE, hash_inputs(inputs)), make))
     if reused:
         say(f"reused   {FILE} (same checkpoint and images)")
-    return Reference.load(bundle.path(artifact))
+    return Reference.load(bundle.path(artifact), contract)
 
 
 def _export_graphs(

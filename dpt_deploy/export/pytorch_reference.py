@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from ..core.bundle import SKIPPED_IMAGES, Bundle
 from ..core.contract import Contract
-from ..core.errors import BadInput
+from ..core.errors import BadCheckpoint, BadInput
 from ..core.image_files import MAX_PIXELS, find_images, read_image
 from ..model import MultiTaskDPT
 from ..parity import Case, Reference
@@ -37,6 +37,9 @@ def make_reference(
         contract: Its contract.
         inputs: The parity inputs.
         progress: Called with the name of each input.
+
+    Raises:
+        BadCheckpoint: A map has values that are not finite.
     """
     cases = []
     for name, adversarial, frame in inputs:
@@ -46,8 +49,11 @@ def make_reference(
             outputs = model(image[None])
         model_outputs = {key: value[0].numpy() for key, value in outputs.items()}
         maps = {"model": model_outputs, "frame": postprocess(outputs, frame.shape[:2], contract)}
+        if broken := [key for graph in maps.values() for key, value in graph.items() if not np.isfinite(value).all()]:
+            raise BadCheckpoint(f"{name}: expected finite maps from PyTorch in FP32 to compare with, received NaN or "
+                                f"Inf in {broken[0]}. The model overflows on this input; choose another checkpoint.")
         cases.append(Case(name, adversarial, frame, image.numpy(), maps))
-    return Reference(tuple(cases))
+    return Reference(tuple(cases), contract.heads)
 
 
 @dataclass(frozen=True)

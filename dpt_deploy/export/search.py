@@ -93,7 +93,7 @@ class Search:
         images = [case for case in reference.cases if case.name in worst]
         others = [case for case in reference.cases if case not in images and not case.adversarial]
         images += others[: max(MIN_IMAGES - len(images), 0)]
-        self.reference = Reference(tuple(images))
+        self.reference = reference.only(images)
         self.ranges = measure(model, torch.from_numpy(np.stack([case.image for case in images])))
         self.trials: list[TrialRecord] = []
 

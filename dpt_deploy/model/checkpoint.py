@@ -1,11 +1,13 @@
 """Read and write self-describing checkpoints.
 
-A checkpoint is a plain state dict of CPU tensors. Its description (architecture, contract, training record) is JSON
-in the state dict's `_metadata`, which survives `torch.load(weights_only=True)` and strict loading.
+A checkpoint that `save_checkpoint` writes is a plain state dict of CPU tensors. Its description (architecture,
+contract, training record) is JSON in the state dict's `_metadata`, which survives `torch.load(weights_only=True)` and
+strict loading.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,13 +17,16 @@ from typing import Any
 import torch
 
 from ..core.contract import Contract
-from ..core.errors import BadCheckpoint
-from ..core.files import cannot_write, existing_file, replacing, sha256
+from ..core.errors import BadCheckpoint, BadInput
+from ..core.files import cannot_write, replacing, sha256
+from ..core.manifest import Assumption
+from .checkpoint_file import check_tensors, choose, read_weights
+from .description import ARCHITECTURE, read_description
 from .dpt import DESCRIPTION_KEY, ModelConfig, MultiTaskDPT
 from .infer import infer_config
+from .names import own_tensors, without_insertions
 
-WRAPPERS = ("state_dict", "model_state_dict", "model", "ema")
-PREFIXES = ("module.", "_orig_mod.")
+UNDESCRIBED = "the checkpoint has no description"
 
 
 @dataclass(frozen=True)
@@ -37,7 +42,9 @@ class Checkpoint:
     training: dict[str, Any]
     """The training record; empty if there is none."""
     notes: tuple[str, ...]
-    """What was unwrapped or inferred, as messages for the user."""
+    """What was unwrapped, dropped or inferred, as messages for the user."""
+    assumed: tuple[Assumption, ...] = ()
+    """What neither the file nor an argument states."""
 
 
 def save_checkpoint(
@@ -75,63 +82,88 @@ def save_torch(path: Path | str, value: Any) -> None:
             raise cannot_write(path, error) from error
 
 
-def read_checkpoint(path: Path | str) -> Checkpoint:
-    """Read a `.pth`, `.pt` or `.safetensors` file with `weights_only=True`: no code in it is executed.
+def read_checkpoint(
+    path: Path | str, *, backbone: str | None = None, backbone_kwargs: Mapping[str, Any] | None = None,
+    weights: str | None = None, normalisation_is_known: bool = False,
+) -> Checkpoint:
+    """Read a checkpoint file or folder: no code in it is executed.
 
-    Accepts a state dict, plain or under `state_dict`, `model_state_dict`, `model` or `ema`, with or without the
-    prefixes `module.` and `_orig_mod.`. Without a description, the architecture is inferred from the shapes.
+    Accepts what `checkpoint_file` reads, with the weights in any entry, and under any prefix before the model's names.
+    Tensors of something else are dropped, with a note. Without a description, the architecture is
+    inferred from names and shapes.
+
+    Args:
+        path: The file, or the folder of a Hugging Face or distributed checkpoint.
+        backbone: timm name of the backbone, for a file without a description.
+        backbone_kwargs: Its architectural options, such as num_heads, for a file without a description.
+        weights: The entry with the weights, such as state_dict or ema. Default: averaged weights if there are any.
+        normalisation_is_known: Whether the caller has mean and std, so that the file need not decide them.
 
     Raises:
-        BadInput: There is no such file.
-        BadCheckpoint: The file cannot be read, has weights that are not finite, or is of an unknown architecture.
+        BadInput: There is no such file, or no such entry in it.
+        BadCheckpoint: The file cannot be read, has weights that are not finite floating-point numbers, an unknown
+            architecture, or one that could be any of several.
     """
-    path, state, metadata, notes = _read(path)
-    description = _description(path, metadata)
-    if description:
-        config, contract = ModelConfig.from_json(description["model"]), Contract.from_json(description["contract"])
-    else:
-        config, contract = infer_config(state), None
-        notes.append(
-            f"the checkpoint has no description; architecture inferred from the shapes: {config.backbone} "
-            f"{config.backbone_kwargs or ''} features {config.features}, use_bn {config.use_bn}, "
-            f"heads {', '.join(config.heads)}, depth_scale {config.depth_scale} (the default; shapes do not show it: "
-            "use --depth-scale if you trained with another value)"
-        )
-    return Checkpoint(path, sha256(path), state, config, contract, description.get("training", {}), tuple(notes))
+    path = Path(path)
+    chosen, note = choose(path, read_weights(path), weights)
+    state, notes = own_tensors(path, chosen.tensors)
+    state = check_tensors(path, state)
+    notes = [*([note] if note else []), *notes]
+    described = read_description(path, chosen.metadata)
+    digest = _folder_digest(path) if path.is_dir() else sha256(path)
+    if described is not None:
+        config, contract, training, unknown = described
+        if backbone not in (None, config.backbone):
+            raise BadInput(f"--backbone: {path.name} describes itself as {config.backbone}, received {backbone}. Omit "
+                           "the option.")
+        assumed = tuple(Assumption(
+            fact=name, value=contract.to_json().get(name), reason="the model that wrote the file does not know it",
+            option=f"--{name.replace('_', '-')}") for name in unknown)
+        return Checkpoint(path, digest, state, config, contract, training, tuple(notes), assumed)
+    check_backbone_kwargs(backbone_kwargs or {})
+    config, attention_heads = infer_config(state, backbone, backbone_kwargs, normalisation_is_known)
+    notes.append(
+        f"{UNDESCRIBED}; architecture inferred from the shapes: {config.backbone} {config.backbone_kwargs or ''} "
+        f"features {config.features}, use_bn {config.use_bn}, heads {', '.join(config.heads)}"
+    )
+    with torch.device("meta"):
+        contract = MultiTaskDPT(config).contract()
+    facts = [("depth_scale", config.depth_scale, "--depth-scale"), ("resize", contract.resize, "--resize")]
+    if backbone is None:
+        facts.append(("backbone", config.backbone, "--backbone"))
+        facts += [("mean", contract.mean, "--mean"), ("std", contract.std, "--std")]
+        if "num_heads" not in (backbone_kwargs or {}):
+            facts.append(("num_heads", attention_heads, "--backbone-kwargs num_heads=N"))
+    assumed = tuple(Assumption(fact=fact, value=json.loads(json.dumps(value)), reason=UNDESCRIBED, option=option)
+                    for fact, value, option in facts)
+    return Checkpoint(path, digest, state, config, None, {}, tuple(notes), assumed)
+
+
+def check_backbone_kwargs(kwargs: Mapping[str, Any]) -> None:
+    """Raise `BadInput` for an option that is not architectural, or a value outside its range."""
+    for key, value in kwargs.items():
+        if key not in ARCHITECTURE:
+            raise BadInput(f"--backbone-kwargs: expected names among {', '.join(ARCHITECTURE)}, received {key}.")
+        if not ARCHITECTURE[key](value):
+            raise BadInput(f"--backbone-kwargs: {key} cannot be {value!r}.")
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """Tensors by name, and notes on what was unwrapped.
+    """Tensors by name, of any architecture, and notes on what was unwrapped. Raises `BadInput` or `BadCheckpoint`."""
+    path = Path(path)
+    chosen, note = choose(path, read_weights(path))
+    notes = [note] if note else []
+    try:
+        state, more = own_tensors(path, chosen.tensors)
+    except BadCheckpoint:  # another architecture, or a part of a model
+        state, more = without_insertions(chosen.tensors)
+    return check_tensors(path, state), notes + more
 
-    Reads the files that `read_checkpoint` reads, of any architecture. Raises `BadInput` or `BadCheckpoint`.
-    """
-    _, state, _, notes = _read(path)
-    return state, notes
 
-
-def _read(path: Path | str) -> tuple[Path, dict[str, torch.Tensor], Mapping[str, Any], list[str]]:
-    """Path, tensors without wrappers and prefixes, metadata, and notes."""
-    path = existing_file(path, "a checkpoint file such as best_model.pth")
-    content, metadata = _load_file(path)
-    notes: list[str] = []
-    for wrapper in WRAPPERS:
-        inner = content.get(wrapper)
-        if isinstance(inner, Mapping) and any(isinstance(v, torch.Tensor) for v in inner.values()):
-            notes.append(f"weights read from the entry {wrapper!r}")
-            content, metadata = inner, metadata or getattr(inner, "_metadata", {})
-            break
-    state = {key: value for key, value in content.items() if isinstance(value, torch.Tensor)}
-    for prefix in PREFIXES * 2:
-        if state and all(key.startswith(prefix) for key in state):
-            state = {key.removeprefix(prefix): value for key, value in state.items()}
-            notes.append(f"prefix {prefix!r} removed")
-    if not state:
-        raise BadCheckpoint(
-            f"{path}: expected a state dict of tensors, received the keys {sorted(map(str, content))[:8]}. "
-            "Save it with torch.save(model.state_dict(), path)."
-        )
-    _check_finite(path, state)
-    return path, state, metadata, notes
+def _folder_digest(folder: Path) -> str:
+    """SHA-256 over names and hashes of the files in a folder."""
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    return hashlib.sha256("".join(f"{path.name} {sha256(path)}\n" for path in files).encode()).hexdigest()
 
 
 def load_model(checkpoint: Checkpoint | Path | str) -> MultiTaskDPT:
@@ -158,52 +190,3 @@ def load_model(checkpoint: Checkpoint | Path | str) -> MultiTaskDPT:
         ) + ". Expected the state dict of create_multitask_dpt_model().")
     model.load_state_dict(received)
     return model.float().eval()
-
-
-def _load_file(path: Path) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
-    """The mapping in a file, and its metadata by module name."""
-    try:
-        if path.suffix == ".safetensors":
-            from safetensors import safe_open
-
-            with safe_open(path, framework="pt") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}, {"": file.metadata() or {}}  # noqa: SIM118
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # torch raises exceptions of many types for a damaged file
-        raise BadCheckpoint(
-            f"{path}: expected a PyTorch checkpoint, but torch.load with weights_only=True failed "
-            f"({type(error).__name__}): the file is truncated, has another format, or contains other objects than "
-            "tensors. Copy it again, or save it with torch.save(model.state_dict(), path)."
-        ) from error
-    if not isinstance(content, Mapping):
-        raise BadCheckpoint(
-            f"{path}: expected a state dict, received a {type(content).__name__}. "
-            "Save it with torch.save(model.state_dict(), path)."
-        )
-    return content, getattr(content, "_metadata", {})
-
-
-def _description(path: Path, metadata: Mapping[str, Any]) -> dict[str, Any]:
-    """The description in the metadata, or {}."""
-    text = (metadata.get("") or {}).get(DESCRIPTION_KEY) or next(
-        (entry[DESCRIPTION_KEY] for entry in metadata.values() if entry and DESCRIPTION_KEY in entry), None
-    )
-    if text is None:
-        return {}
-    try:
-        description = json.loads(text)
-        description["model"], description["contract"]
-    except (ValueError, KeyError, TypeError) as error:
-        raise BadCheckpoint(f"{path}: its description is not valid ({error}). Save the checkpoint again.") from error
-    return description
-
-
-def _check_finite(path: Path, state: Mapping[str, torch.Tensor]) -> None:
-    bad = [key for key, value in state.items() if value.is_floating_point() and not torch.isfinite(value).all()]
-    if bad:
-        raise BadCheckpoint(
-            f"{path}: expected finite weights, but {len(bad)} tensors contain NaN or Inf ({', '.join(bad[:4])}). "
-            "Use an earlier checkpoint."
-        )

@@ -70,6 +70,7 @@ class MultiTaskDPT(nn.Module):
         self.decoder = Decoder(self.backbone.embed_dim, config.features, config.use_bn, class_token)
         self.heads = nn.ModuleDict({h: create_head(h, config.features, config.depth_scale) for h in config.heads})
         self.initialise()
+        self._register_state_dict_hook(_describe)
 
     @property
     def input_size(self) -> tuple[int, int]:
@@ -135,6 +136,12 @@ class MultiTaskDPT(nn.Module):
         if description := local_metadata.get(DESCRIPTION_KEY):
             self.set_depth_scale(json.loads(description)["model"]["depth_scale"])
         super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def _describe(model: MultiTaskDPT, _state: dict[str, Any], _prefix: str, metadata: dict[str, Any]) -> None:
+    """Add the description to the metadata of a state dict: torch.save(model.state_dict()) describes itself too."""
+    description = {"model": model.config.to_json(), "contract": model.contract().to_json(), "assumed": ["resize"]}
+    metadata[DESCRIPTION_KEY] = json.dumps(description)
 
 
 def _check_depth_scale(depth_scale: float) -> None:

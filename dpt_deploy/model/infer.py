@@ -1,26 +1,29 @@
-"""Infer the architecture of a state dict without a description from its keys and shapes."""
+"""Infer the architecture of a state dict without a description from its keys and shapes.
+
+Shapes show neither the number of attention heads nor mean and std. If they fit models that differ in these, the file
+does not say which one it is, and the user has to.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from ..core.contract import HEADS
-from ..core.errors import BadCheckpoint
+from ..core.errors import BadCheckpoint, BadInput
 from .dpt import ModelConfig, MultiTaskDPT
 
-# Shapes show neither the number of attention heads nor mean and std, which differ between families. Families are
-# tried in this order: augreg before deit, because it is the training guide's backbone.
 _FAMILIES = {
-    192: ("vit_tiny_patch16_384", "deit_tiny_patch16_224", "deit_tiny_distilled_patch16_224"),
+    192: ("vit_tiny_patch16_384", "deit_tiny_patch16_224"),
     384: (
-        "vit_small_patch16_384", "deit3_small_patch16_384", "vit_small_patch14_dinov2",
+        "vit_small_patch16_384", "deit_small_patch16_224", "deit3_small_patch16_384", "vit_small_patch14_dinov2",
         "vit_small_patch14_reg4_dinov2", "vit_small_patch16_dinov3", "vit_small_plus_patch16_dinov3",
     ),
     768: (
-        "vit_base_patch16_384", "deit3_base_patch16_384", "vit_base_patch14_dinov2",
+        "vit_base_patch16_384", "deit_base_patch16_384", "deit3_base_patch16_384", "vit_base_patch14_dinov2",
         "vit_base_patch14_reg4_dinov2", "vit_base_patch16_dinov3", "vit_base_patch16_siglip_384",
     ),
     1024: (
@@ -31,52 +34,96 @@ _FAMILIES = {
 }
 
 
-def infer_config(state: Mapping[str, torch.Tensor]) -> ModelConfig:
-    """The `ModelConfig` whose model has exactly these keys and shapes.
+@dataclass(frozen=True)
+class _Fit:
+    """A model whose keys and shapes are those of the file."""
 
-    Raises `BadCheckpoint` if the keys are not those of `create_multitask_dpt_model`, or if no known backbone matches.
+    config: ModelConfig
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    attention_heads: int
+
+
+def infer_config(
+    state: Mapping[str, torch.Tensor], backbone: str | None = None, backbone_kwargs: Mapping[str, Any] | None = None,
+    normalisation_is_known: bool = False,
+) -> tuple[ModelConfig, int]:
+    """The `ModelConfig` whose model has exactly these keys and shapes, and its number of attention heads.
+
+    Args:
+        state: Tensors by name.
+        backbone: timm name of the backbone, if it is known.
+        backbone_kwargs: Architectural options of the backbone that are known, such as num_heads.
+        normalisation_is_known: Models that differ in mean and std alone are one and the same.
+
+    Raises:
+        BadCheckpoint: The keys are not those of `create_multitask_dpt_model`, no known backbone matches, or several do.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
     patch = shapes.get("backbone.patch_embed.proj.weight")
     fusion = shapes.get("decoder.fusion.0.out.weight")
     heads = tuple(head for head in HEADS if f"heads.{head}.conv3.weight" in shapes)
-    if patch is None or fusion is None or not heads:
+    if patch is None or len(patch) != 4 or not fusion or not heads:
         raise BadCheckpoint(
             "the checkpoint has another architecture: expected the keys of create_multitask_dpt_model() "
             "(backbone.patch_embed.proj.weight, decoder.fusion.0.out.weight, heads.depth.conv3.weight, ...), "
             f"received {len(shapes)} keys such as {', '.join(sorted(shapes)[:4])}."
         )
     dim, _, patch_h, _ = patch
-    depth = 1 + max(int(key.split(".")[2]) for key in shapes if key.startswith("backbone.blocks."))
+    numbers = [key.split(".")[2] for key in shapes if key.startswith("backbone.blocks.")]
+    depth = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
     use_bn = "decoder.fusion.0.unit.bn1.weight" in shapes
-    for name in _FAMILIES.get(dim, ()):
-        if config := _match(name, {"patch_size": patch_h, "depth": depth}, fusion[0], use_bn, heads, shapes):
-            return config
-    raise BadCheckpoint(
-        f"the checkpoint has another architecture: its backbone (width {dim}, {depth} blocks, patch {patch_h}) matches "
-        f"none of {', '.join(_FAMILIES.get(dim, ())) or 'the known widths ' + str(sorted(_FAMILIES))}. Save it with "
-        "dpt_deploy.model.save_checkpoint(path, model), which writes the architecture to the file."
-    )
+    names = (backbone,) if backbone else _FAMILIES.get(dim, ())
+    shape = {"patch_size": patch_h, "depth": depth}
+    fits = [fit for name in names
+            if (fit := _match(name, shape, dict(backbone_kwargs or {}), fusion[0], use_bn, heads, shapes))]
+    if not fits:
+        raise BadCheckpoint(
+            f"the checkpoint has another architecture: its backbone (width {dim}, {depth} blocks, patch {patch_h}) "
+            f"matches none of {', '.join(names) or 'the known widths ' + str(sorted(_FAMILIES))}. Name it with "
+            "--backbone, or save the file with dpt_deploy.model.save_checkpoint(path, model), which writes the "
+            "architecture to it."
+        )
+    different = {(fit.attention_heads, *(() if normalisation_is_known else (fit.mean, fit.std))): fit
+                 for fit in reversed(fits)}
+    if len(different) > 1:
+        listed = "; ".join(f"--backbone {fit.config.backbone}: mean {_text(fit.mean)}, std {_text(fit.std)}, "
+                           f"{fit.attention_heads} attention heads" for fit in reversed(different.values()))
+        raise BadCheckpoint(f"the checkpoint has no description, and its shapes fit several backbones. Say which one "
+                            f"it was trained with (options of dpt export; arguments of read_checkpoint): {listed}.")
+    return fits[0].config, fits[0].attention_heads
+
+
+def _text(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 def _match(
-    name: str, kwargs: dict[str, Any], features: int, use_bn: bool, heads: tuple[str, ...], shapes: dict[str, tuple]
-) -> ModelConfig | None:
-    """The config with backbone `name` that has exactly `shapes`, or None. Allocates no memory."""
+    name: str, shape: dict[str, int], stated: dict[str, Any], features: int, use_bn: bool, heads: tuple[str, ...],
+    shapes: dict[str, tuple],
+) -> _Fit | None:
+    """The model with backbone `name` that has exactly `shapes`, or None. Allocates no memory."""
     with torch.device("meta"):
         try:
             native = MultiTaskDPT(ModelConfig(name, features, use_bn, heads=heads))
+            defaults = {"patch_size": native.backbone.patch_embed.patch_size[0], "depth": len(native.backbone.blocks)}
+            kwargs = {key: value for key, value in shape.items() if defaults[key] != value} | stated
+            tokens = shapes.get("backbone.pos_embed")
+            if tokens and len(tokens) == 3 and "img_size" not in kwargs:
+                prefix = 0 if native.backbone.no_embed_class else native.backbone.num_prefix_tokens
+                side = int(max(tokens[1] - prefix, 0) ** 0.5 + 0.5)
+                size = side * kwargs.get("patch_size", defaults["patch_size"])
+                if size != native.input_size[0]:
+                    kwargs["img_size"] = size
+            config = ModelConfig(name, features, use_bn, backbone_kwargs=kwargs, heads=heads)
+            model = MultiTaskDPT(config) if kwargs else native
+        except BadInput:
+            if not stated and any(name in family for family in _FAMILIES.values()):
+                return None
+            raise
         except RuntimeError:
             return None
-        defaults = {"patch_size": native.backbone.patch_embed.patch_size[0], "depth": len(native.backbone.blocks)}
-        kwargs = {key: value for key, value in kwargs.items() if defaults[key] != value}
-        tokens = shapes.get("backbone.pos_embed")
-        if tokens:
-            prefix = 0 if native.backbone.no_embed_class else native.backbone.num_prefix_tokens
-            side = int((tokens[1] - prefix) ** 0.5 + 0.5)
-            size = side * kwargs.get("patch_size", defaults["patch_size"])
-            if size != native.input_size[0]:
-                kwargs["img_size"] = size
-        config = ModelConfig(name, features, use_bn, backbone_kwargs=kwargs, heads=heads)
-        model = MultiTaskDPT(config) if kwargs else native
-    return config if {key: tuple(value.shape) for key, value in model.state_dict().items()} == shapes else None
+    if {key: tuple(value.shape) for key, value in model.state_dict().items()} != shapes:
+        return None
+    contract = model.contract()
+    return _Fit(config, contract.mean, contract.std, model.backbone.blocks[0].attn.num_heads)

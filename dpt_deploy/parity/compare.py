@@ -11,24 +11,26 @@ from typing import Any
 import numpy as np
 
 from ..core import metrics
+from ..core.budget import limits_of, over_budget, share_of_budget
 from ..core.contract import HEADS, Graph
 from ..core.errors import BadInput, DptError
 from ..core.exhibit import Exhibit
 from ..core.files import existing_file
+from ..core.values import parse_json
 from ..core.verdict import (
     AT_LEAST,
     LEVELS,
     Budget,
+    Compared,
     Fault,
     Finding,
     Stage,
     StageId,
-    limits_of,
-    over_budget,
-    share_of_budget,
 )
 from .reference import Case, Reference
 
+LARGEST = 1e30  # limit of a budget
+NO_REFERENCE = "the reference has no such map"
 DEFAULT_BUDGET = Path(__file__).parent / "budget.json"
 
 # run(batch) -> outputs, both with a batch axis
@@ -43,7 +45,7 @@ def load_budget(path: Path | None) -> tuple[Budget, str]:
     """
     path = existing_file(path, "a budget file (JSON)") if path else DEFAULT_BUDGET
     try:
-        budget = json.loads(path.read_text(encoding="utf-8"))
+        budget = parse_json(path.read_text(encoding="utf-8"))
     except ValueError as error:
         budget, why = None, f"it is not valid JSON ({error})"
     else:
@@ -66,8 +68,8 @@ def _budget_fault(budget: Any) -> str | None:
             if fault := _keys_fault(limits, metrics.PARITY[head], f"{precision}.{head}", every=False):
                 return fault
             for metric, limit in limits.items():
-                if isinstance(limit, bool) or not isinstance(limit, int | float) or not math.isfinite(limit):
-                    return f"{precision}.{head}.{metric} is {json.dumps(limit)} and not a number"
+                if isinstance(limit, bool) or not isinstance(limit, int | float) or not abs(limit) < LARGEST:
+                    return f"{precision}.{head}.{metric} is {json.dumps(limit)[:80]} and not a number below {LARGEST:g}"
     return None
 
 
@@ -76,7 +78,7 @@ def _keys_fault(value: Any, expected: Sequence[str], place: str, every: bool) ->
     if not isinstance(value, dict):
         return f"{place} is not an object of {', '.join(expected)}"
     if unknown := [key for key in value if key not in expected]:
-        return f"{place} has {', '.join(unknown)}; expected {', '.join(expected)}"
+        return f"{place} has {', '.join(unknown)[:80]}; expected {', '.join(expected)}"
     missing = [key for key in expected if key not in value]
     return f"{place} lacks {', '.join(missing)}" if missing and (every or not value) else None
 
@@ -86,6 +88,8 @@ def compare(
     notes: tuple[str, ...] = (), on_exhibit: Callable[[Exhibit], None] = lambda exhibit: None,
 ) -> Stage:
     """Judge a stage on every case. Non-finite values, missing outputs, wrong shapes and exceptions fail.
+
+    So does a case whose reference lacks a head of `reference.heads`, and a stage that measured nothing.
 
     Args:
         stage: Identity of the stage. Its graph selects the inputs, its precision the budget.
@@ -102,6 +106,7 @@ def compare(
     quantiles: dict[str, tuple[float, ...]] = {}
     worst: dict[str, tuple[float, str]] = {}
     findings: list[Finding] = []
+    images = pixels = 0
     for batch in reference.batches(graph):
         try:
             outputs = run(np.stack([case.input(graph) for case in batch]))
@@ -111,7 +116,12 @@ def compare(
             findings.append(Finding(Fault.RAISED, detail=detail))
             continue
         for i, case in enumerate(batch):
-            reference_maps = as_maps(graph, case.maps[graph])
+            wanted = case.maps.get(graph, {})
+            if missing := [head for head in reference.heads if _output(graph, head) not in wanted]:
+                findings += [Finding(Fault.NOT_MEASURED, head, image=case.name, detail=NO_REFERENCE)
+                             for head in missing]
+                continue
+            reference_maps = as_maps(graph, wanted)
 
             def exhibit(head: str, share: float, have: np.ndarray, case=case, maps=reference_maps) -> None:
                 on_exhibit(Exhibit(stage, head, share, case.name, case.frame, maps[head], have, maps.get("alpha")))
@@ -121,16 +131,18 @@ def compare(
             for fault in faults:
                 if worst.get(fault.head, (0.0,))[0] < math.inf:
                     worst[fault.head] = (math.inf, case.name)
-            for name, want in case.maps[graph].items() if faults else ():
+            for name, want in wanted.items() if faults else ():
                 have = outputs.get(name)
                 if have is not None and have.shape[1:] == want.shape and not np.isfinite(have[i]).all():
                     ((head, picture),) = as_maps(graph, {name: have[i]}).items()
                     exhibit(head, math.inf, picture)
             if faults or (case.adversarial and precision != "fp32"):
                 continue
+            images += 1
             have = as_maps(graph, {key: value[i] for key, value in outputs.items()})
             for head, measured, error in _measure(reference_maps, have):
                 kept = values.setdefault(head, {})
+                pixels += error.size
                 for metric, value in measured.items():
                     # min() and max() drop a NaN in second place, but a NaN must stay.
                     pick = min if metric in AT_LEAST else max
@@ -145,10 +157,14 @@ def compare(
     names = {head: image for head, (_, image) in worst.items()}
     findings += over_budget(values, names, limits)
     if not findings:
-        heads = [name.removesuffix("_logits") for name in reference.cases[0].maps[graph]]
-        findings = [Finding(Fault.NOT_MEASURED, head) for head in heads if head not in values]
+        findings = [Finding(Fault.NOT_MEASURED, head) for head in reference.heads if head not in values]
     return Stage(stage, "failed" if findings else "passed", sha256, values, names, tuple(findings), notes,
-                 quantiles=quantiles)
+                 quantiles=quantiles, compared=Compared(images, len(values), pixels))
+
+
+def _output(graph: Graph, head: str) -> str:
+    """The name of a head's output in a graph."""
+    return "alpha_logits" if (graph, head) == ("model", "alpha") else head
 
 
 def _faults(case: Case, graph: Graph, outputs: dict[str, np.ndarray], index: int, batch: int) -> list[Finding]:

@@ -11,6 +11,7 @@ import numpy as np
 
 from .. import backends
 from ..backends import Session, StageTask, device
+from ..core.budget import held_to
 from ..core.bundle import Bundle
 from ..core.errors import BackendError, BadBundle, Cause, DptError, MissingPackage
 from ..core.exhibit import Exhibit
@@ -23,7 +24,6 @@ from ..core.verdict import (
     Stage,
     StageId,
     StageKind,
-    held_to,
     in_order,
     not_run,
 )
@@ -113,7 +113,7 @@ def load_reference(bundle: Bundle) -> tuple[Reference, str]:
     found = bundle.find("reference", file=FILE)
     if not found:
         raise BadBundle(f"{bundle.folder} has no {FILE}, so nothing can be judged. Export the checkpoint again.")
-    return Reference.load(bundle.path(found[0])), found[0].sha256
+    return Reference.load(bundle.path(found[0]), bundle.contract), found[0].sha256
 
 
 def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget, worst: WorstMaps) -> Stage:
@@ -130,7 +130,7 @@ def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget
     notes = task.notes
     cases = reference.without_adversarial() if task.images_only else reference
     if task.profile and (outside := [c for c in cases.cases if not _fits(c.input(task.id.graph).shape, task.profile)]):
-        cases = Reference(tuple(case for case in cases.cases if not any(case is other for other in outside)))
+        cases = cases.only(case for case in cases.cases if not any(case is other for other in outside))
         notes += (f"not judged on {', '.join(case.name for case in outside)}: outside the engine's profile",)
     with session:
         return compare(task.id, _split_batches(session, task.profile), cases, budget, digest, notes, worst)
@@ -177,8 +177,8 @@ def _judge_steps(bundle: Bundle, reference: Reference, budget: Budget, worst: Wo
 
     # The stage of the model graph judges the network on all inputs. What is new here depends on a frame's shape.
     one_of_each = {case.frame.shape: i for i, case in enumerate(reference.cases) if case.adversarial}.values()
-    cases = Reference(tuple(case for i, case in enumerate(reference.cases)
-                            if not case.adversarial or i in one_of_each))
+    cases = reference.only(case for i, case in enumerate(reference.cases)
+                           if not case.adversarial or i in one_of_each)
     with runtime:
         return compare(stage, run, cases, budget, runtime.artifact.sha256, on_exhibit=worst)
 

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from ..core.contract import Graph
+from ..core.contract import HEADS, Contract, Graph
 from ..core.errors import BadBundle
 from ..core.files import replacing
+from .reference_file import read_arrays
 
 FILE = "reference.npz"
+MAX_CASES = 1000
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,8 @@ class Reference:
     """All parity cases of a bundle."""
 
     cases: tuple[Case, ...]
+    heads: tuple[str, ...] = HEADS
+    """The heads of the contract. Every case must have the maps of all of them."""
 
     def batches(self, graph: Graph) -> list[list[Case]]:
         """The cases in pairs of equal input size where possible, so that batches are tested too."""
@@ -48,7 +53,11 @@ class Reference:
 
     def without_adversarial(self) -> Reference:
         """The cases that are not adversarial."""
-        return Reference(tuple(case for case in self.cases if not case.adversarial))
+        return self.only([case for case in self.cases if not case.adversarial])
+
+    def only(self, cases: Iterable[Case]) -> Reference:
+        """The same reference with these cases."""
+        return Reference(tuple(cases), self.heads)
 
     def save(self, path: Path) -> None:
         """Write `reference.npz` atomically."""
@@ -64,20 +73,54 @@ class Reference:
             np.savez(temporary, **arrays)
 
     @classmethod
-    def load(cls, path: Path) -> Reference:
-        """Read `reference.npz`. Raises `BadBundle` if it is not valid."""
+    def load(cls, path: Path, contract: Contract) -> Reference:
+        """Read `reference.npz` and check that every case holds the inputs and maps of both graphs of `contract`.
+
+        Raises:
+            BadBundle: The file is not valid, lacks a case, input or map, or has one of another dtype or shape, or with
+                values that are not finite.
+        """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            names, adversarial = arrays["names"], arrays["adversarial"]
-            cases = []
-            for i, name in enumerate(names):
-                maps: dict[Graph, dict[str, np.ndarray]] = {"model": {}, "frame": {}}
-                for key, value in arrays.items():
-                    parts = key.split("/")
-                    if parts[0] == str(i) and len(parts) == 3:
-                        maps[parts[1]][parts[2]] = value
-                cases.append(Case(str(name), bool(adversarial[i]), arrays[f"{i}/frame"], arrays[f"{i}/image"], maps))
-        except (OSError, ValueError, KeyError, IndexError) as error:
+            arrays = read_arrays(path)
+            names, adversarial = (arrays.pop(key, np.empty(0, np.float32)) for key in ("names", "adversarial"))
+            if names.ndim != 1 or names.dtype.kind != "U" or not 0 < len(names) <= MAX_CASES:
+                raise ValueError(f"names: expected 1 to {MAX_CASES} names, received {names.dtype.name:.50} "
+                                 f"{list(names.shape)}")
+            if adversarial.shape != names.shape or adversarial.dtype != np.bool_ or adversarial.all():
+                raise ValueError(f"adversarial: expected a bool for each of {len(names)} cases, and a case that is not "
+                                 "adversarial")
+            cases = tuple(_case(arrays, i, str(name), bool(adversarial[i]), contract) for i, name in enumerate(names))
+            if arrays:
+                raise ValueError(f"it has {next(iter(arrays))!r:.100}, which belongs to no case")
+        except ValueError as error:
             raise BadBundle(f"{path}: expected parity references, but {error}. Export the checkpoint again.") from error
-        return cls(tuple(cases))
+        return cls(cases, contract.heads)
+
+
+def _case(arrays: dict[str, np.ndarray], i: int, name: str, adversarial: bool, contract: Contract) -> Case:
+    """Take the arrays of case `i` out of `arrays`. Raises `ValueError` if one is missing or violates the contract."""
+    def take(key: str, dtype: str, shape: tuple[int | str, ...], sizes: dict[str, int]) -> np.ndarray:
+        array = arrays.pop(f"{i}/{key}", None)
+        where = f"case {i} ({name!r:.100})"
+        if array is None:
+            raise ValueError(f"{where} lacks {key}")
+        wanted = [sizes.get(length, length) for length in shape[1:]]  # without the batch axis
+        fits = array.ndim == len(wanted) and all(
+            have > 0 if isinstance(want, str) else have == want for have, want in zip(array.shape, wanted, strict=True)
+        )
+        if array.dtype != dtype or not fits:
+            raise ValueError(f"{where}: {key} is {array.dtype.name:.50} {list(array.shape)}, expected {dtype} {wanted}")
+        if dtype == "float32" and not np.isfinite(array).all():
+            raise ValueError(f"{where}: {key} has values that are not finite")
+        return array
+
+    frame_spec, image_spec = contract.inputs("frame")["frame"], contract.inputs("model")["image"]
+    frame = take("frame", frame_spec.dtype, frame_spec.shape, {})
+    image = take("image", image_spec.dtype, image_spec.shape, {})
+    sizes = {"height": frame.shape[0], "width": frame.shape[1]}
+    maps: dict[Graph, dict[str, np.ndarray]] = {
+        graph: {spec.name: take(f"{graph}/{spec.name}", spec.dtype, spec.shape, sizes)
+                for spec in contract.outputs(graph).values()}
+        for graph in ("model", "frame")
+    }
+    return Case(name, adversarial, frame, image, maps)

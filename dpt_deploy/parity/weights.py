@@ -10,7 +10,7 @@ import numpy as np
 
 from ..core.errors import missing_package
 from ..core.manifest import Artifact
-from ..core.verdict import Fault, Finding, Stage, StageId, StageKind
+from ..core.verdict import Compared, Fault, Finding, Stage, StageId, StageKind
 
 FLOAT_TYPES = (1, 10, 16)  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16
 
@@ -69,9 +69,11 @@ def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.nd
     prefixes = ("backbone.", "decoder.", "heads.")
     findings += [Finding(Fault.TENSOR_UNKNOWN, name=name)
                  for name in found if name.startswith(prefixes) and name not in used]
+    if not used and not findings:
+        findings.append(Finding(Fault.NOT_MEASURED, name="weights"))
     values: dict[str, Any] = {"weights": {"tensors": len(used), "max_relative_difference": worst}}
     stage = StageId(StageKind.WEIGHTS, artifact.graph, artifact.precision, file=artifact.file,
                     title=f"weights {artifact.graph} {artifact.precision}")
     note = f"all {len(used)} tensors of the checkpoint are in the graph, rounded once and otherwise unchanged"
     return Stage(stage, "failed" if findings else "passed", artifact.sha256, values, findings=tuple(findings),
-                 notes=() if findings else (note,))
+                 notes=() if findings else (note,), compared=Compared(tensors=len(used)))

@@ -51,6 +51,31 @@ def metric_cell(stage: Stage, head: str, metric: str) -> str:
     return "NaN" if math.isnan(value) else f"{value:.5f}" if metric in AT_LEAST else f"{value:.1e}"
 
 
+def compared(stage: Stage) -> str:
+    """How much a stage compared, such as "9 images, 3 heads, 1.9 MP"; "" if it was not run or nobody counted."""
+    counts = stage.compared
+    if counts is None:
+        return ""
+    if counts.nothing:
+        return "nothing"
+    if counts.tensors:
+        return f"{counts.tensors} tensors"
+    pixels = f"{counts.pixels / 1e6:.1f} MP" if counts.pixels >= 1e5 else f"{counts.pixels} pixels"
+    return f"{_count(counts.images, 'image')}, {_count(counts.heads, 'head')}, {pixels}"
+
+
+def compared_cells(stage: Stage) -> tuple[str, str]:
+    """The images and megapixels that a stage compared, for narrow cells; both "" if it compared no maps."""
+    counts = stage.compared
+    if counts is None or counts.tensors:
+        return "", ""
+    return str(counts.images), f"{counts.pixels / 1e6:.1f}"
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
+
+
 def stage_status(stage: Stage) -> str:
     """The status of a stage, and whether an earlier run judged it."""
     return f"{stage.status}, judged earlier" if stage.earlier else stage.status

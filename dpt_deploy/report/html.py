@@ -13,13 +13,14 @@ import cv2
 import numpy as np
 
 from ..core import metrics
+from ..core.budget import limits_of, share_of_budget, within
 from ..core.bundle import Bundle
 from ..core.contract import HEADS
 from ..core.exhibit import Exhibit
 from ..core.manifest import Artifact
-from ..core.verdict import Fault, ParityReport, Stage, limits_of, share_of_budget, within
+from ..core.verdict import Fault, ParityReport, Stage
 from .colours import colour_alpha, colour_depth, colour_error, colour_normals, depth_range
-from .formatting import ERROR_UNITS, HEAD_TITLES, METRIC_TITLES, budget_share, metric_value, number
+from .formatting import ERROR_UNITS, HEAD_TITLES, METRIC_TITLES, budget_share, compared, metric_value, number
 from .plots import line_colours, quantile_plot
 from .templates import html_environment
 from .terminal import skipped_images
@@ -73,7 +74,7 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
         heads=[head for head in HEADS if any(head in stage.heads for stage in report.stages)],
         titles=HEAD_TITLES, units=ERROR_UNITS,
         metrics=lambda stage, head: stage_metrics(stage, head, limits_of(report.budget, stage.precision)),
-        has_invalid_answer=_has_invalid_answer,
+        has_invalid_answer=_has_invalid_answer, compared=compared,
         plots={head: plot for head, plot in plots.items() if plot}, legend=line_colours(drawn),
         unpictured=_unpictured(report, exhibits),
         exhibits=[(exhibits[head], exhibit_pictures(exhibits[head])) for head in HEADS if head in exhibits],
@@ -99,7 +100,7 @@ def stage_metrics(stage: Stage, head: str, limits: Mapping[str, Mapping[str, flo
     found = []
     for metric in [metric for metric in titles if metric in bounds] or list(titles)[:1]:
         value, bound = values.get(metric, math.nan), bounds.get(metric)
-        title, text = titles[metric], metric_value(metric, value)
+        title, text = titles[metric], metric_value(metric, value) if metric in values else "not measured"
         if bound is None:
             found.append(Metric(title, text, None))
         else:
@@ -127,7 +128,7 @@ def exhibit_pictures(exhibit: Exhibit) -> list[Picture]:
     caption += "; magenta is NaN or Inf" if finite.size < error.size else ""
     height, width = exhibit.frame.shape[:2]
     return [
-        Picture(f"input, {width} x {height}", data_uri(exhibit.frame, "jpeg")),
+        Picture(f"input, {height}x{width}", data_uri(exhibit.frame, "jpeg")),
         Picture(f"PyTorch FP32; {scale}", data_uri(pair[0])), Picture(str(exhibit.stage), data_uri(pair[1])),
         Picture(caption, data_uri(colour_error(error, top))),
     ]

@@ -12,7 +12,7 @@ from ..core.bundle import MODEL_CARD, Bundle
 from ..core.files import write_text
 from ..core.manifest import Artifact
 from ..core.verdict import ParityReport
-from .formatting import SUMMARY_COLUMNS, metric_cell, stage_status
+from .formatting import SUMMARY_COLUMNS, compared, metric_cell, stage_status
 from .templates import Markdown, markdown_environment
 from .terminal import skipped_images
 
@@ -63,8 +63,8 @@ def render_model_card(bundle: Bundle, report: ParityReport | None, hand_written:
         bundle=bundle, manifest=bundle.manifest, contract=bundle.contract, report=report,
         heads=_list(bundle.contract.heads), training=_flat(bundle.manifest.training),
         columns=[c for c in SUMMARY_COLUMNS if any(c[1] in stage.heads.get(c[0], {}) for stage in stages)],
-        metric_cell=metric_cell, stage_status=stage_status, value_range=_value_range, max_reasons=MAX_REASONS,
-        skipped=skipped_images(bundle),
+        metric_cell=metric_cell, stage_status=stage_status, compared=compared, value_range=_value_range,
+        max_reasons=MAX_REASONS, skipped=skipped_images(bundle),
         latency=_measured_latency(bundle), marker=Markdown(HAND_WRITTEN_MARKER), hand_written=Markdown(hand_written),
     )
 

@@ -50,7 +50,7 @@ def panel(image: np.ndarray, prediction: Prediction, name: str = "") -> np.ndarr
     size = tile_size(h, w)
     small = {head: _resized(value, size) for head, value in prediction.maps.items()}
     alpha = small.get("alpha")
-    tiles = [Tile("Image", _resized(image, size), f"{name}  {w} x {h}".strip())]
+    tiles = [Tile("Image", _resized(image, size), f"{name}  {h}x{w}".strip())]
     if "depth" in small:
         limits = depth_range(prediction.depth, prediction.alpha)
         bar = depth_scale(limits, max(size[1], MIN_TILE_WIDTH))

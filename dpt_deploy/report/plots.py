@@ -7,8 +7,9 @@ import math
 from collections.abc import Sequence
 from xml.etree import ElementTree
 
+from ..core.budget import limits_of
 from ..core.errors import missing_package
-from ..core.verdict import LEVELS, Budget, Stage, limits_of
+from ..core.verdict import LEVELS, Budget, Stage
 from .formatting import ERROR_UNITS, number
 
 LINE_COLOURS = ("#4269d0", "#e8590c", "#2f9e44", "#a463f2", "#d6336c", "#0c8599", "#b08900", "#868e96")

@@ -10,11 +10,14 @@ from ..runtime import Prediction
 from .panel import panel
 from .writers import write_depth_exr, write_npz, write_png
 
-PANEL_SUFFIX = ".panel.png"
+PANEL_SUFFIX, MATTE_SUFFIX = ".panel.png", ".matte.png"
+PICTURES = (PANEL_SUFFIX, MATTE_SUFFIX)
+"""How the names of the pictures end that a prediction gives."""
 
 
 def write_prediction(
-    folder: Path, stem: str, image: np.ndarray, prediction: Prediction, caption: str = ""
+    folder: Path, stem: str, image: np.ndarray, prediction: Prediction, caption: str = "",
+    matte: np.ndarray | None = None,
 ) -> list[Path]:
     """Write the panel, the maps and the depth of one image.
 
@@ -24,12 +27,13 @@ def write_prediction(
         image: uint8 (H, W, 3) RGB.
         prediction: The maps of that image.
         caption: Shown below the image in the panel.
+        matte: A picture to write instead of the panel, uint8 (H, W, 3) RGB.
 
     Returns:
-        The files: panel (PNG), all maps (.npz) and, if depth was predicted, depth (OpenEXR).
+        The files: panel or matte (PNG), all maps (.npz) and, if depth was predicted, depth (OpenEXR).
     """
-    files = [folder / f"{stem}{PANEL_SUFFIX}", folder / f"{stem}.npz"]
-    write_png(files[0], panel(image, prediction, caption))
+    files = [folder / f"{stem}{PANEL_SUFFIX if matte is None else MATTE_SUFFIX}", folder / f"{stem}.npz"]
+    write_png(files[0], panel(image, prediction, caption) if matte is None else matte)
     write_npz(files[1], prediction.maps)
     if prediction.depth is not None:
         files.append(folder / f"{stem}.depth.exr")

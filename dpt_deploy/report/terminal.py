@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
 
 from ..core.bundle import REPORT_HTML, SKIPPED_IMAGES, Bundle
 from ..core.manifest import Artifact, EngineDetails, GraphDetails
 from ..core.verdict import ParityReport, Stage
-from .formatting import SUMMARY_COLUMNS, metric_cell, stage_status
+from .formatting import SUMMARY_COLUMNS, compared_cells, metric_cell, stage_status
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 MAX_REASONS = 3
 STATUS_COLOURS = {"passed": "green", "failed": "red", "not run": "yellow"}
@@ -15,6 +19,16 @@ CONTENTS = {
     "reference": "parity inputs and the answers of PyTorch FP32", "data": "weights of a graph",
     "cache": "kernel timings of TensorRT's builder", "report": "verdict",
 }
+
+
+def plain_console(**options: Any) -> Console:
+    """A console that prints text as it is: brackets and colons in names are neither markup nor emoji.
+
+    Every command prints with it. Style is set with `rich.text.Text` or `style=`.
+    """
+    from rich.console import Console
+
+    return Console(markup=False, emoji=False, highlight=False, **options)
 
 
 def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterable[str]) -> None:
@@ -25,21 +39,22 @@ def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterabl
         report: The verdict on it.
         timing_commands: Shell lines that time its engines.
     """
-    from rich.console import Console
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(highlight=False)
-    files = Table("file", "MB", "contents", title=Text(f"Bundle {bundle.folder}"), title_justify="left")
+    console = plain_console()
+    console.print(f"Bundle {bundle.folder}", style="italic", soft_wrap=True)  # a title of the table would be broken
+    files = Table("file", "MB", "contents")
     for artifact in bundle.artifacts:
         files.add_row(Text(artifact.file), f"{artifact.bytes / 1e6:.1f}", Text(_contents(artifact)))
     console.print(files)
     columns = [column for column in SUMMARY_COLUMNS if not column[1].startswith("p99")]
-    stages = Table("stage", "status", title="Parity with PyTorch FP32", title_justify="left")
+    stages = Table("stage", "status", "images", "MP", title="Parity with PyTorch FP32", title_justify="left")
     for _, _, title in columns:
         stages.add_column(Text(title))
     for stage in report.stages:
         stages.add_row(Text(stage.name), Text(stage_status(stage), STATUS_COLOURS[stage.status]),
+                       *compared_cells(stage),
                        *(metric_cell(stage, head, metric) for head, metric, _ in columns))
     console.print(stages)
     for stage in (*report.failed, *report.not_run):
@@ -47,7 +62,8 @@ def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterabl
     for line in (f"report   {bundle.folder / REPORT_HTML}", *(f"time it  {line}" for line in timing_commands)):
         console.print(Text(line), soft_wrap=True)
     if skipped := skipped_images(bundle):
-        console.print(Text(f"{len(skipped)} images skipped, not judged: {'; '.join(skipped)}"), soft_wrap=True)
+        for line in (f"{len(skipped)} images of the folder were skipped and not judged:", *skipped):
+            console.print(Text(f"skipped  {line}"), soft_wrap=True)
     for sentence in report.assumed:
         console.print(Text(f"assumed  {sentence}", "yellow"), soft_wrap=True)
     console.print(Text(report.verdict, "bold green" if report.passed else "bold red"), soft_wrap=True)

@@ -1,7 +1,11 @@
-"""One writer for each type of file that holds pictures or maps, for commands and for training; writes are atomic."""
+"""One writer for each type of file that holds pictures or maps, for commands and for training.
+
+Writes are atomic, and each file is read back before it gets its name: a library may not report a full disk.
+"""
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -16,13 +20,19 @@ def write_png(path: Path | str, picture: np.ndarray) -> None:
     """Write a picture, uint8 (H, W, 3) RGB, as PNG. Raises `BadInput` if it cannot be written."""
     data = cv2.imencode(".png", cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))[1]
     with replacing(path) as temporary:
-        temporary.write_bytes(data.tobytes())
+        temporary.write_bytes(data)
+        _check(path, np.array_equal(np.fromfile(temporary, np.uint8), data))
 
 
 def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays by name as an uncompressed .npz file. Raises `BadInput` if it cannot be written."""
     with replacing(path) as temporary:
         np.savez(temporary, **arrays)
+        try:
+            with zipfile.ZipFile(temporary) as file:
+                _check(path, file.testzip() is None and len(file.namelist()) == len(arrays))
+        except zipfile.BadZipFile as error:
+            raise cannot_write(path, error) from error
 
 
 def write_exr(path: Path | str, channels: Mapping[str, np.ndarray]) -> None:
@@ -43,13 +53,25 @@ def write_exr(path: Path | str, channels: Mapping[str, np.ndarray]) -> None:
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage}
     # OpenEXR writes non-contiguous arrays wrongly, and without an error.
     planes = {name: np.ascontiguousarray(channel) for name, channel in channels.items()}
-    with replacing(path) as temporary, OpenEXR.File(header, planes) as file:
+    with replacing(path) as temporary:
         try:
-            file.write(str(temporary))
-        except RuntimeError as error:  # what OpenEXR raises for a full disk, among others
+            with OpenEXR.File(header, dict(planes)) as file:  # it replaces the values
+                file.write(str(temporary))
+            with OpenEXR.File(str(temporary), separate_channels=True) as file:
+                read = file.channels()  # their pixels are valid until the file is closed
+                same = read.keys() == planes.keys() and all(
+                    np.array_equal(read[name].pixels, plane, equal_nan=True) for name, plane in planes.items())
+        except (RuntimeError, ValueError) as error:  # what OpenEXR raises for a full disk, among others
             raise cannot_write(path, error) from error
+        _check(path, same)
 
 
 def write_depth_exr(path: Path | str, depth: np.ndarray) -> None:
     """Write depth (H, W) [m] as OpenEXR with one float32 channel, Z. Raises as `write_exr` does."""
     write_exr(path, {"Z": depth.astype(np.float32, copy=False)})
+
+
+def _check(path: Path | str, same: bool) -> None:
+    """Raise `BadInput` unless the file holds what was written."""
+    if not same:
+        raise cannot_write(path, RuntimeError("what is read back is not what was written"))

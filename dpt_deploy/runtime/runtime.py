@@ -62,6 +62,11 @@ class Runtime:
         """Files and PIL images with more pixels are refused before they are decoded. Arrays have no limit."""
 
     @property
+    def summary(self) -> str:
+        """Which backend runs which file, in a few words; `reason` says why."""
+        return f"{self.backend} runs {self.artifact.file}"
+
+    @property
     def backend(self) -> str:
         """Name of the selected backend."""
         return self.session.backend

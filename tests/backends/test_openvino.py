@@ -42,7 +42,7 @@ def session(tiny_bundle: Path) -> OpenVINOSession:
 @pytest.mark.parametrize("graph", ["frame", "model"])
 def test_fp32_is_within_the_fp32_budgets(tiny_bundle: Path, graph: str) -> None:
     bundle = Bundle.open(tiny_bundle)
-    reference, (budget, _) = Reference.load(tiny_bundle / FILE), load_budget(None)
+    reference, (budget, _) = Reference.load(tiny_bundle / FILE, bundle.contract), load_budget(None)
     with open_session(bundle, artifact(bundle, graph), "openvino") as session:
         (name,) = session.inputs
         identity = backends.get("openvino").stage_id(artifact(bundle, graph))
@@ -53,7 +53,7 @@ def test_fp32_is_within_the_fp32_budgets(tiny_bundle: Path, graph: str) -> None:
 def test_fp16_weights_in_fp32_arithmetic_are_within_the_fp16_budgets(tiny_bundle: Path) -> None:
     """The way of a processor without FP16 units, asked for by name."""
     bundle = Bundle.open(tiny_bundle)
-    reference, (budget, _) = Reference.load(tiny_bundle / FILE), load_budget(None)
+    reference, (budget, _) = Reference.load(tiny_bundle / FILE, bundle.contract), load_budget(None)
     with open_session(bundle, artifact(bundle, precision="fp16"), "openvino", precision="fp32") as session:
         identity = backends.get("openvino").stage_id(artifact(bundle, precision="fp16"))
         stage = compare(identity, lambda batch: session.run({"frame": batch}), reference, budget)

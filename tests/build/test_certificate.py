@@ -54,7 +54,7 @@ def test_engines_carry_their_certificate(tiny_bundle):  # noqa: F811
     # Resizing computes in FP32, by plan, and nothing else that multiplies matrices does.
     islands = certificate["fp32_islands"]
     assert [island["flops"] > 0 for island in islands] == [True, True], "before and after the network"
-    assert "input frame" in certificate["fp32_islands"][0]["name"]
+    assert any("input frame" in island["name"] for island in islands)
 
 
 def test_what_needs_a_gpu_says_not_run(tiny_bundle):  # noqa: F811

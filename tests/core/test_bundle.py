@@ -320,9 +320,9 @@ def test_a_bundle_tells_whether_its_verdict_covers_an_artefact(judged):
     report = {"stages": [STAGE | {"sha256": graph.sha256}], "budget": {}, "budget_file": "default", "inputs": ["a"]}
     write_json(judged.folder / PARITY_JSON, report)
     assert judged.unjudged(graph) == ""
-    assert judged.unjudged(judged.find("engine")[0]).startswith("its parity verdict does not cover e.engine; judge it")
+    assert judged.unjudged(judged.find("engine")[0]).startswith("the bundle's parity verdict does not cover e.engine")
     judged.remove(graph)  # and the export is interrupted before it judges
-    assert judged.unjudged(graph).startswith("it has no parity verdict, because its export was interrupted")
+    assert judged.unjudged(graph).startswith("the bundle has no parity verdict, because its export was interrupted")
 
 
 def test_the_manifest_says_what_is_reproducible(judged):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import struct
 from pathlib import Path
@@ -118,6 +119,8 @@ def test_a_tiff_without_a_white_says_so(array: np.ndarray, what: str, tmp_path: 
 @pytest.mark.parametrize(("content", "what"), [
     (struct.pack(">I4s4sI4s4s", 24, b"ftyp", b"heic", 0, b"mif1", b"heic") + bytes(500), "HEIC.*heif-convert"),
     (struct.pack(">I4s4sI4s", 20, b"ftyp", b"isom", 0, b"mp42") + bytes(500), "video"),
+    (struct.pack(">I4s4sI", 16, b"ftyp", b"crx ", 1) + bytes(500), "camera raw"),
+    (b"II*\0\x08\0\0\0" + struct.pack("<HHHII", 1, 254, 4, 1, 1) + bytes(500), "camera raw.*preview"),
     (b"\x76\x2f\x31\x01" + bytes(500), "OpenEXR.*Tone-map"), (b"#?RADIANCE\n" + bytes(500), "Radiance.*Tone-map"),
     (b"Pf\n4 4\n-1.0\n" + bytes(64), "PFM"), (b"\xff\x0a" + bytes(500), "JPEG XL.*djxl"),
     (b"%PDF-1.7\n" + bytes(500), "PDF"), (b"<svg xmlns=", "SVG"), (b"<!DOCTYPE html><html>", "web page"),
@@ -157,7 +160,7 @@ def test_other_headers_tell_their_size_too(options: tuple, picture: Image.Image,
 
 
 @pytest.mark.parametrize("suffix", WRITTEN)
-def test_no_damaged_header_is_a_traceback(suffix: str, tmp_path: Path) -> None:
+def test_no_damaged_file_is_a_traceback(suffix: str, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     data, path, rng = cv2.imencode(suffix, photo(64, 80))[1].tobytes(), tmp_path / "a", np.random.default_rng(0)
     for i in range(300):
         damaged = bytearray(data[: rng.integers(0, min(len(data), 600))] if i % 2 else data)
@@ -167,6 +170,9 @@ def test_no_damaged_header_is_a_traceback(suffix: str, tmp_path: Path) -> None:
         path.write_bytes(damaged)
         header = read_header(path)
         assert header.size is None or all(isinstance(side, int) for side in header.size)
+        with contextlib.suppress(BadInput):
+            read_image(path, max_pixels=10**6)
+    assert "[ERROR" not in capfd.readouterr().err
 
 
 def test_a_pixel_bomb_is_refused_by_its_header(tmp_path: Path) -> None:

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from dpt_deploy.core.budget import held_to
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.manifest import EngineDetails, GraphDetails
-from dpt_deploy.core.verdict import Fault, ParityReport, StageId, StageKind, held_to
+from dpt_deploy.core.verdict import Fault, ParityReport, StageId, StageKind
 from dpt_deploy.parity import load_budget
 from dpt_deploy.parity.judge import stage_ids
 

@@ -8,6 +8,7 @@ import math
 
 import pytest
 
+from dpt_deploy.core.budget import held_to, over_budget, share_of_budget
 from dpt_deploy.core.errors import Cause
 from dpt_deploy.core.verdict import (
     Fault,
@@ -16,11 +17,8 @@ from dpt_deploy.core.verdict import (
     Stage,
     StageId,
     StageKind,
-    held_to,
     in_order,
     not_run,
-    over_budget,
-    share_of_budget,
 )
 from dpt_deploy.parity import load_budget
 

@@ -202,14 +202,14 @@ def test_both_runtimes_say_the_same(tmp_path):
             CppSession(bundle, "onnxruntime-cpu")
 
 
-def test_a_bundle_that_was_never_judged_says_so(toy):
+def test_a_bundle_that_was_never_judged_says_so(tmp_path):
+    toy = make_toy(tmp_path / "toy", judged=False)
     with load(toy.folder, backend="onnxruntime-cpu") as python, CppSession(toy, "onnxruntime-cpu") as session:
         assert session.reason == python.reason
-        assert "Not judged: it has no parity verdict, because its export was interrupted" in python.reason
-    (toy.folder / "parity.json").write_text("{}")
-    toy.add("parity.json", "report")
-    with CppSession(toy, "onnxruntime-cpu") as session:
-        assert session.reason == f"onnxruntime-cpu runs {FILE}, as requested."
+        assert "Not judged: the bundle has no parity verdict, because its export was interrupted" in python.reason
+    judged = make_toy(tmp_path / "judged")
+    with load(judged.folder, backend="onnxruntime-cpu") as python, CppSession(judged, "onnxruntime-cpu") as session:
+        assert session.reason == python.reason == f"onnxruntime-cpu runs {FILE}, as requested."
 
 
 def test_a_graph_with_other_outputs(tmp_path):
@@ -244,7 +244,7 @@ def test_the_same_artefact_is_chosen_as_in_python(toy):
 class TestOnnxRuntime:
     def test_a_missing_library(self, toy, monkeypatch):
         monkeypatch.setenv("DPT_ONNXRUNTIME_LIBRARY", "/no/such/libonnxruntime.so")
-        with pytest.raises(MissingPackage, match=r"/no/such/libonnxruntime.so: cannot open.*Install ONNX Runtime 1.22"):
+        with pytest.raises(MissingPackage, match=r"/no/such/libonnxruntime.so: cannot open.*Install ONNX Runtime 1.23"):
             CppSession(toy, "onnxruntime-cpu")
 
     def test_no_backend_can_run(self, toy, monkeypatch):

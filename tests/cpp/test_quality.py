@@ -67,6 +67,7 @@ def test_mutated_manifests_and_truncated_graphs(build, toy_folder, tmp_path):
     folder = build("address", "fuzz")
     done = run(folder / "fuzz", toy_folder, MUTATIONS, env=os.environ | ADDRESS | {"TMPDIR": str(tmp_path)})
     assert f"{MUTATIONS} manifests: " in done.stdout
+    assert f"{MUTATIONS} mutated graphs: " in done.stdout
     assert f"{MUTATIONS // 20} truncated graphs: " in done.stdout
     print(done.stdout)
 

@@ -11,9 +11,11 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.bundle import PARITY_JSON, Bundle
 from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.files import write_json
 from dpt_deploy.core.manifest import Checkpoint, Manifest
+from dpt_deploy.core.verdict import ParityReport, Stage, StageId, StageKind
 
 FILE = "frame.fp32.onnx"
 PLAN = b"PLAN of the fake module"
@@ -55,14 +57,18 @@ def toy_graph(contract: Contract, outputs: tuple[str, ...] | None = None) -> onn
     return model
 
 
-def make_toy(folder: Path, contract: Contract | None = None, **graph: Any) -> Bundle:
-    """A bundle with the toy graph in `folder`."""
+def make_toy(folder: Path, contract: Contract | None = None, judged: bool = True, **graph: Any) -> Bundle:
+    """A bundle with the toy graph in `folder` and, if `judged`, a verdict on it."""
     contract = contract or Contract()
     folder.mkdir(parents=True)
     manifest = Manifest(name="toy", contract=contract.to_json(), checkpoint=Checkpoint(file="toy.pth"))
     bundle = Bundle.create(folder, manifest)
     onnx.save(toy_graph(contract, **graph), folder / FILE)
-    bundle.add(FILE, "onnx", graph="frame", precision="fp32")
+    artifact = bundle.add(FILE, "onnx", graph="frame", precision="fp32")
+    if judged:
+        stage = Stage(StageId(StageKind.GRAPH, "frame", "fp32", file=FILE), "passed", artifact.sha256)
+        write_json(folder / PARITY_JSON, ParityReport((stage,), {}, "default", ("one",)).to_json())
+        bundle.add(PARITY_JSON, "report")
     return bundle
 
 

@@ -20,6 +20,7 @@ from dpt_deploy.build.__main__ import BuildConfig
 from dpt_deploy.build.__main__ import main as build_main
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BuildError
+from dpt_deploy.core.files import locked
 from dpt_deploy.core.manifest import GraphDetails, PrecisionPlan, ShapeRange
 from dpt_deploy.export.__main__ import main as export_main
 from dpt_deploy.export.pipeline import ExportConfig
@@ -298,6 +299,20 @@ def test_a_changed_a_missing_and_a_foreign_bundle(own_bundle, tmp_path, command)
     manifest.write_text(manifest.read_text()[:100])
     status, _, error = command(ParityConfig, parity_main, own_bundle)
     assert status == 2 and "is not valid JSON" in error
+
+
+def test_two_commands_never_write_into_one_folder(own_bundle, checkpoint, tmp_path, command):  # noqa: F811
+    before = {path.name: path.stat().st_mtime_ns for path in own_bundle.iterdir()}
+    words = "another export, build or parity run is writing here"
+    with locked(own_bundle):
+        for config, main, arguments in (
+            (ExportConfig, export_main, (checkpoint, "--out", own_bundle, "--builder", "none")),
+            (BuildConfig, build_main, (own_bundle, "--builder", "tensorrt-rtx")),
+            (ParityConfig, parity_main, (own_bundle,)),
+        ):
+            status, _, error = command(config, main, *arguments)
+            assert status == 2 and words in error and error.count("\n") == 1
+    assert {path.name: path.stat().st_mtime_ns for path in own_bundle.iterdir()} == before
 
 
 def test_every_option_explains_itself():

@@ -71,7 +71,7 @@ def bundle(tiny_bundle, tmp_path, only_python):  # noqa: F811
     manifest = source.manifest.model_copy(update={"artifacts": ()})
     copy = Bundle(tmp_path / "bundle", manifest, reset_model_card)
     copy.folder.mkdir()
-    few(Reference.load(tiny_bundle / "reference.npz")).save(copy.folder / "reference.npz")
+    few(Reference.load(tiny_bundle / "reference.npz", source.contract)).save(copy.folder / "reference.npz")
     copy.add("reference.npz", "reference")
     (copy.folder / "frame.fp32.onnx").write_bytes((tiny_bundle / "frame.fp32.onnx").read_bytes())
     describe(copy)

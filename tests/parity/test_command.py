@@ -65,7 +65,7 @@ def test_the_users_images_become_the_reference(tiny_bundle, only_python, tmp_pat
     again = Bundle.open(own.folder)
     assert value["inputs"] == ["photo0.png", "photo2.png", "black"]
     assert value["reference"] == again.find("reference")[0].sha256
-    assert [case.name for case in Reference.load(own.folder / "reference.npz").cases] == value["inputs"]
+    assert [case.name for case in Reference.load(own.folder / "reference.npz", own.contract).cases] == value["inputs"]
     (skipped,) = value["skipped_images"]
     assert skipped.startswith("broken.png: expected an image") and again.manifest.options["skipped_images"] == [skipped]
     assert "broken.png" in (own.folder / "report.html").read_text()
@@ -78,25 +78,28 @@ def test_the_users_images_become_the_reference(tiny_bundle, only_python, tmp_pat
 
 
 def test_a_folder_is_read_past_its_bad_files_and_one_bad_file_is_an_error(tmp_path, bundle, capsys):
-    good, bad = tmp_path / "good.png", tmp_path / "bad.png"
+    good, bad = tmp_path / "good.png", tmp_path / "<b>bad|.png"
     cv2.imwrite(str(good), photo(90, 120))
     bad.write_bytes(b"")
     cv2.imwrite(str(tmp_path / "large.png"), photo(100, 200))
     (tmp_path / "notes.txt").touch()
     found = parity_inputs(tmp_path, 8, max_pixels=90 * 120)
     assert [name for name, unusual, _ in found.inputs if not unusual] == ["good.png"]
-    assert [line.split(":")[0] for line in found.skipped] == ["bad.png", "large.png"]
+    assert [line.split(":")[0] for line in found.skipped] == ["<b>bad|.png", "large.png"]
     assert str(tmp_path) not in "".join(found.skipped)
-    assert found.lines()[0].startswith("skipped  bad.png") and "notes.txt" in found.lines()[-1]
+    assert found.lines()[0].startswith("skipped  <b>bad|.png") and "notes.txt" in found.lines()[-1]
     found.record(bundle)
     write_report(bundle, judge(bundle).report, {})
     print_outcome(bundle, bundle.last_report(), [])
-    assert "2 images skipped, not judged: bad.png" in capsys.readouterr().out
-    assert "large.png" in (bundle.folder / "report.html").read_text()
+    out = capsys.readouterr().out
+    assert "skipped  2 images of the folder were skipped and not judged:\nskipped  <b>bad|.png: " in out
+    for file in ("report.html", "MODEL_CARD.md"):
+        text = (bundle.folder / file).read_text()
+        assert "large.png" in text and "<b>bad" not in text, file
     parity_inputs(good, 8).record(bundle)
     assert "skipped_images" not in bundle.manifest.options
-    with pytest.raises(BadInput, match=r"bad\.png"):
+    with pytest.raises(BadInput, match=r"bad\|\.png"):
         parity_inputs(bad, 8)
     good.unlink()
-    with pytest.raises(BadInput, match=r"none of the 2 images tried.*bad\.png"):
+    with pytest.raises(BadInput, match=r"none of the 2 images tried.*bad\|\.png"):
         parity_inputs(tmp_path, 8, max_pixels=90 * 120)

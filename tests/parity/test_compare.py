@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import re
@@ -10,8 +11,9 @@ import numpy as np
 import pytest
 
 from dpt_deploy.core import metrics
+from dpt_deploy.core.budget import held_to
 from dpt_deploy.core.errors import BadInput, Cause
-from dpt_deploy.core.verdict import Fault, StageId, StageKind, not_run
+from dpt_deploy.core.verdict import Compared, Fault, StageId, StageKind, not_run
 from dpt_deploy.parity import ParityReport, Reference, compare, load_budget
 from tests.parity.conftest import loose_budget
 from tests.parity.conftest import random_case as case
@@ -185,7 +187,7 @@ def test_another_budget_is_named_in_the_verdict(tmp_path):
         (lambda b: b["fp16"]["depth"].update(absrel=1), "fp16.depth has absrel; expected abs_rel, p99.9"),
         (lambda b: b["fp16"]["alpha"].clear(), "fp16.alpha lacks mean, max, iou"),
         (lambda b: b["fp16"]["alpha"].update(max="1"), 'fp16.alpha.max is "1"'),
-        (lambda b: b["fp16"]["alpha"].update(max=math.nan), "fp16.alpha.max is NaN"),
+        (lambda b: b["fp16"]["alpha"].update(max=math.nan), "NaN is not valid JSON"),
     ],
 )
 def test_a_budget_that_lets_something_pass_unseen_is_refused(tmp_path, change, part):
@@ -245,3 +247,56 @@ def test_identical_normals_are_at_zero_degrees():
     normals = REFERENCE.cases[0].maps["frame"]["normals"]
     assert metrics.angle(normals, normals).max() < 1e-5
     assert metrics.angle(np.array([1.0, 0, 0]), np.array([-1.0, 0, 0])) == pytest.approx(180)
+
+
+@pytest.mark.parametrize("lost", [["normals"], ["depth", "normals", "alpha"]])
+@pytest.mark.parametrize("index", [0, 1])
+def test_a_reference_that_lacks_a_map_of_one_case_is_no_pass(lost, index):
+    """Whatever the first case holds: the contract says which maps every case needs."""
+    cases = list(REFERENCE.cases)
+    maps = {name: value for name, value in cases[index].maps["frame"].items() if name not in lost}
+    cases[index] = dataclasses.replace(cases[index], maps={"frame": maps})
+    stage = compare(candidate(), run_with(), Reference(tuple(cases)), BUDGET)
+    assert stage.status == "failed"
+    assert {(finding.fault, finding.head) for finding in stage.findings} == {(Fault.NOT_MEASURED, h) for h in lost}
+    assert "one: " in stage.reasons[0] if index == 0 else "two: " in stage.reasons[0]
+
+
+def test_a_reference_without_cases_or_maps_is_no_pass():
+    without = Reference(tuple(dataclasses.replace(c, maps={}) for c in REFERENCE.cases))
+    for reference in (without, Reference(())):
+        stage = compare(candidate(), run_with(), reference, BUDGET)
+        assert stage.status == "failed" and stage.compared == Compared() and stage.compared.nothing
+        assert not ParityReport((stage,), BUDGET, "default", ()).passed
+
+
+def test_a_stage_counts_what_it_compared():
+    stage, half = judged(), judged(precision="fp16")
+    foreground = [int((c.maps["frame"]["alpha"] > 0.5).sum()) for c in REFERENCE.cases]
+    pixels = [2 * count + 24 * 32 for count in foreground]
+    assert stage.compared == Compared(3, 3, sum(pixels))
+    assert half.compared == Compared(2, 3, sum(pixels[:2]))  # the adversarial one counts for finiteness alone
+    report = ParityReport((stage, half), BUDGET, "default", ("one",))
+    assert ParityReport.from_json(report.to_json()).stages[1].compared == half.compared
+
+
+def test_a_stored_pass_without_a_comparison_is_refused():
+    value = ParityReport((judged(),), BUDGET, "default", ()).to_json()
+    value["stages"][0]["compared"]["images"] = 0
+    with pytest.raises(ValueError, match="nothing was compared"):
+        ParityReport.from_json(value)
+    del value["stages"][0]["compared"]  # version 0.1.0 did not count
+    assert ParityReport.from_json(value).passed
+
+
+def test_a_stage_judged_earlier_says_which_metric_it_lacks():
+    stage = judged()
+    lacking = dataclasses.replace(stage, heads=stage.heads | {"depth": {"abs_rel": 0.0}})
+    limits = BUDGET["fp32"] | {"depth": {"abs_rel": 1.0, "max": 1.0}}
+    limited = BUDGET | {"fp32": limits}
+    held = held_to(lacking, limited)
+    assert held.status == "failed"
+    assert all("was never measured: it has a limit now" in reason for reason in held.reasons), held.reasons
+    assert all("--checkpoint" in reason and "NaN" not in reason for reason in held.reasons)
+    assert held_to(held, limited).findings == held.findings
+    assert held_to(held, BUDGET).passed

@@ -149,7 +149,7 @@ def test_a_gpus_verdict_on_an_engine_is_kept_where_no_gpu_is(bundle, engine, mon
 def test_an_engine_that_takes_no_image_is_not_run_nor_opened(bundle, monkeypatch):
     add_engine(bundle, "frame.engine", (150, 150), (170, 170))
     path = bundle.folder / "reference.npz"
-    cases = Reference.load(path).cases
+    cases = Reference.load(path, bundle.contract).cases
     Reference(tuple(dataclasses.replace(case, adversarial=len(case.frame) == 160) for case in cases)).save(path)
     bundle.add("reference.npz", "reference")
     monkeypatch.setattr(device, "compute_capability", lambda: "9.0")

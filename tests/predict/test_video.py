@@ -13,9 +13,12 @@ import numpy as np
 import pytest
 
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.image_files import MAX_PIXELS
+from dpt_deploy.predict import reader as reader_module
 from dpt_deploy.predict import video
 from dpt_deploy.predict.__main__ import PredictConfig, main
-from dpt_deploy.predict.video import Reader, Writer, matte, predict_video
+from dpt_deploy.predict.reader import Reader, video_file
+from dpt_deploy.predict.video import Writer, matte, predict_video
 from dpt_deploy.runtime import Prediction, Runtime, load
 from tests.tiny import photo
 
@@ -40,6 +43,7 @@ class StandIn(Runtime):
 
     def __init__(self) -> None:
         self.session = type("Session", (), {"concurrency": 1})()
+        self.max_pixels = MAX_PIXELS
 
     def _predict(self, frames: list[np.ndarray]) -> list[Prediction]:
         return [Prediction(np.ones(f.shape[:2], np.float32), None, f[..., 0] / np.float32(255)) for f in frames]
@@ -47,7 +51,7 @@ class StandIn(Runtime):
 
 def test_a_clip_comes_back_frame_by_frame(tiny_bundle: Path, tmp_path: Path) -> None:
     source = clip(tmp_path / "in.mp4", 5)
-    assert main(PredictConfig(tiny_bundle, source, tmp_path / "out", CPU)) == 0
+    assert main(PredictConfig(tiny_bundle, (str(source),), tmp_path / "out", CPU)) == 0
     written = frames_of(tmp_path / "out" / "in.panel.mp4")
     assert len(written) == 5 and len({frame.shape for frame in written}) == 1
     with Reader(tmp_path / "out" / "in.panel.mp4") as reader:
@@ -57,11 +61,11 @@ def test_a_clip_comes_back_frame_by_frame(tiny_bundle: Path, tmp_path: Path) -> 
 def test_the_matte_shows_each_frame_over_green_in_order(tmp_path: Path) -> None:
     source = clip(tmp_path / "in.mp4", 8)
     with Reader(source) as reader:
-        assert predict_video(StandIn(), reader, tmp_path / "out.mp4", "matte") == (8, False)
+        assert predict_video(StandIn(), reader, tmp_path / "out.mp4", "matte").frames == 8
     brightness = [frame[..., 0].mean() for frame in frames_of(tmp_path / "out.mp4")]
     assert len(brightness) == 8 and brightness == sorted(brightness), "red is the frame's own, times alpha"
     with Reader(source) as reader:
-        assert predict_video(StandIn(), reader, tmp_path / "two.mp4", "matte", max_frames=2) == (2, False)
+        assert predict_video(StandIn(), reader, tmp_path / "two.mp4", "matte", max_frames=2).frames == 2
     assert len(frames_of(tmp_path / "two.mp4")) == 2
 
 
@@ -81,7 +85,8 @@ def test_interrupted_it_leaves_a_video_that_plays(tmp_path: Path) -> None:
             raise KeyboardInterrupt
 
     with Reader(clip(tmp_path / "in.mp4", 9)) as reader:
-        assert predict_video(StandIn(), reader, tmp_path / "out.mp4", progress=stop) == (3, True)
+        outcome = predict_video(StandIn(), reader, tmp_path / "out.mp4", progress=stop)
+        assert outcome.frames == 3 and outcome.interrupted
     assert len(frames_of(tmp_path / "out.mp4")) == 3
 
 
@@ -111,23 +116,25 @@ def test_a_camera_is_named_by_its_number(tmp_path: Path, monkeypatch: pytest.Mon
     film = str(clip(tmp_path / "film.mp4", 4))
     asked, real = [], cv2.VideoCapture
 
-    def capture(source: object) -> cv2.VideoCapture:
+    def capture(source: object, *options: object) -> cv2.VideoCapture:
+        if isinstance(source, str):
+            return real(source, *options)
         asked.append(source)
         return real(film)
 
-    monkeypatch.setattr(video.cv2, "VideoCapture", capture)
+    monkeypatch.setattr(reader_module.cv2, "VideoCapture", capture)
     with Reader(Path("3")) as reader:
-        assert asked == [3] and reader.name == "camera3" and reader.length is None
-        assert predict_video(StandIn(), reader, tmp_path / "out.mp4", max_frames=3) == (3, False)
+        assert asked == [3] and video_file("3") == Path("camera3") and reader.length is None
+        assert predict_video(StandIn(), reader, tmp_path / "out.mp4", max_frames=3).frames == 3
 
 
 def test_what_is_no_video_is_told(tiny_bundle: Path, tmp_path: Path) -> None:
     for source, words in ((tmp_path / "no.mp4", "no file"), (Path("97"), "camera 97: no frame")):
         with pytest.raises(BadInput, match=words):
-            main(PredictConfig(tiny_bundle, source, tmp_path / "out", CPU))
+            main(PredictConfig(tiny_bundle, (str(source),), tmp_path / "out", CPU))
     (tmp_path / "bad.mp4").write_bytes(b"not a video" * 100)
     with pytest.raises(BadInput, match="OpenCV can decode"):
-        main(PredictConfig(tiny_bundle, tmp_path / "bad.mp4", tmp_path / "out", CPU))
+        main(PredictConfig(tiny_bundle, (str(tmp_path / "bad.mp4"),), tmp_path / "out", CPU))
 
 
 def test_a_folder_that_cannot_be_written_is_told(tiny_bundle: Path, tmp_path: Path) -> None:

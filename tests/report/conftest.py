@@ -19,6 +19,9 @@ from dpt_deploy.parity.judge import WorstMaps
 from dpt_deploy.parity.reference import Reference
 from tests.graphs import model as onnx_file
 from tests.parity.conftest import random_case
+from tests.tiny import tiny_bundle
+
+__all__ = ["tiny_bundle"]
 
 BUDGET, _ = load_budget(None)
 SIZE = 48, 64

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import cv2
 import numpy as np
 import OpenEXR
@@ -54,3 +58,55 @@ def test_a_prediction_without_depth_has_no_exr(tmp_path):
     assert [file.name for file in files] == ["a.panel.png", "a.npz"] and all(file.is_file() for file in files)
     files = write_prediction(tmp_path, "b", photo(20, 30), Prediction(depth=alpha))
     assert files[2].name == "b.depth.exr" and channels(files[2])["Z"].shape == (20, 30)
+
+
+LIMITED = """
+import resource, sys
+import numpy as np
+from dpt_deploy.core.errors import BadInput
+from dpt_deploy.report.writers import write_exr, write_npz, write_png
+noise = np.random.default_rng(0).integers(0, 256, (200, 300, 3), dtype=np.uint8)
+write = {"png": lambda path: write_png(path, noise), "npz": lambda path: write_npz(path, {"x": noise}),
+         "exr": lambda path: write_exr(path, {"Z": noise[..., 0].astype(np.float32)})}
+resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]),) * 2)
+for kind, function in write.items():
+    try:
+        function(f"{sys.argv[1]}/a.{kind}")
+    except BadInput as error:
+        print(error)
+"""
+
+
+@pytest.mark.parametrize("limit", [0, 100, 30_000])
+def test_a_file_that_does_not_fit_is_not_there(tmp_path, limit):
+    done = subprocess.run([sys.executable, "-c", LIMITED, tmp_path, str(limit)], cwd=Path(__file__).parents[2],
+                          capture_output=True, text=True, check=True)
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == [
+        f"cannot write {tmp_path}/a.{kind}" for kind in ("png", "npz", "exr")], done
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["png", "npz", "exr"])
+def test_a_file_that_lost_bytes_is_not_there(tmp_path, monkeypatch, kind):
+    """As a library may leave it that does not report a full disk."""
+    path = tmp_path / f"a.{kind}"
+    if kind == "png":
+        real = Path.write_bytes
+        monkeypatch.setattr(Path, "write_bytes", lambda self, data: real(self, bytes(data)[:-9]))
+        write = lambda: write_png(path, photo(20, 30))  # noqa: E731
+    elif kind == "npz":
+        real = np.savez
+        monkeypatch.setattr(np, "savez", lambda file, **arrays: (real(file, **arrays), _cut(file)))
+        write = lambda: write_npz(path, {"x": np.arange(1000)})  # noqa: E731
+    else:
+        original = OpenEXR.File.write
+        monkeypatch.setattr(OpenEXR.File, "write", lambda self, name: (original(self, name), _cut(name)))
+        write = lambda: write_exr(path, {"Z": np.arange(6000, dtype=np.float32).reshape(60, 100)})  # noqa: E731
+    with pytest.raises(BadInput, match=rf"cannot write .*a\.{kind}"):
+        write()
+    assert not list(tmp_path.iterdir())
+
+
+def _cut(path):
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[: len(data) // 2])

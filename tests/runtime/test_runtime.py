@@ -264,6 +264,16 @@ def test_a_changed_file_is_refused(own_bundle: Path) -> None:
         load(own_bundle, CPU)
 
 
+def test_a_bundle_that_was_never_judged_says_so(own_bundle: Path) -> None:
+    """As after an export that was killed before it judged."""
+    bundle = Bundle.open(own_bundle)
+    bundle.update(artifacts=tuple(one for one in bundle.artifacts if one.kind != "report"))
+    bundle.save()
+    with load(own_bundle, CPU) as loaded:
+        assert "as requested. Not judged: the bundle has no parity verdict, because its export was" in loaded.reason
+        assert f"python -m dpt_deploy.parity {own_bundle}." in loaded.reason
+
+
 def test_a_changed_contract_is_refused(own_bundle: Path) -> None:
     """Another mean would shift every map by a little, and nobody would see it."""
     manifest = json.loads((own_bundle / MANIFEST).read_text())

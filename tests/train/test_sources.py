@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -267,6 +268,10 @@ def test_a_damaged_exr_is_one_sentence_without_the_librarys_chatter(
             exr.read_depth(path)
         assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
+    path.write_bytes(whole)
+    with exr._library_messages():
+        os.write(2, b"of another thread")
+    assert (exr.read_depth(path) == np.indices((64, 64))[0]).all() and capfd.readouterr().err == "of another thread"
 
 
 def test_the_size_of_an_exr_is_limited_before_it_is_read(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import io
 import json
 import os
@@ -23,9 +24,11 @@ import yaml
 from dpt_deploy.core.errors import BadInput, DptError
 from dpt_deploy.model import create_multitask_dpt_model, load_model, read_checkpoint
 from train.loop import memory, setup, state
+from train.loop.optim import rate_factor
 from train.loop.process import Stopped
 from train.loop.trainer import Trainer
 from train.loop.validation import Validated
+from train.monitoring.tables import write_curves
 
 
 def weights(path: Path) -> dict[str, torch.Tensor]:
@@ -191,6 +194,111 @@ def test_resuming_another_config_or_other_data_is_refused(config, tmp_path):
     for name, there, here in (("amp", "fp32", "fp16"), ("backbone_lr_scale", 1.0, 0.1), ("images_per_step", 4, 8)):
         with pytest.raises(BadInput, match=re.escape(f"{name} was {there!r}, now {here!r}")):
             state.load(run.out / "last.pth", run, trainer.resolved | {name: here}, trainer.data.fingerprint)
+
+
+def test_a_run_is_extended(config, capsys):
+    Trainer(config(epochs=2)).run()
+    capsys.readouterr()
+    trainer = Trainer(config(epochs=4, resume="auto"))
+    rates = []
+    original = trainer.stepper
+
+    def record(*args):
+        rates.append(max(group["lr"] for group in trainer.optimization.optimizer.param_groups))
+        return original(*args)
+
+    trainer.stepper = record
+    trainer.run()
+    steps = trainer.batches.steps
+    assert rates == [1e-3 * rate_factor(step, 4 * steps, 0.05) for step in range(2 * steps, 4 * steps)]
+    assert trainer.progress.total_steps == 4 * steps
+    assert [row["epoch"] for row in table(trainer.config.out)] == ["1", "2", "3", "4"]
+    before = 1e-3 * rate_factor(2 * steps - 1, 2 * steps, 0.05)
+    said = rf"epochs: 2 before, 4 now.*step {2 * steps} of {4 * steps}: .*from {before:.2e} to {rates[0]:.2e}"
+    assert re.search(said, capsys.readouterr().out)
+    Trainer(config(epochs=4, resume="auto")).run()
+    text = capsys.readouterr().out
+    assert "all 4 epochs are done" in text and "before" not in text
+
+
+def test_fewer_epochs_than_are_done_are_refused(config):
+    trainer = Trainer(config(epochs=4))
+    stop_at(trainer, 10)
+    with pytest.raises(RuntimeError):
+        trainer.run()
+    with pytest.raises(BadInput, match=r"beyond --epochs 1: 2 epochs are done\. Give --epochs 2 or more"):
+        Trainer(config(epochs=1, resume="auto"))
+    trainer.save_state()
+    with pytest.raises(BadInput, match=r"--epochs 2: 2 epochs and 2 steps of the next are done\. Give --epochs 3"):
+        Trainer(config(epochs=2, resume="auto"))
+    assert Trainer(config(epochs=3, resume="auto")).run()["epoch"] == 3
+
+
+@pytest.mark.parametrize("validation_seconds", [20, 100])
+def test_a_kill_loses_no_more_than_the_minutes_between_saves(config, monkeypatch, validation_seconds):
+    trainer = Trainer(config(epochs=4, save_minutes=1, batch_size=2))
+    clock, lost, saves = [0.0], [0.0], []
+    monkeypatch.setattr("train.loop.trainer.time", SimpleNamespace(monotonic=lambda: clock[0]))
+    step, validate, save = trainer.stepper, trainer.validation.run, state.save
+
+    def work(seconds: float) -> None:
+        clock[0] += seconds
+        lost[0] += seconds
+        assert lost[0] <= 60 or lost[0] == validation_seconds, "no state lies within a validation"
+
+    def slow_step(*args):
+        work(11)
+        return step(*args)
+
+    def slow_validation(*args, **options):
+        work(validation_seconds)
+        return validate(*args, **options)
+
+    def slow_save(*args):
+        clock[0] += 4
+        save(*args)
+        lost[0] = 0.0
+        saves.append(clock[0])
+
+    trainer.stepper, trainer.validation.run = slow_step, slow_validation
+    monkeypatch.setattr(state, "save", slow_save)
+    monkeypatch.setattr(trainer, "_save_weights", lambda name: None)
+    trainer.run()
+    assert 8 <= len(saves) <= 16, "one before and one after each validation, and some between"
+
+
+def test_the_end_shows_the_best_epoch(config, capsys):
+    trainer = Trainer(config(epochs=3, max_train_batches=1))
+    losses, run = iter([1.0, 0.5, 0.6]), trainer.validation.run
+
+    def validate(*args, **options):
+        validated = run(*args, **options)
+        return dataclasses.replace(validated, row=validated.row | {"val_loss": next(losses)})
+
+    trainer.validation.run = validate
+    trainer.run()
+    tables = capsys.readouterr().out.split("depth AbsRel  ")
+    assert len(tables) == 5, "three epochs, and the best again"
+    assert re.search(r"best: epoch 2/3 .*val 0\.5000", tables[3])
+    assert tables[4].splitlines()[0] == tables[2].splitlines()[0] != tables[3].splitlines()[0]
+    stored = json.loads((trainer.config.out / "metrics.json").read_text())
+    assert (stored["epoch"], stored["best"]["epoch"]) == (3, 2)
+    Trainer(config(epochs=3, max_train_batches=1, resume="auto")).run()
+    assert capsys.readouterr().out.count(f"depth AbsRel  {tables[2].splitlines()[0]}") == 1, "also in a later process"
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 47])
+def test_curves_have_whole_epochs(count, tmp_path, monkeypatch):
+    from matplotlib.figure import Figure
+
+    figures, save = [], Figure.savefig
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *args, **options: (figures.append(figure),
+                                                                             save(figure, *args, **options)))
+    write_curves(tmp_path / "curves.png", [{"epoch": i + 1, "train_loss": 1 / (i + 1)} for i in range(count)], {})
+    (axes,) = figures[0].axes
+    low, high = axes.get_xlim()
+    ticks = [tick for tick in axes.get_xticks() if low <= tick <= high]
+    assert ticks and all(tick == round(tick) and 1 <= tick <= count for tick in ticks)
 
 
 def test_a_state_with_the_option_names_of_earlier_versions_resumes(config):

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import multiprocessing
-import signal
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import cv2
 import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate
@@ -18,6 +15,7 @@ from dpt_deploy.core.errors import BadInput
 from .augmentation import Augment
 from .sample import Sample, to_network
 from .sources import Source
+from .workers import reader_context, start_reader
 
 Key = tuple[int, int]
 """(epoch, index): what a sampler asks for."""
@@ -157,25 +155,11 @@ class ValBatches(Sampler):
         return len(self.batches)
 
 
-def _start_worker(worker: int) -> None:
-    cv2.setNumThreads(1)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches all processes, but only the main one handles it
-
-
 def create_loader(dataset: MapDataset, batches: Sampler, workers: int, pin_memory: bool = False) -> DataLoader:
-    """A loader whose worker processes live as long as it does.
-
-    The processes come from a fork server, because forking this process with its thread pools (OpenEXR, OpenMP) can
-    deadlock. 0 workers read in this process.
-    """
-    context = None
-    if workers:
-        methods = multiprocessing.get_all_start_methods()
-        context = multiprocessing.get_context("forkserver" if "forkserver" in methods else "spawn")
-        if "forkserver" in methods:
-            context.set_forkserver_preload([__name__])
+    """A loader whose worker processes live as long as it does; 0 workers read in this process."""
     return DataLoader(
-        dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=_start_worker,
-        pin_memory=pin_memory, multiprocessing_context=context, persistent_workers=workers > 0,
+        dataset, batch_sampler=batches, num_workers=workers, collate_fn=collate, worker_init_fn=start_reader,
+        pin_memory=pin_memory, multiprocessing_context=reader_context(__name__) if workers else None,
+        persistent_workers=workers > 0,
         generator=torch.Generator(),  # starting workers must not draw from the model's random numbers
     )

@@ -13,6 +13,7 @@ Upper and lower case are the same. If several channels fit equally well and diff
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import tempfile
 import threading
@@ -135,10 +136,10 @@ def _listed(channels: Mapping[str, Any]) -> str:
 
 @contextlib.contextmanager
 def _library_messages() -> Iterator[list[str]]:
-    """Keep what the library prints off standard error; the list has its lines afterwards."""
+    """If the block raises, keep what the library printed off standard error; the list has its lines."""
     lines: list[str] = []
     # The library also prints through Python's standard output.
-    with _stderr, tempfile.TemporaryFile() as captured, contextlib.redirect_stdout(None):
+    with _stderr, tempfile.TemporaryFile() as captured, contextlib.redirect_stdout(io.StringIO()):
         try:
             kept = os.dup(2)
         except OSError:  # standard error is closed
@@ -147,11 +148,16 @@ def _library_messages() -> Iterator[list[str]]:
         os.dup2(captured.fileno(), 2)
         try:
             yield lines
+        except BaseException:
+            captured.seek(0)
+            lines += captured.read(4096).decode(errors="replace").splitlines()
+            raise
+        else:  # it may be of another thread
+            captured.seek(0)
+            os.write(kept, captured.read())
         finally:
             os.dup2(kept, 2)
             os.close(kept)
-            captured.seek(0)
-            lines += captured.read(4096).decode(errors="replace").splitlines()
 
 
 def write_depth(path: Path | str, depth: np.ndarray) -> None:

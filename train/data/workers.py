@@ -1,18 +1,25 @@
-"""Worker processes: how many, and mapping a function over items with them."""
+"""Worker processes: how many, how they outlive signals, and mapping a function over items with them."""
 
 from __future__ import annotations
 
 import contextlib
 import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
+from multiprocessing.context import BaseContext
 from typing import Any, Literal
 
 import cv2
 
 from dpt_deploy.cli.options import MOST_WORKERS
+
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
+                     if hasattr(signal, name))
+"""What terminals, service managers and batch systems send to end a job, often to all of its processes."""
 
 
 def worker_count(workers: int | Literal["auto"]) -> int:
@@ -27,6 +34,36 @@ def worker_count(workers: int | Literal["auto"]) -> int:
     except AttributeError:  # only some systems have it
         cores = os.cpu_count() or 1
     return max(1, min(MOST_WORKERS, cores // int(os.environ.get("LOCAL_WORLD_SIZE", 1))))
+
+
+def reader_context(preload: str) -> BaseContext:
+    """How the processes of a data loader start: from a fork server, where the system has one.
+
+    Forking a process with thread pools (OpenEXR, OpenMP) can deadlock. `preload` is a module that the fork server
+    imports once.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    from .readers import fork_server  # its imports exist only on such systems
+
+    return fork_server(preload, STOP_SIGNALS)
+
+
+def start_reader(worker: int) -> None:
+    """Prepare a new process of a data loader.
+
+    It uses one OpenCV thread, leaves signals that stop a run to the main process, and ends when that process does.
+    PyTorch's own watchdog asks for the parent, which is the fork server, and that lives as long as a reader does.
+    """
+    _one_opencv_thread()
+    threading.Thread(target=_end_with_main_process, daemon=True).start()
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+
+
+def _end_with_main_process() -> None:
+    multiprocessing.parent_process().join()
+    os._exit(1)
 
 
 def parallel(

@@ -82,7 +82,7 @@ def claimed_output(out: Path, resumed: Path | None, main: bool) -> Iterator[None
             raise cannot_write(out, error) from error
     try:
         yield
-    except DptError:
+    except (DptError, KeyboardInterrupt):
         with contextlib.suppress(OSError):  # a folder that is not empty stays
             out.rmdir()
         raise

@@ -18,8 +18,8 @@ from dpt_deploy.model.checkpoint import save_torch
 from ..config import RENAMED, TrainConfig
 
 FORMAT = 2
-FREE = ("out", "config", "resume", "workers", "save_minutes", "keep", "device", "tensorboard", "samples", "check_data",
-        "data_root", "max_broken", "max_pixels", "compile", "init")
+FREE = ("out", "epochs", "config", "resume", "workers", "save_minutes", "keep", "device", "tensorboard", "samples",
+        "check_data", "data_root", "max_broken", "max_pixels", "compile", "init")
 """Options that may differ between a run and its continuation."""
 RESOLVED = ("amp", "backbone_lr_scale", "batch_size", "accumulate", "max_train_batches")
 """Options that are compared by their effect in the run: `resolved` in `save`."""
@@ -52,6 +52,10 @@ class Progress:
     """Steps that the loss scaler skipped."""
     history: list[dict[str, float]] = field(default_factory=list)
     """One row per epoch."""
+    planned: int = 0
+    """Epochs over which the learning-rate schedule was laid at the last save."""
+    best_table: dict[str, dict[str, float]] = field(default_factory=dict)
+    """The validation metrics of the best epoch; empty in a state of earlier versions."""
     constants: dict[str, dict[str, float]] = field(default_factory=dict)
     """The scores of constant predictions on the validation samples."""
 
@@ -97,7 +101,7 @@ def load(path: Path, config: TrainConfig, resolved: dict[str, Any], data: str) -
     """Read what `save` wrote, and compare it with options and data of the run that continues.
 
     Raises:
-        BadInput: The file is missing, or belongs to a run with other options or other data.
+        BadInput: The file is missing, belongs to a run with other options or other data, or is beyond the last epoch.
         BadCheckpoint: The file is not the state of a run.
     """
     path = existing_file(path, "the full state of a run, last.pth")
@@ -108,6 +112,7 @@ def load(path: Path, config: TrainConfig, resolved: dict[str, Any], data: str) -
         progress = Progress(**content["progress"])
         was = present_names(content["config"]) | content["resolved"]
         parts, old_data = content["parts"], content["data"]
+        progress.planned = was["epochs"]
     except BadCheckpoint:
         raise
     except Exception as error:  # torch raises many kinds of errors for a damaged file
@@ -125,6 +130,11 @@ def load(path: Path, config: TrainConfig, resolved: dict[str, Any], data: str) -
     if old_data != data:
         raise BadInput(f"{path} belongs to a run on other data (the fingerprints differ). Give the same --data-root, "
                        "or start a new run with --out ELSEWHERE --init best_model.pth.")
+    begun = progress.epoch + (progress.step > 0)
+    if config.epochs < begun:
+        part = f" and {progress.step} steps of the next" if progress.step else ""
+        raise BadInput(f"{path} is beyond --epochs {config.epochs}: {progress.epoch} epochs{part} are done. "
+                       f"Give --epochs {begun} or more.")
     return progress, parts
 
 

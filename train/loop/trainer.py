@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from dpt_deploy.core.errors import BadInput, DptError
 from dpt_deploy.model import save_checkpoint
@@ -20,10 +18,11 @@ from ..config import TrainConfig
 from ..data.dataset import MapDataset, TrainBatches, create_loader
 from ..data.workers import worker_count
 from ..model.forward import ForwardPass
+from ..monitoring.progress import progress_bar
 from ..monitoring.run_log import RunLog
 from . import memory, state
 from .optim import rate_factor, set_rate
-from .process import Stopped, StopRequest, join, leave
+from .process import Interrupted, Stopped, StopRequest, join, leave
 from .setup import build_model, build_optimization, claimed_output, open_data, state_to_resume, wrapped
 from .step import Outcome, Stepper
 from .validation import SamplePicture, Validation
@@ -36,26 +35,30 @@ class Trainer:
 
     Args:
         config: The options of the run.
+        stop: Signals that ask the run to stop; by default, they are handled during `run` alone.
 
     Raises:
         DptError: Options, data or output folder cannot be used.
     """
 
-    def __init__(self, config: TrainConfig) -> None:
+    def __init__(self, config: TrainConfig, stop: StopRequest | None = None) -> None:
         self.config, self.last = config, config.out / "last.pth"
         self.world = join(config.device)
         self.log = RunLog(config, self.world.is_main)
+        self.stop = stop or StopRequest()
+        self._saved_at, self._saved_progress = time.monotonic(), (-1, -1)
+        self._turn_seconds = self._save_seconds = 0.0  # what the last step and the last save took
+        self._validation_seconds = float("inf")
         resumed = state_to_resume(config)
         with claimed_output(config.out, resumed, self.world.is_main):
             self.data = open_data(config, self.log.say)
             self.model, self.notes = build_model(config, self.data.statistics, self.world.device, resumed is not None)
             self.optimization = build_optimization(config, self.model, self.world.device)
-        self.contract = self.model.contract(config.resize)
-        self.progress = state.Progress()
-        self.stop = StopRequest(self.log.say)
-        self._prepare_loops()
-        if resumed:
-            self._restore(resumed)
+            self.contract = self.model.contract(config.resize)
+            self.progress = state.Progress()
+            self._prepare_loops()
+            if resumed:
+                self._restore(resumed)
 
     def _prepare_loops(self) -> None:
         """Loaders, step and validation."""
@@ -99,7 +102,27 @@ class Trainer:
         states = parts["random"]
         state.set_random_state(states[self.world.rank % len(states)])
         self.batches.start = (self.progress.epoch, self.progress.step)
-        self.notes.append(f"continuing {path}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        if self.progress.epoch == self.config.epochs:
+            self.notes.append(f"{path}: all {self.config.epochs} epochs are done; give more --epochs to extend the run")
+        else:
+            self.notes.append(f"continuing {path}: epoch {self.progress.epoch + 1}, step {self.progress.step}")
+        if self.progress.planned != self.config.epochs:
+            self._note_new_schedule()
+
+    def _note_new_schedule(self) -> None:
+        """Say what another number of epochs changes."""
+        step, planned, epochs = self.progress.total_steps, self.progress.planned, self.config.epochs
+        before, now = (self.config.lr * self._rate_factor(at, total) for at, total in
+                       ((max(0, step - 1), planned), (step, epochs)))
+        self.notes.append(
+            f"epochs: {planned} before, {epochs} now. The learning-rate schedule spans all {epochs} epochs, and this "
+            f"run enters it at step {step} of {epochs * self.batches.steps}: the rate of decoder and heads goes from "
+            f"{before:.2e} to {now:.2e}"
+        )
+
+    def _rate_factor(self, step: int, epochs: int) -> float:
+        """The learning rate of a step divided by its peak, in a run of so many epochs."""
+        return rate_factor(step, epochs * self.batches.steps, self.config.warmup)
 
     @property
     def kept_model(self) -> nn.Module:
@@ -115,7 +138,7 @@ class Trainer:
             The metrics of the last epoch.
 
         Raises:
-            Stopped: After Ctrl-C or SIGTERM, with everything saved.
+            Stopped: After a signal that ends jobs (`STOP_SIGNALS`), with everything saved.
             DptError: The loss stays non-finite, memory runs out, or too many samples are broken.
         """
         self._introduce()
@@ -123,10 +146,13 @@ class Trainer:
         with self.stop:
             batches = iter(self.loader)
             while self.progress.epoch < self.config.epochs and not self._out_of_patience():
+                if self.world.any(self.stop.asked):
+                    self._stop()
                 self._within_memory(lambda: self._train_epoch(batches))
                 self._within_memory(self._end_epoch)
-        self._save_weights("final_model.pth")
-        self.log.end()
+            self._save_weights("final_model.pth")
+            self._introduce_best()
+            self.log.end()
         leave(self.world)
         return self.progress.history[-1]
 
@@ -155,28 +181,50 @@ class Trainer:
         if not data.val_positions:
             self.log.say("no validation samples: best_model.pth will be the epoch with the lowest training loss")
 
+    def _introduce_best(self) -> None:
+        """Say which epoch has the best weights, and how good they are."""
+        progress = self.progress
+        if progress.best_epoch:
+            best = next(row for row in progress.history if row["epoch"] == progress.best_epoch)
+            self.log.best(best, progress.epoch, progress.best_table, progress.constants)
+
     def _train_epoch(self, batches: Iterator[dict[str, Any]]) -> None:
         progress, began = self.progress, time.monotonic()
         self.model.train()
-        bar = tqdm(total=self.batches.steps, initial=progress.step, desc=f"epoch {progress.epoch + 1}", unit="step",
-                   leave=False, disable=not self.world.is_main, mininterval=0.5 if sys.stderr.isatty() else 30)
+        bar = progress_bar(None, f"epoch {progress.epoch + 1}", self.batches.steps, initial=progress.step, unit="step",
+                           leave=False, disable=not self.world.is_main, mininterval=0.5)
         with bar:
             while progress.step < self.batches.steps:
-                set_rate(self.optimization.optimizer, rate_factor(
-                    progress.total_steps, self.config.epochs * self.batches.steps, self.config.warmup))
-                stop, save = self._step(batches)
-                bar.update()
+                set_rate(self.optimization.optimizer, self._rate_factor(progress.total_steps, self.config.epochs))
+                turn = time.monotonic()
+                try:
+                    stop, save = self._step(batches)
+                except Interrupted:
+                    stop, save = True, False
+                else:
+                    bar.update()
+                self._turn_seconds = time.monotonic() - turn
                 if progress.batches:
                     bar.set_postfix_str(f"loss {progress.sums['loss'] / progress.batches:.4f}", refresh=False)
                 if stop or save:
                     progress.seconds, began = progress.seconds + time.monotonic() - began, time.monotonic()
-                    self.save_state()
-                if stop:
-                    raise self._stopped()
+                    self._stop() if stop else self.save_state()
         progress.seconds += time.monotonic() - began
 
-    def _stopped(self) -> Stopped:
-        return Stopped(f"saved {self.last}; continue with --resume auto")
+    def _stop(self) -> NoReturn:
+        """Save what the last save lacks, and leave; every process must call it."""
+        if self._saved_progress != (self.progress.epoch, self.progress.step):
+            self.save_state()
+        # Only now may a process exit: torchrun soon kills the others, and the main one was still writing.
+        number = max(self.world.gather(self.stop.received))
+        self.log.end()
+        leave(self.world)
+        raise Stopped(f"saved {self.last}; continue with --resume auto", number)
+
+    def _save_is_due(self, seconds: float) -> bool:
+        """Whether a kill after `seconds` more of work and of saving would lose more than --save-minutes."""
+        since = time.monotonic() - self._saved_at
+        return self.world.is_main and since + seconds + self._save_seconds > 60 * self.config.save_minutes
 
     def _within_memory(self, work: Callable[[], None]) -> None:
         """Do `work`; running out of memory becomes a `DptError` with a batch size that was tried and fits."""
@@ -190,10 +238,13 @@ class Trainer:
         raise memory.out_of_memory(self.config.batch_size, self.config.accumulate, fits, self.world.device)
 
     def _step(self, batches: Iterator[dict[str, Any]]) -> tuple[bool, bool]:
-        """One optimizer step; returns whether to stop and whether to save, the same on all ranks."""
+        """One optimizer step; returns whether to stop and whether to save, the same on all ranks.
+
+        Raises `Interrupted` if a signal arrives while it waits for data; nothing has changed then.
+        """
         progress = self.progress
-        due = self.world.is_main and time.monotonic() - self._saved_at > 60 * self.config.save_minutes
         micro_batches = [self._next(batches) for _ in range(self.config.accumulate)]
+        due = self._save_is_due(2 * self._turn_seconds)  # the next chance comes after this step and another one
         outcome = self.stepper(micro_batches, (self.stop.asked, due))
         progress.step += 1
         progress.total_steps += 1
@@ -210,7 +261,16 @@ class Trainer:
         return outcome.requests[0] > 0, outcome.requests[1] > 0
 
     def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        batch = next(batches)
+        try:
+            with self.stop.interruptible():
+                batch = next(batches)
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            if self.world.size == 1:
+                self.save_state()
+            raise DptError("a process that reads samples was killed, often for lack of memory. Give fewer --workers or "
+                           f"more memory; --resume auto continues from {self.last}.") from error
         for entry in batch["broken"]:
             self.data.broken.add(*entry)
         if "image" not in batch:
@@ -243,28 +303,31 @@ class Trainer:
         row["seconds"] = progress.seconds
         row["images_per_second"] = self.batches.steps * self.batches.per_step / max(progress.seconds, 1e-9)
         row["skipped"], row["overflows"] = progress.skipped, progress.overflows
-        validated = self.validation.run(self.kept_model, lambda: self.stop.asked, constants=not progress.constants)
-        if validated is None:  # asked to stop: the run that continues validates again
+        if self.world.any(self._save_is_due(self._validation_seconds)):
             self.save_state()
-            raise self._stopped()
+        began = time.monotonic()
+        validated = self.validation.run(self.kept_model, self.stop, constants=not progress.constants)
+        if validated is None:  # asked to stop: the run that continues validates again
+            self._stop()
         row |= validated.row
         progress.constants = progress.constants or validated.constants
         progress.epoch, progress.step, progress.seconds = progress.epoch + 1, 0, 0.0
         progress.sums, progress.batches = {}, 0
         progress.history.append(row)
         compared = row.get("val_loss", row["train_loss"])
-        better = compared < progress.best
-        if better:
-            progress.best, progress.best_epoch = compared, progress.epoch
+        if better := compared < progress.best:
+            progress.best, progress.best_epoch, progress.best_table = compared, progress.epoch, validated.table
         self._save_weights(f"checkpoint_epoch_{progress.epoch:02d}.pth")
         if better:
             self._save_weights("best_model.pth")
         picture = self.picture.draw(self.kept_model) if self.world.is_main else None
+        self._validation_seconds = time.monotonic() - began
         self.save_state()
         if self.config.keep and self.world.is_main:
             for epoch in range(1, progress.epoch - self.config.keep + 1):
                 (self.config.out / f"checkpoint_epoch_{epoch:02d}.pth").unlink(missing_ok=True)
-        self.log.epoch(progress.history, validated.table, progress.constants, picture, better)
+        best = (progress.best_epoch, progress.best_table)
+        self.log.epoch(progress.history, validated.table, best, progress.constants, picture)
 
     def _out_of_patience(self) -> bool:
         best = self.progress.best_epoch
@@ -284,6 +347,7 @@ class Trainer:
 
     def save_state(self) -> None:
         """Write last.pth; every process must call it."""
+        began = time.monotonic()
         random_states = self.world.gather(state.random_state())
         if self.world.is_main:
             average, optimization = self.optimization.average, self.optimization
@@ -292,4 +356,5 @@ class Trainer:
             if average:
                 parts |= {"ema": dict(average.module.state_dict()), "ema_updates": average.updates}
             state.save(self.last, self.config, self.resolved, self.progress, self.data.fingerprint, parts)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._save_seconds = began, time.monotonic() - began
+        self._saved_progress = (self.progress.epoch, self.progress.step)

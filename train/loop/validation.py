@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import nn
-from tqdm import tqdm
 
 from ..data.dataset import MapDataset, ValBatches, collate, create_loader
 from ..data.sources import BrokenSamples
@@ -19,9 +17,10 @@ from ..data.synthhuman import KINDS
 from ..model.forward import ForwardPass
 from ..model.losses import Losses
 from ..monitoring.pictures import sample_picture
+from ..monitoring.progress import progress_bar
 from ..monitoring.scores import ConstantScores, Scores
 from ..monitoring.tables import Table
-from .process import World
+from .process import Interrupted, StopRequest, World
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,12 @@ class Validation:
         self.loader = create_loader(dataset, batches, min(workers, 2, len(batches)), world.device.type == "cuda")
 
     @torch.no_grad()
-    def run(self, model: nn.Module, stop_asked: Callable[[], bool], constants: bool) -> Validated | None:
+    def run(self, model: nn.Module, stop: StopRequest, constants: bool) -> Validated | None:
         """Validate a model, which is left in evaluation mode.
 
         Args:
             model: The model.
-            stop_asked: Whether this process was asked to stop; called before every batch.
+            stop: Asks this process to stop.
             constants: Whether to score constant predictions too.
 
         Returns:
@@ -79,10 +78,17 @@ class Validation:
         count = 0
         scores = Scores()
         constant_scores = ConstantScores(self.statistics, self.losses.heads) if constants else None
-        for batch in tqdm(self.loader, "validate", leave=False, disable=not self.world.is_main,
-                          mininterval=0.5 if sys.stderr.isatty() else 30):
-            if stop_asked():
-                break
+        turns, batches = max(self.world.gather(len(self.loader))), iter(self.loader)
+        for _ in progress_bar(range(turns), "validate", leave=False, disable=not self.world.is_main, mininterval=0.5):
+            if self.world.any(stop.asked):
+                return None
+            try:
+                with stop.interruptible():
+                    batch = next(batches, None)
+            except Interrupted:
+                return None
+            if batch is None:  # this process has one batch fewer than others
+                continue
             for entry in batch["broken"]:
                 self.broken.add(*entry)
             if "image" not in batch:
@@ -95,8 +101,6 @@ class Validation:
             scores.add(self.forward.maps(outputs, batch), batch)
             if constant_scores:
                 constant_scores.add(batch)
-        if any(self.world.gather(stop_asked())):
-            return None
         return self._merged(sums, count, scores, constant_scores)
 
     def _merged(

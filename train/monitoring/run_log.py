@@ -29,6 +29,7 @@ class RunLog:
     def __init__(self, config: TrainConfig, main: bool) -> None:
         self.config, self.out, self.main = config, Path(config.out), main
         self.board: Any = None
+        self._shown = 0  # the epoch whose table was printed last
 
     def say(self, text: str, any_rank: bool = False) -> None:
         """Print a line without breaking a progress bar; other processes than the main one only with `any_rank`."""
@@ -54,34 +55,45 @@ class RunLog:
                 self.say(str(missing_package(package, "train", why)))
 
     def epoch(
-        self, history: list[dict[str, float]], table: Table, constants: Table, picture: np.ndarray | None, better: bool
+        self, history: list[dict[str, float]], table: Table, best: tuple[int, Table], constants: Table,
+        picture: np.ndarray | None,
     ) -> None:
         """Write what the end of an epoch leaves.
 
         Args:
             history: A row per epoch, the last one of this epoch.
             table: Validation metrics; empty without validation.
+            best: The best epoch so far, and its validation metrics.
             constants: The scores of constant predictions.
             picture: uint8 (H, W, 3) RGB for training_samples/; None in other processes than the main one.
-            better: Whether this is the best epoch so far.
         """
         row = history[-1]
         epoch = round(row["epoch"])
-        self.say(epoch_line(row, self.config.epochs) + ("  best" if better else ""))
+        self.say(epoch_line(row, self.config.epochs) + ("  best" if best[0] == epoch else ""))
         if not self.main or picture is None:
             return
         write_png(self.out / "training_samples" / f"epoch_{epoch:02d}.png", picture)
         write_csv(self.out / "metrics.csv", history)
         write_curves(self.out / "curves.png", history, constants)
         if table:
-            write_json(self.out / "metrics.json", {"epoch": epoch, "validation": table, "constant": constants})
+            write_json(self.out / "metrics.json", {
+                "epoch": epoch, "validation": table, "best": {"epoch": best[0], "validation": best[1]},
+                "constant": constants,
+            })
             self.say(metrics_table(table, constants))
+            self._shown = epoch
         if self.board:
             for name, value in row.items():
                 if name != "epoch":
                     self.board.add_scalar(name.replace("_", "/", 1), value, epoch)  # grouped by the part before _
             self.board.add_image("samples", picture, epoch, dataformats="HWC")
             self.board.flush()
+
+    def best(self, row: dict[str, float], done: int, table: Table, constants: Table) -> None:
+        """Print the best of `done` epochs, `row`, with its validation metrics unless they are the ones just printed."""
+        self.say(f"best: {epoch_line(row, done)}")
+        if table and self._shown != round(row["epoch"]):
+            self.say(metrics_table(table, constants))
 
     def end(self) -> None:
         """Close the TensorBoard files."""

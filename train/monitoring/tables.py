@@ -57,6 +57,7 @@ def write_curves(path: Path, history: list[dict[str, float]], constants: Table) 
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
         from matplotlib.figure import Figure
+        from matplotlib.ticker import MaxNLocator
     except ImportError:
         return
     panels = [("losses", ("train_loss", "val_loss"), None), ("depth AbsRel", ("depth_abs_rel",), "depth_abs_rel"),
@@ -74,6 +75,8 @@ def write_curves(path: Path, history: list[dict[str, float]], constants: Table) 
             axes.axhline(constants["all"][constant], color="grey", linestyle="--", label="constant prediction")
         axes.set_title(title)
         axes.set_xlabel("epoch")
+        axes.set_xlim(history[0]["epoch"] - 0.5, history[-1]["epoch"] + 0.5)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         axes.legend(fontsize=8)
     with replacing(path) as temporary:

@@ -85,8 +85,8 @@ std::string describe_choice(const Bundle &bundle, const char *backend, const Art
         sentence += concat("; not ", rejection.backend, ": ", cause);
     }
     if (bundle.judged()) return sentence + ".";
-    return concat(sentence, ". Not judged: it has no parity verdict, because its export was interrupted or its graphs "
-                            "were replaced; judge it with: python -m dpt_deploy.parity ", bundle.folder(), ".");
+    return concat(sentence, ". Not judged: the bundle has no parity verdict, because its export was interrupted or its "
+                            "graphs were replaced; judge it with: python -m dpt_deploy.parity ", bundle.folder(), ".");
 }
 
 } // namespace

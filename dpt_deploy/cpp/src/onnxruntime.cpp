@@ -17,13 +17,13 @@ namespace dpt_impl {
 namespace {
 
 // The requested version of the C API, which does not depend on the headers, so that the library may be older than they
-// are. Graphs of opset 23 need ONNX Runtime 1.22.
+// are. Graphs of opset 23 need ONNX Runtime 1.23.
 constexpr std::uint32_t kApiVersion = 20;
 static_assert(ORT_API_VERSION >= kApiVersion, "needs the headers of ONNX Runtime 1.20 or newer");
 
 constexpr const char *kCuda = "CUDAExecutionProvider";
 constexpr const char *kInstall =
-    "Install ONNX Runtime 1.22 or newer, and set dpt_options.onnxruntime_library or the environment variable "
+    "Install ONNX Runtime 1.23 or newer, and set dpt_options.onnxruntime_library or the environment variable "
     "DPT_ONNXRUNTIME_LIBRARY to its libonnxruntime.so.";
 
 std::string first_line(std::string message) {
@@ -119,6 +119,10 @@ public:
         }
         if (const auto error =
                 ort_.take_error(ort_->CreateSession(ort_.environment(), path.c_str(), options, session_.out()))) {
+            if (error->find("is till opset ") != std::string::npos) {
+                fail(DPT_BACKEND_ERROR, name(), " could not load ", path, ": this ONNX Runtime is older than the graph's "
+                     "opset. ", kInstall, " Or export again with --opset 20.");
+            }
             fail(DPT_BACKEND_ERROR, name(), " could not load ", path, ": ", *error,
                  ". Choose another precision or backend.");
         }
