@@ -331,7 +331,7 @@ def test_the_nearest_model_is_named_with_what_separates_it(state, tmp_path):
 
 
 def test_options_against_the_description_are_refused(model, tmp_path):
-    with pytest.raises(BadInput, match="--backbone-kwargs: a.pth describes itself"):
+    with pytest.raises(BadInput, match=r"--backbone-kwargs: a\.pth describes itself"):
         read(tmp_path / "a.pth", model.state_dict(), backbone_kwargs={"num_heads": 4})
 
 
