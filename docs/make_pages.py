@@ -126,7 +126,9 @@ def table_of_backends() -> str:
     return "\n".join([
         "# Table of backends", "",
         "In order of preference: `dpt_deploy.load` takes the first that can run the bundle here, if it is marked as "
-        "automatic; any other is taken by name. This page is made from the registry, `dpt_deploy.backends`. "
+        "automatic; any other is taken by name. Among CPU backends it takes the "
+        "[fastest as measured](python.md#which-backend-runs). "
+        "This page is made from the registry, `dpt_deploy.backends`. "
         "[Contributing](contributing.md#adding-a-backend) says how to add one.", "",
         "| name | | computes on | runs | installed by | automatic |", "|---|---|---|---|---|---|", *rows, "",
         "What has been verified on which hardware is on the [start page](index.md).", "",

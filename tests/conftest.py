@@ -11,6 +11,7 @@ import pytest
 # Before torch, matplotlib or a hub client is imported, and inherited by the commands that tests start.
 os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["MPLBACKEND"] = "Agg"
+os.environ["DPT_MEASURE"] = "0"  # the choice of a backend is deterministic, and the user's cache folder untouched
 _workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
 os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // _workers)))
 

@@ -217,6 +217,9 @@ def _compile(core: Any, graph: Any, computes: str, options: dict[str, Any], fram
     import openvino
 
     convolutions = [node for node in graph.get_ordered_ops() if node.get_type_name() == "Convolution"]
+    if not convolutions:
+        raise BackendError(f"openvino computes a frame graph in {computes.upper()} between its first and last "
+                           "convolutions, and this graph has none. Use precision fp32.", backend="openvino")
     entry = convolutions[0].input_value(0)
     exits = [node.output(0) for node in _last_convolutions(convolutions)]
     ends = [result.input_value(0) for result in graph.get_results()]

@@ -123,10 +123,14 @@ class StreamWorker:
 
     def steps(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> dict[str, Callable[[], None]]:
         """Functions that submit the steps of `run_on_host` one by one, for timing: h2d, engine, d2h."""
-        slot = self._shared
-        self._prepare(slot, self._key(inputs, wanted))
+        key = self._key(inputs, wanted)
+        slot = self._slots.get(key, self._shared)
+        if slot is self._shared:
+            self._prepare(slot, key)
         self._fill(slot, inputs)
-        self._bind(slot)
+        if not slot.bound:
+            self._bind(slot)
+            self._compute(slot)  # a caller may capture the steps, which requires a preceding run
         steps = {"h2d": self._upload, "engine": self._compute, "d2h": self._download}
         return {name: functools.partial(step, slot) for name, step in steps.items()}
 

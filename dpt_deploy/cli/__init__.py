@@ -5,7 +5,7 @@ Exit statuses, the same in every command:
     0    done, and passed
     1    done, but the verdict failed, or part of the input was skipped
     2    an error: bad input, or a package that is missing
-    130  interrupted
+    130  interrupted; training and video stopped by signal N end with 128+N
 
 A command's module ends with
 

@@ -75,7 +75,8 @@ def help_page() -> str:
         f"  {'--version':{width}}the version",
         f"  {'-h, --help':{width}}this page; after a command, its options",
         "",
-        "Exit status: 0 done and passed, 1 verdict failed or input skipped, 2 error, 130 interrupted.",
+        "Exit status: 0 done and passed, 1 verdict failed or input skipped, 2 error, 130 interrupted,",
+        "128+N stopped by signal N.",
     ])
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Annotated, Any, Literal
 
@@ -102,7 +103,9 @@ def _pairs(text: str) -> dict[str, Any]:
         name, equals, value = (piece.strip() for piece in part.partition("="))
         if not name or not equals or not value:
             raise ValueError(f"expected NAME=VALUE, received {part!r}")
-        if value.lower() in ("true", "false"):
+        if re.fullmatch(r"[0-9]+x[0-9]+", value):
+            pairs[name] = [int(side) for side in value.split("x")]
+        elif value.lower() in ("true", "false"):
             pairs[name] = value.lower() == "true"
         else:
             pairs[name] = int(value) if value.lstrip("-").isdecimal() else _finite(value)
@@ -161,7 +164,7 @@ Names = Annotated[tuple[str, ...], _several("NAME,...", _text)]
 Triple = Annotated[tuple[float, float, float], _several("R,G,B", _finite, lambda value: f"{value:g}", 3)]
 """Three numbers, one per colour."""
 Pairs = Annotated[dict[str, Any], _one("NAME=VALUE,...", _pairs, _pairs_text)]
-"""Names with values that are whole numbers, numbers, true or false."""
+"""Names with values that are whole numbers, numbers, sizes (HEIGHTxWIDTH), true or false."""
 Precisions = Annotated[tuple[str, ...], _several("PRECISION,...", _text)]
 """Precisions such as fp16 and fp32."""
 Backends = Annotated[tuple[str, ...], _several("BACKEND,...", _text)]

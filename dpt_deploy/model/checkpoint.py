@@ -23,7 +23,7 @@ from ..core.manifest import Assumption
 from .checkpoint_file import check_tensors, choose, read_weights
 from .description import ARCHITECTURE, read_description
 from .dpt import DESCRIPTION_KEY, ModelConfig, MultiTaskDPT
-from .infer import infer_config
+from .infer import differences, infer_config
 from .names import own_tensors, without_insertions
 
 UNDESCRIBED = "the checkpoint has no description"
@@ -106,16 +106,21 @@ def read_checkpoint(
     """
     path = Path(path)
     chosen, note = choose(path, read_weights(path), weights)
-    state, notes = own_tensors(path, chosen.tensors)
+    state, notes, prefix = own_tensors(path, chosen.tensors)
     state = check_tensors(path, state)
     notes = [*([note] if note else []), *notes]
-    described = read_description(path, chosen.metadata)
+    described = read_description(path, chosen.metadata, prefix)
     digest = _folder_digest(path) if path.is_dir() else sha256(path)
     if described is not None:
         config, contract, training, unknown = described
         if backbone not in (None, config.backbone):
             raise BadInput(f"--backbone: {path.name} describes itself as {config.backbone}, received {backbone}. Omit "
                            "the option.")
+        own = config.backbone_kwargs
+        other = {key: value for key, value in (backbone_kwargs or {}).items() if own.get(key) != value}
+        if other:
+            raise BadInput(f"--backbone-kwargs: {path.name} describes itself with {own}, received "
+                           f"{other}. Omit the option.")
         assumed = tuple(Assumption(
             fact=name, value=contract.to_json().get(name), reason="the model that wrote the file does not know it",
             option=f"--{name.replace('_', '-')}") for name in unknown)
@@ -129,6 +134,8 @@ def read_checkpoint(
     with torch.device("meta"):
         contract = MultiTaskDPT(config).contract()
     facts = [("depth_scale", config.depth_scale, "--depth-scale"), ("resize", contract.resize, "--resize")]
+    if "img_size" not in (backbone_kwargs or {}):
+        facts.append(("input_size", contract.input_size, "--input-size"))
     if backbone is None:
         facts.append(("backbone", config.backbone, "--backbone"))
         facts += [("mean", contract.mean, "--mean"), ("std", contract.std, "--std")]
@@ -154,9 +161,9 @@ def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], list[str]]:
     chosen, note = choose(path, read_weights(path))
     notes = [note] if note else []
     try:
-        state, more = own_tensors(path, chosen.tensors)
+        state, more, _ = own_tensors(path, chosen.tensors)
     except BadCheckpoint:  # another architecture, or a part of a model
-        state, more = without_insertions(chosen.tensors)
+        state, more = without_insertions(path, chosen.tensors)
     return check_tensors(path, state), notes + more
 
 
@@ -173,20 +180,15 @@ def load_model(checkpoint: Checkpoint | Path | str) -> MultiTaskDPT:
     """
     if not isinstance(checkpoint, Checkpoint):
         checkpoint = read_checkpoint(checkpoint)
+    with torch.device("meta"):  # a description may ask for any amount of memory
+        expected = MultiTaskDPT(checkpoint.config).state_dict()
+    received = checkpoint.state_dict
+    if problems := differences(
+        {key: tuple(value.shape) for key, value in expected.items()},
+        {key: tuple(value.shape) for key, value in received.items()},
+    ):
+        raise BadCheckpoint(f"{checkpoint.path} does not match {checkpoint.config.backbone}: {problems}. Expected the "
+                            "state dict of create_multitask_dpt_model().")
     model = MultiTaskDPT(checkpoint.config)
-    expected, received = model.state_dict(), checkpoint.state_dict
-    problems = {
-        "missing": sorted(set(expected) - set(received)),
-        "unexpected": sorted(set(received) - set(expected)),
-        "of another shape": [
-            f"{key} {list(received[key].shape)} instead of {list(value.shape)}"
-            for key, value in expected.items() if key in received and received[key].shape != value.shape
-        ],
-    }
-    if any(problems.values()):
-        raise BadCheckpoint(f"{checkpoint.path} does not match {checkpoint.config.backbone}: " + "; ".join(
-            f"{len(keys)} {kind} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})"
-            for kind, keys in problems.items() if keys
-        ) + ". Expected the state dict of create_multitask_dpt_model().")
     model.load_state_dict(received)
     return model.float().eval()

@@ -165,6 +165,9 @@ def _read_distributed(path: Path) -> dict[str, Any]:
         def read_metadata(self, *_args: Any, **_kwargs: Any) -> Metadata:
             with open(path / ".metadata", "rb") as file:
                 metadata = _MetadataUnpickler(file).load()
+            files = [getattr(place, "relative_path", None) for place in (metadata.storage_data or {}).values()]
+            if outside := [file for file in files if not isinstance(file, str) or Path(file).name != file]:
+                raise BadCheckpoint(f"{path}: its metadata names the file {outside[0]!r}, which is not in the folder.")
             if metadata.storage_meta is not None:
                 metadata.storage_meta.load_id = self.load_id
             return metadata
@@ -187,15 +190,26 @@ def _read_distributed(path: Path) -> dict[str, Any]:
     return tensors
 
 
+_METADATA = {
+    "torch.distributed.checkpoint.metadata": {
+        "BytesStorageMetadata", "ChunkStorageMetadata", "Metadata", "MetadataIndex", "StorageMeta", "TensorProperties",
+        "TensorStorageMetadata", "_MEM_FORMAT_ENCODING",
+    },
+    "torch.distributed.checkpoint.filesystem": {"_StorageInfo"},
+    "torch": {"Size", *(name for name in dir(torch) if isinstance(getattr(torch, name), torch.dtype))},
+    "torch.serialization": {"_get_layout"},
+    "pathlib": {"PosixPath"},
+    "collections": {"OrderedDict"},
+}
+"""All that the metadata of a distributed checkpoint may name, by module. An exact list: a name with dots would reach
+anything from any class."""
+
+
 class _MetadataUnpickler(pickle.Unpickler):
     """Loads classes that describe tensors and files; anything else in the pickle is refused before it runs."""
 
     def find_class(self, module: str, name: str) -> Any:
-        described = module in ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
-        types = module == "torch" and (name == "Size" or isinstance(getattr(torch, name, None), torch.dtype))
-        paths = module.startswith("pathlib") and name in ("PosixPath", "PurePosixPath", "Path")
-        if (described and name.lstrip("_")[:1].isupper()) or types or paths or (module, name) in (
-                ("torch.serialization", "_get_layout"), ("collections", "OrderedDict")):
+        if name in _METADATA.get(module, ()):
             return super().find_class(module, name)
         raise pickle.UnpicklingError(f"its metadata names {module}.{name}, which is not loaded because that runs code")
 
@@ -242,6 +256,12 @@ def _check_archive(path: Path) -> None:
         if not zipfile.is_zipfile(path):
             return  # the format before PyTorch 1.6, or no checkpoint at all
         with zipfile.ZipFile(path) as archive:
+            if any("/code/" in name for name in archive.namelist()):
+                raise BadCheckpoint(f"{path}: expected a checkpoint, received a TorchScript program. Save the weights "
+                                    f"of the model it was made from: {SAVE}")
+            if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                raise BadCheckpoint(f"{path}: expected a PyTorch checkpoint, received an archive with compressed "
+                                    f"entries, which torch.save does not write. Save it with {SAVE}.")
             bad = archive.testzip()
     except (OSError, zipfile.BadZipFile, EOFError, ValueError, NotImplementedError, RuntimeError):
         bad = "its directory"
@@ -252,9 +272,6 @@ def _check_archive(path: Path) -> None:
 
 def _refusal(path: Path, error: Exception) -> str:
     """Why torch.load with weights_only=True refused a file, and what to do."""
-    if "TorchScript" in str(error):
-        return ("expected a checkpoint, received a TorchScript program. Save the weights of the model it was made "
-                f"from: {SAVE}")
     names = _foreign_classes(path)
     if not names:
         return ("expected a PyTorch checkpoint, but torch.load with weights_only=True failed "

@@ -10,6 +10,7 @@ from typing import Any
 from ..core.contract import HEADS, Contract
 from ..core.errors import BadCheckpoint, BadInput
 from .dpt import DESCRIPTION_KEY, ModelConfig
+from .names import without_insertion
 
 MAX_BYTES = 1_000_000
 
@@ -48,14 +49,15 @@ NOT_NEEDED = ("pretrained", "pretrained_cfg", "pretrained_cfg_overlay", "checkpo
 
 
 def read_description(
-    path: Path, metadata: Mapping[str, Any]
+    path: Path, metadata: Mapping[str, Any], prefix: str = ""
 ) -> tuple[ModelConfig, Contract, dict[str, Any], tuple[str, ...]] | None:
     """Model, contract, training record and what the writer did not know; None if the metadata have no description.
 
-    Raises `BadCheckpoint` if the description is not valid.
+    Of several models in one state dict, the one under `prefix` counts. Raises `BadCheckpoint` if it is not valid.
     """
-    entries = [entry for entry in metadata.values() if isinstance(entry, Mapping)]
-    text = next((entry[DESCRIPTION_KEY] for entry in entries if DESCRIPTION_KEY in entry), None)
+    texts = {without_insertion(str(module)): entry[DESCRIPTION_KEY] for module, entry in metadata.items()
+             if isinstance(entry, Mapping) and DESCRIPTION_KEY in entry}
+    text = texts.get(prefix.rstrip("."), next(iter(texts.values()), None))
     if text is None:
         return None
     try:

@@ -27,7 +27,7 @@ _FAMILIES = {
         "vit_base_patch14_reg4_dinov2", "vit_base_patch16_dinov3", "vit_base_patch16_siglip_384",
     ),
     1024: (
-        "vit_large_patch16_384", "deit3_large_patch16_384", "vit_large_patch14_dinov2",
+        "vit_large_patch16_384", "vit_large_patch16_224.mae", "deit3_large_patch16_384", "vit_large_patch14_dinov2",
         "vit_large_patch14_reg4_dinov2", "vit_large_patch16_dinov3",
     ),
     64: ("test_vit",),
@@ -35,10 +35,11 @@ _FAMILIES = {
 
 
 @dataclass(frozen=True)
-class _Fit:
-    """A model whose keys and shapes are those of the file."""
+class _Candidate:
+    """A model that a file may hold."""
 
     config: ModelConfig
+    shapes: dict[str, tuple[int, ...]]
     mean: tuple[float, ...]
     std: tuple[float, ...]
     attention_heads: int
@@ -75,22 +76,19 @@ def infer_config(
     use_bn = "decoder.fusion.0.unit.bn1.weight" in shapes
     names = (backbone,) if backbone else _FAMILIES.get(dim, ())
     shape = {"patch_size": patch_h, "depth": depth}
-    fits = [fit for name in names
-            if (fit := _match(name, shape, dict(backbone_kwargs or {}), fusion[0], use_bn, heads, shapes))]
+    candidates = [one for name in names
+                  if (one := _candidate(name, shape, dict(backbone_kwargs or {}), fusion[0], use_bn, heads, shapes))]
+    fits = [one for one in candidates if one.shapes == shapes]
     if not fits:
-        raise BadCheckpoint(
-            f"the checkpoint has another architecture: its backbone (width {dim}, {depth} blocks, patch {patch_h}) "
-            f"matches none of {', '.join(names) or 'the known widths ' + str(sorted(_FAMILIES))}. Name it with "
-            "--backbone, or save the file with dpt_deploy.model.save_checkpoint(path, model), which writes the "
-            "architecture to it."
-        )
+        raise BadCheckpoint(f"the checkpoint has another architecture (width {dim}, {depth} blocks, patch {patch_h}). "
+                            + _nearest(candidates, shapes, names))
     different = {(fit.attention_heads, *(() if normalisation_is_known else (fit.mean, fit.std))): fit
                  for fit in reversed(fits)}
     if len(different) > 1:
         listed = "; ".join(f"--backbone {fit.config.backbone}: mean {_text(fit.mean)}, std {_text(fit.std)}, "
                            f"{fit.attention_heads} attention heads" for fit in reversed(different.values()))
         raise BadCheckpoint(f"the checkpoint has no description, and its shapes fit several backbones. Say which one "
-                            f"it was trained with: {listed}.")
+                            f"it was trained with (options of dpt export; arguments of read_checkpoint): {listed}.")
     return fits[0].config, fits[0].attention_heads
 
 
@@ -98,11 +96,34 @@ def _text(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
-def _match(
+def _nearest(candidates: list[_Candidate], shapes: dict[str, tuple], names: tuple[str, ...]) -> str:
+    """What separates a file from the known model that is nearest to it, and what to do."""
+    advice = ("Name it with --backbone and --backbone-kwargs, such as img_size=128x192, or save the file with "
+              "dpt_deploy.model.save_checkpoint(path, model), which writes the architecture to it.")
+    if not candidates:
+        known = ", ".join(names) or f"the known widths {sorted(_FAMILIES)}"
+        return f"It matches none of {known}. {advice}"
+    nearest = min(candidates, key=lambda one: len(set(one.shapes.items()) ^ set(shapes.items())))
+    return f"Compared with {nearest.config.backbone}, the nearest: {differences(nearest.shapes, shapes)}. {advice}"
+
+
+def differences(expected: Mapping[str, tuple], received: Mapping[str, tuple]) -> str:
+    """What separates two sets of tensors, given by name and shape; "" for nothing."""
+    kinds = {
+        "missing": sorted(set(expected) - set(received)),
+        "unexpected": sorted(set(received) - set(expected)),
+        "of another shape": [f"{key} {list(received[key])} instead of {list(shape)}" for key, shape in expected.items()
+                             if key in received and received[key] != shape],
+    }
+    return "; ".join(f"{len(keys)} {kind} ({', '.join(keys[:4])}{', ...' if len(keys) > 4 else ''})"
+                     for kind, keys in kinds.items() if keys)
+
+
+def _candidate(
     name: str, shape: dict[str, int], stated: dict[str, Any], features: int, use_bn: bool, heads: tuple[str, ...],
     shapes: dict[str, tuple],
-) -> _Fit | None:
-    """The model with backbone `name` that has exactly `shapes`, or None. Allocates no memory."""
+) -> _Candidate | None:
+    """The model with backbone `name` that may have `shapes`; None if there is none. Allocates no memory."""
     with torch.device("meta"):
         try:
             native = MultiTaskDPT(ModelConfig(name, features, use_bn, heads=heads))
@@ -118,12 +139,11 @@ def _match(
             config = ModelConfig(name, features, use_bn, backbone_kwargs=kwargs, heads=heads)
             model = MultiTaskDPT(config) if kwargs else native
         except BadInput:
-            if name in (known for family in _FAMILIES.values() for known in family):
+            if not stated and any(name in family for family in _FAMILIES.values()):
                 return None
             raise
         except RuntimeError:
             return None
-    if {key: tuple(value.shape) for key, value in model.state_dict().items()} != shapes:
-        return None
     contract = model.contract()
-    return _Fit(config, contract.mean, contract.std, model.backbone.blocks[0].attn.num_heads)
+    built = {key: tuple(value.shape) for key, value in model.state_dict().items()}
+    return _Candidate(config, built, contract.mean, contract.std, model.backbone.blocks[0].attn.num_heads)

@@ -22,26 +22,40 @@ OTHERS = {
 BACKBONES = ("patch_embed.proj.weight", "embeddings.patch_embeddings.projection.weight")
 
 
-def without_insertions(tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors without what wrappers inserted into their names, at any place, and notes."""
+def without_insertions(
+    path: Path, tensors: Mapping[str, torch.Tensor]
+) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """The tensors without what wrappers inserted into their names, at any place, and notes.
+
+    Raises `BadCheckpoint` if two tensors would get one name: they belong to two sets of weights.
+    """
     found: dict[str, None] = {}
-    renamed = {}
-    for key, value in tensors.items():
-        parts = key.split(".")
-        found |= dict.fromkeys(part for part in parts if part in INSERTED)
-        renamed[".".join(part for part in parts if part not in INSERTED)] = value
+    origins: dict[str, str] = {}
+    for key in tensors:
+        found |= dict.fromkeys(part for part in key.split(".") if part in INSERTED)
+        name = without_insertion(key)
+        if name in origins:
+            raise BadCheckpoint(f"{path}: {origins[name]} and {key} are two sets of weights in one state dict. Save "
+                                "one of them: torch.save({key: value for key, value in state.items() if ...}, path).")
+        origins[name] = key
+    renamed = {name: tensors[key] for name, key in origins.items()}
     return renamed, [f"{part!r} removed from the names" for part in found]
 
 
-def own_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str]]:
-    """The tensors of the model alone, under its own names, and notes on what was removed or dropped.
+def without_insertion(name: str) -> str:
+    """A name without what wrappers inserted into it."""
+    return ".".join(part for part in name.split(".") if part not in INSERTED)
+
+
+def own_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[str, torch.Tensor], list[str], str]:
+    """The tensors of the model alone, under its own names; notes on what was removed or dropped; and the prefix.
 
     The prefix is what precedes the patch embedding of the backbone.
 
     Raises:
         BadCheckpoint: There is no such model in the file. The message says what the file is, if that is known.
     """
-    tensors, notes = without_insertions(tensors)
+    tensors, notes = without_insertions(path, tensors)
     anchors = [key for key in tensors if key == ANCHOR or key.endswith(f".{ANCHOR}")]
     prefixes = sorted((key.removesuffix(ANCHOR) for key in anchors), key=len)
     if not prefixes:
@@ -60,7 +74,7 @@ def own_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[dict[s
     if dropped:
         more = ", ..." if len(dropped) > 4 else ""
         notes.append(f"{len(dropped)} tensors of something else dropped: {', '.join(dropped[:4])}{more}")
-    return kept, notes
+    return kept, notes, prefix
 
 
 def _what_it_is(tensors: Mapping[str, torch.Tensor]) -> str:

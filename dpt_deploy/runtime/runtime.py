@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -12,13 +12,14 @@ from typing import Any, Self
 import numpy as np
 
 from .. import backends
-from ..backends import Session, SessionOptions
+from ..backends import Backend, Session, SessionOptions
 from ..backends.session import host_array
 from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
 from ..core.image_files import MAX_PIXELS, from_pil, is_pil, read_image
 from ..core.manifest import Artifact, Assumption, Precision
+from . import preference
 from .image import check_frames, postprocess, preprocess
 from .stream import QUEUE, ordered_map
 
@@ -152,7 +153,7 @@ class Runtime:
 
 def load(
     bundle: Path | str, backend: str | None = None, graph: Graph = "frame", precision: Precision | None = None,
-    threads: int | None = None, max_pixels: int = MAX_PIXELS,
+    threads: int | None = None, max_pixels: int = MAX_PIXELS, measure: bool = True,
 ) -> Runtime:
     """Load a bundle on the best available backend. `Runtime.reason` explains the choice.
 
@@ -162,6 +163,9 @@ def load(
     use FP16 before FP32. On the CPU, ONNX Runtime computes in FP32, and OpenVINO uses FP16 only if the processor
     supports it and the bundle's parity report passed the FP16 graph on OpenVINO.
 
+    On the CPU, the first load without `backend` and `precision` opens all of these, times a few calls and keeps the
+    fastest. The result is stored in the user's cache folder; later loads on the same processor use it.
+
     Args:
         bundle: The folder that an export wrote.
         backend: Use only this backend, one of `dpt_deploy.backends.names()`.
@@ -170,6 +174,8 @@ def load(
             bundle has no BF16 graph.
         threads: CPU threads per operator. None uses the backend's default.
         max_pixels: Refuse files and PIL images with more pixels.
+        measure: Let a measurement decide between CPU backends. False, or DPT_MEASURE=0 in the environment, keeps the
+            order above.
 
     Raises:
         BadInput: An option has an invalid value.
@@ -185,38 +191,64 @@ def load(
     opened = Bundle.open(bundle)
     options = SessionOptions(threads, precision)
     refusals: dict[tuple[str, str], None] = {}
-    for candidate in tried:
-        artifacts = candidate.candidates(opened, graph, precision)
-        if not artifacts:
-            missing = candidate.no_candidate(opened, graph, precision)
-            # Building an artefact helps only if the backend can run on this machine or was requested.
-            useful = backend is not None or candidate.unavailable() is None
-            refusals[candidate.name, str(missing) if useful else missing.message] = None
-        # Checked before reading a large engine. The session of a requested backend raises a more specific error.
-        refusal = candidate.unavailable() if artifacts and backend is None else None
-        if refusal is not None:
-            refusals[candidate.name, str(refusal)] = None
-            continue
+
+    def refuse(candidate: Backend, message: str) -> None:
+        refusals[candidate.name, message] = None
+
+    def runtime(artifact: Artifact, session: Session, measured: str = "") -> Runtime:
+        reason = _reason(session, artifact, backend, list(refusals), opened.unjudged(artifact), measured)
+        return Runtime(opened, artifact, session, reason, max_pixels)
+
+    measuring = backend is None and precision is None and preference.enabled(measure)
+    for i, candidate in enumerate(tried):
+        artifacts = _available(opened, candidate, graph, options, backend is not None, refuse)
+        if measuring and artifacts and candidate.device == "cpu":
+            measuring = False
+            # Why later backends are unavailable is not told: they are not the preferred ones.
+            later = [(b, _available(opened, b, graph, options, False, lambda *_: None)) for b in tried[i + 1:]]
+            found = preference.contenders((b, a) for b, offered in [(candidate, artifacts), *later] for a in offered)
+            choice = preference.choose(opened, graph, found, options, refuse) if len(found) > 1 else None
+            if choice is not None:
+                return runtime(choice.artifact, choice.session, str(choice.record or ""))
         for artifact in artifacts:
             try:
                 session = candidate.open(opened, artifact, options)
             except (BackendError, MissingPackage) as error:
-                refusals[candidate.name, error.message] = None
+                refuse(candidate, error.message)
                 continue
-            reason = _reason(session, artifact, backend, list(refusals), opened.unjudged(artifact))
-            return Runtime(opened, artifact, session, reason, max_pixels)
+            return runtime(artifact, session)
     lines = [f"{name}: {message}" for name, message in refusals]
     if backend:
         raise BackendError(" ".join(lines))
     raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
 
 
+def _available(
+    bundle: Bundle, candidate: Backend, graph: Graph, options: SessionOptions, requested: bool,
+    refuse: Callable[[Backend, str], None],
+) -> list[Artifact]:
+    """What a backend can run here, in order of preference. If nothing, `refuse` is called with the reason."""
+    artifacts = candidate.candidates(bundle, graph, options.precision)
+    if not artifacts:
+        missing = candidate.no_candidate(bundle, graph, options.precision)
+        # Building an artefact helps only if the backend can run on this machine or was requested.
+        useful = requested or candidate.unavailable() is None
+        refuse(candidate, str(missing) if useful else missing.message)
+    # Checked before reading a large engine. The session of a requested backend raises a more specific error.
+    elif not requested and (refusal := candidate.unavailable()) is not None:
+        refuse(candidate, str(refusal))
+        return []
+    return artifacts
+
+
 def _reason(
     session: Session, artifact: Artifact, requested: str | None, refusals: list[tuple[str, str]], unjudged: str,
+    measured: str,
 ) -> str:
     note = f" {session.note}" if session.note else ""
     chosen = f"{session.backend} runs {artifact.file}{note}" + (", as requested" if requested else "")
-    sentence = "; ".join([chosen, *(f"not {name}: {refusal.rstrip('.')}" for name, refusal in refusals)]) + "."
+    parts = [chosen, measured, *(f"not {name}: {refusal.rstrip('.')}" for name, refusal in refusals)]
+    sentence = "; ".join(filter(None, parts)) + "."
     return f"{sentence} Not judged: {unjudged}." if unjudged else sentence
 
 

@@ -142,6 +142,25 @@ def test_arithmetic_that_the_processor_lacks_is_refused(
             assert "neither BF16 nor FP16 units" in runtime.reason
 
 
+@pytest.mark.parametrize("computes", ["fp16", "bf16"])
+def test_reduced_precision_of_a_frame_graph_without_convolutions_is_refused(computes: str) -> None:
+    """Nothing tells its resizes, which stay in FP32, from its network."""
+    import openvino
+    from openvino import opset13 as ops
+
+    def graph() -> openvino.Model:
+        x = ops.parameter([1, 8], np.float32, name="x")
+        y = ops.relu(x)
+        x.output(0).set_names({"x"})
+        y.output(0).set_names({"y"})
+        return openvino.Model([y], [x], "no convolutions")
+
+    core = backend.shared_core()
+    with pytest.raises(BackendError, match=rf"{computes.upper()}.*convolutions.*none.*precision fp32"):
+        backend._compile(core, graph(), computes, {}, frame=True)
+    assert len(backend._compile(core, graph(), "fp32", {}, frame=True)) == 1
+
+
 def test_fp16_is_the_default_only_where_parity_passed_it(own_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(backend, "reduced_units", lambda: ("bf16", "fp16"))
     bundle = Bundle.open(own_bundle)

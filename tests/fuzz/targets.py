@@ -26,7 +26,7 @@ from dpt_deploy.core.onnx_file import read_onnx_file
 from dpt_deploy.model import read_checkpoint, save_checkpoint
 from dpt_deploy.parity import Reference, load_budget
 from dpt_deploy.parity.compare import DEFAULT_BUDGET
-from dpt_deploy.predict import video
+from dpt_deploy.predict.reader import Reader
 from tests.fuzz.mutate import mutated_bytes, mutated_json
 from tests.parity.test_reference import CONTRACT, whole_case
 from tests.tiny import lively_model, photo
@@ -291,7 +291,7 @@ def _videos(folder: Path) -> list[Path]:
 
 
 def _read_video(path: Path) -> None:
-    with video.Reader(path) as reader:
+    with Reader(path) as reader:
         for count, frame in enumerate(reader):
             assert frame.dtype == np.uint8 and frame.ndim == 3
             if count > 20:

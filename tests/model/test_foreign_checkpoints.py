@@ -52,9 +52,10 @@ def test_a_plain_state_dict_describes_itself(model, tmp_path):
 
 def test_what_nobody_stated_is_assumed(state, tmp_path):
     checkpoint = read(tmp_path / "a.pth", state)
-    assert {one.fact for one in checkpoint.assumed} == {"depth_scale", "resize", "backbone", "mean", "std", "num_heads"}
+    assert {one.fact for one in checkpoint.assumed} == {
+        "depth_scale", "resize", "input_size", "backbone", "mean", "std", "num_heads"}
     named = read_checkpoint(tmp_path / "a.pth", backbone="test_vit")
-    assert {one.fact for one in named.assumed} == {"depth_scale", "resize"}
+    assert {one.fact for one in named.assumed} == {"depth_scale", "resize", "input_size"}
 
 
 @pytest.mark.parametrize("prefix", ["model.", "net.", "module.model.", "_orig_mod.", "trainer.student.net."])
@@ -182,7 +183,7 @@ def test_several_backbones_that_fit_are_listed(tmp_path):
     """deit_tiny has the shapes of vit_tiny, and another mean and std."""
     model = create_multitask_dpt_model("deit_tiny_patch16_224", features=16, backbone_kwargs={"depth": 4})
     path = tmp_path / "a.pth"
-    with pytest.raises(BadCheckpoint, match="--backbone vit_tiny_patch16_384: mean 0.5,.*deit_tiny_patch16_224"):
+    with pytest.raises(BadCheckpoint, match=r"--backbone vit_tiny_patch16_384: mean 0.5,.*deit_tiny_patch16_224"):
         read(path, dict(model.state_dict()))
     checkpoint = read_checkpoint(path, backbone="deit_tiny_patch16_224")
     assert load_model(checkpoint).contract().mean == model.contract().mean
@@ -190,7 +191,7 @@ def test_several_backbones_that_fit_are_listed(tmp_path):
     assert read_checkpoint(path, normalisation_is_known=True).config.backbone == "vit_tiny_patch16_384"
     six = read_checkpoint(path, backbone="deit_tiny_patch16_224", backbone_kwargs={"num_heads": 6})
     assert load_model(six).backbone.blocks[0].attn.num_heads == 6
-    with pytest.raises(BadInput, match="--backbone-kwargs: expected names among"):
+    with pytest.raises(BadInput, match=r"--backbone-kwargs: expected names among"):
         read_checkpoint(path, backbone="deit_tiny_patch16_224", backbone_kwargs={"checkpoint_path": 1})
 
 
@@ -279,3 +280,66 @@ def test_a_flipped_bit_is_seen(model, tmp_path):
     path.write_bytes(data)
     with pytest.raises(BadCheckpoint, match="damaged: the checksum"):
         read_checkpoint(path)
+
+
+def test_names_with_dots_in_the_metadata_reach_no_builtin(tmp_path):
+    """From any class, attribute by attribute, all builtins can be had."""
+    marker = tmp_path / "executed"
+    path = "FileSystemWriter.__init__.__builtins__.get"
+    program = (b"\x80\x04" + b"\x8c" + bytes([39]) + b"torch.distributed.checkpoint.filesystem"
+               + b"\x8c" + bytes([len(path)]) + path.encode() + b"\x93\x8c\x04open\x85R"
+               + b"\x8c" + bytes([len(str(marker))]) + str(marker).encode() + b"\x8c\x01w\x86R.")
+    (tmp_path / "dcp").mkdir()
+    (tmp_path / "dcp" / ".metadata").write_bytes(program)
+    with pytest.raises(BadCheckpoint, match="runs code"):
+        read_checkpoint(tmp_path / "dcp")
+    assert not marker.exists()
+
+
+def test_two_sets_of_weights_in_one_state_dict_are_not_mixed(state, tmp_path):
+    key = "heads.depth.conv3.weight"
+    with pytest.raises(BadCheckpoint, match=rf"{key} and module\.{key} are two sets of weights"):
+        read(tmp_path / "a.pth", state | {f"module.{key}": state[key] + 1})
+
+
+@pytest.mark.parametrize("changes", [
+    {"model__backbone_kwargs": {"embed_dim": 4096, "depth": 64}}, {"model__features": 4096},
+    {"model__backbone_kwargs": {"img_size": 8192, "patch_size": 2}}])
+def test_a_description_takes_no_memory_for_what_the_file_does_not_hold(model, tmp_path, changes):
+    checkpoint = read(tmp_path / "a.pth", described(model, **changes))
+    with pytest.raises(BadCheckpoint, match="does not match test_vit"):
+        load_model(checkpoint)
+
+
+def test_a_compressed_archive_is_refused(model, tmp_path):
+    save_checkpoint(tmp_path / "a.pth", model)
+    with zipfile.ZipFile(tmp_path / "a.pth") as whole, \
+            zipfile.ZipFile(tmp_path / "b.pth", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name in whole.namelist():
+            packed.writestr(name, whole.read(name))
+    with pytest.raises(BadCheckpoint, match="compressed entries"):
+        read_checkpoint(tmp_path / "b.pth")
+
+
+def test_the_nearest_model_is_named_with_what_separates_it(state, tmp_path):
+    extra = state | {"backbone.norm.weight": torch.ones(64)}
+    with pytest.raises(BadCheckpoint, match=r"test_vit, the nearest: 1 unexpected \(backbone\.norm\.weight\)"):
+        read(tmp_path / "a.pth", extra)
+    lacking = {key: value for key, value in state.items() if key != "heads.alpha.conv3.bias"}
+    with pytest.raises(BadCheckpoint, match=r"1 missing \(heads\.alpha\.conv3\.bias\)"):
+        read(tmp_path / "b.pth", lacking)
+
+
+def test_options_against_the_description_are_refused(model, tmp_path):
+    with pytest.raises(BadInput, match="--backbone-kwargs: a.pth describes itself"):
+        read(tmp_path / "a.pth", model.state_dict(), backbone_kwargs={"num_heads": 4})
+
+
+def test_of_two_described_models_the_chosen_one_counts(model, tmp_path):
+    class Pair(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.student = create_multitask_dpt_model("test_vit", features=16, depth_scale=3.0)
+            self.teacher = model
+
+    assert read(tmp_path / "a.pth", Pair().state_dict()).config.depth_scale == 2.0

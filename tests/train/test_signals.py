@@ -188,6 +188,21 @@ def test_readers_end_with_a_run_that_is_killed(data, tmp_path):
     assert left == []
 
 
+@pytest.mark.slow
+def test_a_reader_that_is_killed_ends_the_run_with_a_sentence(data, tmp_path):
+    path = written(small(data, tmp_path / "run", workers=1, epochs=5000, keep=1), tmp_path / "run.yaml")
+    process = start(["-m", "train", "--config", str(path)])
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "last.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    for pid in alive_in_session(process.pid):
+        if "pt_data_worker" in Path(f"/proc/{pid}/comm").read_text():
+            os.kill(pid, signal.SIGKILL)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2, errors
+    assert "fewer --workers" in errors and "Traceback" not in errors
+
+
 TWO_PROCESSES = """
 import os
 from train.__main__ import COMMAND

@@ -261,8 +261,16 @@ class Trainer:
         return outcome.requests[0] > 0, outcome.requests[1] > 0
 
     def _next(self, batches: Iterator[dict[str, Any]]) -> dict[str, Any]:
-        with self.stop.interruptible():
-            batch = next(batches)
+        try:
+            with self.stop.interruptible():
+                batch = next(batches)
+        except RuntimeError as error:
+            if "exited unexpectedly" not in str(error):
+                raise
+            if self.world.size == 1:
+                self.save_state()
+            raise DptError("a process that reads samples was killed, often for lack of memory. Give fewer --workers or "
+                           f"more memory; --resume auto continues from {self.last}.") from error
         for entry in batch["broken"]:
             self.data.broken.add(*entry)
         if "image" not in batch:
