@@ -106,44 +106,70 @@ class _Memory(abc.ABC):
             self.free()
 
 
-class DeviceBuffer(_Memory):
-    """GPU memory that grows to the largest requested size. It must not be in use when it grows."""
+class _Buffer(_Memory):
+    """Memory that grows to the largest requested size. It must not be in use when it grows."""
 
     def __init__(self) -> None:
         self.pointer = 0
         self.nbytes = 0
 
     def reserve(self, nbytes: int) -> int:
-        """Return a pointer to at least `nbytes` bytes. Growing discards the content."""
+        """Return a pointer to at least `nbytes` bytes. Growing discards the content.
+
+        A buffer grows by half its size or more, so that sizes that rise step by step cause few allocations. If there
+        is not enough memory for that, it grows to `nbytes`.
+        """
         if nbytes > self.nbytes:
+            ample = max(nbytes, self.nbytes + self.nbytes // 2)
             self.free()
-            self.pointer = int(call("cudaMalloc", nbytes))
-            self.nbytes = nbytes
+            try:
+                self.pointer = self._allocate(ample)
+            except BackendError:
+                if ample == nbytes:
+                    raise
+                ample = nbytes
+                self.pointer = self._allocate(nbytes)
+            self.nbytes = ample
         return self.pointer
 
     def free(self) -> None:
         """Free the memory after the work that uses it."""
         if self.pointer:
             pointer, self.pointer, self.nbytes = self.pointer, 0, 0
-            call("cudaFree", pointer)
+            self._release(pointer)
+
+    @abc.abstractmethod
+    def _allocate(self, nbytes: int) -> int:
+        """Allocate memory and return its address."""
+
+    @abc.abstractmethod
+    def _release(self, pointer: int) -> None:
+        """Free what `_allocate` returned."""
 
 
-class PinnedBuffer(_Memory):
-    """Page-locked host memory, which allows asynchronous copies to and from the GPU."""
+class DeviceBuffer(_Buffer):
+    """Growing GPU memory."""
 
-    def __init__(self, nbytes: int) -> None:
-        self.pointer = int(call("cudaHostAlloc", nbytes, cudart().cudaHostAllocDefault))
-        self.nbytes = nbytes
+    def _allocate(self, nbytes: int) -> int:
+        return int(call("cudaMalloc", nbytes))
+
+    def _release(self, pointer: int) -> None:
+        call("cudaFree", pointer)
+
+
+class PinnedBuffer(_Buffer):
+    """Growing page-locked host memory, which allows asynchronous copies to and from the GPU."""
 
     def array(self, shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-        """A view of the memory as an array, invalid after `free`."""
+        """A view of the start of the memory as an array, invalid once the buffer grows or is freed."""
         memory = (ctypes.c_uint8 * self.nbytes).from_address(self.pointer)
         return np.frombuffer(memory, dtype, math.prod(shape)).reshape(shape)
 
-    def free(self) -> None:
-        if self.pointer:
-            pointer, self.pointer = self.pointer, 0
-            call("cudaFreeHost", pointer)
+    def _allocate(self, nbytes: int) -> int:
+        return int(call("cudaHostAlloc", nbytes, cudart().cudaHostAllocDefault))
+
+    def _release(self, pointer: int) -> None:
+        call("cudaFreeHost", pointer)
 
 
 class StreamMemory(_Memory):

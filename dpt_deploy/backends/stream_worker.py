@@ -1,17 +1,23 @@
 """A CUDA stream with the execution contexts and memory of an engine, reused across calls.
 
-For each combination of input shapes and requested outputs, a worker keeps a slot: an execution context, device buffers,
-pinned host buffers and, with TensorRT, a captured CUDA graph of upload, network and download. Later calls of the same
-combination allocate neither device nor pinned memory. The least recently used slot is evicted. All contexts share one
-scratch buffer. The shapes of a context never change while a CUDA graph of it exists.
+A call is identified by its input shapes and requested outputs. The first call of a kind runs in a slot that all kinds
+share: one execution context, with device and pinned host buffers that only grow. The second call gives the kind a slot
+of its own and, with TensorRT, captures a CUDA graph of upload, network and download in it. Later calls allocate nothing
+and launch the graph. A graph contains addresses and a context, so neither changes during its lifetime: only the slot's
+own calls use its buffers, and the scratch buffer, which all contexts share, discards the graphs before it moves.
+
+At most `SLOTS_KEPT` kinds have slots. Once they are taken, a kind takes over the least recently used slot, with its
+context and buffers, only if its own previous call was later than the last call of that slot. More kinds in turn than
+there are slots therefore do not evict each other: those without a slot use the shared one.
 """
 
 from __future__ import annotations
 
 import collections
 import functools
+import itertools
 import math
-from collections.abc import Callable, Container, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,34 +25,27 @@ import numpy as np
 from ..core.errors import BackendError
 from . import cuda
 
-SHAPES_KEPT = 4
+SLOTS_KEPT = 8
+KINDS_REMEMBERED = 64
 
 Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 Key = tuple[Shapes, tuple[str, ...]]
-"""Input shapes and requested outputs."""
+"""Input shapes and requested outputs: the kind of a call."""
 
 
 class Slot:
-    """A context, device buffers of all tensors, and pinned buffers of inputs and requested outputs, for one key."""
+    """A context with a device buffer and a pinned buffer for each tensor."""
 
-    def __init__(
-        self, context: Any, specs: Mapping[str, tuple[tuple[int, ...], np.dtype]], on_host: Container[str]
-    ) -> None:
+    def __init__(self, context: Any, tensors: Iterable[str]) -> None:
         self.context = context
         self.bound = False
         """Whether the tensor addresses of the context are set."""
-        self.device: dict[str, cuda.DeviceBuffer] = {}
-        self.pinned: dict[str, cuda.PinnedBuffer] = {}
+        self.device = {name: cuda.DeviceBuffer() for name in tensors}
+        self.pinned = {name: cuda.PinnedBuffer() for name in self.device}
         self.host: dict[str, np.ndarray] = {}
+        """Views of the pinned buffers with the current shapes: inputs and requested outputs."""
         self.graph: Any = None
         """An executable CUDA graph, or None."""
-        for name, (shape, dtype) in specs.items():
-            nbytes = math.prod(shape) * dtype.itemsize
-            self.device[name] = cuda.DeviceBuffer()
-            self.device[name].reserve(nbytes)
-            if name in on_host:
-                self.pinned[name] = cuda.PinnedBuffer(nbytes)
-                self.host[name] = self.pinned[name].array(shape, dtype)
 
     def unbind(self) -> None:
         """Discard the CUDA graph and the tensor addresses. The next call sets and captures them again."""
@@ -80,18 +79,22 @@ class StreamWorker:
             expect: `expect(succeeded, what)` raises an error with the builder's messages unless `succeeded`.
             capture: Whether to capture CUDA graphs. False if the builder's runtime does so.
         """
-        self.context = create_context()
-        """The context of calls with device arrays. Its shapes and addresses change with every call."""
         self.capture = capture
         self.capture_error = ""
-        """The error of a failed capture, after which no CUDA graphs are used."""
+        """Why no CUDA graphs are used: the error of a capture, or of the memory for the first slot."""
         self._create_context = create_context
         self._expect = expect
         self._inputs = {name: np.dtype(dtype) for name, dtype in inputs.items()}
         self._outputs = {name: np.dtype(dtype) for name, dtype in outputs.items()}
+        self._shared: Slot | None = Slot(create_context(), (*inputs, *outputs))
+        """For calls with device arrays, and with host arrays of kinds without a slot. Every call sets it up anew."""
         self._slots: collections.OrderedDict[Key, Slot] = collections.OrderedDict()
+        """Least recently used first."""
+        self._slots_kept = SLOTS_KEPT
+        self._last_calls: collections.OrderedDict[Key, int] = collections.OrderedDict()
+        """When a kind was last called, as a count of calls."""
+        self._clock = itertools.count(1)
         self._scratch = cuda.DeviceBuffer()
-        self._device_outputs = {name: cuda.DeviceBuffer() for name in outputs}
         self.stream: int | None = int(cuda.call("cudaStreamCreateWithFlags", cuda.cudart().cudaStreamNonBlocking))
         self._done = cuda.call("cudaEventCreateWithFlags", cuda.cudart().cudaEventDisableTiming)
 
@@ -99,7 +102,9 @@ class StreamWorker:
         """Run on host arrays and return new NumPy arrays that are complete."""
         # Work on a caller's stream may still use the scratch buffer.
         cuda.call("cudaStreamWaitEvent", self.stream, self._done, 0)
-        slot = self._slot(inputs, wanted)
+        key = self._key(inputs, wanted)
+        slot = self._slot(key)
+        self._fill(slot, inputs)
         if slot.graph is not None:
             cuda.call("cudaGraphLaunch", slot.graph, self.stream)
         else:
@@ -108,14 +113,24 @@ class StreamWorker:
         cuda.call("cudaEventRecord", self._done, self.stream)
         cuda.call("cudaStreamSynchronize", self.stream)
         results = {name: slot.host[name].copy() for name in wanted}
-        if slot.graph is None and self.capture:
+        if slot is not self._shared and slot.graph is None and self.capture:
             self._capture(slot)  # capture requires a preceding run with the same shapes
+        self._last_calls[key] = next(self._clock)
+        self._last_calls.move_to_end(key)
+        if len(self._last_calls) > KINDS_REMEMBERED:
+            self._last_calls.popitem(last=False)
         return results
 
     def steps(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> dict[str, Callable[[], None]]:
         """Functions that submit the steps of `run_on_host` one by one, for timing: h2d, engine, d2h."""
-        slot = self._slot(inputs, wanted)
-        self._bind(slot)
+        key = self._key(inputs, wanted)
+        slot = self._slots.get(key, self._shared)
+        if slot is self._shared:
+            self._prepare(slot, key)
+        self._fill(slot, inputs)
+        if not slot.bound:
+            self._bind(slot)
+            self._compute(slot)  # a caller may capture the steps, which requires a preceding run
         steps = {"h2d": self._upload, "engine": self._compute, "d2h": self._download}
         return {name: functools.partial(step, slot) for name, step in steps.items()}
 
@@ -129,25 +144,23 @@ class StreamWorker:
         default = stream is None or stream in cuda.DEFAULT_STREAMS
         target = self.stream if default else stream  # TensorRT synchronises on default streams
         cuda.call("cudaStreamWaitEvent", target, self._done, 0)
-        self._set_shapes(self.context, shapes)
+        context = self._shared.context
+        self._set_shapes(context, shapes)
         for name, view in views.items():
-            self._expect(self.context.set_tensor_address(name, view.pointer), f"rejects the memory of {name}")
+            self._expect(context.set_tensor_address(name, view.pointer), f"rejects the memory of {name}")
         results = {}
-        for name, (shape, dtype) in self._output_specs(self.context).items():
+        for name, (shape, dtype) in self._output_specs(context).items():
             if name in wanted:
                 results[name] = cuda.DeviceArray.empty(shape, dtype, stream)
                 pointer = results[name].pointer
             else:
-                buffer, nbytes = self._device_outputs[name], math.prod(shape) * dtype.itemsize
-                if nbytes > buffer.nbytes:  # growing frees the memory, which may still be in use
-                    cuda.call("cudaEventSynchronize", self._done)
-                pointer = buffer.reserve(nbytes)
-            self._expect(self.context.set_tensor_address(name, pointer), f"rejects the memory of {name}")
-        self._reserve_scratch(self.context)
+                pointer = self._reserve(self._shared.device[name], math.prod(shape) * dtype.itemsize)
+            self._expect(context.set_tensor_address(name, pointer), f"rejects the memory of {name}")
+        self._reserve_scratch(context)
         if default:
             # The inputs and the memory of the outputs must be ready.
             cuda.wait_stream(target, stream or cuda.LEGACY_STREAM)
-        self._expect(self.context.execute_async_v3(target), f"could not run {dict(shapes)}")
+        self._expect(context.execute_async_v3(target), f"could not run {dict(shapes)}")
         cuda.call("cudaEventRecord", self._done, target)
         if stream is None:
             cuda.call("cudaStreamSynchronize", target)
@@ -161,33 +174,77 @@ class StreamWorker:
             return
         cuda.call("cudaEventSynchronize", self._done)
         cuda.call("cudaStreamSynchronize", self.stream)
-        for slot in self._slots.values():
+        for slot in (self._shared, *self._slots.values()):
             slot.free()
         self._slots.clear()
-        self.context = None
-        for buffer in (self._scratch, *self._device_outputs.values()):
-            buffer.free()
+        self._shared = None
+        self._scratch.free()
         cuda.call("cudaEventDestroy", self._done)
         cuda.call("cudaStreamDestroy", self.stream)
         self.stream = self._done = None
 
-    def _slot(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> Slot:
-        """The slot for this call, filled with the inputs. A new slot evicts the least recently used one."""
-        shapes: Shapes = tuple((name, inputs[name].shape) for name in self._inputs)
-        key = (shapes, tuple(name for name in self._outputs if name in wanted))
-        if key not in self._slots:
-            context = self._create_context()
-            self._set_shapes(context, shapes)
-            while len(self._slots) >= SHAPES_KEPT:
+    def _key(self, inputs: Mapping[str, np.ndarray], wanted: list[str]) -> Key:
+        return (tuple((name, inputs[name].shape) for name in self._inputs),
+                tuple(name for name in self._outputs if name in wanted))
+
+    def _slot(self, key: Key) -> Slot:
+        """The slot for a call, with the shapes and memory of the call."""
+        if key not in self._slots and self._deserves_slot(key):
+            self._add_slot(key)
+        if key in self._slots:
+            self._slots.move_to_end(key)
+            return self._slots[key]
+        self._prepare(self._shared, key)
+        return self._shared
+
+    def _deserves_slot(self, key: Key) -> bool:
+        previous = self._last_calls.get(key)
+        if previous is None or not self._slots_kept:
+            return False
+        return len(self._slots) < self._slots_kept or previous > self._last_calls.get(next(iter(self._slots)), 0)
+
+    def _add_slot(self, key: Key) -> None:
+        """Give a kind of call a slot, a new one or the least recently used one. Add no more once memory is short."""
+        slot = None
+        try:
+            if len(self._slots) < self._slots_kept:
+                slot = Slot(self._create_context(), (*self._inputs, *self._outputs))
+            else:
                 cuda.call("cudaStreamSynchronize", self.stream)
-                self._slots.popitem(last=False)[1].free()
-            specs = {name: (shape, self._inputs[name]) for name, shape in shapes} | self._output_specs(context)
-            self._slots[key] = Slot(context, specs, (*self._inputs, *key[1]))
-        self._slots.move_to_end(key)
-        slot = self._slots[key]
+                slot = self._slots.popitem(last=False)[1]
+            self._prepare(slot, key)
+        except BackendError as error:
+            if slot is not None:
+                slot.free()
+            self._slots_kept = len(self._slots)
+            if not self._slots:
+                self.capture_error = self.capture_error or str(error)
+        else:
+            self._slots[key] = slot
+
+    def _prepare(self, slot: Slot, key: Key) -> None:
+        """Set the shapes of a slot's context and reserve memory for them."""
+        slot.unbind()
+        slot.host.clear()
+        shapes, wanted = key
+        self._set_shapes(slot.context, shapes)
+        specs = {name: (shape, self._inputs[name]) for name, shape in shapes} | self._output_specs(slot.context)
+        for name, (shape, dtype) in specs.items():
+            nbytes = math.prod(shape) * dtype.itemsize
+            self._reserve(slot.device[name], nbytes)
+            if name in self._inputs or name in wanted:
+                self._reserve(slot.pinned[name], nbytes)
+                slot.host[name] = slot.pinned[name].array(shape, dtype)
+
+    def _fill(self, slot: Slot, inputs: Mapping[str, np.ndarray]) -> None:
         for name in self._inputs:
             np.copyto(slot.host[name], inputs[name])
-        return slot
+
+    def _reserve(self, buffer: cuda.DeviceBuffer | cuda.PinnedBuffer, nbytes: int) -> int:
+        """Reserve memory in a buffer that no CUDA graph refers to."""
+        if nbytes > buffer.nbytes:  # growing frees the memory, which may still be in use
+            cuda.call("cudaEventSynchronize", self._done)
+        return buffer.reserve(nbytes)
 
     def _set_shapes(self, context: Any, shapes: Shapes) -> None:
         for name, shape in shapes:
@@ -214,10 +271,9 @@ class StreamWorker:
         """Set scratch memory for the context's shapes. If it moves, CUDA graphs with its address are discarded."""
         nbytes = context.update_device_memory_size_for_shapes()
         if nbytes > self._scratch.nbytes:
-            cuda.call("cudaEventSynchronize", self._done)
             for slot in self._slots.values():
                 slot.unbind()
-        context.set_device_memory(self._scratch.reserve(nbytes), self._scratch.nbytes)
+        context.set_device_memory(self._reserve(self._scratch, nbytes), self._scratch.nbytes)
 
     def _enqueue(self, slot: Slot) -> None:
         self._upload(slot)

@@ -171,7 +171,7 @@ class TensorRTSession(Session):
 
     @property
     def note(self) -> str:
-        """Whether calls with host arrays use CUDA graphs. Valid after the first call."""
+        """Whether calls with host arrays use CUDA graphs. Valid after the second call of a shape, which is captured."""
         if self.captures_internally:
             return "with CUDA graphs of its own"
         why = next((worker.capture_error for worker in self._all if worker.capture_error), "")

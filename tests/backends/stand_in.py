@@ -35,6 +35,8 @@ class StandIn:
         self.alive: set[Any] = set()
         self.can_capture = True
         self.full = False
+        self.most: int | None = None
+        """The largest allocation that succeeds [bytes]."""
         self.recorded: dict[int, int] = {}
         self.order: list[tuple[Any, ...]] = []
         """What waited for what, and what memory came and went in the order of a stream."""
@@ -66,7 +68,7 @@ class StandIn:
 
     def cudaMalloc(self, nbytes: int) -> int:
         assert self.capturing is None, "allocated within a capture"
-        if self.full:
+        if self.full or (self.most is not None and nbytes > self.most):
             raise BackendError("CUDA: cudaMalloc failed (2): out of memory.")
         block = ctypes.create_string_buffer(max(1, nbytes))
         self.memory[ctypes.addressof(block)] = block
@@ -148,6 +150,7 @@ class Context:
     """depth = the sum of a frame's channels, by way of scratch memory whose size follows the shape."""
 
     def __init__(self, device: StandIn) -> None:
+        device.counts["create_context"] += 1
         self.device, self.addresses, self.scratch = device, {}, (0, 0)
         self.streams: list[int] = []
         self.changes = 0

@@ -33,6 +33,7 @@ struct Session {
         const dpt_engine_desc engine = {"PLAN", 4, "toy.engine", cache.c_str(), 7, 0, no_graph ? 1 : 0, 0};
         status = api.open(&engine, &handle, message);
         fake.enqueued = fake.captured = fake.replayed = 0;
+        EXPECT(status != DPT_OK || fake.contexts_made == 1);
     }
     ~Session() {
         if (handle != nullptr) api.close(handle);
@@ -150,32 +151,102 @@ void test_runtime_cache(const std::string &folder) {
 
 #else
 
-void test_least_recently_used_graph_is_replaced() {
+constexpr int kSlots = 8;
+
+// The number of things created since the previous call of this function: contexts, allocations and graphs.
+int count_made() {
+    const int made = fake.contexts_made + fake.allocations_made + fake.captured;
+    fake.contexts_made = fake.allocations_made = fake.captured = 0;
+    return made;
+}
+
+void test_sizes_that_never_return_share_everything() {
     Session session;
-    EXPECT(session.cuda_graph_status() == "CUDA graphs: used for host memory, from the second call of each size on.");
-    for (int height = 8; height < 12; ++height) EXPECT(!session.replays(height, 8));
-    for (int height = 8; height < 12; ++height) session.run(height, 8); // memory has its final size now
-    for (int height = 8; height < 12; ++height) EXPECT(session.replays(height, 8));
-    const int captured = fake.captured;
-    for (int i = 0; i < 8; ++i) EXPECT(session.replays(8 + i % 4, 8));
-    EXPECT(fake.captured == captured && fake.graphs == 4);
-    EXPECT(!session.replays(4, 8)); // the fifth graph replaces that of height 8
-    EXPECT(session.replays(9, 8) && session.replays(4, 8) && fake.contexts == 5);
-    EXPECT(!session.replays(8, 8)); // replaces that of height 10
-    EXPECT(session.replays(11, 8) && session.replays(9, 8) && !session.replays(10, 8));
+    fake.allocations_made = 0;
+    for (int i = 0; i < 50; ++i) EXPECT(!session.replays(10 + i, 12 + i));
+    // Nine buffers grow by half or more, from 120 to 3599 pixels.
+    EXPECT(fake.contexts_made == 1 && fake.captured == 0 && fake.allocations_made <= 9 * 10);
+    const int made = fake.allocations_made;
+    for (int i = 40; i > 0; --i) EXPECT(!session.replays(i + 5, i + 6, i % 2 == 0));
+    EXPECT(fake.contexts_made == 1 && fake.captured == 0 && fake.allocations_made == made);
+}
+
+void test_sizes_in_turn_are_captured_once() {
+    Session session;
+    EXPECT(session.cuda_graph_status() == "CUDA graphs: used for host memory, from the third call of each size on.");
+    for (int turn = 0; turn < 2; ++turn) {
+        for (int i = 0; i < kSlots; ++i) EXPECT(!session.replays(8 + 2 * i, 8 + i));
+    }
+    EXPECT(fake.captured == kSlots && fake.graphs == kSlots && fake.contexts == kSlots + 1);
+    count_made();
+    for (int i = 0; i < 10 * kSlots; ++i) EXPECT(session.replays(8 + 2 * (i % kSlots), 8 + i % kSlots));
+    EXPECT(count_made() == 0);
+}
+
+void test_more_sizes_in_turn_than_slots() {
+    Session session;
+    const int sizes = kSlots + 3;
+    for (int i = 0; i < 2 * sizes; ++i) session.run(8 + i % sizes, 8);
+    count_made();
+    fake.replayed = 0;
+    for (int i = 0; i < 10 * sizes; ++i) session.run(8 + i % sizes, 8);
+    EXPECT(count_made() == 0 && fake.replayed == 10 * kSlots);
+}
+
+void test_new_sizes_take_over_slots() {
+    Session session;
+    for (int i = 0; i < 2 * kSlots; ++i) session.run(40 + i / 2, 8);
+    count_made();
+    for (int i = 0; i < kSlots; ++i) {
+        EXPECT(!session.replays(8 + i, 8) && !session.replays(8 + i, 8) && session.replays(8 + i, 8));
+        EXPECT(count_made() == 1 && fake.graphs == kSlots && fake.contexts == kSlots + 1);
+    }
+    session.run(8, 8); // the least recently used height is now 9
+    session.run(4, 8), session.run(4, 8);
+    EXPECT(session.replays(8, 8) && session.replays(4, 8) && !session.replays(9, 8));
+}
+
+void test_no_memory_for_a_slot() {
+    {
+        Session session;
+        session.run(8, 8), session.run(6, 6), session.run(6, 6);
+        fake.largest = 100;
+        for (int i = 0; i < 3; ++i) EXPECT(!session.replays(8, 8) && session.replays(6, 6));
+        EXPECT(fake.contexts == 2);
+    }
+    Session session;
+    session.run(8, 8);
+    fake.largest = 100;
+    for (int i = 0; i < 3; ++i) EXPECT(!session.replays(8, 8));
+    EXPECT(session.cuda_graph_status() == "No CUDA graphs: CUDA: cudaMallocHost failed (2): an error.");
+}
+
+void test_a_buffer_grows_by_half_if_there_is_room() {
+    Session session;
+    session.run(10, 10);
+    count_made();
+    session.run(10, 11);
+    EXPECT(count_made() == 9); // grow to 150 pixels
+    session.run(10, 15);
+    EXPECT(count_made() == 0);
+    fake.largest = 160 * 12; // normals of 160 pixels
+    session.run(10, 16);
+    EXPECT(count_made() == 9);
 }
 
 void test_capture_and_replay() {
     Session session;
-    EXPECT(!session.replays(8, 8) && session.replays(8, 8) && session.replays(8, 8));
-    EXPECT(fake.captured == 1 && fake.enqueued == 2);
-    EXPECT(!session.replays(8, 8, false) && session.replays(8, 8, false) && session.replays(8, 8));
+    EXPECT(!session.replays(8, 8) && !session.replays(8, 8) && session.replays(8, 8));
+    EXPECT(fake.captured == 1 && fake.enqueued == 3);
+    EXPECT(!session.replays(8, 8, false) && !session.replays(8, 8, false) && session.replays(8, 8, false));
+    EXPECT(session.replays(8, 8));
 }
 
 void test_device_memory_between_host_calls() {
     Session session;
     session.run(8, 8);
     session.run_device(6, 6);
+    session.run(8, 8);
     EXPECT(session.replays(8, 8));
     session.run_device(4, 4);
     EXPECT(session.replays(8, 8));
@@ -215,7 +286,12 @@ int main(int count, char **arguments) {
     test_runtime_cache(arguments[2]);
 #else
     test_capture_and_replay();
-    test_least_recently_used_graph_is_replaced();
+    test_sizes_that_never_return_share_everything();
+    test_sizes_in_turn_are_captured_once();
+    test_more_sizes_in_turn_than_slots();
+    test_new_sizes_take_over_slots();
+    test_no_memory_for_a_slot();
+    test_a_buffer_grows_by_half_if_there_is_room();
     test_device_memory_between_host_calls();
     test_disabled_graphs();
 #endif

@@ -8,6 +8,7 @@
 typedef enum cudaError {
     cudaSuccess = 0,
     cudaErrorInvalidValue = 1,
+    cudaErrorMemoryAllocation = 2,
     cudaErrorStreamCaptureUnsupported = 900
 } cudaError_t;
 typedef struct CUstream_st *cudaStream_t;

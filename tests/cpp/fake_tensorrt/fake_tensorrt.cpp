@@ -62,9 +62,10 @@ void run_or_capture(std::function<void()> step) {
 
 cudaError_t allocate(void **address, std::size_t bytes) {
     forbid_capture("allocation in a capture");
+    if (bytes > state.largest) return cudaErrorMemoryAllocation;
     *address = std::malloc(bytes);
     memory[static_cast<char *>(*address)] = bytes;
-    ++state.allocations;
+    ++state.allocations, ++state.allocations_made;
     return cudaSuccess;
 }
 
@@ -111,7 +112,7 @@ struct Context : IExecutionContext {
     std::vector<std::int64_t> last_shape; // of the last enqueue
     void *last_scratch = nullptr;
 
-    Context() { ++state.contexts; }
+    Context() { ++state.contexts, ++state.contexts_made; }
     ~Context() override { --state.contexts; }
     bool setInputShape(const char *, const Dims4 &shape) override {
         forbid_capture("setInputShape in a capture");

@@ -1,5 +1,7 @@
 #include "cuda.h"
 
+#include <algorithm>
+
 namespace dpt_impl {
 
 #if CUDART_VERSION < 12000
@@ -62,14 +64,20 @@ DeviceGuard::~DeviceGuard() {
 
 void *Buffer::reserve(std::size_t bytes) {
     if (bytes <= bytes_) return data_;
-    free();
     const Cuda &cuda = Cuda::get();
-    if (pinned_) {
-        cuda.check(cuda.cudaMallocHost(&data_, bytes), "cudaMallocHost");
-    } else {
-        cuda.check(cuda.cudaMalloc(&data_, bytes), "cudaMalloc");
-    }
-    bytes_ = bytes;
+    const std::size_t ample = std::max(bytes, bytes_ + bytes_ / 2);
+    free();
+    const auto allocate = [&](std::size_t size) {
+        const cudaError_t status = pinned_ ? cuda.cudaMallocHost(&data_, size) : cuda.cudaMalloc(&data_, size);
+        bytes_ = status == cudaSuccess ? size : 0;
+        if (status == cudaSuccess) return status;
+        data_ = nullptr;
+        static_cast<void>(cuda.cudaGetLastError()); // otherwise the application would see this error
+        return status;
+    };
+    cudaError_t status = allocate(ample);
+    if (status != cudaSuccess && ample > bytes) status = allocate(bytes);
+    cuda.check(status, pinned_ ? "cudaMallocHost" : "cudaMalloc");
     return data_;
 }
 

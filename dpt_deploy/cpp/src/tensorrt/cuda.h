@@ -67,8 +67,9 @@ private:
     bool changed_ = false;
 };
 
-// Memory on the device, or pinned memory on the host, which grows to the largest requested size. The owner ensures that
-// nothing uses it while it grows.
+// Memory on the device, or pinned memory on the host, which grows to the largest requested size. It grows by half its size
+// or more if there is memory for that, so that rising sizes cause few allocations. The owner ensures that nothing uses it
+// while it grows.
 class Buffer {
 public:
     explicit Buffer(bool pinned) : pinned_(pinned) {}

@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <iterator>
 
 #include "../frames.h"
 #include "cache.h"
@@ -9,7 +10,8 @@
 namespace dpt_impl {
 namespace {
 
-constexpr std::size_t kMaxCachedGraphs = 4; // as in the Python runtime
+constexpr std::size_t kSlotsKept = 8; // as in the Python runtime
+constexpr std::size_t kKindsRemembered = 64;
 
 std::size_t map_bytes(const dpt_frames &frames, int channels) {
     return count_pixels(frames) * static_cast<std::size_t>(channels) * sizeof(float);
@@ -28,7 +30,8 @@ std::int64_t bits_of(const std::array<float *, 3> &maps) {
 Engine::Engine(const dpt_engine_desc &desc)
     : file_(desc.file), cache_file_(desc.cache), device_(desc.device), use_graphs_(desc.no_cuda_graph == 0),
       heads_{{{"depth", 1, (desc.heads & DPT_HAS_DEPTH) != 0}, {"normals", 3, (desc.heads & DPT_HAS_NORMALS) != 0},
-              {"alpha", 1, (desc.heads & DPT_HAS_ALPHA) != 0}}} {
+              {"alpha", 1, (desc.heads & DPT_HAS_ALPHA) != 0}}},
+      slots_kept_(kSlotsKept) {
     const Cuda &cuda = Cuda::get();
     const DeviceGuard current(device_);
     try {
@@ -60,16 +63,16 @@ Engine::~Engine() {
 void Engine::release() noexcept {
     const Cuda &cuda = Cuda::get();
     if (done_ != nullptr) static_cast<void>(cuda.cudaEventSynchronize(done_));
-    for (CachedGraph &cached : cached_) destroy_graph(cached);
-    cached_.clear(); // contexts, then the engine, then the runtime that they belong to
-    context_.reset();
+    for (Slot &slot : slots_) destroy_graph(slot);
+    slots_.clear(); // contexts, then the engine, then the runtime that they belong to
+    shared_.context.reset();
 #if defined(TRT_MAJOR_RTX)
     cache_.reset();
 #endif
     engine_.reset();
     runtime_.reset();
-    for (Head &head : heads_) head.device.free(), head.host.free();
-    input_.free(), staging_.free(), scratch_.free();
+    for (MapBuffers &map : shared_.maps) map.device.free(), map.host.free();
+    shared_.input.free(), shared_.staging.free(), scratch_.free();
     if (done_ != nullptr) static_cast<void>(cuda.cudaEventDestroy(done_));
     if (ready_ != nullptr) static_cast<void>(cuda.cudaEventDestroy(ready_));
     if (stream_ != nullptr) static_cast<void>(cuda.cudaStreamDestroy(stream_));
@@ -78,7 +81,7 @@ void Engine::release() noexcept {
 }
 
 void Engine::create_context() {
-    cuda_graph_status_ = use_graphs_ ? "CUDA graphs: used for host memory, from the second call of each size on."
+    cuda_graph_status_ = use_graphs_ ? "CUDA graphs: used for host memory, from the third call of each size on."
                                      : "No CUDA graphs: disabled by no_cuda_graph.";
 #if defined(TRT_MAJOR_RTX)
     const std::unique_ptr<nvinfer1::IRuntimeConfig> config(engine_->createRuntimeConfig());
@@ -104,11 +107,11 @@ void Engine::create_context() {
         static_cast<void>(config->setRuntimeCache(*cache_));
         static_cast<void>(logger_.take_errors());
     }
-    context_.reset(engine_->createExecutionContext(config.get()));
+    shared_.context.reset(engine_->createExecutionContext(config.get()));
 #else
-    context_.reset(engine_->createExecutionContext(kUserManaged));
+    shared_.context.reset(engine_->createExecutionContext(kUserManaged));
 #endif
-    if (!context_) fail_with_log("could not create an execution context");
+    if (!shared_.context) fail_with_log("could not create an execution context");
 }
 
 // Writes the kernels that TensorRT-RTX compiled, if they differ from those that were read.
@@ -149,10 +152,11 @@ void Engine::run(const dpt_frames &frames, const dpt_maps &maps) {
     // A call on a stream of the caller may still use the same buffers.
     cuda.check(cuda.cudaStreamWaitEvent(stream_, done_, 0), "cudaStreamWaitEvent");
     const Pointers outputs = {maps.depth, maps.normals, maps.alpha};
-    reserve_host(frames, outputs);
-    pack_rgb(frames, static_cast<std::uint8_t *>(staging_.data()));
+    const Key key = {frames.batch, frames.height, frames.width, bits_of(outputs)};
+    Slot &slot = slot_for(key, frames, outputs);
+    pack_rgb(frames, static_cast<std::uint8_t *>(slot.staging.data()));
     try {
-        launch(frames, outputs);
+        launch(slot, frames, outputs);
         cuda.check(cuda.cudaEventRecord(done_, stream_), "cudaEventRecord");
         cuda.check(cuda.cudaStreamSynchronize(stream_), "cudaStreamSynchronize");
     } catch (...) {
@@ -161,8 +165,11 @@ void Engine::run(const dpt_frames &frames, const dpt_maps &maps) {
     }
     for (std::size_t i = 0; i < heads_.size(); ++i) {
         if (outputs[i] == nullptr) continue;
-        std::memcpy(outputs[i], heads_[i].host.data(), map_bytes(frames, heads_[i].channels));
+        std::memcpy(outputs[i], slot.maps[i].host.data(), map_bytes(frames, heads_[i].channels));
     }
+    remember_call(key);
+    // Only now, because TensorRT sets up its state in the first run of a shape.
+    if (&slot != &shared_ && slot.graph == nullptr) capture(slot, frames, outputs);
 }
 
 void Engine::run_device(const dpt_frames &frames, const dpt_maps &maps, cudaStream_t stream) {
@@ -176,141 +183,183 @@ void Engine::run_device(const dpt_frames &frames, const dpt_maps &maps, cudaStre
         cuda.check(cuda.cudaStreamWaitEvent(work_stream, ready_, 0), "cudaStreamWaitEvent");
     }
     cuda.check(cuda.cudaStreamWaitEvent(work_stream, done_, 0), "cudaStreamWaitEvent");
-    prepare(*context_, frames, frames.data, {maps.depth, maps.normals, maps.alpha});
-    if (!context_->enqueueV3(work_stream)) fail_with_log("could not run");
+    prepare(shared_, frames, frames.data, {maps.depth, maps.normals, maps.alpha});
+    if (!shared_.context->enqueueV3(work_stream)) fail_with_log("could not run");
     cuda.check(cuda.cudaEventRecord(done_, work_stream), "cudaEventRecord");
     if (is_default) cuda.check(cuda.cudaStreamWaitEvent(stream, done_, 0), "cudaStreamWaitEvent");
 }
 
-// Allocates what a call with host memory needs, except scratch memory.
-void Engine::reserve_host(const dpt_frames &frames, const Pointers &maps) {
-    reserve(staging_, count_pixels(frames) * 3);
-    reserve(input_, count_pixels(frames) * 3);
-    for (std::size_t i = 0; i < heads_.size(); ++i) {
-        if (maps[i] != nullptr) reserve(heads_[i].host, map_bytes(frames, heads_[i].channels));
+// When a kind of call was made last, as a count of calls. 0 if that is unknown.
+std::uint64_t Engine::last_call(const Key &key) const {
+    for (const auto &[kind, time] : last_calls_) {
+        if (kind == key) return time;
+    }
+    return 0;
+}
+
+void Engine::remember_call(const Key &key) {
+    const auto found = std::find_if(last_calls_.begin(), last_calls_.end(),
+                                    [&](const auto &entry) { return entry.first == key; });
+    if (found != last_calls_.end()) {
+        last_calls_.erase(found);
+    } else if (last_calls_.size() == kKindsRemembered) {
+        last_calls_.pop_back();
+    }
+    last_calls_.emplace_front(key, ++calls_);
+}
+
+// Whether this is the second call of its kind or a later one, and a slot is free or was used last before the previous
+// call of this kind. More kinds in turn than there are slots therefore do not evict each other.
+bool Engine::deserves_slot(const Key &key) const {
+    const std::uint64_t previous = last_call(key);
+    if (!use_graphs_ || previous == 0 || slots_kept_ == 0) return false;
+    return slots_.size() < slots_kept_ || previous > last_call(slots_.back().key);
+}
+
+// Returns the slot for a call with host memory. It has the memory that the call needs.
+Engine::Slot &Engine::slot_for(const Key &key, const dpt_frames &frames, const Pointers &maps) {
+    const auto find = [&] {
+        return std::find_if(slots_.begin(), slots_.end(), [&](const Slot &slot) { return slot.key == key; });
+    };
+    auto found = find();
+    if (found == slots_.end() && deserves_slot(key)) {
+        add_slot(key, frames, maps);
+        found = find();
+    }
+    if (found == slots_.end()) {
+        reserve_host_call(shared_, frames, maps);
+        return shared_;
+    }
+    slots_.splice(slots_.begin(), slots_, found);
+    return slots_.front();
+}
+
+// Gives a kind of call a slot: a new one, or the least recently used one with its context and memory. Once memory is
+// short, no more slots are added.
+void Engine::add_slot(const Key &key, const dpt_frames &frames, const Pointers &maps) {
+    if (slots_.size() < slots_kept_) {
+        slots_.emplace_front();
+    } else {
+        slots_.splice(slots_.begin(), slots_, std::prev(slots_.end()));
+    }
+    Slot &slot = slots_.front();
+    destroy_graph(slot);
+    slot.key = key;
+    try {
+        if (!slot.context) slot.context.reset(engine_->createExecutionContext(kUserManaged));
+        if (!slot.context) fail_with_log("could not create an execution context");
+        reserve_host_call(slot, frames, maps);
+    } catch (const std::exception &error) {
+        slots_.pop_front();
+        slots_kept_ = slots_.size();
+        if (slots_.empty()) disable_graphs(error.what());
     }
 }
 
-// Sets shapes, addresses and scratch memory. Maps whose address is null are written to our own buffers.
-void Engine::prepare(nvinfer1::IExecutionContext &context, const dpt_frames &frames, const void *input,
-                     const Pointers &outputs) {
+// Allocates what a call with host memory needs, except scratch memory.
+void Engine::reserve_host_call(Slot &slot, const dpt_frames &frames, const Pointers &maps) {
+    reserve(slot.staging, count_pixels(frames) * 3);
+    reserve(slot.input, count_pixels(frames) * 3);
+    for (std::size_t i = 0; i < heads_.size(); ++i) {
+        const std::size_t bytes = map_bytes(frames, heads_[i].channels);
+        if (heads_[i].present) reserve(slot.maps[i].device, bytes);
+        if (maps[i] != nullptr) reserve(slot.maps[i].host, bytes);
+    }
+}
+
+// Sets shapes, addresses and scratch memory. Maps whose address is null are written to the slot's buffers. If the scratch
+// memory has to move, the graphs that contain its address are destroyed.
+void Engine::prepare(Slot &slot, const dpt_frames &frames, const void *input, const Pointers &outputs) {
+    nvinfer1::IExecutionContext &context = *slot.context;
     const nvinfer1::Dims4 shape(frames.batch, frames.height, frames.width, 3);
     if (!context.setInputShape("frame", shape)) {
         fail_with_log(concat("rejected the shape [", frames.batch, ", ", frames.height, ", ", frames.width, ", 3]"));
     }
     if (!context.setInputTensorAddress("frame", input)) fail_with_log("rejected the address of frame");
     for (std::size_t i = 0; i < heads_.size(); ++i) {
-        Head &head = heads_[i];
+        const Head &head = heads_[i];
         if (!head.present) continue;
         void *address = outputs[i];
-        if (address == nullptr) address = reserve(head.device, map_bytes(frames, head.channels));
+        if (address == nullptr) address = reserve(slot.maps[i].device, map_bytes(frames, head.channels));
         if (!context.setTensorAddress(head.name, address)) fail_with_log(concat("rejected the address of ", head.name));
     }
-    void *memory = reserve(scratch_, context.updateDeviceMemorySizeForShapes());
+    const std::size_t bytes = context.updateDeviceMemorySizeForShapes();
+    if (bytes > scratch_.bytes()) {
+        for (Slot &other : slots_) destroy_graph(other);
+    }
+    void *memory = reserve(scratch_, bytes);
     context.setDeviceMemoryV2(memory, static_cast<std::int64_t>(scratch_.bytes()));
 }
 
 // Enqueues what a CUDA graph consists of, and nothing else: copy from pinned memory to the device, engine, copy of the
 // maps to pinned memory.
-void Engine::enqueue(nvinfer1::IExecutionContext &context, const dpt_frames &frames, const Pointers &maps) {
+void Engine::enqueue(Slot &slot, const dpt_frames &frames, const Pointers &maps) {
     const Cuda &cuda = Cuda::get();
-    cuda.check(cuda.cudaMemcpyAsync(input_.data(), staging_.data(), count_pixels(frames) * 3, cudaMemcpyHostToDevice,
-                                    stream_),
+    cuda.check(cuda.cudaMemcpyAsync(slot.input.data(), slot.staging.data(), count_pixels(frames) * 3,
+                                    cudaMemcpyHostToDevice, stream_),
                "cudaMemcpyAsync");
-    if (!context.enqueueV3(stream_)) fail_with_log("could not run");
+    if (!slot.context->enqueueV3(stream_)) fail_with_log("could not run");
     for (std::size_t i = 0; i < heads_.size(); ++i) {
         if (maps[i] == nullptr) continue;
-        cuda.check(cuda.cudaMemcpyAsync(heads_[i].host.data(), heads_[i].device.data(),
+        cuda.check(cuda.cudaMemcpyAsync(slot.maps[i].host.data(), slot.maps[i].device.data(),
                                         map_bytes(frames, heads_[i].channels), cudaMemcpyDeviceToHost, stream_),
                    "cudaMemcpyAsync");
     }
 }
 
-// Replays the CUDA graph of this shape and set of maps. The first call runs without a graph, because TensorRT sets up
-// its state then; the second call is captured.
-void Engine::launch(const dpt_frames &frames, const Pointers &maps) {
+// Replays the slot's CUDA graph or, if there is none, enqueues its work.
+void Engine::launch(Slot &slot, const dpt_frames &frames, const Pointers &maps) {
     const Cuda &cuda = Cuda::get();
-    CachedGraph *cached = use_graphs_ ? find_or_add_graph(frames, maps) : nullptr;
-    if (cached != nullptr && cached->warmed_up && cached->graph == nullptr) capture(*cached, frames, maps);
-    if (!use_graphs_) cached = nullptr; // capture() failed
-    if (cached != nullptr && cached->graph != nullptr) {
-        cuda.check(cuda.cudaGraphLaunch(cached->graph, stream_), "cudaGraphLaunch");
+    if (slot.graph != nullptr) {
+        cuda.check(cuda.cudaGraphLaunch(slot.graph, stream_), "cudaGraphLaunch");
         return;
     }
-    nvinfer1::IExecutionContext &context = cached != nullptr ? *cached->context : *context_;
-    prepare(context, frames, input_.data(), {});
-    enqueue(context, frames, maps);
-    if (cached != nullptr) cached->warmed_up = true;
+    prepare(slot, frames, slot.input.data(), {});
+    enqueue(slot, frames, maps);
 }
 
-// Returns the entry of this shape and set of maps. A new entry may replace the least recently used one. Returns null if
-// no context could be created.
-Engine::CachedGraph *Engine::find_or_add_graph(const dpt_frames &frames, const Pointers &maps) {
-    const std::array<std::int64_t, 4> key = {frames.batch, frames.height, frames.width, bits_of(maps)};
-    auto found = std::find_if(cached_.begin(), cached_.end(),
-                              [&](const CachedGraph &entry) { return entry.key == key; });
-    if (found == cached_.end() && cached_.size() < kMaxCachedGraphs) {
-        Context context(engine_->createExecutionContext(kUserManaged));
-        if (!context) {
-            disable_graphs(concat("could not create an execution context: ", logger_.take_errors()));
-            return nullptr;
-        }
-        found = cached_.emplace(cached_.end());
-        found->context = std::move(context);
-    } else if (found == cached_.end()) {
-        --found;
-        destroy_graph(*found);
-    }
-    found->key = key;
-    std::rotate(cached_.begin(), found, found + 1);
-    return &cached_.front();
-}
-
-void Engine::capture(CachedGraph &cached, const dpt_frames &frames, const Pointers &maps) {
+// Captures the work of a slot that has run with its present shapes and memory. If that fails, CUDA graphs are disabled.
+void Engine::capture(Slot &slot, const dpt_frames &frames, const Pointers &maps) {
     const Cuda &cuda = Cuda::get();
     cudaGraph_t graph = nullptr;
     std::string cause;
     cudaError_t status = cuda.cudaStreamBeginCapture(stream_, cudaStreamCaptureModeThreadLocal);
     if (status == cudaSuccess) {
         try {
-            enqueue(*cached.context, frames, maps);
+            enqueue(slot, frames, maps);
         } catch (const std::exception &error) {
             cause = error.what();
         }
         status = cuda.cudaStreamEndCapture(stream_, &graph);
     }
-    if (cause.empty() && status == cudaSuccess) status = cuda.cudaGraphInstantiate(&cached.graph, graph, 0);
+    if (cause.empty() && status == cudaSuccess) status = cuda.cudaGraphInstantiate(&slot.graph, graph, 0);
     if (graph != nullptr) static_cast<void>(cuda.cudaGraphDestroy(graph));
     if (cause.empty() && status != cudaSuccess) cause = cuda.cudaGetErrorString(status);
     if (cause.empty()) return;
-    cached.graph = nullptr;
+    slot.graph = nullptr;
     static_cast<void>(cuda.cudaGetLastError()); // otherwise the application would see this error
     static_cast<void>(logger_.take_errors());
     disable_graphs("capture failed: " + cause);
 }
 
-// Kernels are launched one by one from now on.
+// Destroys all slots. Kernels are launched one by one from now on.
 void Engine::disable_graphs(const std::string &cause) {
-    for (CachedGraph &cached : cached_) destroy_graph(cached);
-    cached_.clear();
+    for (Slot &slot : slots_) destroy_graph(slot);
+    slots_.clear();
     use_graphs_ = false;
     cuda_graph_status_ = "No CUDA graphs: " + cause;
     if (cuda_graph_status_.back() != '.') cuda_graph_status_ += '.';
 }
 
-void Engine::destroy_graph(CachedGraph &cached) noexcept {
-    if (cached.graph != nullptr) static_cast<void>(Cuda::get().cudaGraphExecDestroy(cached.graph));
-    cached.graph = nullptr;
-    cached.warmed_up = false;
+void Engine::destroy_graph(Slot &slot) noexcept {
+    if (slot.graph != nullptr) static_cast<void>(Cuda::get().cudaGraphExecDestroy(slot.graph));
+    slot.graph = nullptr;
 }
 
-// Grows a buffer, after waiting for the work that uses it and destroying the graphs that contain its address.
+// Reserves memory in a buffer that no CUDA graph refers to. If it grows, the work that may use it is waited for.
 void *Engine::reserve(Buffer &buffer, std::size_t bytes) {
-    if (bytes > buffer.bytes()) {
-        const Cuda &cuda = Cuda::get();
-        cuda.check(cuda.cudaEventSynchronize(done_), "cudaEventSynchronize");
-        for (CachedGraph &cached : cached_) destroy_graph(cached);
-    }
+    const Cuda &cuda = Cuda::get();
+    if (bytes > buffer.bytes()) cuda.check(cuda.cudaEventSynchronize(done_), "cudaEventSynchronize");
     return buffer.reserve(bytes);
 }
 

@@ -5,8 +5,10 @@
 #include <cstddef>
 #include <cstdint>
 #include <deque>
+#include <list>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include <NvInfer.h>
@@ -17,6 +19,8 @@
 
 namespace dpt_impl {
 
+// Calls with host memory are told apart by shape and maps. The first call of a kind runs in a context and in buffers that
+// all kinds share. The second one gets a slot of its own, with a CUDA graph that later calls replay.
 class Engine {
 public:
     // Throws Error: DPT_MISSING_LIBRARY; DPT_BACKEND_ERROR; DPT_CONTRACT_ERROR if the tensors do not match the heads.
@@ -33,33 +37,40 @@ public:
 
 private:
     using Context = std::unique_ptr<nvinfer1::IExecutionContext>;
+    using Key = std::array<std::int64_t, 4>; // a kind of call: batch, height, width, DPT_HAS_* bits of the maps
     // An output of the frame graph. Its index in heads_ is the position of its DPT_HAS_* bit.
     struct Head {
         const char *name;
         int channels;
         bool present;
+    };
+    struct MapBuffers {
         Buffer device{false}, host{true};
     };
-    // The CUDA graph for one shape of host frames and one set of maps.
-    struct CachedGraph {
-        std::array<std::int64_t, 4> key{}; // batch, height, width, DPT_HAS_* bits of the maps
-        Context context;                   // not shared, because changing a context invalidates its graph
-        cudaGraphExec_t graph = nullptr;   // null until captured
-        bool warmed_up = false;            // the context has run this shape with the current memory: ready to capture
+    // An execution context and the memory of its tensors. Neither may change while a CUDA graph of them exists.
+    struct Slot {
+        Key key{};
+        Context context;
+        Buffer input{false}, staging{true};
+        std::array<MapBuffers, 3> maps;
+        cudaGraphExec_t graph = nullptr; // null until captured
     };
     using Pointers = std::array<float *, 3>;
 
     void create_context();
     void check_tensors();
-    CachedGraph *find_or_add_graph(const dpt_frames &frames, const Pointers &maps);
-    void reserve_host(const dpt_frames &frames, const Pointers &maps);
-    void prepare(nvinfer1::IExecutionContext &context, const dpt_frames &frames, const void *input,
-                 const Pointers &outputs);
-    void enqueue(nvinfer1::IExecutionContext &context, const dpt_frames &frames, const Pointers &maps);
-    void launch(const dpt_frames &frames, const Pointers &maps);
-    void capture(CachedGraph &cached, const dpt_frames &frames, const Pointers &maps);
+    std::uint64_t last_call(const Key &key) const;
+    void remember_call(const Key &key);
+    bool deserves_slot(const Key &key) const;
+    Slot &slot_for(const Key &key, const dpt_frames &frames, const Pointers &maps);
+    void add_slot(const Key &key, const dpt_frames &frames, const Pointers &maps);
+    void reserve_host_call(Slot &slot, const dpt_frames &frames, const Pointers &maps);
+    void prepare(Slot &slot, const dpt_frames &frames, const void *input, const Pointers &outputs);
+    void enqueue(Slot &slot, const dpt_frames &frames, const Pointers &maps);
+    void launch(Slot &slot, const dpt_frames &frames, const Pointers &maps);
+    void capture(Slot &slot, const dpt_frames &frames, const Pointers &maps);
     void disable_graphs(const std::string &cause);
-    void destroy_graph(CachedGraph &cached) noexcept;
+    void destroy_graph(Slot &slot) noexcept;
     void *reserve(Buffer &buffer, std::size_t bytes);
     void save_cache() noexcept;
     void release() noexcept;
@@ -75,13 +86,16 @@ private:
     std::unique_ptr<nvinfer1::IRuntimeCache> cache_;
     std::vector<char> cache_content_; // of the file when it was read
 #endif
-    Context context_; // for device memory, and for host memory without CUDA graphs
+    Slot shared_; // for device memory, and for host memory of kinds without a slot; every call sets it up anew
     cudaStream_t stream_ = nullptr;
     cudaEvent_t done_ = nullptr;  // recorded after the work of each call
     cudaEvent_t ready_ = nullptr; // recorded on a default stream of the caller when its pixels are ready
     std::array<Head, 3> heads_;
-    Buffer input_{false}, staging_{true}, scratch_{false};
-    std::deque<CachedGraph> cached_; // most recently used first
+    Buffer scratch_{false}; // of all contexts
+    std::list<Slot> slots_; // most recently used first
+    std::size_t slots_kept_;
+    std::uint64_t calls_ = 0;
+    std::deque<std::pair<Key, std::uint64_t>> last_calls_; // when a kind was called, as a count of calls; latest first
 };
 
 } // namespace dpt_impl
