@@ -64,12 +64,10 @@ def compared(stage: Stage) -> str:
     return f"{_count(counts.images, 'image')}, {_count(counts.heads, 'head')}, {pixels}"
 
 
-def compared_cells(stage: Stage) -> tuple[str, str]:
-    """The images and megapixels that a stage compared, for narrow cells; both "" if it compared no maps."""
+def compared_images(stage: Stage) -> str:
+    """The number of images that a stage compared; "" if it compared no maps."""
     counts = stage.compared
-    if counts is None or counts.tensors:
-        return "", ""
-    return str(counts.images), f"{counts.pixels / 1e6:.1f}"
+    return "" if counts is None or counts.tensors else str(counts.images)
 
 
 def _count(number: int, what: str) -> str:

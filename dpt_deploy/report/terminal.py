@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from ..core.bundle import REPORT_HTML, SKIPPED_IMAGES, Bundle
 from ..core.manifest import Artifact, EngineDetails, GraphDetails
 from ..core.verdict import ParityReport, Stage
-from .formatting import SUMMARY_COLUMNS, compared_cells, metric_cell, stage_status
+from .formatting import SUMMARY_COLUMNS, compared_images, metric_cell, stage_status
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -49,12 +49,15 @@ def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterabl
         files.add_row(Text(artifact.file), f"{artifact.bytes / 1e6:.1f}", Text(_contents(artifact)))
     console.print(files)
     columns = [column for column in SUMMARY_COLUMNS if not column[1].startswith("p99")]
-    stages = Table("stage", "status", "images", "MP", title="Parity with PyTorch FP32", title_justify="left")
+    stages = Table(title="Parity with PyTorch FP32", title_justify="left", padding=0, show_edge=False)
+    stages.add_column("stage", min_width=min(17, max(len(stage.name) for stage in report.stages)))
+    for title in ("status", "images"):
+        stages.add_column(title)
     for _, _, title in columns:
         stages.add_column(Text(title))
     for stage in report.stages:
         stages.add_row(Text(stage.name), Text(stage_status(stage), STATUS_COLOURS[stage.status]),
-                       *compared_cells(stage),
+                       compared_images(stage),
                        *(metric_cell(stage, head, metric) for head, metric, _ in columns))
     console.print(stages)
     for stage in (*report.failed, *report.not_run):

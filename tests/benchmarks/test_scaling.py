@@ -36,7 +36,7 @@ def test_a_point_that_fails_is_not_run(tiny_bundle: Path, tmp_path: Path) -> Non
 
 def test_a_missing_bundle_writes_nothing(tmp_path: Path) -> None:
     out = tmp_path / "results"
-    with pytest.raises(BadBundle, match="no such folder"):
+    with pytest.raises(BadBundle, match="does not exist"):
         scaling.main(scaling.ScalingConfig(tmp_path / "missing", out=out))
     assert not out.exists(), "an earlier result must stay"
 

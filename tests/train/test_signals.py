@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 from train.config import TrainConfig
@@ -93,6 +94,15 @@ def await_end(session: int, seconds: float) -> list[int]:
     while (left := alive_in_session(session)) and time.monotonic() < deadline:
         time.sleep(0.2)
     return left
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """As in the processes that `start` starts: sums depend on the number of threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
