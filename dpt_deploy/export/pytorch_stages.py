@@ -70,7 +70,11 @@ def judge_weights(bundle: Bundle, model: MultiTaskDPT) -> list[Stage]:
 
 def load_exported_model(bundle: Bundle, path: Path) -> MultiTaskDPT:
     """The model that `bundle` was exported from, float32, in eval mode, with the options of the export."""
-    checkpoint = read_checkpoint(path)
+    options = bundle.manifest.options
+    checkpoint = read_checkpoint(
+        path, backbone=options.get("backbone"), backbone_kwargs=options.get("backbone_kwargs"),
+        weights=options.get("weights_entry"), normalisation_is_known=bool(options.get("mean") and options.get("std")),
+    )
     source = bundle.manifest.checkpoint
     if checkpoint.sha256 != source.sha256:
         raise BadInput(

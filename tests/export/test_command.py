@@ -246,6 +246,17 @@ def test_what_was_assumed_stands_beside_the_verdict(checkpoint, tmp_path, comman
     assert "depth_scale" not in [one.fact for one in Bundle.open(out).manifest.assumed]
 
 
+def test_parity_reads_the_checkpoint_as_the_export_did(checkpoint, tmp_path, command):
+    """With the same entry of the file, or its weights would not be those of the graphs."""
+    state = dict(torch.load(checkpoint, weights_only=True))
+    path, out, budget = tmp_path / "both.pth", tmp_path / "bundle", loose_budget(tmp_path / "loose.json")
+    torch.save({"state_dict": state, "ema": {key: value + 1 for key, value in state.items()}}, path)
+    command(ExportConfig, export_main, path, "--out", out, "--builder", "none", "--budget", budget, "--precision",
+            "fp32", "--parity", "quick", "--weights-entry", "state_dict", "--backbone", "test_vit")
+    status, text, error = command(ParityConfig, parity_main, out, "--budget", budget, "--checkpoint", path)
+    assert status == 0, text + error
+
+
 def test_a_quick_verdict_says_that_it_is_one(checkpoint, tmp_path, command):
     out, budget = tmp_path / "bundle", loose_budget(tmp_path / "loose.json")
     _, text, _ = command(ExportConfig, export_main, checkpoint, "--out", out, "--builder", "none", "--budget", budget,
