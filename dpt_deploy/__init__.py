@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from .core.bundle import Bundle
     from .core.contract import Contract
     from .core.verdict import ParityReport
-    from .export.pipeline import ExportConfig, export_checkpoint
+    from .export.config import ExportConfig
+    from .export.pipeline import export_checkpoint
     from .model import create_multitask_dpt_model
     from .parity import judge
     from .report import write_report
@@ -27,7 +28,7 @@ _HOME = {
     "Prediction": "runtime", "Runtime": "runtime", "load": "runtime",
     "judge": "parity", "write_report": "report",
     "EngineOptions": "build", "build_engines": "build",
-    "ExportConfig": "export.pipeline", "export_checkpoint": "export.pipeline",
+    "ExportConfig": "export.config", "export_checkpoint": "export.pipeline",
     "create_multitask_dpt_model": "model",
 }
 __all__ = [

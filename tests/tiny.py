@@ -15,7 +15,8 @@ from dpt_deploy import backends
 from dpt_deploy.build import EngineOptions
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.manifest import Artifact
-from dpt_deploy.export.pipeline import ExportConfig, export_checkpoint
+from dpt_deploy.export.config import ExportConfig
+from dpt_deploy.export.pipeline import export_checkpoint
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model, save_checkpoint
 from dpt_deploy.parity.images import scene
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Mapping
 
 from .verdict import AT_LEAST, Budget, Fault, Finding, Stage
 
@@ -39,6 +40,12 @@ def share_of_budget(metric: str, value: float, bound: float) -> float:
     if math.isnan(value):
         return math.inf
     return value / bound if bound > 0 else (math.inf if value > 0 else 0.0)
+
+
+def largest_share(values: Mapping[str, float], limits: Mapping[str, float]) -> float:
+    """The largest share of its budget that one of a head's metrics uses; 0 without a limit."""
+    return max((share_of_budget(metric, value, limits[metric]) for metric, value in values.items() if metric in limits),
+               default=0.0)
 
 
 def held_to(stage: Stage, budget: Budget) -> Stage:

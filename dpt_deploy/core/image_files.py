@@ -159,8 +159,3 @@ def find_images(path: Path | str, suffixes: Sequence[str] = SUFFIXES) -> ImageLi
         raise BadInput(f"{path}: expected a folder with images ({', '.join(suffixes)}), found none; "
                        f"{found.left_out_line() or 'it is empty'}. Check the path.")
     return found
-
-
-def list_images(path: Path | str) -> list[Path]:
-    """The images of `find_images` alone."""
-    return find_images(path).images

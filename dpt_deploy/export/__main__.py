@@ -7,13 +7,16 @@ from .. import cli
 with cli.needing("export"):
     from ..build import benchmark_command
     from ..report.terminal import print_outcome, skipped_images
-    from .pipeline import ExportConfig, export_checkpoint
+    from .config import ExportConfig, check_options
 
 PROG = "python -m dpt_deploy.export"
 
 
 def main(config: ExportConfig) -> int:
     """Exit status: 0 if the verdict passed and every image was read, else 1."""
+    check_options(config)
+    with cli.needing("export"):
+        from .pipeline import export_checkpoint
     bundle, report = export_checkpoint(config, command=cli.command_line(PROG))
     print_outcome(bundle, report, [benchmark_command(bundle, engine) for engine in bundle.find("engine")])
     skipped = skipped_images(bundle)

@@ -8,21 +8,16 @@ import functools
 import importlib.metadata
 import json
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any
 
-import tyro
-
-from ..build import EngineOptions, build_engines, choose_builder
-from ..cli.options import Count, Heads, Name, Names, Pairs, Size, Triple
+from ..build import build_engines
 from ..core import manifest
 from ..core.bundle import Bundle, Recipe
-from ..core.contract import Contract, ResizeRule
+from ..core.contract import Contract
 from ..core.errors import BadInput, BuildError
 from ..core.files import locked
-from ..core.image_files import MAX_PIXELS
-from ..core.manifest import Assumption, Manifest, Precision, PrecisionPlan, PrecisionRecord
+from ..core.manifest import Assumption, Manifest, PrecisionPlan, PrecisionRecord
 from ..core.verdict import ParityReport, Stage
 from ..core.version import __version__
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
@@ -31,61 +26,13 @@ from ..parity.judge import WorstMaps
 from ..parity.reference import FILE, Reference
 from ..report import write_report
 from ..report.model_card import reset_model_card
+from .config import ExportConfig, check_options
 from .frame_graph import Processing, export_frame_graph, trace_processing
 from .graph import export_graph
 from .precision import check_plan, typed, typed_frame
 from .pytorch_reference import ParityInput, ParityInputs, hash_inputs, make_reference, parity_inputs, quick_inputs
 from .pytorch_stages import judge_weights
 from .search import judge_half, search_plan
-
-BF16_OPSET = 23  # of the two that --opset offers
-
-
-@dataclass(frozen=True)
-class ExportConfig:
-    """Export a trained checkpoint to a bundle: ONNX graphs and engines, each with a parity verdict."""
-
-    checkpoint: tyro.conf.Positional[Path]
-    """Checkpoint file such as best_model.pth."""
-    out: Path | None = None
-    """Folder of the bundle. Default: engines/ followed by the name of the checkpoint."""
-    input_size: Size | None = None
-    """Size of the network's input, such as 384 or 384x512. Default: the size in the checkpoint."""
-    precision: Precision = "fp16"
-    """Precision of the graphs that are exported in addition to the FP32 graphs; fp32 exports only those."""
-    fp32_modules: Names = ()
-    """Modules to keep in FP32, such as decoder.fusion.2. residual means the residual stream of the backbone."""
-    resize: ResizeRule | None = None
-    """How frames are resized to the network's input. Default: the rule in the checkpoint, or stretch."""
-    heads: Heads | None = None
-    """Heads to export, among depth, normals and alpha. Default: all heads of the checkpoint."""
-    depth_scale: float | None = None
-    """Depth scale of the training, for checkpoints without a description."""
-    backbone: Name | None = None
-    """timm name of the backbone, for checkpoints without a description whose shapes fit several."""
-    backbone_kwargs: Pairs = field(default_factory=dict)
-    """Architectural options of that backbone, such as num_heads=6."""
-    mean: Triple | None = None
-    """Mean of RGB in [0, 1] that the training subtracted, for checkpoints without a description."""
-    std: Triple | None = None
-    """Standard deviation that the training divided by, for checkpoints without a description."""
-    weights_entry: Name | None = None
-    """Entry of the checkpoint that holds the weights, such as state_dict or ema. Default: averaged weights if any."""
-    opset: Literal[23, 20] = 23
-    """ONNX opset. 23 has the Attention operator; 20 is for older versions of TensorRT."""
-    engines: Annotated[EngineOptions, tyro.conf.arg(name="engine")] = field(default_factory=EngineOptions)
-    images: Path | None = None
-    """Image or folder of images for the parity verdict. Default: built-in scenes."""
-    max_images: Count = 8
-    """Use at most this many images of a folder, evenly spaced."""
-    parity: Literal["full", "quick"] = "full"
-    """quick: judge on three inputs only. The verdict says so."""
-    max_pixels: Count = MAX_PIXELS
-    """Refuse images with more pixels than this."""
-    budget: Path | None = None
-    """JSON file with parity budgets that replace the default ones. The report names it."""
-    search: bool = True
-    """If half precision is out of budget, search for the smallest part that must stay in FP32."""
 
 
 def export_checkpoint(
@@ -104,10 +51,7 @@ def export_checkpoint(
     Raises:
         DptError: The input is not valid, a package is missing, or a graph or engine cannot be built.
     """
-    # Whatever cannot work fails before the checkpoint is read.
-    load_budget(config.budget)
-    _check_options(config)
-    choose_builder(config.engines)
+    check_options(config)
     inputs = parity_inputs(config.images, config.max_images, config.max_pixels)
     for line in inputs.lines():
         say(line)
@@ -168,16 +112,6 @@ def _fill(
     judgement = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), worst)
     write_report(bundle, judgement.report, judgement.exhibits, command)
     return judgement.report, failure
-
-
-def _check_options(config: ExportConfig) -> None:
-    """Raise `BadInput` if the options exclude each other."""
-    if config.precision == "bf16" and config.opset < BF16_OPSET:
-        raise BadInput(f"--precision bf16: expected --opset {BF16_OPSET}, received --opset {config.opset}, whose "
-                       "convolutions have no BF16 type. Omit --opset, or use --precision fp16.")
-    if config.precision == "fp32" and config.fp32_modules:
-        raise BadInput(f"--fp32-modules {','.join(config.fp32_modules)}: with --precision fp32, everything is FP32. "
-                       "Omit one of the two.")
 
 
 def _load(checkpoint: Checkpoint, config: ExportConfig) -> MultiTaskDPT:
@@ -264,7 +198,7 @@ def _export_graphs(
                 else:
                     (network,) = bundle.find("onnx", graph="model", precision=plan.precision)
                     resize_in_fp32 = plan.precision == "fp32" or "resize" in plan.fp32
-                    export_frame_graph(processing(resize_in_fp32), bundle.path(network), path, metadata)
+                    export_frame_graph(processing(resize_in_fp32), bundle.folder / network.file, path, metadata)
                 return {"opset": opset, "plan": plan.to_json()}
 
             file, key = f"{graph}.{plan.precision}.onnx", _graph_key(bundle, graph, plan, opset)

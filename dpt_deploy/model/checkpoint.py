@@ -21,9 +21,9 @@ from ..core.errors import BadCheckpoint, BadInput
 from ..core.files import cannot_write, replacing, sha256
 from ..core.manifest import Assumption
 from .checkpoint_file import check_tensors, choose, read_weights
-from .description import ARCHITECTURE, read_description
+from .description import check_architecture, read_description
 from .dpt import DESCRIPTION_KEY, ModelConfig, MultiTaskDPT
-from .infer import differences, infer_config
+from .infer import differences, infer_model
 from .names import own_tensors, without_insertions
 
 UNDESCRIBED = "the checkpoint has no description"
@@ -125,14 +125,13 @@ def read_checkpoint(
             fact=name, value=contract.to_json().get(name), reason="the model that wrote the file does not know it",
             option=f"--{name.replace('_', '-')}") for name in unknown)
         return Checkpoint(path, digest, state, config, contract, training, tuple(notes), assumed)
-    check_backbone_kwargs(backbone_kwargs or {})
-    config, attention_heads = infer_config(state, backbone, backbone_kwargs, normalisation_is_known)
+    check_architecture("--backbone-kwargs", backbone_kwargs or {})
+    inferred = infer_model(state, backbone, backbone_kwargs, normalisation_is_known)
+    config, contract = inferred.config, inferred.contract
     notes.append(
         f"{UNDESCRIBED}; architecture inferred from the shapes: {config.backbone} {config.backbone_kwargs or ''} "
         f"features {config.features}, use_bn {config.use_bn}, heads {', '.join(config.heads)}"
     )
-    with torch.device("meta"):
-        contract = MultiTaskDPT(config).contract()
     facts = [("depth_scale", config.depth_scale, "--depth-scale"), ("resize", contract.resize, "--resize")]
     if "img_size" not in (backbone_kwargs or {}):
         facts.append(("input_size", contract.input_size, "--input-size"))
@@ -140,19 +139,10 @@ def read_checkpoint(
         facts.append(("backbone", config.backbone, "--backbone"))
         facts += [("mean", contract.mean, "--mean"), ("std", contract.std, "--std")]
         if "num_heads" not in (backbone_kwargs or {}):
-            facts.append(("num_heads", attention_heads, "--backbone-kwargs num_heads=N"))
+            facts.append(("num_heads", inferred.attention_heads, "--backbone-kwargs num_heads=N"))
     assumed = tuple(Assumption(fact=fact, value=json.loads(json.dumps(value)), reason=UNDESCRIBED, option=option)
                     for fact, value, option in facts)
     return Checkpoint(path, digest, state, config, None, {}, tuple(notes), assumed)
-
-
-def check_backbone_kwargs(kwargs: Mapping[str, Any]) -> None:
-    """Raise `BadInput` for an option that is not architectural, or a value outside its range."""
-    for key, value in kwargs.items():
-        if key not in ARCHITECTURE:
-            raise BadInput(f"--backbone-kwargs: expected names among {', '.join(ARCHITECTURE)}, received {key}.")
-        if not ARCHITECTURE[key](value):
-            raise BadInput(f"--backbone-kwargs: {key} cannot be {value!r}.")
 
 
 def read_tensors(path: Path | str) -> tuple[dict[str, torch.Tensor], list[str]]:

@@ -92,13 +92,17 @@ def _model_config(value: Any) -> ModelConfig:
     if "://" in value.get("backbone", "") or "hf-hub:" in value.get("backbone", "") or "/" in value.get("backbone", ""):
         raise ValueError(f"model.backbone is {_short(value['backbone'])}, and no name of a timm model")
     kwargs = {key: item for key, item in value.get("backbone_kwargs", {}).items() if key not in NOT_NEEDED}
-    for key, item in kwargs.items():
-        if key not in ARCHITECTURE:
-            raise ValueError(f"model.backbone_kwargs holds {_short(key)}, which is not an architectural option "
-                             f"({', '.join(ARCHITECTURE)})")
-        if not ARCHITECTURE[key](item):
-            raise ValueError(f"model.backbone_kwargs.{key} is {_short(item)}")
+    check_architecture("model.backbone_kwargs", kwargs)
     return ModelConfig.from_json({"heads": list(HEADS)} | value | {"backbone_kwargs": kwargs})
+
+
+def check_architecture(where: str, kwargs: Mapping[str, Any]) -> None:
+    """Raise `BadInput`, naming `where`, for an option that is not architectural or a value outside its range."""
+    for key, value in kwargs.items():
+        if key not in ARCHITECTURE:
+            raise BadInput(f"{where}: expected names among {', '.join(ARCHITECTURE)}, received {_short(key)}.")
+        if not ARCHITECTURE[key](value):
+            raise BadInput(f"{where}: {key} cannot be {_short(value)}.")
 
 
 def _short(value: Any) -> str:

@@ -12,9 +12,10 @@ from typing import Any
 
 import torch
 
-from ..core.contract import HEADS
+from ..core.contract import HEADS, Contract
 from ..core.errors import BadCheckpoint, BadInput
 from .dpt import ModelConfig, MultiTaskDPT
+from .names import ANCHOR, another_architecture
 
 _FAMILIES = {
     192: ("vit_tiny_patch16_384", "deit_tiny_patch16_224"),
@@ -35,21 +36,20 @@ _FAMILIES = {
 
 
 @dataclass(frozen=True)
-class _Candidate:
+class Candidate:
     """A model that a file may hold."""
 
     config: ModelConfig
+    contract: Contract
     shapes: dict[str, tuple[int, ...]]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
     attention_heads: int
 
 
-def infer_config(
+def infer_model(
     state: Mapping[str, torch.Tensor], backbone: str | None = None, backbone_kwargs: Mapping[str, Any] | None = None,
     normalisation_is_known: bool = False,
-) -> tuple[ModelConfig, int]:
-    """The `ModelConfig` whose model has exactly these keys and shapes, and its number of attention heads.
+) -> Candidate:
+    """The model that has exactly these keys and shapes.
 
     Args:
         state: Tensors by name.
@@ -61,15 +61,11 @@ def infer_config(
         BadCheckpoint: The keys are not those of `create_multitask_dpt_model`, no known backbone matches, or several do.
     """
     shapes = {key: tuple(value.shape) for key, value in state.items()}
-    patch = shapes.get("backbone.patch_embed.proj.weight")
+    patch = shapes.get(ANCHOR)
     fusion = shapes.get("decoder.fusion.0.out.weight")
     heads = tuple(head for head in HEADS if f"heads.{head}.conv3.weight" in shapes)
     if patch is None or len(patch) != 4 or not fusion or not heads:
-        raise BadCheckpoint(
-            "the checkpoint has another architecture: expected the keys of create_multitask_dpt_model() "
-            "(backbone.patch_embed.proj.weight, decoder.fusion.0.out.weight, heads.depth.conv3.weight, ...), "
-            f"received {len(shapes)} keys such as {', '.join(sorted(shapes)[:4])}."
-        )
+        raise BadCheckpoint(another_architecture(shapes))
     dim, _, patch_h, _ = patch
     numbers = [key.split(".")[2] for key in shapes if key.startswith("backbone.blocks.")]
     depth = 1 + max((int(number) for number in numbers if number.isdecimal()), default=-1)
@@ -82,21 +78,24 @@ def infer_config(
     if not fits:
         raise BadCheckpoint(f"the checkpoint has another architecture (width {dim}, {depth} blocks, patch {patch_h}). "
                             + _nearest(candidates, shapes, names))
-    different = {(fit.attention_heads, *(() if normalisation_is_known else (fit.mean, fit.std))): fit
-                 for fit in reversed(fits)}
+    different = {}
+    for fit in reversed(fits):
+        normalisation = () if normalisation_is_known else (fit.contract.mean, fit.contract.std)
+        different[fit.attention_heads, *normalisation] = fit
     if len(different) > 1:
-        listed = "; ".join(f"--backbone {fit.config.backbone}: mean {_text(fit.mean)}, std {_text(fit.std)}, "
-                           f"{fit.attention_heads} attention heads" for fit in reversed(different.values()))
+        listed = "; ".join(f"--backbone {fit.config.backbone}: mean {_text(fit.contract.mean)}, "
+                           f"std {_text(fit.contract.std)}, {fit.attention_heads} attention heads"
+                           for fit in reversed(different.values()))
         raise BadCheckpoint(f"the checkpoint has no description, and its shapes fit several backbones. Say which one "
                             f"it was trained with (options of dpt export; arguments of read_checkpoint): {listed}.")
-    return fits[0].config, fits[0].attention_heads
+    return fits[0]
 
 
 def _text(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
-def _nearest(candidates: list[_Candidate], shapes: dict[str, tuple], names: tuple[str, ...]) -> str:
+def _nearest(candidates: list[Candidate], shapes: dict[str, tuple], names: tuple[str, ...]) -> str:
     """What separates a file from the known model that is nearest to it, and what to do."""
     advice = ("Name it with --backbone and --backbone-kwargs, such as img_size=128x192, or save the file with "
               "dpt_deploy.model.save_checkpoint(path, model), which writes the architecture to it.")
@@ -122,7 +121,7 @@ def differences(expected: Mapping[str, tuple], received: Mapping[str, tuple]) ->
 def _candidate(
     name: str, shape: dict[str, int], stated: dict[str, Any], features: int, use_bn: bool, heads: tuple[str, ...],
     shapes: dict[str, tuple],
-) -> _Candidate | None:
+) -> Candidate | None:
     """The model with backbone `name` that may have `shapes`; None if there is none. Allocates no memory."""
     with torch.device("meta"):
         try:
@@ -144,6 +143,5 @@ def _candidate(
             raise
         except RuntimeError:
             return None
-    contract = model.contract()
     built = {key: tuple(value.shape) for key, value in model.state_dict().items()}
-    return _Candidate(config, built, contract.mean, contract.std, model.backbone.blocks[0].attn.num_heads)
+    return Candidate(config, model.contract(), built, model.backbone.blocks[0].attn.num_heads)

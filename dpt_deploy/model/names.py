@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 
 import torch
@@ -86,8 +86,13 @@ def _what_it_is(tensors: Mapping[str, torch.Tensor]) -> str:
     if any(key.endswith(BACKBONES) for key in tensors):
         return ("these are the weights of a backbone alone, without decoder and heads. Training can start from them: "
                 "python -m train --backbone NAME")
+    return another_architecture(tensors)
+
+
+def another_architecture(keys: Collection[str]) -> str:
+    """That a state dict with these keys is of another model, as a sentence."""
     return (
         "the checkpoint has another architecture: expected the keys of create_multitask_dpt_model() "
-        f"({ANCHOR}, decoder.fusion.0.out.weight, heads.depth.conv3.weight, ...), received {len(tensors)} keys such as "
-        f"{', '.join(sorted(tensors)[:4])}."
+        f"({ANCHOR}, decoder.fusion.0.out.weight, heads.depth.conv3.weight, ...), received {len(keys)} keys such as "
+        f"{', '.join(sorted(keys)[:4])}."
     )

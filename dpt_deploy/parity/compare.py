@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..core import metrics
-from ..core.budget import limits_of, over_budget, share_of_budget
+from ..core.budget import largest_share, limits_of, over_budget
 from ..core.contract import HEADS, Graph
 from ..core.errors import BadInput, DptError
 from ..core.exhibit import Exhibit
@@ -149,8 +149,7 @@ def compare(
                     kept[metric] = value if math.isnan(value) else pick(kept.get(metric, value), value)
                 levels = tuple(float(level) for level in np.quantile(error, LEVELS))
                 quantiles[head] = tuple(map(max, quantiles.get(head, levels), levels))
-                share = max((share_of_budget(metric, measured.get(metric, math.nan), bound)
-                             for metric, bound in limits.get(head, {}).items()), default=0.0)
+                share = largest_share(measured, limits.get(head, {}))
                 if head not in worst or share > worst[head][0]:
                     worst[head] = (share, case.name)
                 exhibit(head, share, have[head])

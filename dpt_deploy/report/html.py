@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from ..core import metrics
-from ..core.budget import limits_of, share_of_budget, within
+from ..core.budget import largest_share, limits_of, share_of_budget, within
 from ..core.bundle import Bundle
 from ..core.contract import HEADS
 from ..core.exhibit import Exhibit
@@ -181,7 +181,7 @@ def _unpictured(report: ParityReport, exhibits: Mapping[str, Exhibit]) -> list[s
     sentences = []
     for head in HEADS:
         shown = exhibits[head].share if head in exhibits else -math.inf
-        shares = [(largest_share(stage, head, report), stage) for stage in report.stages if stage.earlier]
+        shares = [(stage_share(stage, head, report), stage) for stage in report.stages if stage.earlier]
         share, stage = max(shares, key=lambda pair: pair[0], default=(-math.inf, None))
         if stage is not None and share > shown:
             used = "no valid map" if math.isinf(share) else f"{budget_share(share)} of the budget"
@@ -190,13 +190,13 @@ def _unpictured(report: ParityReport, exhibits: Mapping[str, Exhibit]) -> list[s
     return sentences
 
 
-def largest_share(stage: Stage, head: str, report: ParityReport) -> float:
+def stage_share(stage: Stage, head: str, report: ParityReport) -> float:
     """The largest share of its budget that a metric of `head` uses in a stage. Infinite for an invalid map."""
     if any(finding.head == head and finding.fault is not Fault.OVER_BUDGET for finding in stage.findings):
         return math.inf
-    limits = limits_of(report.budget, stage.precision).get(head, {})
-    return max((share_of_budget(metric, value, limits[metric])
-                for metric, value in stage.heads.get(head, {}).items() if metric in limits), default=-math.inf)
+    if head not in stage.heads:
+        return -math.inf
+    return largest_share(stage.heads[head], limits_of(report.budget, stage.precision).get(head, {}))
 
 
 def _has_invalid_answer(stage: Stage, head: str) -> bool:

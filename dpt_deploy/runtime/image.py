@@ -14,10 +14,10 @@ import numpy as np
 
 from ..core.contract import Contract, resize_weights
 from ..core.errors import BadInput
-from ..core.image_files import list_images, read_image
+from ..core.image_files import read_image
 from ..core.metrics import sigmoid
 
-__all__ = ["check_frames", "list_images", "postprocess", "preprocess", "read_image"]
+__all__ = ["check_frames", "postprocess", "preprocess", "read_image"]
 
 def check_frames(frames: Any, name: str = "image") -> None:
     """Raise `BadInput` unless `frames` is a non-empty uint8 array (H, W, 3) or (N, H, W, 3).

@@ -23,7 +23,7 @@ from dpt_deploy.core.errors import BuildError
 from dpt_deploy.core.files import locked
 from dpt_deploy.core.manifest import GraphDetails, PrecisionPlan, ShapeRange
 from dpt_deploy.export.__main__ import main as export_main
-from dpt_deploy.export.pipeline import ExportConfig
+from dpt_deploy.export.config import ExportConfig
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
 from dpt_deploy.parity.__main__ import ParityConfig
 from dpt_deploy.parity.__main__ import main as parity_main
@@ -199,6 +199,15 @@ def test_options_that_exclude_each_other_are_refused_before_any_work(tmp_path, c
     """Even before the checkpoint is looked for: a search could take minutes first."""
     error = refused(command, tmp_path, tmp_path / "absent.pth", "--precision", "bf16", "--opset", "20")
     assert "--precision bf16" in error
+
+
+@pytest.mark.parametrize("options", [("absent.pth",), (__file__, "--precision", "bf16", "--opset", "20"), ("--help",)])
+def test_wrong_options_are_refused_before_torch_is_imported(options):
+    """That import alone takes seconds."""
+    code = ("import sys; from dpt_deploy.export.__main__ import COMMAND\ntry:\n    COMMAND.run()\n"
+            "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)")
+    run = subprocess.run([sys.executable, "-c", code, *options], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines()[-1] == ("0 False" if options == ("--help",) else "2 False"), run.stderr
 
 
 @pytest.mark.parametrize("place", ["torch.onnx.export", "onnx.checker.check_model"])

@@ -15,7 +15,7 @@ from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.image_files import find_images
 from dpt_deploy.export import pytorch_reference
-from dpt_deploy.runtime.image import check_frames, list_images, postprocess, preprocess, read_image
+from dpt_deploy.runtime.image import check_frames, postprocess, preprocess, read_image
 from tests.tiny import photo
 
 CONTRACTS = [
@@ -132,13 +132,13 @@ def test_the_images_of_a_folder_come_by_name(tmp_path: Path) -> None:
     for name in ("b.PNG", "a.jpg", "notes.txt", "c.tif"):
         (tmp_path / name).touch()
     (tmp_path / "d.png").mkdir()
-    assert [path.name for path in list_images(tmp_path)] == ["a.jpg", "b.PNG", "c.tif"]
     found = find_images(tmp_path)
+    assert [path.name for path in found.images] == ["a.jpg", "b.PNG", "c.tif"]
     assert [path.name for path in found.left_out] == ["d.png", "notes.txt"]
     assert found.left_out_line() == "left out 2 that are no image files: d.png/, notes.txt"
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="found none"):
-        list_images(tmp_path / "empty")
+        find_images(tmp_path / "empty")
 
 
 SHAPES = {

@@ -69,6 +69,13 @@ def written(run: TrainConfig, path: Path) -> Path:
     return path
 
 
+def await_save(folder: Path) -> None:
+    """Wait until a run has saved for the first time."""
+    deadline = time.monotonic() + 60
+    while not (folder / "last.pth").exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+
+
 def start(arguments: list[str], **environment: str) -> subprocess.Popen:
     """A Python process in a session of its own."""
     return subprocess.Popen([sys.executable, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
@@ -164,9 +171,7 @@ def test_a_signal_does_not_wait_for_data_that_does_not_come(data, tmp_path):
     path = written(small(root, tmp_path / "run", workers=2, epochs=500, check_data=False), tmp_path / "run.yaml")
     process = start([str(script), "--config", str(path)])
     try:
-        deadline = time.monotonic() + 60
-        while not (tmp_path / "run" / "last.pth").exists() and time.monotonic() < deadline:
-            time.sleep(0.1)
+        await_save(tmp_path / "run")
         for image in root.rglob("rgb_*"):
             os.mkfifo(image.with_suffix(".fifo"))
             image.with_suffix(".fifo").replace(image)
@@ -186,9 +191,7 @@ def test_a_signal_does_not_wait_for_data_that_does_not_come(data, tmp_path):
 def test_readers_end_with_a_run_that_is_killed(data, tmp_path):
     path = written(small(data, tmp_path / "run", workers=2, epochs=500, save_minutes=0.05), tmp_path / "run.yaml")
     process = start(["-m", "train", "--config", str(path)])
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "last.pth").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    await_save(tmp_path / "run")
     assert len(alive_in_session(process.pid)) >= 3
     process.kill()
     left = await_end(process.pid, 10)
@@ -202,9 +205,7 @@ def test_readers_end_with_a_run_that_is_killed(data, tmp_path):
 def test_a_reader_that_is_killed_ends_the_run_with_a_sentence(data, tmp_path):
     path = written(small(data, tmp_path / "run", workers=1, epochs=5000, keep=1), tmp_path / "run.yaml")
     process = start(["-m", "train", "--config", str(path)])
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "run" / "last.pth").exists() and time.monotonic() < deadline:
-        time.sleep(0.1)
+    await_save(tmp_path / "run")
     for pid in alive_in_session(process.pid):
         if "pt_data_worker" in Path(f"/proc/{pid}/comm").read_text():
             os.kill(pid, signal.SIGKILL)

@@ -202,6 +202,16 @@ def part(name: str, **channels: float) -> OpenEXR.Part:
         key.replace("_", "."): np.full((20, 30), value, np.float32) for key, value in channels.items()})
 
 
+def check_channels(read: Callable[[Path], np.ndarray], parts: list, expected: float | tuple | str, path: Path) -> None:
+    """A file of `parts` gives the expected pixels, or is refused with a sentence."""
+    OpenEXR.File(parts).write(str(path))
+    if isinstance(expected, str):
+        with pytest.raises(BadInput, match=expected):
+            read(path)
+    else:
+        assert (read(path) == expected).all()
+
+
 @pytest.mark.parametrize(("parts", "value"), [
     ([part("", depth=2, Y=1)], 2), ([part("", Z=2, A=1)], 2), ([part("", Y=2, A=1)], 2), ([part("", V=2, A=1)], 2),
     ([part("", weird=2)], 2), ([part("", R=2, G=2, B=2, A=1)], 2), ([part("", depth_V=2, R=1, G=1, B=1)], 2),
@@ -213,13 +223,7 @@ def part(name: str, **channels: float) -> OpenEXR.Part:
     ([part("", X=1, Y=2, Z=3)], "channels X, Y, Z"),
 ])
 def test_the_depth_channel_follows_the_rule(parts: list, value: float | str, tmp_path: Path) -> None:
-    path = tmp_path / "depth.exr"
-    OpenEXR.File(parts).write(str(path))
-    if isinstance(value, str):
-        with pytest.raises(BadInput, match=value):
-            exr.read_depth(path)
-    else:
-        assert (exr.read_depth(path) == value).all()
+    check_channels(exr.read_depth, parts, value, tmp_path / "depth.exr")
 
 
 @pytest.mark.parametrize(("parts", "vector"), [
@@ -231,13 +235,7 @@ def test_the_depth_channel_follows_the_rule(parts: list, value: float | str, tmp
     ([part("", X=1, Y=2)], "received channels X, Y"),
 ])
 def test_the_normal_channels_follow_the_rule(parts: list, vector: tuple | str, tmp_path: Path) -> None:
-    path = tmp_path / "normal.exr"
-    OpenEXR.File(parts).write(str(path))
-    if isinstance(vector, str):
-        with pytest.raises(BadInput, match=vector):
-            exr.read_vectors(path)
-    else:
-        assert (exr.read_vectors(path) == vector).all()
+    check_channels(exr.read_vectors, parts, vector, tmp_path / "normal.exr")
 
 
 def test_nan_is_no_depth_and_no_normal(data: Path, tmp_path: Path) -> None:

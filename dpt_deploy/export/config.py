@@ -1,0 +1,86 @@
+"""The options of the export. Importing this module takes no torch, so wrong options are refused at once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from ..build import EngineOptions, choose_builder
+from ..cli.options import Count, Heads, Name, Names, Pairs, Size, Triple
+from ..core.contract import ResizeRule
+from ..core.errors import BadInput
+from ..core.files import existing_file
+from ..core.image_files import MAX_PIXELS
+from ..core.manifest import Precision
+from ..parity import load_budget
+
+BF16_OPSET = 23  # of the two that --opset offers
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """Export a trained checkpoint to a bundle: ONNX graphs and engines, each with a parity verdict."""
+
+    checkpoint: tyro.conf.Positional[Path]
+    """Checkpoint file such as best_model.pth."""
+    out: Path | None = None
+    """Folder of the bundle. Default: engines/ followed by the name of the checkpoint."""
+    input_size: Size | None = None
+    """Size of the network's input, such as 384 or 384x512. Default: the size in the checkpoint."""
+    precision: Precision = "fp16"
+    """Precision of the graphs that are exported in addition to the FP32 graphs; fp32 exports only those."""
+    fp32_modules: Names = ()
+    """Modules to keep in FP32, such as decoder.fusion.2. residual means the residual stream of the backbone."""
+    resize: ResizeRule | None = None
+    """How frames are resized to the network's input. Default: the rule in the checkpoint, or stretch."""
+    heads: Heads | None = None
+    """Heads to export, among depth, normals and alpha. Default: all heads of the checkpoint."""
+    depth_scale: float | None = None
+    """Depth scale of the training, for checkpoints without a description."""
+    backbone: Name | None = None
+    """timm name of the backbone, for checkpoints without a description whose shapes fit several."""
+    backbone_kwargs: Pairs = field(default_factory=dict)
+    """Architectural options of that backbone, such as num_heads=6."""
+    mean: Triple | None = None
+    """Mean of RGB in [0, 1] that the training subtracted, for checkpoints without a description."""
+    std: Triple | None = None
+    """Standard deviation that the training divided by, for checkpoints without a description."""
+    weights_entry: Name | None = None
+    """Entry of the checkpoint that holds the weights, such as state_dict or ema. Default: averaged weights if any."""
+    opset: Literal[23, 20] = 23
+    """ONNX opset. 23 has the Attention operator; 20 is for older versions of TensorRT."""
+    engines: Annotated[EngineOptions, tyro.conf.arg(name="engine")] = field(default_factory=EngineOptions)
+    images: Path | None = None
+    """Image or folder of images for the parity verdict. Default: built-in scenes."""
+    max_images: Count = 8
+    """Use at most this many images of a folder, evenly spaced."""
+    parity: Literal["full", "quick"] = "full"
+    """quick: judge on three inputs only. The verdict says so."""
+    max_pixels: Count = MAX_PIXELS
+    """Refuse images with more pixels than this."""
+    budget: Path | None = None
+    """JSON file with parity budgets that replace the default ones. The report names it."""
+    search: bool = True
+    """If half precision is out of budget, search for the smallest part that must stay in FP32."""
+
+
+def check_options(config: ExportConfig) -> None:
+    """Refuse what cannot work, in less than a second: before torch is imported and the checkpoint is read.
+
+    Raises:
+        BadInput: There is no such checkpoint, the budget is not valid, or options exclude each other.
+        BackendError: The builder is not available, or does not support its options on this machine.
+    """
+    if config.precision == "bf16" and config.opset < BF16_OPSET:
+        raise BadInput(f"--precision bf16: expected --opset {BF16_OPSET}, received --opset {config.opset}, whose "
+                       "convolutions have no BF16 type. Omit --opset, or use --precision fp16.")
+    if config.precision == "fp32" and config.fp32_modules:
+        raise BadInput(f"--fp32-modules {','.join(config.fp32_modules)}: with --precision fp32, everything is FP32. "
+                       "Omit one of the two.")
+    if not config.checkpoint.is_dir():
+        existing_file(config.checkpoint, "a checkpoint file such as best_model.pth")
+    load_budget(config.budget)
+    choose_builder(config.engines)
