@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import datetime
 import functools
 import importlib.metadata
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,10 +30,13 @@ from ..report.model_card import reset_model_card
 from .config import ExportConfig, check_options
 from .frame_graph import Processing, export_frame_graph, trace_processing
 from .graph import export_graph
+from .graph_process import exporting
 from .precision import check_plan, typed, typed_frame
 from .pytorch_reference import ParityInput, ParityInputs, hash_inputs, make_reference, parity_inputs, quick_inputs
 from .pytorch_stages import judge_weights
 from .search import judge_half, search_plan
+
+FP32 = PrecisionPlan("fp32", ())
 
 
 def export_checkpoint(
@@ -97,11 +101,12 @@ def _fill(
     config: ExportConfig, say: Callable[[str], None], command: str,
 ) -> tuple[ParityReport, BuildError | None]:
     """Make all files of the bundle, judge them and write the report. Also returns why engines could not be built."""
-    reference = _make_reference(bundle, model, contract, inputs, say)
     worst = WorstMaps()
-    record = _choose_plan(bundle, model, reference, plan, config, say, worst)
-    bundle.update(precision=record, assumed=(*bundle.manifest.assumed, *_found_plan(record, plan, reference)))
-    _export_graphs(bundle, model, contract, record.plan, config.opset, say)
+    with _network_ahead(bundle, model, contract, config.opset) as finish_network:
+        reference = _make_reference(bundle, model, contract, inputs, say)
+        record = _choose_plan(bundle, model, reference, plan, config, say, worst)
+        bundle.update(precision=record, assumed=(*bundle.manifest.assumed, *_found_plan(record, plan, reference)))
+        _export_graphs(bundle, model, contract, record.plan, config.opset, finish_network, say)
     stages = _judge_with_torch(bundle, model, record)
     failure = None
     try:
@@ -177,28 +182,44 @@ def _make_reference(
     return Reference.load(bundle.path(artifact), contract)
 
 
+@contextlib.contextmanager
+def _network_ahead(bundle: Bundle, model: MultiTaskDPT, contract: Contract, opset: int) -> Iterator[Callable[[], None]]:
+    """Export the FP32 model graph while the block runs, unless there is one. Yields what waits for its file."""
+    path = bundle.folder / "model.fp32.onnx"
+    if bundle.reusable(path.name, _graph_key(bundle, "model", FP32, opset)):
+        yield lambda: None
+        return
+    with exporting(typed(model, FP32), "model", contract, path, opset, _metadata(FP32)) as finish:
+        yield finish
+
+
 def _export_graphs(
     bundle: Bundle, model: MultiTaskDPT, contract: Contract, half_plan: PrecisionPlan, opset: int,
-    say: Callable[[str], None],
+    finish_network: Callable[[], None], say: Callable[[str], None],
 ) -> None:
-    """Export the FP32 graphs and those of `half_plan`, and remove outdated graphs of other precisions."""
-    plans = [PrecisionPlan("fp32", ()), *([half_plan] if half_plan.precision != "fp32" else [])]
+    """Export the FP32 graphs and those of `half_plan`, and remove outdated graphs of other precisions.
+
+    `finish_network` waits for the FP32 model graph, which is made elsewhere.
+    """
+    plans = [*([half_plan] if half_plan.precision != "fp32" else []), FP32]
     exported = []
 
     @functools.cache  # most plans resize in FP32, as the FP32 graph does
     def processing(fp32: bool) -> Processing:
-        return trace_processing(typed_frame(model, contract, plans[0] if fp32 else half_plan), opset)
+        return trace_processing(typed_frame(model, contract, FP32 if fp32 else half_plan), opset)
 
     for plan in plans:
         for graph in ("model", "frame"):
             def make(path: Path, graph=graph, plan=plan) -> dict[str, Any]:
-                metadata = {"plan": json.dumps(plan.to_json())}
-                if graph == "model":
-                    export_graph(typed(model, plan), graph, contract, path, opset, metadata)
+                if graph == "model" and plan is FP32:
+                    finish_network()
+                elif graph == "model":
+                    export_graph(typed(model, plan), graph, contract, path, opset, _metadata(plan))
                 else:
                     (network,) = bundle.find("onnx", graph="model", precision=plan.precision)
                     resize_in_fp32 = plan.precision == "fp32" or "resize" in plan.fp32
-                    export_frame_graph(processing(resize_in_fp32), bundle.folder / network.file, path, metadata)
+                    export_frame_graph(processing(resize_in_fp32), bundle.folder / network.file, path,
+                                       _metadata(plan))
                 return {"opset": opset, "plan": plan.to_json()}
 
             file, key = f"{graph}.{plan.precision}.onnx", _graph_key(bundle, graph, plan, opset)
@@ -211,6 +232,10 @@ def _export_graphs(
         current = details.plan and _graph_key(bundle, artifact.graph, details.plan, details.opset)
         if artifact.file not in exported and artifact.key != current:
             bundle.remove(artifact)
+
+
+def _metadata(plan: PrecisionPlan) -> dict[str, str]:
+    return {"plan": json.dumps(plan.to_json())}
 
 
 def _graph_key(bundle: Bundle, graph: str, plan: PrecisionPlan, opset: int | None) -> str:

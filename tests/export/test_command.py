@@ -219,7 +219,7 @@ def test_what_fails_in_a_library_is_one_sentence_and_leaves_no_half_bundle(
 
     monkeypatch.setattr(place, fail)
     error = refused(command, tmp_path, checkpoint, "--builder", "none")
-    assert "model.fp32.onnx" in error and "first line" in error
+    assert "model.fp16.onnx" in error and "first line" in error
 
 
 def test_an_engine_that_cannot_be_built_leaves_judged_graphs(checkpoint, tmp_path, command, monkeypatch):
