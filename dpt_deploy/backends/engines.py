@@ -11,6 +11,7 @@ from packaging.version import InvalidVersion, Version
 from ..core.bundle import Bundle
 from ..core.errors import ContractError
 from ..core.manifest import Artifact, ShapeRange
+from .served_gpus import TURING, Unserved, unserved
 
 MODULES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}
 """Python package by builder."""
@@ -50,6 +51,16 @@ class EngineProfile:
         if self.max_pixels:
             batches.append(self.max_pixels // (size[0] * size[1]))
         return max(1, min(batches)) if batches else None
+
+
+def unserved_gpu(artifact: Artifact, capability: str | None, folder: object = "BUNDLE") -> Unserved | None:
+    """Why the builder of an engine does not serve a GPU of this `capability`, and what works there; None if it does.
+
+    Building the engine again does not help. `folder` is the bundle's, for the commands.
+    """
+    details = artifact.details
+    for_turing = details.builder == "tensorrt-rtx" and details.compute_capability == TURING
+    return unserved(details.builder, details.builder_version, capability, for_turing, folder)
 
 
 def incompatibility(bundle: Bundle, artifact: Artifact, version: str, capability: str | None) -> str | None:

@@ -13,7 +13,8 @@ from ..core.install import install_command
 from ..core.manifest import Artifact, Precision
 from . import cuda, device
 from .base import Backend, Check, Refusal, SessionOptions, StageTask
-from .engines import MODULES, incompatibility
+from .engines import MODULES, incompatibility, unserved_gpu
+from .served_gpus import unserved
 from .session import Session
 from .tensorrt_faults import known_faults
 from .tensorrt_session import TensorRTSession
@@ -30,7 +31,8 @@ class TensorRT(Backend):
         self.package = MODULES[name]
         self.runs = {
             "tensorrt": "engines, on the GPU family and version that built them",
-            "tensorrt-rtx": "engines built anywhere, on GPUs of compute capability 8.6, 8.9 and 12.x",
+            "tensorrt-rtx": "engines built anywhere, on GPUs of compute capability 8.6, 8.9, 12.0 and 12.1; not on "
+                            "8.0, 9.0 and 10.0",
         }[name]
 
     def unavailable(self) -> Refusal | None:
@@ -76,9 +78,11 @@ class TensorRT(Backend):
             what = {"tensorrt": "engines built on the target GPU", "tensorrt-rtx": "engines built without a GPU"}
             return [Check(self.title, "not installed", what[self.name], install_command(self.extra))]
         trt = importlib.import_module(module)
+        capability = device.compute_capability()
+        if problem := unserved(self.name, trt.__version__, capability):
+            return [Check(self.title, "warning", problem.reason, problem.instead)]
         if self.name == "tensorrt-rtx":
             return [_builder_starts(trt, self.title, self.extra)]
-        capability = device.compute_capability()
         builder = _builder_starts(trt, self.title, self.extra) if capability else Check(
             self.title, "not checked", f"{trt.__version__} imports; {device.NO_GPU}, so it cannot build")
         return [builder, *documented_faults(trt.__version__, capability)]
@@ -95,6 +99,8 @@ class TensorRT(Backend):
         installed = _version(MODULES[self.name])
         if installed is None:
             return Check(artifact.file, "not checked", f"{self.name} is not installed here")
+        if problem := unserved_gpu(artifact, device.compute_capability(), bundle.folder):
+            return Check(artifact.file, "warning", problem.reason, problem.instead)
         if why := incompatibility(bundle, artifact, installed, device.compute_capability()):
             return Check(artifact.file, "warning", why)
         if device.compute_capability() is None:

@@ -20,7 +20,7 @@ from ..core.files import replacing
 from ..core.install import reinstall_command
 from ..core.manifest import Artifact
 from . import cuda, device
-from .engines import MODULES, EngineProfile, incompatibility
+from .engines import MODULES, EngineProfile, incompatibility, unserved_gpu
 from .session import Session, host_array
 from .stream_worker import StreamWorker
 
@@ -60,6 +60,9 @@ class TensorRTSession(Session):
         self._free: queue.LifoQueue[StreamWorker | None] = queue.LifoQueue()
         trt = self._module()
         cuda.cudart()
+        if problem := unserved_gpu(artifact, device.compute_capability(), bundle.folder):
+            raise BackendError(f"{self.file}: {problem.reason}. Instead, {problem.instead}.", Cause.DOES_NOT_FIT,
+                               self.backend)
         if why := incompatibility(bundle, artifact, trt.__version__, device.compute_capability()):
             self._refuse(why)
         self._logger = _logger(trt)

@@ -6,6 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from ..backends import device
+from ..backends.served_gpus import unserved
 from ..core.bundle import Bundle, Recipe
 from ..core.errors import BadInput
 from ..core.manifest import Artifact, Certificate, ShapeRange, digest
@@ -42,6 +44,8 @@ def build_engines(
                        f"{', '.join(absent)}. Use one of those, or export with --precision {absent[0]}.")
     if (builder := choose_builder(options)) is None:
         return []
+    if problem := unserved(builder.name, builder.version, device.compute_capability(), options.turing, bundle.folder):
+        say(f"note     the engines will not run on this machine: {problem.reason}; here, {problem.instead}")
     # A bundle exported with --precision fp32 has no half-precision graphs.
     wanted = precisions or [precision for precision in present if precision != "fp32"] or present
     current = {artifact.sha256 for artifact in bundle.find("onnx")}
@@ -49,6 +53,11 @@ def build_engines(
         bundle.remove(outdated)
     engines = []
     for graph in [graph for graph in bundle.find("onnx") if graph.precision in wanted]:
+        plan = graph.details.plan
+        if options.turing and graph.graph == "frame" and (not plan or "resize" in plan.fp32):
+            say(f"skipped  {graph.file}: TensorRT-RTX has no FP32 matrix products on Turing, and its resize is FP32; "
+                "TensorRT builds it there")
+            continue
         profile = default_profile(bundle.contract, graph.graph, options.batch_range, options.frame_size_range)
         timings = bundle.folder / builder.timing_file if builder.name == "tensorrt" and options.timing_cache else None
         engine, reused = bundle.produce(_recipe(bundle, graph, builder, profile, options, timings))

@@ -43,6 +43,9 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     )(builder, network)
     if request["variant"].get("weights") == "stripped":
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # refitted only with the weights that it was built with
+    if request["variant"].get("turing"):
+        config.num_compute_capabilities = 1
+        config.set_compute_capability(trt.ComputeCapability.SM75, 0)
     timings = {"save_timing_cache": request["new_timings"]} if request["new_timings"] else {}
     plan = bytes(engine_bytes_from_network(parsed, config, **timings))
     certificate |= {

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from ..backends import device
 from ..backends.engines import MODULES
+from ..backends.served_gpus import TURING, rtx_capabilities, unserved
 from ..core.contract import Contract, Graph
 from ..core.errors import BackendError, BuildError
 from ..core.files import replacing
@@ -42,6 +43,7 @@ class Builder:
         if self.name == "tensorrt":  # a TensorRT-RTX engine works on every GPU that it supports
             parts = [f"trt{self.short_version}", self.gpu]
         variant = options.variant if options else {}
+        parts += ["sm75"] if variant.get("turing") else []
         if variant.get("hardware_compatible"):
             parts[1] = "ampere"
         parts += ["versions"] if variant.get("version_compatible") else []
@@ -65,11 +67,19 @@ class Builder:
 
 
 def choose_builder(options: EngineOptions) -> Builder | None:
-    """The builder for `options`, or None for "none". Raises `BackendError` if it does not support them here."""
+    """The builder for `options`, or None for "none". Raises `BackendError` if it does not support them here.
+
+    "auto" never chooses a builder whose engines cannot run on the visible GPU.
+    """
     if options.builder == "none":
         return None
-    builder = find_builder(options.builder)
-    check_builder(options, builder.name, builder.version, device.compute_capability())
+    builder, capability = find_builder(options.builder), device.compute_capability()
+    check_builder(options, builder.name, builder.version, capability)
+    problem = unserved(builder.name, builder.version, capability, options.turing)
+    if problem is not None and options.builder == "auto":
+        advice = f"or {problem.instead}" if builder.name == "tensorrt" or capability == TURING else (
+            f"or {install_command('tensorrt')}; meanwhile, backend onnxruntime-cuda runs the graphs without an engine")
+        raise BackendError(f"--builder auto: {problem.reason}. Use --builder none to skip engines, {advice}.")
     return builder
 
 
@@ -152,9 +162,13 @@ def build_engine(
         if new_timings and new_timings.is_file():
             with replacing(timings) as temporary_timings:
                 new_timings.rename(temporary_timings)
-    capability = device.compute_capability() if builder.name == "tensorrt" else None
+    capability, serves = device.compute_capability(), []
+    if builder.name == "tensorrt-rtx":
+        capability = TURING if options.turing else None
+        serves = [TURING] if options.turing else list(rtx_capabilities(builder.version))
+    variant = {name: value for name, value in options.variant.items() if name != "turing"}
     return {"builder": builder.name, "builder_version": builder.version, "compute_capability": capability,
-            "profile": shapes, **options.variant, **result}
+            "serves": serves, "profile": shapes, **variant, **result}
 
 
 def run_builder(request: dict[str, Any], builder: Builder, failure: str) -> dict[str, Any]:

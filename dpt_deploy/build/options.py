@@ -30,6 +30,8 @@ class EngineOptions:
     """TensorRT only: the engine also loads in later versions. It contains a lean runtime and can be slower."""
     hardware_compatible: bool = False
     """TensorRT only: one engine for all GPUs from Ampere on. It can be slower."""
+    turing: bool = False
+    """TensorRT-RTX only: build for Turing GPUs (compute capability 7.5) alone, which other engines do not run on."""
     timing_cache: bool = True
     """TensorRT only: keep the timing cache in the bundle, so that the next build is faster and reproducible."""
 
@@ -47,7 +49,8 @@ class EngineOptions:
     @property
     def variant(self) -> dict[str, str | bool]:
         """The options that change the kind of engine and are not the default."""
-        values = {name: getattr(self, name) for name in ("weights", "version_compatible", "hardware_compatible")}
+        values = {name: getattr(self, name)
+                  for name in ("weights", "version_compatible", "hardware_compatible", "turing")}
         return {name: value for name, value in values.items() if value not in (False, "fixed")}
 
 
@@ -74,6 +77,8 @@ def check_builder(options: EngineOptions, builder: str, version: str, capability
             raise BackendError(f"--weights {options.weights}: TensorRT-RTX builds such engines only if a GPU is "
                                "visible, and none is; build on the GPU machine, or use --weights fixed.")
     elif builder == "tensorrt":
+        if options.turing:
+            raise BackendError("--turing: omit the option; TensorRT builds for the GPU of this machine.")
         if options.hardware_compatible and capability is not None and _number(capability) < (8, 0):
             raise BackendError(f"--hardware-compatible: expected a GPU of compute capability 8.0 (Ampere) or higher, "
                                f"received {capability}; omit the option.")

@@ -13,7 +13,7 @@ from pathlib import Path
 import onnx
 
 from ..backends import device
-from ..backends.engines import MODULES, incompatibility
+from ..backends.engines import MODULES, incompatibility, unserved_gpu
 from ..core.bundle import Bundle, Recipe
 from ..core.errors import BackendError, BadBundle, BuildError
 from ..core.files import replacing
@@ -103,6 +103,8 @@ def _refit(bundle: Bundle, source: Bundle, engine: Artifact, graph: Artifact, sa
     if why := incompatibility(source, with_weights, builder.version, device.compute_capability()):
         raise BackendError(f"--refit: {engine.file} {why}. Build it again: python -m dpt_deploy.build {source.folder} "
                            f"--weights {details.weights}")
+    if problem := unserved_gpu(engine, device.compute_capability(), source.folder):
+        raise BackendError(f"--refit: {engine.file}: {problem.reason}. Instead, {problem.instead}.")
     stripped = details.weights == "stripped"
 
     def make(path: Path) -> EngineDetails:

@@ -128,6 +128,8 @@ class EngineDetails(Record):
     builder_version: str = ""
     compute_capability: str | None = None
     """Compute capability of the target GPU, such as "9.0". None if it is not tied to one."""
+    serves: tuple[str, ...] = ()
+    """Compute capabilities of the GPUs that a TensorRT-RTX engine runs on. Empty if not known."""
     profile: dict[str, ShapeRange] = {}
     """Accepted shapes by input name."""
     max_pixels: StrictInt | None = None

@@ -56,5 +56,6 @@ def _build_command(folder: str, artifact: Artifact) -> str:
             words += ["--frame-size-range", f"{min_h}x{min_w},{max_h}x{max_w}"]
     words += ["--weights", details.weights] if details.weights != "fixed" else []
     words += ["--version-compatible"] if details.version_compatible else []
+    words += ["--turing"] if details.builder == "tensorrt-rtx" and details.compute_capability else []
     words += ["--hardware-compatible"] if details.hardware_compatible else []
     return " ".join(words)
