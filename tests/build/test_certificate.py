@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -269,6 +272,42 @@ def test_graphs_that_are_exported_otherwise(tmp_path, opset, extra, status, half
     assert certificate["status"] == "passed" and attention["status"] == status and attention["blocks"] == 6
     assert attention["half"] == half and attention["sums"] == sums and attention["cast_up"] == 0
     assert (certificate["flops"]["share"] == 1) == (not extra)
+
+
+WITHOUT_A_KERNEL_FOR_CASTS = """
+import json, sys
+import polygraphy.backend.trt as loaders
+from polygraphy.exception import PolygraphyException
+from dpt_deploy.build.builder_process import build
+build_network = loaders.engine_bytes_from_network
+def refuse(parsed, *args, **kwargs):
+    import tensorrt_rtx as trt
+    for layer in (parsed[1].get_layer(i) for i in range(parsed[1].num_layers)):
+        if layer.type.name == "ATTENTION_INPUT":
+            layer.__class__ = trt.IAttentionInputLayer
+            if not layer.attention.decomposable:
+                raise PolygraphyException("Attention operation was not supported by a dedicated kernel.")
+    return build_network(parsed, *args, **kwargs)
+loaders.engine_bytes_from_network = refuse
+print(json.dumps(build(json.load(sys.stdin))))
+"""
+
+
+@pytest.mark.slow
+def test_a_builder_without_a_kernel_for_attention_that_is_cast_up_may_take_it_apart(tmp_path, monkeypatch):
+    """As TensorRT before 11.3: the engine is built, and its certificate says that attention is not fused."""
+    from dpt_deploy.build import engine
+
+    def run(request, builder, failure):
+        process = subprocess.run([sys.executable, "-c", WITHOUT_A_KERNEL_FOR_CASTS], input=json.dumps(request), text=True,
+                                 env=os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": "1"}, stdout=subprocess.PIPE, check=True)
+        return json.loads(process.stdout.strip().splitlines()[-1])
+
+    monkeypatch.setattr(engine, "run_builder", run)
+    certificate = build_tiny(tmp_path, 23, ("attention",))
+    attention = certificate["attention"]
+    assert certificate["status"] == "passed" and (attention["cast_up"], attention["decomposable"]) == (6, 6)
+    assert "6 layers in FP32 are not fused" in attention["reason"]
 
 
 @pytest.mark.slow
