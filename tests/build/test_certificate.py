@@ -299,8 +299,9 @@ def test_a_builder_without_a_kernel_for_attention_that_is_cast_up_may_take_it_ap
     from dpt_deploy.build import engine
 
     def run(request, builder, failure):
-        process = subprocess.run([sys.executable, "-c", WITHOUT_A_KERNEL_FOR_CASTS], input=json.dumps(request), text=True,
-                                 env=os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": "1"}, stdout=subprocess.PIPE, check=True)
+        environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": "1"}
+        process = subprocess.run([sys.executable, "-c", WITHOUT_A_KERNEL_FOR_CASTS], input=json.dumps(request),
+                                 text=True, env=environment, stdout=subprocess.PIPE, check=True)
         return json.loads(process.stdout.strip().splitlines()[-1])
 
     monkeypatch.setattr(engine, "run_builder", run)
