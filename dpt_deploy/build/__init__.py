@@ -14,7 +14,7 @@ from ..core.manifest import Artifact, Certificate, ShapeRange, digest
 from .engine import Builder, build_engine, choose_builder, default_profile, find_builder
 from .options import BuilderChoice, EngineOptions
 
-CERTIFICATE_VERSION = 1  # part of the key of an engine: raising it rebuilds all engines
+CERTIFICATE_VERSION = 2  # part of the key of an engine: raising it rebuilds all engines
 
 
 def build_engines(
@@ -96,8 +96,9 @@ def _recipe(
 
 def _summary(certificate: Certificate) -> str:
     attention = certificate.attention
-    fused = f"attention {attention.layers}/{attention.blocks} blocks" if attention.status == "passed" else \
-        f"attention {attention.status}"
+    fused = f"attention {attention.status}"
+    if attention.status == "passed":
+        fused = f"attention {attention.layers}/{attention.blocks} blocks with {attention.sums.upper()} sums"
     return f"{certificate.flops.share or 0:.1%} of matrix FLOPs in half precision, {fused}"
 
 

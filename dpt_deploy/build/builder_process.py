@@ -5,6 +5,7 @@ Reads a request as JSON from standard input, and prints the result as one line o
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import json
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..backends import device
-from .certificate import Layer, certify, not_inspected, read_inspection
+from .certificate import Layer, cast_up, certify, not_inspected, read_inspection
 
 
 def build(request: dict[str, Any]) -> dict[str, Any]:
@@ -20,6 +21,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     import onnx
     from polygraphy.backend.trt import CreateConfig, engine_bytes_from_network, network_from_onnx_path
     from polygraphy.backend.trt import Profile as TrtProfile
+    from polygraphy.exception import PolygraphyException
 
     from .flops import input_sizes, matrix_work, modules_of
 
@@ -27,11 +29,18 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     builder, network, _ = parsed = network_from_onnx_path(request["onnx"], strongly_typed=True)
     graph = onnx.load(request["onnx"], load_external_data=False)
     size, opset = tuple(request["size"]), max(entry.version for entry in graph.opset_import if not entry.domain)
-    layers = _layers(trt, network)
-    certificate = certify(
-        request["precision"], layers, matrix_work(graph, input_sizes(size)), modules_of(graph), _tensors(network), size,
-        opset, request["fp32"],
-    )
+    layers, work, modules = _layers(trt, network), matrix_work(graph, input_sizes(size)), modules_of(graph)
+    raised = cast_up(layers)
+
+    def certified(decomposable: set[str]) -> dict[str, Any]:
+        named = [dataclasses.replace(layer, decomposable=layer.decomposable or layer.name in decomposable)
+                 for layer in layers]
+        return certify(request["precision"], named, work, modules, _tensors(network), size, opset, request["fp32"])
+
+    # No fused kernel supports FP32, but some builders have one for half precision that is cast up.
+    fp32 = {layer.name for layer in layers if layer.kind == "ATTENTION_INPUT" and layer.dtype == "FLOAT"}
+    _decompose(trt, network, fp32 - raised)
+    certificate = certified(fp32 - raised)
     result = {"layers": len(layers), "attention_layers": certificate["attention"]["layers"], "certificate": certificate}
     if certificate["status"] == "failed":
         return result
@@ -47,7 +56,14 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.ComputeCapability.SM75, 0)
     timings = {"save_timing_cache": request["new_timings"]} if request["new_timings"] else {}
-    plan = bytes(engine_bytes_from_network(parsed, config, **timings))
+    try:
+        plan = bytes(engine_bytes_from_network(parsed, config, **timings))
+    except PolygraphyException:
+        if not raised:
+            raise
+        _decompose(trt, network, raised)
+        plan = bytes(engine_bytes_from_network(parsed, config, **timings))
+        certificate = result["certificate"] = certified(fp32)
     certificate |= {
         "profile": request["profile"], "plan_bytes": len(plan), "builder": request["builder"],
         "builder_version": trt.__version__, "flags": _flags(trt, network, config), "gpu": device.compute_capability(),
@@ -84,7 +100,7 @@ def refit(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def _layers(trt: Any, network: Any) -> list[Layer]:
-    """All layers. Sets FP32 attention to decomposable, because no fused kernel supports FP32."""
+    """All layers."""
     layers = []
     for index in range(network.num_layers):
         layer = network.get_layer(index)
@@ -94,15 +110,21 @@ def _layers(trt: Any, network: Any) -> list[Layer]:
         decomposable = False
         if kind == "ATTENTION_INPUT":
             layer.__class__ = trt.IAttentionInputLayer
-            dtype = inputs[0].dtype.name
-            if dtype == "FLOAT":
-                layer.attention.decomposable = True
-            decomposable = bool(layer.attention.decomposable)
+            dtype, decomposable = inputs[0].dtype.name, bool(layer.attention.decomposable)
         layers.append(Layer(
             layer.name, kind, dtype, tuple(tensor.name for tensor in inputs if tensor is not None),
             tuple(tensor.name for tensor in outputs), any(tensor.is_shape_tensor for tensor in outputs), decomposable,
         ))
     return layers
+
+
+def _decompose(trt: Any, network: Any, names: set[str]) -> None:
+    """Allow the builder to use separate kernels for these attention layers."""
+    for index in range(network.num_layers):
+        layer = network.get_layer(index)
+        if layer.name in names:
+            layer.__class__ = trt.IAttentionInputLayer
+            layer.attention.decomposable = True
 
 
 def _tensors(network: Any) -> list[dict[str, Any]]:

@@ -9,12 +9,16 @@ A certificate is a plain JSON dictionary, stored in `details.certificate` of eac
     flops            total, half, share: matrix FLOPs of a batch of one at `size`
     size             height and width [pixels] of the network's input
     fp32_islands     each connected group of FP32 layers in a half-precision network: name, layers, flops
-    attention        status (passed, failed, not run), reason, blocks, layers, half, decomposable
+    attention        status (passed, failed, not run), reason, blocks, layers, half, cast_up, decomposable, sums
     tensors          each input and output: name, mode, dtype, shape (-1 is dynamic)
     inspector        result of the engine inspector: status, reason, layers, half, fused_attention
 
 `builder_process` adds profile, plan_bytes, builder, builder_version, flags and gpu. Half precision is FP16 or BF16.
 Layers that only move data count with the type of the data; constants, casts and layers that compute shapes do not.
+
+Attention whose query, key and value are cast up from half precision (`cast_up`) is FP32 in the network, and so in
+`flops` and `fp32_islands`. A builder that recognises the casts takes a fused kernel with half-precision inputs and FP32
+sums.
 """
 
 from __future__ import annotations
@@ -58,6 +62,23 @@ class Layer:
     def node(self) -> str:
         """Name of the ONNX node that it was parsed from."""
         return self.name.removesuffix("_AttentionInput").removesuffix("_AttentionOutput")
+
+
+def cast_up(layers: Sequence[Layer]) -> set[str]:
+    """Names of the attention layers whose query, key and value are all cast from half precision to FP32."""
+    producers = {name: layer for layer in layers for name in layer.outputs}
+
+    def is_cast_up(name: str) -> bool:
+        layer = producers.get(name)
+        while layer is not None and layer.kind == "ELEMENTWISE" and layer.inputs:  # the scale
+            layer = producers.get(layer.inputs[0])
+        if layer is None or layer.kind != "CAST" or layer.dtype != "FLOAT":
+            return False
+        source = producers.get(layer.inputs[0])
+        return source is not None and source.dtype in HALF.values()
+
+    return {layer.name for layer in layers
+            if layer.kind == "ATTENTION_INPUT" and layer.dtype == "FLOAT" and all(map(is_cast_up, layer.inputs[:3]))}
 
 
 def certify(
@@ -146,7 +167,8 @@ def _failures(certificate: Mapping[str, Any], in_fp32: Sequence[Work], fp32: Seq
     failures = []
     if certificate["asked"] in HALF:
         share = certificate["flops"]["share"] or 0.0
-        modules = dict.fromkeys(item.module or "resize" for item in in_fp32)  # only the resize has no module
+        others = [item for item in in_fp32 if not (item.is_attention and "attention" in (fp32 or ()))]
+        modules = dict.fromkeys(item.module or "resize" for item in others)  # only the resize has no module
         unplanned = [module for module in modules
                      if fp32 is None or not any(f"{module}.".startswith(f"{name}.") for name in fp32)]
         if share < MIN_HALF_SHARE and (unplanned or not in_fp32):
@@ -169,10 +191,13 @@ def _attention(
     """
     blocks = {name.split(".")[2] for name in modules.values() if name.startswith("backbone.blocks.")}
     attention = [layer for layer in layers if layer.kind == "ATTENTION_INPUT"]
+    raised = cast_up(layers)
     decomposable = [layer for layer in attention if layer.decomposable]
+    sums = {"fp16" if layer.dtype == "HALF" else "fp32" for layer in attention}
     result: dict[str, Any] = {
         "status": "passed", "reason": "", "blocks": len(blocks), "layers": len(attention),
-        "half": sum(layer.dtype != "FLOAT" for layer in attention), "decomposable": len(decomposable),
+        "half": sum(layer.dtype != "FLOAT" for layer in attention), "cast_up": len(raised),
+        "decomposable": len(decomposable), "sums": " and ".join(sorted(sums)),
     }
     if opset < 23 and not any(item.operator == "Attention" for item in work):
         result |= {"status": "not run", "reason": f"opset {opset} has no Attention operator; only the built engine "
@@ -182,6 +207,9 @@ def _attention(
                    f"layers for {len(blocks)} blocks"}
     elif precision in HALF and any(layer.dtype != "FLOAT" for layer in decomposable):
         result |= {"status": "failed", "reason": "attention is not fused: layers in half precision are decomposable"}
+    elif any(layer.name in raised for layer in decomposable):
+        result |= {"reason": f"{len(decomposable)} layers in FP32 are not fused: this builder has no fused kernel for "
+                   "query, key and value that are cast up"}
     elif decomposable:
         result |= {"reason": f"{len(decomposable)} layers in FP32 are not fused: no fused kernel supports FP32"}
     return result
@@ -220,7 +248,10 @@ def _islands(
 
 def _island_name(group: Sequence[Layer], modules: Mapping[str, str], tensors: Sequence[Mapping[str, Any]]) -> str:
     """The modules of a group; without any, its inputs and outputs of the graph, or its layers."""
-    own_modules = list(dict.fromkeys(modules[layer.node] for layer in group if layer.node in modules))
+    own_modules = list(dict.fromkeys(
+        f"attention after {modules[layer.node]}" if layer.kind.startswith("ATTENTION") else modules[layer.node]
+        for layer in group if layer.node in modules
+    ))
     used = {name for layer in group for name in layer.inputs + layer.outputs}
     ends = [f"{tensor['mode']} {tensor['name']}" for tensor in tensors if tensor["name"] in used]
     return _shorten(own_modules or ends or [layer.name for layer in group])

@@ -35,8 +35,10 @@ class Work:
     dtype: str
     """Type of the node's output: fp16, bf16, fp32, or the lower-case ONNX name of another type."""
     module: str | None
-    """The module whose weight it multiplies, such as decoder.fusion.2.out; for Attention, the module before it. None
+    """The module whose weight it multiplies, such as decoder.fusion.2.out; for attention, the module before it. None
     for other products of two activations, such as the resize."""
+    is_attention: bool = False
+    """Whether it is an Attention operator, or one of the two products around a softmax."""
 
 
 def matrix_work(graph: Path | str | onnx.ModelProto, sizes: Mapping[str, int]) -> list[Work]:
@@ -51,7 +53,7 @@ def matrix_work(graph: Path | str | onnx.ModelProto, sizes: Mapping[str, int]) -
     """
     model = graph if isinstance(graph, onnx.ModelProto) else onnx.load(graph, load_external_data=False)
     shapes, types = infer_shapes(model, sizes)
-    modules = modules_of(model)
+    modules, attention = modules_of(model), _attention_nodes(model)
     work = []
     for node in model.graph.node:
         if node.op_type not in OPERATORS:
@@ -67,6 +69,7 @@ def matrix_work(graph: Path | str | onnx.ModelProto, sizes: Mapping[str, int]) -
         work.append(Work(
             node.name, node.op_type, _flops(node, ins, out),
             TYPES.get(dtype, onnx.TensorProto.DataType.Name(dtype).lower()), modules.get(node.name),
+            node.name in attention,
         ))
     return work
 
@@ -103,8 +106,10 @@ def infer_shapes(
 def modules_of(model: onnx.ModelProto) -> dict[str, str]:
     """The module whose weights each node uses, by node name: backbone.blocks.0.attn.qkv for ...qkv.weight.
 
-    Attention has no weights; it gets the nearest module upstream of its first input.
+    Attention, an operator or the products around a softmax, has no weights; it gets the nearest module upstream of its
+    first input.
     """
+    attention = _attention_nodes(model)
     weights = {tensor.name for tensor in model.graph.initializer if "." in tensor.name}
     producers = {name: node for node in model.graph.node for name in node.output}
     modules: dict[str, str] = {}
@@ -112,13 +117,21 @@ def modules_of(model: onnx.ModelProto) -> dict[str, str]:
         weight = next((name for name in node.input if name in weights), None)
         if weight is not None:
             modules[node.name] = weight.removesuffix(".transposed").rpartition(".")[0]
-        elif node.op_type == "Attention":
+        elif node.name in attention:
             upstream = producers.get(node.input[0])
             while upstream is not None and upstream.name not in modules:
                 upstream = producers.get(upstream.input[0]) if upstream.input else None
             if upstream is not None:
                 modules[node.name] = modules[upstream.name]
     return modules
+
+
+def _attention_nodes(model: onnx.ModelProto) -> set[str]:
+    """Names of the Attention operators, and of the matrix products before and after each softmax."""
+    scores = {node.input[0] for node in model.graph.node if node.op_type == "Softmax"}
+    weights = {node.output[0] for node in model.graph.node if node.op_type == "Softmax"}
+    return {node.name for node in model.graph.node if node.op_type == "Attention"
+            or (node.op_type == "MatMul" and (node.output[0] in scores or node.input[0] in weights))}
 
 
 def _flops(node: onnx.NodeProto, ins: list, out: list[int]) -> int:

@@ -54,7 +54,7 @@ class PrecisionPlan:
     precision: Precision = "fp16"
     """The type of everything not listed in `fp32`."""
     fp32: tuple[str, ...] = ("activations", "resize")
-    """Parts kept in FP32: module names such as decoder.fusion.2, or residual, activations, resize."""
+    """Parts kept in FP32: module names such as decoder.fusion.2, or residual, attention, activations, resize."""
     unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Keys of a newer version in the manifest that it was read from. They are written again."""
 
@@ -95,6 +95,8 @@ class AttentionRecord(Record):
     """Number of attention blocks in the backbone."""
     layers: StrictInt | None = None
     """Number of attention layers in the network."""
+    sums: str = ""
+    """What attention accumulates in: fp16, fp32, or "fp16 and fp32". Empty if the network has no attention layer."""
 
 
 class FlopsRecord(Record):

@@ -33,7 +33,8 @@ class ExportConfig:
     precision: Precision = "fp16"
     """Precision of the graphs that are exported in addition to the FP32 graphs; fp32 exports only those."""
     fp32_modules: Names = ()
-    """Modules to keep in FP32, such as decoder.fusion.2. residual means the residual stream of the backbone."""
+    """Modules to keep in FP32, such as decoder.fusion.2; also residual (the backbone's residual stream) and attention
+    (its sums: query, key and value are cast up)."""
     resize: ResizeRule | None = None
     """How frames are resized to the network's input. Default: the rule in the checkpoint, or stretch."""
     heads: Heads | None = None

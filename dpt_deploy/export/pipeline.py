@@ -34,7 +34,7 @@ from .graph_process import exporting
 from .precision import check_plan, typed, typed_frame
 from .pytorch_reference import ParityInput, ParityInputs, hash_inputs, make_reference, parity_inputs, quick_inputs
 from .pytorch_stages import judge_weights
-from .search import judge_half, search_plan
+from .search import JUDGE_VERSION, judge_half, search_plan
 
 FP32 = PrecisionPlan("fp32", ())
 
@@ -255,7 +255,7 @@ def _choose_plan(
         return PrecisionRecord(plan=plan)
     budget, _ = load_budget(config.budget)
     reference_key = bundle.find("reference", file=FILE)[0].key
-    key = bundle.manifest.key(plan.to_json(), config.search, budget, reference_key)
+    key = bundle.manifest.key(plan.to_json(), config.search, budget, reference_key, JUDGE_VERSION)
     title = f"PyTorch {plan.precision}"
     earlier = bundle.previous.precision if bundle.previous else None
     if earlier is not None and earlier.key == key and earlier.stage is not None:

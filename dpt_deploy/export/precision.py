@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -13,10 +14,12 @@ from ..core.errors import BadInput
 from ..core.manifest import PrecisionPlan
 from ..model.decoder import ResidualConvUnit
 from ..model.frame import FrameModel
+from .attention import SDPA, Attention, cast_up
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 UNITS = {
     "residual": "the backbone's residual stream and its norms; attention and MLP stay in half precision",
+    "attention": "the sums of attention: query, key and value are cast up around the Attention operator",
     "activations": "softplus, tanh and sigmoid at the end of each head",
     "resize": "the matrix products that resize frames and maps",
 }
@@ -32,7 +35,7 @@ def check_plan(model: nn.Module, plan: PrecisionPlan) -> None:
         )
 
 
-def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
+def typed(model: nn.Module, plan: PrecisionPlan) -> Typed:
     """A copy of `model` (`MultiTaskDPT`) in the precisions of `plan`, with float32 inputs and outputs.
 
     Each module that has weights casts its floating-point inputs to the type of its weights, so the graph has casts only
@@ -43,7 +46,7 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
     modules = dict(model.named_modules())
     half = DTYPES[plan.precision]
     if half is torch.float32:
-        return _Float32Outputs(model)
+        return Typed(model)
     fp32_tensors = _fp32_tensors(model, plan)
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if tensor.is_floating_point() and name not in fp32_tensors:
@@ -53,6 +56,8 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
     for name, module in modules.items():
         # Some of timm's attention and MLP modules read the weights of their children without calling them.
         is_block = name.rpartition(".")[2] in ("attn", "mlp")
+        if hasattr(module, "fused_attn"):  # timm reads it from the environment
+            module.fused_attn = True
         weight = next(module.parameters(recurse=is_block), None)
         if weight is not None and (is_block or not list(module.children())):
             module.register_forward_pre_hook(cast_to(weight.dtype))
@@ -61,7 +66,7 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> nn.Module:
             head.activation.register_forward_pre_hook(cast_to(torch.float32))
     if half is torch.bfloat16:
         _replace_transposed_convolutions(model)
-    return _Float32Outputs(model)
+    return Typed(model, cast_up if "attention" in plan.fp32 else SDPA)
 
 
 def typed_frame(model: nn.Module, contract: Contract, plan: PrecisionPlan) -> FrameModel:
@@ -94,15 +99,18 @@ def _fp32_tensors(model: nn.Module, plan: PrecisionPlan) -> set[str]:
     return names
 
 
-class _Float32Outputs(nn.Module):
-    """Casts all outputs to float32, as the contract requires."""
+class Typed(nn.Module):
+    """A model with float32 outputs, as the contract requires, and one way to compute half-precision attention."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, attention: Callable[..., torch.Tensor] = SDPA) -> None:
         super().__init__()
         self.model = model
+        self.attention = attention
+        """Replaces `scaled_dot_product_attention` on FP16 and BF16 tensors."""
 
     def forward(self, image: torch.Tensor) -> dict[str, torch.Tensor]:
-        return {name: value.float() for name, value in self.model(image).items()}
+        with Attention(self.attention):
+            return {name: value.float() for name, value in self.model(image).items()}
 
 
 class _DepthToSpaceConvolution(nn.Module):

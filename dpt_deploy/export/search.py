@@ -1,9 +1,9 @@
 """Search for the smallest part of the model that must compute in FP32, if half precision is out of budget.
 
 Activations of real ViTs can exceed FP16's range. One FP32 run records the range of each layer, and the search first
-moves everything that overflows to FP32. If that is not enough, or nothing overflows, it minimises the set of FP32 units
-by delta debugging (Zeller and Hildebrandt 2002, "Simplifying and isolating failure-inducing input"). Plans are judged
-by PyTorch in half precision, which rounds after each operator.
+moves everything that overflows to FP32. If that is not enough, or nothing overflows, it casts attention up, so that it
+sums in FP32, and then minimises the set of FP32 units by delta debugging (Zeller and Hildebrandt 2002, "Simplifying and
+isolating failure-inducing input"). Plans are judged by PyTorch in half precision, which rounds after each operator.
 """
 
 from __future__ import annotations
@@ -23,10 +23,12 @@ from ..model import MultiTaskDPT
 from ..model.decoder import ResidualConvUnit
 from ..parity import Reference, compare
 from ..parity.judge import WorstMaps
+from .attention import sum_in_fp32, sum_in_half
 from .precision import DTYPES, cast_to, typed
 
 MIN_IMAGES = 2  # judged in each trial; the plan that is found is judged on all images
 MAX_TRIALS = 24
+JUDGE_VERSION = 2  # part of the key of a stored verdict: raising it judges half precision again
 MATRIX_LAYERS = (nn.Linear, nn.Conv2d, nn.ConvTranspose2d)
 
 
@@ -98,7 +100,7 @@ class Search:
         self.trials: list[TrialRecord] = []
 
     def run(self) -> PrecisionPlan | None:
-        """A plan that is within budget; None if not even FP32 everywhere except in attention is."""
+        """A plan that is within budget; None if not even all units in FP32 are."""
         start, precision = self.start.fp32, self.start.precision
         overflows = [unit for unit in overflowing(self.model, self.ranges, torch.finfo(DTYPES[precision]).max)
                      if unit not in start]
@@ -106,8 +108,10 @@ class Search:
             self.say(f"search   {len(overflows)} units exceed the range of {precision}: {', '.join(overflows[:6])}")
             if self._try("overflowing units in FP32", self._extended(overflows)):
                 return self._extended(overflows)
-        others = [unit for unit in units(self.model) if unit not in (*start, *overflows)]
-        if not self._try("all but attention in FP32", self._extended(overflows + others)):
+        others = [unit for unit in units(self.model, precision) if unit not in (*start, *overflows)]
+        if "attention" in others and self._try("attention cast up", self._extended([*overflows, "attention"])):
+            return self._extended([*overflows, "attention"])
+        if not self._try("all units in FP32", self._extended(overflows + others)):
             return None
         return self._extended(overflows + self._minimise(others, overflows))
 
@@ -160,11 +164,14 @@ def judge_half(
 ) -> Stage:
     """Judge PyTorch in the precisions of `plan` against `reference`.
 
-    `model` is float32 and in eval mode. `title` is that of the stage, `graph` the ONNX graph exported with `plan`.
-    `worst` receives the exhibits.
+    FP16 attention sums as TensorRT's fused kernels do, in FP16 (`attention.sum_in_half`), or in FP32 if the plan casts
+    it up. `model` is float32 and in eval mode. `title` is that of the stage, `graph` the ONNX graph exported with
+    `plan`. `worst` receives the exhibits.
     """
     half = typed(model, plan)
     _sum_in_fp32(half)
+    if plan.precision == "fp16":  # BF16 attention sums in FP32 on every GPU
+        half.attention = sum_in_fp32 if "attention" in plan.fp32 else sum_in_half
 
     def run(batch: np.ndarray) -> dict[str, np.ndarray]:
         with torch.no_grad():
@@ -187,9 +194,10 @@ def _sum_in_fp32(model: nn.Module) -> None:
             module.register_forward_hook(lambda _module, _args, output: output.half())
 
 
-def units(model: MultiTaskDPT) -> list[str]:
-    """Names that the search can move to FP32, in model order; the attention products stay in half precision."""
-    names = ["residual", "backbone.patch_embed"]
+def units(model: MultiTaskDPT, precision: Precision) -> list[str]:
+    """Names that the search can move to FP32, in model order; query, key and value stay in half precision."""
+    names = ["attention"] if precision == "fp16" else []  # BF16 attention sums in FP32 anyway
+    names += ["residual", "backbone.patch_embed"]
     for i, _ in enumerate(model.backbone.blocks):
         names += [f"backbone.blocks.{i}.attn.proj", f"backbone.blocks.{i}.mlp"]
     names += [name for name, module in model.named_modules()
@@ -277,6 +285,8 @@ def half_shares(model: MultiTaskDPT, plan: PrecisionPlan, ranges: Ranges) -> tup
         return 0.0, 0.0
 
     def in_fp32(layer: str) -> bool:
+        if "attention" in plan.fp32 and layer.endswith(".attn"):
+            return True
         return any(layer == name or layer.startswith(f"{name}.") for name in plan.fp32)
 
     shares = []

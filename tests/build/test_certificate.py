@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
+import subprocess
+import sys
 
 import onnx
 import pytest
@@ -40,7 +43,8 @@ def test_engines_carry_their_certificate(tiny_bundle):  # noqa: F811
         certificate = engine.details.certificate.to_json()
         assert certificate["status"] == "passed" and certificate["asked"] == "fp16" and not certificate["reasons"]
         assert certificate["attention"] == {
-            "status": "passed", "reason": "", "blocks": 6, "layers": 6, "half": 6, "decomposable": 0,
+            "status": "passed", "reason": "", "blocks": 6, "layers": 6, "half": 6, "cast_up": 0,
+            "decomposable": 0, "sums": "fp16",
         }
         assert certificate["plan_bytes"] == engine.bytes
         assert certificate["profile"] == engine.details.to_json()["profile"]
@@ -158,6 +162,44 @@ def test_attention_in_fp32_needs_the_plan_to_say_so():
     assert certificate["status"] == "passed" and "no fused kernel" in certificate["attention"]["reason"]
 
 
+def cast_up_network(decomposable=False, casts=("q", "k", "v")):
+    """A block whose query, key and value are cast to FP32 around attention; query and key are scaled after it."""
+    layers = [Layer(f"{name}_cast", "CAST", "FLOAT", ("y",), (f"{name}32",)) for name in casts]
+    layers += [Layer(f"{name}_scale", "ELEMENTWISE", "FLOAT", (f"{name}32", "s"), (f"{name}s",)) for name in "qk"]
+    layers += [
+        Layer("attend_AttentionInput", "ATTENTION_INPUT", "FLOAT", ("qs", "ks", "v32"), ("a",), False, decomposable),
+        Layer("attend_AttentionOutput", "ATTENTION_OUTPUT", "FLOAT", ("a",), ("z32",)),
+        Layer("back", "CAST", "HALF", ("z32",), ("z",)),
+    ]
+    rest = network()
+    return [*rest[:3], *layers, *rest[5:]]
+
+
+ATTENTION_WORK = [dataclasses.replace(item, is_attention=item.operator == "Attention") for item in WORK]
+
+
+def test_attention_that_is_cast_up_sums_in_fp32_and_needs_the_plan_to_say_so():
+    certificate = judged(cast_up_network(), plan=["attention"], work=ATTENTION_WORK)
+    attention = certificate["attention"]
+    assert certificate["status"] == "passed" and certificate["flops"]["share"] == 0.8
+    assert (attention["layers"], attention["half"], attention["cast_up"], attention["sums"]) == (1, 0, 1, "fp32")
+    assert "attention after backbone.blocks.0.attn.qkv" in [island["name"] for island in certificate["fp32_islands"]]
+    assert judged(cast_up_network(), work=ATTENTION_WORK)["status"] == "failed"
+    # Only attention may be in FP32 by that plan: the projection before it, of the same module, may not.
+    qkv = Work("qkv", "MatMul", 100, "fp32", "backbone.blocks.0.attn.qkv")
+    assert judged(cast_up_network(), plan=["attention"], work=[*ATTENTION_WORK, qkv])["status"] == "failed"
+
+
+def test_a_builder_without_a_kernel_for_casts_is_told_apart():
+    attention = judged(cast_up_network(decomposable=True), plan=["attention"], work=ATTENTION_WORK)["attention"]
+    assert attention["status"] == "passed" and "cast up" in attention["reason"] and attention["decomposable"] == 1
+
+
+def test_attention_with_one_input_that_is_no_cast_is_not_cast_up():
+    layers = [*cast_up_network(casts=("q", "k")), Layer("v", "MATRIX_MULTIPLY", "FLOAT", ("y",), ("v32",))]
+    assert judged(layers, plan=["attention"], work=ATTENTION_WORK)["attention"]["cast_up"] == 0
+
+
 def test_half_attention_that_may_be_taken_apart_is_refused():
     certificate = judged(network(decomposable=True))
     assert certificate["attention"]["status"] == "failed" and "not fused" in certificate["reasons"][0]
@@ -199,25 +241,82 @@ def test_an_answer_that_cannot_be_read_is_not_run(text):
     assert read_inspection(text)["status"] == "not run"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("opset", "extra", "status", "half"), [(20, (), "not run", 0), (23, ("backbone.blocks.2.attn",), "passed", 5)]
-)
-def test_graphs_that_are_exported_otherwise(tmp_path, opset, extra, status, half):
-    """No Attention operator; and one block's attention in FP32, which the builder must be free to take apart."""
+def build_tiny(folder, opset, fp32):
+    """The certificate of a model graph whose plan keeps `fp32` in FP32 as well."""
     from dpt_deploy.build.engine import build_engine, default_profile, find_builder
     from dpt_deploy.core.manifest import PrecisionPlan
     from dpt_deploy.export.graph import export_graph
     from dpt_deploy.export.precision import typed
     from tests.tiny import lively_model
 
-    model, plan = lively_model(), PrecisionPlan("fp16", (*PrecisionPlan.fp32, *extra))
-    contract, path = model.contract(), tmp_path / "model.fp16.onnx"
+    model, plan = lively_model(), PrecisionPlan("fp16", (*PrecisionPlan.fp32, *fp32))
+    contract, path = model.contract(), folder / "model.fp16.onnx"
     export_graph(typed(model, plan), "model", contract, path, opset, {})
     profile = default_profile(contract, "model", (1, 2), ((64, 64), (64, 64)))
     details = build_engine(
-        path, tmp_path / "engine", find_builder("tensorrt-rtx"), profile, "fp16", contract.input_size, list(plan.fp32)
+        path, folder / "engine", find_builder("tensorrt-rtx"), profile, "fp16", contract.input_size, list(plan.fp32)
     )
-    certificate = details["certificate"]
-    assert certificate["status"] == "passed" and certificate["attention"]["status"] == status
-    assert certificate["attention"]["half"] == half and certificate["attention"]["blocks"] == 6
+    return details["certificate"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("opset", "extra", "status", "half", "sums"),
+    [(20, (), "not run", 0, ""), (20, ("attention",), "not run", 0, ""),
+     (23, ("backbone.blocks.2.attn",), "passed", 5, "fp16 and fp32")],
+)
+def test_graphs_that_are_exported_otherwise(tmp_path, opset, extra, status, half, sums):
+    """No Attention operator; and one block's attention in FP32, which the builder must be free to take apart."""
+    certificate = build_tiny(tmp_path, opset, extra)
+    attention = certificate["attention"]
+    assert certificate["status"] == "passed" and attention["status"] == status and attention["blocks"] == 6
+    assert attention["half"] == half and attention["sums"] == sums and attention["cast_up"] == 0
+    assert (certificate["flops"]["share"] == 1) == (not extra)
+
+
+WITHOUT_A_KERNEL_FOR_CASTS = """
+import json, sys
+import polygraphy.backend.trt as loaders
+from polygraphy.exception import PolygraphyException
+from dpt_deploy.build.builder_process import build
+build_network = loaders.engine_bytes_from_network
+def refuse(parsed, *args, **kwargs):
+    import tensorrt_rtx as trt
+    for layer in (parsed[1].get_layer(i) for i in range(parsed[1].num_layers)):
+        if layer.type.name == "ATTENTION_INPUT":
+            layer.__class__ = trt.IAttentionInputLayer
+            if not layer.attention.decomposable:
+                raise PolygraphyException("Attention operation was not supported by a dedicated kernel.")
+    return build_network(parsed, *args, **kwargs)
+loaders.engine_bytes_from_network = refuse
+print(json.dumps(build(json.load(sys.stdin))))
+"""
+
+
+@pytest.mark.slow
+def test_a_builder_without_a_kernel_for_attention_that_is_cast_up_may_take_it_apart(tmp_path, monkeypatch):
+    """As TensorRT before 11.3: the engine is built, and its certificate says that attention is not fused."""
+    from dpt_deploy.build import engine
+
+    def run(request, builder, failure):
+        environment = os.environ | {"POLYGRAPHY_USE_TENSORRT_RTX": "1"}
+        process = subprocess.run([sys.executable, "-c", WITHOUT_A_KERNEL_FOR_CASTS], input=json.dumps(request),
+                                 text=True, env=environment, stdout=subprocess.PIPE, check=True)
+        return json.loads(process.stdout.strip().splitlines()[-1])
+
+    monkeypatch.setattr(engine, "run_builder", run)
+    certificate = build_tiny(tmp_path, 23, ("attention",))
+    attention = certificate["attention"]
+    assert certificate["status"] == "passed" and (attention["cast_up"], attention["decomposable"]) == (6, 6)
+    assert "6 layers in FP32 are not fused" in attention["reason"]
+
+
+@pytest.mark.slow
+def test_the_builder_has_a_fused_kernel_for_attention_that_is_cast_up(tmp_path):
+    """Not decomposable, and built all the same: TensorRT-RTX recognises the casts. It refuses plain FP32."""
+    certificate = build_tiny(tmp_path, 23, ("attention",))
+    assert certificate["status"] == "passed" and 0.9 < certificate["flops"]["share"] < 1
+    assert certificate["attention"] == {
+        "status": "passed", "reason": "", "blocks": 6, "layers": 6, "half": 0, "cast_up": 6, "decomposable": 0,
+        "sums": "fp32",
+    }
