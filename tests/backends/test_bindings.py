@@ -23,7 +23,8 @@ ROOT = Path(__file__).resolve().parents[2]
 SHARED = {
     "trt.ProfilingVerbosity.DETAILED", "trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10", "trt.nptype",
     "trt.ILogger", "IBuilderConfig.set_preview_feature()", "INetworkDefinition.get_layer()",
-    "IAttention.decomposable()", "ICudaEngine.create_execution_context()", "IExecutionContext.update_device_memory_size_for_shapes()",
+    "IAttention.decomposable()", "ICudaEngine.create_execution_context()",
+    "IExecutionContext.update_device_memory_size_for_shapes()",
     "IExecutionContext.set_device_memory()", "IExecutionContext.execute_async_v3()",
     "OnnxParserRefitter.refit_from_file()", "ISerializationConfig.clear_flag()",
     "EngineInspector.get_engine_information()",
