@@ -61,7 +61,7 @@ def _ours(bundle: Bundle, backend: Backend, artifact: Artifact, precision: Preci
     def open_ours() -> Pipeline:
         if refusal := backend.unavailable():
             raise Unavailable(str(refusal))
-        session = backend.open(bundle, artifact, SessionOptions(precision=precision))
+        session = backend.open(bundle, artifact, SessionOptions(precision=precision, compile_eagerly=True))
         if artifact.graph == "frame":
             return FrameGraphPipeline(session, backend.device == "gpu")
         return ModelGraphPipeline(session, backend.device == "gpu", bundle.contract)

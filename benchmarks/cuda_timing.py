@@ -13,7 +13,7 @@ from dpt_deploy.backends import cuda
 from dpt_deploy.backends.session import Session
 from dpt_deploy.core.errors import BackendError
 
-WARM_UP = 5  # untimed rounds: the clocks rise, and TensorRT-RTX specialises its kernels
+WARM_UP = 5  # untimed rounds: the clocks rise
 LAUNCHES = 20  # between two events, so that the cost of one launch does not count
 
 Launch = Callable[[], Any]

@@ -207,7 +207,7 @@ def _engine_time(folder: Path, config: ValidationConfig, left: float) -> dict[st
 
 def _load_on_gpu(folder: Path) -> Runtime:
     """The bundle on the GPU. Raises `BackendError` if `load` chooses the processor."""
-    runtime = load(folder, measure=False)
+    runtime = load(folder, measure=False, compile_eagerly=True)
     if backends.get(runtime.backend).device != "gpu":
         runtime.close()
         raise BackendError(f"no artefact of the bundle runs on the GPU. {runtime.reason}")

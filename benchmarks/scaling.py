@@ -132,7 +132,7 @@ def measure(point: Point, backend: str, calls: int) -> dict[str, Any]:
     frames = np.kron(blocks, np.ones((1, 8, 8, 1), np.uint8))
     seconds = []
     try:
-        with load(point["bundle"], backend) as runtime:
+        with load(point["bundle"], backend, compile_eagerly=True) as runtime:
             loaded = environment.peak_resident_mb()
             for _ in range(calls + 1):
                 started = time.perf_counter()

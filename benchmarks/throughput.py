@@ -61,7 +61,8 @@ class ThroughputConfig:
 
 def main(config: ThroughputConfig) -> int:
     """Exit status 0."""
-    with load(config.bundle or vit_base_bundle(), config.backend, precision=config.precision) as runtime:
+    with load(config.bundle or vit_base_bundle(), config.backend, precision=config.precision,
+              compile_eagerly=True) as runtime:
         result = measure(runtime, config)
     write_result(config, result, show)
     return 0

@@ -49,6 +49,9 @@ class SessionOptions:
     """CPU threads per operator. None uses the backend's default."""
     precision: Precision | None = None
     """The requested arithmetic. None uses the artefact's precision."""
+    compile_eagerly: bool = False
+    """TensorRT-RTX: compile the kernels of a shape in its first call. Otherwise generic kernels run until those of the
+    shape have been compiled in the background."""
 
 
 @dataclass(frozen=True)

@@ -82,6 +82,10 @@ class StreamWorker:
         self.capture = capture
         self.capture_error = ""
         """Why no CUDA graphs are used: the error of a capture, or of the memory for the first slot."""
+        self.capturable: bool | None = None
+        """Whether the builder's runtime can capture the last host call, as its context answers. None before a call, and
+        always if `capture`."""
+        self._captures_internally = not capture
         self._create_context = create_context
         self._expect = expect
         self._inputs = {name: np.dtype(dtype) for name, dtype in inputs.items()}
@@ -113,6 +117,8 @@ class StreamWorker:
         cuda.call("cudaEventRecord", self._done, self.stream)
         cuda.call("cudaStreamSynchronize", self.stream)
         results = {name: slot.host[name].copy() for name in wanted}
+        if self._captures_internally:
+            self.capturable = bool(slot.context.is_stream_capturable(self.stream))
         if slot is not self._shared and slot.graph is None and self.capture:
             self._capture(slot)  # capture requires a preceding run with the same shapes
         self._last_calls[key] = next(self._clock)
@@ -270,6 +276,7 @@ class StreamWorker:
     def _reserve_scratch(self, context: Any) -> None:
         """Set scratch memory for the context's shapes. If it moves, CUDA graphs with its address are discarded."""
         nbytes = context.update_device_memory_size_for_shapes()
+        self._expect(nbytes > 0, "could not compute the size of its scratch memory")
         if nbytes > self._scratch.nbytes:
             for slot in self._slots.values():
                 slot.unbind()

@@ -56,7 +56,7 @@ class TensorRT(Backend):
         )
 
     def open(self, bundle: Bundle, artifact: Artifact, options: SessionOptions) -> Session:
-        return TensorRTSession(bundle, artifact)
+        return TensorRTSession(bundle, artifact, options.compile_eagerly)
 
     def stages(self, bundle: Bundle) -> list[StageTask]:
         """One stage per engine. There may be several for different versions and devices."""

@@ -39,8 +39,13 @@ class TensorRTSession(Session):
 
     concurrency = WORKERS
 
-    def __init__(self, bundle: Bundle, artifact: Artifact) -> None:
+    def __init__(self, bundle: Bundle, artifact: Artifact, compile_eagerly: bool = False) -> None:
         """Load an engine on the current GPU.
+
+        Args:
+            bundle: The bundle of the engine.
+            artifact: The engine.
+            compile_eagerly: See `SessionOptions.compile_eagerly`. TensorRT ignores it.
 
         Raises:
             MissingPackage: The builder's package or cuda-python is not installed.
@@ -68,6 +73,7 @@ class TensorRTSession(Session):
         self._logger = _logger(trt)
         self.captures_internally = hasattr(trt, "IRuntimeCache")
         self._host_code = artifact.details.version_compatible
+        self._compile_eagerly, self._graphs_refused = compile_eagerly, False
         try:
             self._load(trt, bundle.path(artifact).read_bytes())
         except BaseException:
@@ -129,6 +135,10 @@ class TensorRTSession(Session):
         config = self._engine.create_runtime_config()
         config.set_execution_context_allocation_strategy(user_managed)
         config.cuda_graph_strategy = trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        self._graphs_refused = config.cuda_graph_strategy != trt.CudaGraphStrategy.WHOLE_GRAPH_CAPTURE
+        if self._compile_eagerly:
+            eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+            config.dynamic_shapes_kernel_specialization_strategy = eager
         if self._cache is None:
             self._cache = config.create_runtime_cache()
             with contextlib.suppress(OSError):
@@ -174,9 +184,18 @@ class TensorRTSession(Session):
 
     @property
     def note(self) -> str:
-        """Whether calls with host arrays use CUDA graphs. Valid after the second call of a shape, which is captured."""
+        """Whether calls with host arrays use CUDA graphs.
+
+        With TensorRT, valid after the second call of a shape, which is captured. With TensorRT-RTX, what the contexts
+        answered after the last calls.
+        """
         if self.captures_internally:
-            return "with CUDA graphs of its own"
+            if self._graphs_refused:
+                return "without CUDA graphs: TensorRT-RTX refused to capture them"
+            answers = {worker.capturable for worker in self._all} - {None}
+            if False in answers:
+                return "without CUDA graphs: TensorRT-RTX cannot capture this engine's work"
+            return "with CUDA graphs of its own" + ("" if answers else " if it can capture the first call")
         why = next((worker.capture_error for worker in self._all if worker.capture_error), "")
         return f"without CUDA graphs: {why.rstrip('.')}" if why else "with CUDA graphs"
 

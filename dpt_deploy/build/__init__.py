@@ -14,7 +14,7 @@ from ..core.manifest import Artifact, Certificate, ShapeRange, digest
 from .engine import Builder, build_engine, choose_builder, default_profile, find_builder
 from .options import BuilderChoice, EngineOptions
 
-CERTIFICATE_VERSION = 2  # part of the key of an engine: raising it rebuilds all engines
+BUILD_VERSION = 2  # part of the key of an engine: raising it rebuilds all engines
 
 
 def build_engines(
@@ -89,7 +89,7 @@ def _recipe(
 
     shapes = {name: shape.to_json() for name, shape in profile.items()}
     key = digest([graph.sha256, builder.name, builder.version, shapes, graph.precision, options.variant,
-                  CERTIFICATE_VERSION])
+                  BUILD_VERSION])
     file = builder.file_name(graph.graph, graph.precision, options)
     return Recipe(file, "engine", key, make, graph.graph, graph.precision)
 

@@ -55,6 +55,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     if request["variant"].get("turing"):
         config.num_compute_capabilities = 1
         config.set_compute_capability(trt.ComputeCapability.SM75, 0)
+    _leave_memory_to_the_caller(trt, config)
     timings = {"save_timing_cache": request["new_timings"]} if request["new_timings"] else {}
     try:
         plan = bytes(engine_bytes_from_network(parsed, config, **timings))
@@ -150,9 +151,23 @@ def _config_arguments(trt: Any, request: dict[str, Any]) -> dict[str, Any]:
     return arguments
 
 
+def _leave_memory_to_the_caller(trt: Any, config: Any) -> None:
+    """Let scratch memory follow the shapes of a call, and let the caller allocate all of it.
+
+    Without the preview feature, a small frame takes the scratch memory of the profile's largest one. Without the flag,
+    TensorRT-RTX may allocate memory during calls with large shapes, which then cannot be captured as CUDA graphs.
+    """
+    if hasattr(trt.PreviewFeature, "RUNTIME_ACTIVATION_RESIZE_10_10"):
+        config.set_preview_feature(trt.PreviewFeature.RUNTIME_ACTIVATION_RESIZE_10_10, True)
+    if hasattr(trt.BuilderFlag, "REQUIRE_USER_ALLOCATION"):
+        config.set_flag(trt.BuilderFlag.REQUIRE_USER_ALLOCATION)
+
+
 def _flags(trt: Any, network: Any, config: Any) -> list[str]:
-    """Names of the flags that are set for the network and the build."""
+    """Names of the flags and preview features that are set for the network and the build."""
     flags = [name for name, flag in trt.BuilderFlag.__members__.items() if config.get_flag(flag)]
+    features = trt.PreviewFeature.__members__
+    flags += [name for name, feature in features.items() if config.get_preview_feature(feature)]
     creation = trt.NetworkDefinitionCreationFlag.__members__
     return [name for name, flag in creation.items() if network.get_flag(flag)] + flags
 

@@ -153,7 +153,7 @@ class Runtime:
 
 def load(
     bundle: Path | str, backend: str | None = None, graph: Graph = "frame", precision: Precision | None = None,
-    threads: int | None = None, max_pixels: int = MAX_PIXELS, measure: bool = True,
+    threads: int | None = None, max_pixels: int = MAX_PIXELS, measure: bool = True, compile_eagerly: bool = False,
 ) -> Runtime:
     """Load a bundle on the best available backend. `Runtime.reason` explains the choice.
 
@@ -176,6 +176,8 @@ def load(
         max_pixels: Refuse files and PIL images with more pixels.
         measure: Let a measurement decide between CPU backends. False, or DPT_MEASURE=0 in the environment, keeps the
             order above.
+        compile_eagerly: TensorRT-RTX compiles the kernels of a shape in its first call, which takes longer. False runs
+            generic kernels until those of the shape have been compiled in the background.
 
     Raises:
         BadInput: An option has an invalid value.
@@ -189,7 +191,7 @@ def load(
         raise BadInput(f"threads: expected a number from 1, received {threads!r}.")
     tried = [backends.get(backend)] if backend is not None else [b for b in backends.registered() if b.automatic]
     opened = Bundle.open(bundle)
-    options = SessionOptions(threads, precision)
+    options = SessionOptions(threads, precision, compile_eagerly)
     refusals: dict[tuple[str, str], None] = {}
 
     def refuse(candidate: Backend, message: str) -> None:

@@ -34,6 +34,7 @@ class StandIn:
         self.capturing: list[Callable[[], None]] | None = None
         self.alive: set[Any] = set()
         self.can_capture = True
+        self.scratch_fails = False
         self.full = False
         self.most: int | None = None
         """The largest allocation that succeeds [bytes]."""
@@ -169,7 +170,12 @@ class Context:
         return True
 
     def update_device_memory_size_for_shapes(self) -> int:
-        return int(np.prod(self.shape)) * 4
+        return 0 if self.device.scratch_fails else int(np.prod(self.shape)) * 4
+
+    def is_stream_capturable(self, stream: int) -> bool:
+        """Of TensorRT-RTX alone."""
+        assert self.streams, "asked before anything ran"
+        return self.device.can_capture
 
     def set_device_memory(self, pointer: int, nbytes: int) -> None:
         self.scratch = (pointer, nbytes)
@@ -214,15 +220,17 @@ def worker(device: StandIn, capture: bool = True, outputs: tuple[str, ...] = ("d
     return StreamWorker(lambda: Context(device), {"frame": "uint8"}, dict.fromkeys(outputs, "float32"), expect, capture)
 
 
-def session_on(device: StandIn) -> TensorRTSession:
-    """A TensorRT session with two workers, and without an engine."""
+def session_on(device: StandIn, builder: str = "tensorrt") -> TensorRTSession:
+    """A session with two workers, and without an engine."""
     session = object.__new__(TensorRTSession)
     Session.__init__(session, Contract((32, 32), heads=("depth",)), "frame")
-    session.backend, session.file, session._rebuild = "tensorrt", "a.engine", ""
+    session.backend, session.file, session._rebuild = builder, "a.engine", ""
     session.profile = EngineProfile("a", {})
     session._closing, session._device, session._cache = threading.Lock(), 0, None
-    session.captures_internally, session._logger = False, types.SimpleNamespace(errors=[], last_errors=lambda: "")
-    session._free, session._all = queue.LifoQueue(), [worker(device) for _ in range(2)]
+    session.captures_internally, session._graphs_refused = builder == "tensorrt-rtx", False
+    session._logger = types.SimpleNamespace(errors=[], last_errors=lambda: "")
+    session._free = queue.LifoQueue()
+    session._all = [worker(device, not session.captures_internally) for _ in range(2)]
     for one in session._all:
         session._free.put(one)
     return session

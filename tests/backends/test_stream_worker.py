@@ -347,6 +347,32 @@ def test_without_graphs_the_session_says_why(device: StandIn) -> None:
         assert session.note == "without CUDA graphs: CUDA: cudaStreamEndCapture failed"
 
 
+def test_what_captures_by_itself_is_asked_whether_it_can(device: StandIn) -> None:
+    """Asking for CUDA graphs is not having them."""
+    with session_on(device, "tensorrt-rtx") as session:
+        assert session.note == "with CUDA graphs of its own if it can capture the first call"
+        session.run({"frame": frame()})
+        assert session.note == "with CUDA graphs of its own"
+        device.can_capture = False
+        session.run({"frame": frame(5, 5)})
+        assert session.note == "without CUDA graphs: TensorRT-RTX cannot capture this engine's work"
+
+
+def test_a_scratch_memory_of_zero_is_an_error_of_the_builder(device: StandIn) -> None:
+    """0 is what TensorRT returns where it fails; the engine would run on memory that it does not have."""
+    with session_on(device) as session:
+        session.run({"frame": frame()})
+        device.scratch_fails = True
+        with pytest.raises(BackendError, match="could not compute the size of its scratch memory"):
+            session.run({"frame": frame(5, 5)})
+        image = frame(4, 4)
+        view = cuda.DeviceView(image.ctypes.data, image)
+        with pytest.raises(BackendError, match="scratch memory"):
+            session._all[-1].run_on_device({"frame": view}, (("frame", image.shape),), ["depth"], None)
+        device.scratch_fails = False
+        session.run({"frame": frame(5, 5)})
+
+
 def test_closing_gives_the_workers_back_whatever_the_cache_does(device: StandIn) -> None:
     session = session_on(device)
     session.run({"frame": frame()})

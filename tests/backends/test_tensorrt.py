@@ -5,16 +5,21 @@ What needs a GPU is marked so, and runs on one alone.
 
 from __future__ import annotations
 
+import ast
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from dpt_deploy.backends import cuda, device, dlpack
+from benchmarks.contenders import contenders
+from dpt_deploy.backends import SessionOptions, cuda, device, dlpack
 from dpt_deploy.backends.engines import EngineProfile, incompatibility
 from dpt_deploy.backends.session import Session
+from dpt_deploy.backends.tensorrt import TensorRT
+from dpt_deploy.backends.tensorrt_session import TensorRTSession
 from dpt_deploy.build import EngineOptions, build_engines
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BackendError, BadBundle, ContractError, MissingPackage
@@ -230,3 +235,74 @@ def test_an_engine_agrees_with_the_cpu_on_host_and_device_arrays(own_bundle: Pat
     np.testing.assert_array_equal(complete.numpy(), have["alpha"], "device arrays outlive their session")
     with pytest.raises(BackendError, match="closed"):
         session.run({"frame": frames})
+
+
+@pytest.mark.parametrize("accepts", [True, False])
+@pytest.mark.parametrize("eagerly", [True, False])
+def test_what_is_asked_of_tensorrt_rtx(eagerly: bool, accepts: bool) -> None:
+    """A benchmark must not time the generic kernels that run until the specialised ones are compiled."""
+    trt = pytest.importorskip("tensorrt_rtx")
+
+    class Config:
+        """Stands in for an IRuntimeConfig, which only a deserialised engine creates."""
+
+        def __setattr__(self, name: str, value: object) -> None:
+            assert isinstance(getattr(trt.IRuntimeConfig, name), property), f"IRuntimeConfig has no property {name}"
+            if accepts or name != "cuda_graph_strategy":
+                super().__setattr__(name, value)
+
+        cuda_graph_strategy = trt.CudaGraphStrategy.DISABLED
+
+        def set_execution_context_allocation_strategy(self, strategy: object) -> None:
+            assert strategy == trt.ExecutionContextAllocationStrategy.USER_MANAGED
+
+        def create_runtime_cache(self) -> object:
+            return SimpleNamespace(deserialize=lambda content: None)
+
+        def set_runtime_cache(self, cache: object) -> None:
+            assert cache is not None
+
+    config = Config()
+    session = object.__new__(TensorRTSession)
+    session._engine = SimpleNamespace(create_runtime_config=lambda: config, create_execution_context=lambda one: one)
+    session._compile_eagerly, session.captures_internally, session._cache = eagerly, True, None
+    session._cache_file, session._all = Path("/no/such/cache"), []
+    assert session._context(trt) is config
+    eager = trt.DynamicShapesKernelSpecializationStrategy.EAGER
+    assert getattr(config, "dynamic_shapes_kernel_specialization_strategy", None) == (eager if eagerly else None)
+    assert session.note.startswith("with CUDA graphs" if accepts else "without CUDA graphs: TensorRT-RTX refused")
+
+
+def test_load_passes_on_how_to_compile(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[SessionOptions] = []
+
+    def opens(self: TensorRT, bundle: Bundle, artifact: Artifact, options: SessionOptions) -> Session:
+        opened.append(options)
+        raise BackendError("not here")
+
+    monkeypatch.setattr(TensorRT, "open", opens)
+    for eagerly in (True, False):
+        with pytest.raises(BackendError, match="not here"):
+            load(tiny_bundle, "tensorrt-rtx", compile_eagerly=eagerly)
+    assert [options.compile_eagerly for options in opened] == [True, False]
+
+
+def test_benchmarks_compile_before_they_time(tiny_bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    opened: list[SessionOptions] = []
+    monkeypatch.setattr(TensorRT, "unavailable", lambda self: None)
+
+    def opens(self: TensorRT, bundle: Bundle, artifact: Artifact, options: SessionOptions) -> Session:
+        opened.append(options)
+        raise BackendError("not here")
+
+    monkeypatch.setattr(TensorRT, "open", opens)
+    (contender,) = [one for one in contenders(Bundle.open(tiny_bundle)) if one.name == "tensorrt-rtx frame fp16"]
+    with pytest.raises(BackendError, match="not here"):
+        contender.open()
+    assert [options.compile_eagerly for options in opened] == [True]
+    root = Path(__file__).resolve().parents[2] / "benchmarks"
+    for path in root.glob("*.py"):
+        calls = [node for node in ast.walk(ast.parse(path.read_text()))
+                 if isinstance(node, ast.Call) and ast.unparse(node.func) in ("load", "SessionOptions")]
+        for call in calls:
+            assert "compile_eagerly=True" in ast.unparse(call), f"{path.name}: {ast.unparse(call)}"

@@ -49,6 +49,8 @@ def test_engines_carry_their_certificate(tiny_bundle):  # noqa: F811
         assert certificate["plan_bytes"] == engine.bytes
         assert certificate["profile"] == engine.details.to_json()["profile"]
         assert "STRONGLY_TYPED" in certificate["flags"] and certificate["builder"] == "tensorrt-rtx"
+        # Scratch memory follows the frame's size, and all of it is the caller's: needed to capture CUDA graphs.
+        assert {"RUNTIME_ACTIVATION_RESIZE_10_10", "REQUIRE_USER_ALLOCATION"} <= set(certificate["flags"])
         assert certificate["size"] == [160, 160]
         assert json.loads(json.dumps(certificate)) == certificate
     assert bundle.find("engine", graph="model")[0].details.certificate.flops.share == 1

@@ -98,6 +98,22 @@ void test_errors_are_reported() {
     EXPECT(message.find("line 30;") != std::string::npos && message.find("line 29;") == std::string::npos);
 }
 
+void test_no_scratch_memory() {
+    Session session;
+    session.run(8, 8);
+    fake.fail_scratch = true;
+    unsigned char pixels[6 * 6 * 3] = {};
+    float depth[6 * 6] = {};
+    const dpt_frames frames = {pixels, 1, 6, 6, DPT_RGB, 0, 0};
+    const dpt_maps maps = {depth, nullptr, nullptr};
+    EXPECT(api.run(session.handle, &frames, &maps, session.message) == DPT_BACKEND_ERROR);
+    EXPECT(std::string(session.message) ==
+           "toy.engine could not compute the size of its scratch memory: no partition.");
+    EXPECT(api.run_device(session.handle, &frames, &maps, nullptr, session.message) == DPT_BACKEND_ERROR);
+    fake.fail_scratch = false;
+    session.run(6, 6);
+}
+
 void test_streams_of_the_caller() {
     Session session;
     for (const std::uintptr_t stream : {0U, 1U, 2U}) { // default streams, which TensorRT would synchronise
@@ -125,9 +141,14 @@ void test_runtime_cache(const std::string &folder) {
     };
     {
         Session session(file);
-        EXPECT(session.cuda_graph_status() == "CUDA graphs: captured by TensorRT-RTX.");
+        EXPECT(session.cuda_graph_status() ==
+               "CUDA graphs: captured by TensorRT-RTX if it can capture the first call.");
         for (int i = 0; i < 3; ++i) session.run(8, 8);
-        EXPECT(fake.captured == 0 && fake.enqueued == 3);
+        EXPECT(session.cuda_graph_status() == "CUDA graphs: captured by TensorRT-RTX.");
+        fake.capturable = false;
+        session.run(8, 8);
+        EXPECT(session.cuda_graph_status() == "No CUDA graphs: TensorRT-RTX cannot capture this engine's work.");
+        EXPECT(fake.captured == 0 && fake.enqueued == 4);
         fake.cache = "kernels";
     }
     EXPECT(content() == "kernels");
@@ -282,6 +303,7 @@ int main(int count, char **arguments) {
     setenv("DPT_CUDART_LIBRARY", arguments[1], 1);
     test_errors_are_reported();
     test_streams_of_the_caller();
+    test_no_scratch_memory();
 #if defined(FAKE_TENSORRT_RTX)
     test_runtime_cache(arguments[2]);
 #else

@@ -212,3 +212,34 @@ def test_the_build_found_the_headers():
     """System headers, or those that fetch_headers.sh downloaded."""
     folder = cached_folder("ONNXRUNTIME_INCLUDE_DIR")
     assert (folder / "onnxruntime_c_api.h").is_file()
+
+
+@pytest.mark.parametrize(("version", "error"), [
+    ("#define NV_TENSORRT_MAJOR 10 //!< TensorRT major version.\n#define NV_TENSORRT_MINOR 0\n",
+     r"TensorRT 10\.1 or newer \(IExecutionContext::setDeviceMemoryV2\), but those in \S+ are of TensorRT 10\.0\. "
+     r"Set -DTENSORRT_ROOT=FOLDER to a newer SDK"),
+    ("", r"has no NvInferVersion\.h with a version"),
+    ("#define NV_TENSORRT_MAJOR 10\n#define NV_TENSORRT_MINOR 1 //!< TensorRT minor version.\n", None),
+    ("#define TRT_MAJOR_ENTERPRISE 11\n#define TRT_MINOR_ENTERPRISE 0\n#define NV_TENSORRT_MAJOR TRT_MAJOR_ENTERPRISE\n"
+     "#define NV_TENSORRT_MINOR TRT_MINOR_ENTERPRISE\n", None),
+])
+def test_cmake_refuses_tensorrt_before_10_1(tmp_path, version, error):
+    sdk = tmp_path / "sdk" / "include"
+    sdk.mkdir(parents=True)
+    (sdk / "NvInfer.h").touch()
+    (sdk / "NvInferVersion.h").write_text(version)
+    options = [f"-DCUDA_INCLUDE_DIR={ROOT / 'tests' / 'cpp' / 'fake_tensorrt'}", "-DDPT_EXAMPLES=OFF"]
+    options += [f"-D{name}={cached_folder(name)}" for name in ("ONNXRUNTIME_INCLUDE_DIR", "NLOHMANN_JSON_INCLUDE_DIR")]
+
+    def configure(name, *more):
+        return subprocess.run(["cmake", "-S", SOURCES, "-B", tmp_path / name, *options, *more], capture_output=True,
+                              text=True, check=False)
+
+    done = configure("build", f"-DTENSORRT_ROOT={sdk.parent}")
+    if error is None:
+        assert done.returncode == 0 and f"Building backend tensorrt: {sdk}" in done.stdout, done.stderr
+        return
+    assert done.returncode != 0
+    assert re.search(error, " ".join(done.stderr.split()))
+    without = configure("without", f"-DTENSORRT_ROOT={sdk.parent}", "-DTENSORRT_INCLUDE_DIR=OFF")
+    assert without.returncode == 0 and "Not building backend tensorrt:" in without.stdout, without.stderr

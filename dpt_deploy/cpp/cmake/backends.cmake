@@ -9,6 +9,32 @@ set(DPT_BACKEND_MODULES "")
 file(GLOB cuda_roots /usr/local/cuda /usr/local/cuda-*)
 find_path(CUDA_INCLUDE_DIR cuda_runtime_api.h HINTS $ENV{CUDA_PATH} ${cuda_roots} PATH_SUFFIXES include)
 
+# Stops the configuration if the headers are older than TensorRT 10.1.
+function(dpt_check_tensorrt_version folder)
+  set(found "")
+  foreach(part MAJOR MINOR)
+    set(line "")
+    if(EXISTS ${folder}/NvInferVersion.h)
+      # Since TensorRT 10.11, NV_TENSORRT_MAJOR is defined as TRT_MAJOR_ENTERPRISE, and that as the number.
+      file(STRINGS ${folder}/NvInferVersion.h line
+           REGEX "#define +(NV_TENSORRT_${part}|TRT_${part}_ENTERPRISE) +[0-9]+" LIMIT_COUNT 1)
+    endif()
+    string(REGEX MATCH " [0-9]+" number "${line}")
+    string(STRIP "${number}" number)
+    list(APPEND found ${number})
+  endforeach()
+  list(JOIN found "." found)
+  if(NOT found)
+    message(FATAL_ERROR "Expected the headers of TensorRT 10.1 or newer, but ${folder} has no NvInferVersion.h with a "
+                        "version. Set -DTENSORRT_ROOT=FOLDER to an SDK, or -DTENSORRT_INCLUDE_DIR=OFF to build without "
+                        "this backend.")
+  elseif(found VERSION_LESS 10.1)
+    message(FATAL_ERROR "Expected the headers of TensorRT 10.1 or newer (IExecutionContext::setDeviceMemoryV2), but "
+                        "those in ${folder} are of TensorRT ${found}. Set -DTENSORRT_ROOT=FOLDER to a newer SDK, or "
+                        "-DTENSORRT_INCLUDE_DIR=OFF to build without this backend.")
+  endif()
+endfunction()
+
 function(dpt_add_backend name root)
   string(TOUPPER ${name} upper)
   find_path(${upper}_INCLUDE_DIR NvInfer.h HINTS ${${root}} $ENV{${root}} PATH_SUFFIXES include NO_DEFAULT_PATH)
@@ -19,6 +45,9 @@ function(dpt_add_backend name root)
     message(STATUS "Not building backend ${name}: NvInfer.h (-D${root}=FOLDER) or the CUDA headers "
                    "(-DCUDA_INCLUDE_DIR=FOLDER) not found")
     return()
+  endif()
+  if(name STREQUAL tensorrt)
+    dpt_check_tensorrt_version(${${upper}_INCLUDE_DIR})
   endif()
   message(STATUS "Building backend ${name}: ${${upper}_INCLUDE_DIR}, CUDA ${CUDA_INCLUDE_DIR}")
   set(module dpt_backend_${name})

@@ -47,6 +47,9 @@ struct IExecutionContext {
     virtual std::size_t updateDeviceMemorySizeForShapes() = 0;
     virtual void setDeviceMemoryV2(void *memory, std::int64_t bytes) = 0;
     virtual bool enqueueV3(cudaStream_t stream) = 0;
+#if defined(FAKE_TENSORRT_RTX)
+    virtual bool isStreamCapturable(cudaStream_t stream) const = 0;
+#endif
 };
 
 struct IRuntimeCache {

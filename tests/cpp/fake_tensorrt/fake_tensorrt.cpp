@@ -129,6 +129,10 @@ struct Context : IExecutionContext {
     }
     std::size_t updateDeviceMemorySizeForShapes() override {
         forbid_capture("updateDeviceMemorySizeForShapes in a capture");
+        if (state.fail_scratch) {
+            logger->log(ILogger::Severity::kERROR, "no partition");
+            return 0;
+        }
         return settings->pixels() * 8;
     }
     void setDeviceMemoryV2(void *memory, std::int64_t bytes) override {
@@ -136,6 +140,12 @@ struct Context : IExecutionContext {
         settings->scratch = memory;
         settings->scratch_bytes = bytes;
     }
+#if defined(FAKE_TENSORRT_RTX)
+    bool isStreamCapturable(cudaStream_t) const override {
+        if (last_shape.empty()) violation("isStreamCapturable before the first call");
+        return state.capturable;
+    }
+#endif
     bool enqueueV3(cudaStream_t stream) override {
         state.stream_log += "runs on " + number(stream) + "; ";
         ++state.enqueued;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cstring>
 #include <iterator>
+#include <optional>
 
 #include "../frames.h"
 #include "cache.h"
@@ -19,6 +20,15 @@ std::size_t map_bytes(const dpt_frames &frames, int channels) {
 
 // Scratch memory is allocated here: TensorRT would allocate as much as the largest shape of the profile needs.
 constexpr auto kUserManaged = nvinfer1::ExecutionContextAllocationStrategy::kUSER_MANAGED;
+
+// Whether TensorRT-RTX can capture the work of a context that has run. Unknown if its headers hide the function, which
+// depends on their version.
+template <typename Context>
+auto is_capturable(Context &context, cudaStream_t stream, int)
+    -> decltype(std::optional<bool>(context.isStreamCapturable(stream))) {
+    return context.isStreamCapturable(stream);
+}
+template <typename Context> std::optional<bool> is_capturable(Context &, cudaStream_t, long) { return std::nullopt; }
 
 // The maps that are not null, as DPT_HAS_* bits.
 std::int64_t bits_of(const std::array<float *, 3> &maps) {
@@ -89,8 +99,10 @@ void Engine::create_context() {
     config->setExecutionContextAllocationStrategy(kUserManaged);
     // TensorRT-RTX replaces kernels by specialised ones while it runs, so it captures CUDA graphs itself.
     if (use_graphs_) {
-        cuda_graph_status_ = "CUDA graphs: captured by TensorRT-RTX.";
+        captures_internally_ = true;
+        cuda_graph_status_ = "CUDA graphs: captured by TensorRT-RTX if it can capture the first call.";
         if (!config->setCudaGraphStrategy(nvinfer1::CudaGraphStrategy::kWHOLE_GRAPH_CAPTURE)) {
+            captures_internally_ = false;
             cuda_graph_status_ =
                 concat("No CUDA graphs: TensorRT-RTX cannot capture them: ", logger_.take_errors(), ".");
         }
@@ -168,6 +180,12 @@ void Engine::run(const dpt_frames &frames, const dpt_maps &maps) {
         std::memcpy(outputs[i], slot.maps[i].host.data(), map_bytes(frames, heads_[i].channels));
     }
     remember_call(key);
+    if (captures_internally_) {
+        if (const auto capturable = is_capturable(*slot.context, stream_, 0)) {
+            cuda_graph_status_ = *capturable ? "CUDA graphs: captured by TensorRT-RTX."
+                                             : "No CUDA graphs: TensorRT-RTX cannot capture this engine's work.";
+        }
+    }
     // Only now, because TensorRT sets up its state in the first run of a shape.
     if (&slot != &shared_ && slot.graph == nullptr) capture(slot, frames, outputs);
 }
@@ -284,6 +302,7 @@ void Engine::prepare(Slot &slot, const dpt_frames &frames, const void *input, co
         if (!context.setTensorAddress(head.name, address)) fail_with_log(concat("rejected the address of ", head.name));
     }
     const std::size_t bytes = context.updateDeviceMemorySizeForShapes();
+    if (bytes == 0) fail_with_log("could not compute the size of its scratch memory");
     if (bytes > scratch_.bytes()) {
         for (Slot &other : slots_) destroy_graph(other);
     }

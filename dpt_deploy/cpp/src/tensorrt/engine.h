@@ -79,6 +79,7 @@ private:
     std::string file_, cache_file_, cuda_graph_status_;
     int device_;
     bool use_graphs_; // capture CUDA graphs; false with TensorRT-RTX, which captures them itself
+    bool captures_internally_ = false; // TensorRT-RTX was asked to capture them
     Logger logger_;
     std::unique_ptr<nvinfer1::IRuntime> runtime_;
     std::unique_ptr<nvinfer1::ICudaEngine> engine_;
