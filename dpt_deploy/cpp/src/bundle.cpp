@@ -60,6 +60,10 @@ EngineDetails parse_engine(const Json &details) {
     engine.builder_version = optional_text(details, "builder_version").value_or("");
     engine.compute_capability = optional_text(details, "compute_capability");
     engine.made_from = optional_text(details, "made_from");
+    if (const auto serves = details.find("serves"); serves != details.end()) {
+        if (!serves->is_array()) fail(DPT_BAD_BUNDLE, "serves: expected a list");
+        for (const Json &capability : *serves) engine.serves.push_back(capability.get<std::string>());
+    }
     const auto flag = [&details](const char *key) {
         const auto found = details.find(key);
         return found != details.end() && found->is_boolean() && found->get<bool>();

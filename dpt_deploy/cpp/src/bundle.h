@@ -20,6 +20,7 @@ struct ShapeRange {
 struct EngineDetails {
     std::string builder, builder_version;
     std::optional<std::string> compute_capability, made_from;
+    std::vector<std::string> serves; // compute capabilities of the GPUs that it runs on; empty if not known
     std::map<std::string, ShapeRange> profile;
     std::optional<std::int64_t> max_pixels; // largest batch * height * width
     bool version_compatible = false;        // also runs on later versions of its builder

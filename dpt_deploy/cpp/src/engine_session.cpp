@@ -118,12 +118,21 @@ private:
             reject(device, concat(file_, " contains no weights; restore them with: ", build_command_, " --refit ",
                                   bundle.folder()));
         }
+        const auto capability = compute_capability(device);
+        if (capability && !details_.serves.empty() &&
+            std::find(details_.serves.begin(), details_.serves.end(), *capability) == details_.serves.end()) {
+            // Building it again would not help.
+            std::string served;
+            for (const std::string &one : details_.serves) served += (served.empty() ? "" : ", ") + one;
+            fail(DPT_BACKEND_ERROR, backend_, ": ", file_, " runs on GPUs of compute capability ", served,
+                 ", but this one has ", *capability, ". Use TensorRT there: ", build_command_,
+                 " --builder tensorrt; meanwhile, backend onnxruntime-cuda runs the graphs without an engine");
+        }
         if (details_.builder_version != version &&
             !(details_.version_compatible && is_at_least(version, details_.builder_version))) {
             reject(device, concat(file_, " was built by ", backend_, " ", details_.builder_version, ", but ", version,
                                   " is installed; an engine runs only on the version that built it"));
         }
-        const auto capability = compute_capability(device);
         if (details_.compute_capability && capability && *details_.compute_capability != *capability &&
             !(details_.hardware_compatible && is_at_least(*capability, "8.0"))) {
             reject(device, concat(file_, " was built for a GPU of compute capability ", *details_.compute_capability,
