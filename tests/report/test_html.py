@@ -9,7 +9,7 @@ import subprocess
 
 import pytest
 
-from dpt_deploy.core.manifest import Assumption
+from dpt_deploy.core.manifest import Assumption, PrecisionPlan, PrecisionRecord
 from dpt_deploy.core.metrics import PARITY
 from dpt_deploy.core.verdict import LEVELS, Stage, StageId, StageKind
 from dpt_deploy.report.formatting import METRIC_TITLES, budget_share, number
@@ -66,6 +66,17 @@ def test_what_was_assumed_stands_beside_the_verdict(judged):
     page = render_html(bundle, report, exhibits)
     assert page.index("ASSUMED") < page.index("<h2>")
     assert "depth_scale 5.0 (the default); --depth-scale states it" in page
+
+
+@pytest.mark.parametrize(("unit", "sentence"), [
+    (None, "Attention sums in FP16, as in TensorRT&#39;s fused kernels."),
+    ("attention", "Query, key and value are cast up, so that attention sums in FP32."),
+])
+def test_the_page_says_how_attention_sums(judged, unit, sentence):
+    plan = PrecisionPlan("fp16", (*PrecisionPlan.fp32, *([unit] if unit else [])))
+    judged.bundle.update(precision=PrecisionRecord(plan=plan))
+    page = render_html(*judged, "")
+    assert sentence in page and ("activations, resize, attention" in page) == bool(unit)
 
 
 def test_the_page_says_everything(page, judged):
