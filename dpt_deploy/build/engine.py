@@ -181,9 +181,9 @@ def _check_operators(path: Path, builder: Builder) -> None:
         return
     if any(node.op_type == "Attention" for node in onnx.load(path, load_external_data=False).graph.node):
         raise BuildError(
-            f"{path.name} has the Attention operator of opset 23: expected TensorRT {ATTENTION_SINCE} or newer, received "
-            f"{builder.version}. Upgrade it: {install_command('tensorrt', 'tensorrt', flags=('--upgrade',))}; or export "
-            "again with --opset 20.")
+            f"{path.name} has the Attention operator of opset 23: expected TensorRT {ATTENTION_SINCE} or newer, "
+            f"received {builder.version}. Upgrade it: {install_command('tensorrt', 'tensorrt', flags=('--upgrade',))}; "
+            "or export again with --opset 20.")
 
 
 def _unavailable_reason(name: BuilderName) -> str | None:

