@@ -4,20 +4,20 @@ Read in November 2026. Sources:
 
 - TensorRT-RTX 1.0 to 1.5: https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix.html.
   NVIDIA's page on engines built without a GPU also speaks of 8.0; the matrices of these versions do not list it.
-- TensorRT: https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/support-matrix.html. Which of the GPUs
-  that are newer than Turing a version serves depends on the version, and is not in this table.
+- TensorRT: https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/support-matrix.html and the release
+  notes of 10.5, which dropped Volta (7.0). Which GPUs newer than Turing a version serves is not in this table.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 TURING = "7.5"
 RTX_SERVES = {  # first version of TensorRT-RTX -> what its engines run on by default
     (1, 0): ("8.6", "8.9", "12.0"),
     (1, 5): ("8.6", "8.9", "12.0", "12.1"),
 }
-TENSORRT_FROM = "7.5"  # Volta, 7.0, was dropped in TensorRT 10.5
+TENSORRT_SERVES_FROM = {(10, 0): "7.0", (10, 5): "7.5"}  # first version of TensorRT -> the lowest compute capability
 
 
 class Unserved(NamedTuple):
@@ -29,8 +29,7 @@ class Unserved(NamedTuple):
 
 def rtx_capabilities(version: str) -> tuple[str, ...]:
     """The compute capabilities that engines of a version of TensorRT-RTX run on by default."""
-    number = _number(version)
-    return next((served for first, served in reversed(RTX_SERVES.items()) if number >= first), RTX_SERVES[1, 0])
+    return _newest(RTX_SERVES, version)
 
 
 def unserved(
@@ -50,10 +49,11 @@ def unserved(
     short = ".".join(version.split(".")[:2])
     onnxruntime = "ONNX Runtime CUDA runs the graphs without an engine: backend onnxruntime-cuda"
     if builder == "tensorrt":
-        if _number(capability) >= _number(TENSORRT_FROM):
+        lowest = _newest(TENSORRT_SERVES_FROM, version)
+        if _number(capability) >= _number(lowest):
             return None
-        return Unserved(f"TensorRT {short} serves GPUs of compute capability {TENSORRT_FROM} and later, and this one "
-                        f"has {capability}", onnxruntime)
+        return Unserved(f"TensorRT {short} serves GPUs of compute capability {lowest} and later, and this one has "
+                        f"{capability}", onnxruntime)
     served = (TURING,) if for_turing else rtx_capabilities(version)
     if capability in served:
         return None
@@ -63,6 +63,12 @@ def unserved(
     if capability in (*rtx_capabilities(version), TURING):
         return Unserved(reason, f"build for it: {command} tensorrt-rtx{' --turing' if capability == TURING else ''}")
     return Unserved(reason, f"use TensorRT: {command} tensorrt; meanwhile, {onnxruntime}")
+
+
+def _newest(table: dict[tuple[int, int], Any], version: str) -> Any:
+    """The last entry of a table that is not newer than a version, or the first entry."""
+    number = _number(version)
+    return next((value for first, value in reversed(table.items()) if number >= first), next(iter(table.values())))
 
 
 def _number(version: str) -> tuple[int, ...]:

@@ -49,6 +49,9 @@ class TensorRT(Backend):
 
     def no_candidate(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> Refusal:
         wanted = f"{graph} graph" + (f" in {precision}" if precision else "")
+        version = _version(self.package)
+        if version and (problem := unserved(self.name, version, device.compute_capability(), bundle=bundle.folder)):
+            return Refusal(Cause.NO_ARTIFACT, problem.reason, problem.instead)
         return Refusal(
             Cause.NO_ARTIFACT, f"the bundle has no {self.title} engine of the {wanted}",
             "to build one on the target GPU: "

@@ -16,6 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from packaging.version import Version
+
 from ..backends import device
 from ..backends.engines import MODULES
 from ..backends.served_gpus import TURING, rtx_capabilities, unserved
@@ -28,6 +30,7 @@ from .certificate import failure_message
 from .options import BuilderChoice, EngineOptions, check_builder
 
 BuilderName = Literal["tensorrt", "tensorrt-rtx"]
+ATTENTION_SINCE = Version("10.14")  # the first TensorRT whose parser knows the Attention operator (its release notes)
 
 
 @dataclass(frozen=True)
@@ -144,9 +147,10 @@ def build_engine(
         The details of the engine, with its certificate.
 
     Raises:
-        BuildError: The builder failed, or the network does not compute in `precision`.
+        BuildError: The builder failed or is too old for the graph, or the network does not compute in `precision`.
     """
     options = options or EngineOptions()
+    _check_operators(onnx, builder)
     shapes = {name: entry.to_json() for name, entry in profile.items()}
     with replacing(plan) as temporary:
         new_timings = temporary.with_name("timings") if timings else None
@@ -181,6 +185,19 @@ def run_builder(request: dict[str, Any], builder: Builder, failure: str) -> dict
         lines = errors[:1] or (process.stderr or process.stdout).strip().splitlines() or ["no output"]
         raise BuildError(f"{builder.name} {builder.version} {failure}: {lines[-1].strip()[:400]}")
     return json.loads(process.stdout.strip().splitlines()[-1])
+
+
+def _check_operators(path: Path, builder: Builder) -> None:
+    """Raise `BuildError` if the graph has the Attention operator of opset 23 and this TensorRT cannot parse it."""
+    import onnx
+
+    if builder.name != "tensorrt" or Version(builder.version) >= ATTENTION_SINCE:
+        return
+    if any(node.op_type == "Attention" for node in onnx.load(path, load_external_data=False).graph.node):
+        raise BuildError(
+            f"{path.name} has the Attention operator of opset 23: expected TensorRT {ATTENTION_SINCE} or newer, "
+            f"received {builder.version}. Upgrade it: {install_command('tensorrt', 'tensorrt', flags=('--upgrade',))}; "
+            "or export again with --opset 20.")
 
 
 def _unavailable_reason(name: BuilderName) -> str | None:

@@ -46,6 +46,7 @@ def test_the_table() -> None:
     assert unserved("tensorrt-rtx", "1.7.1", "7.5", for_turing=True) is None
     assert "12.1" in unserved("tensorrt-rtx", "1.4.0", "12.1").reason
     assert "7.5 and later" in unserved("tensorrt", "11.4", "7.0").reason
+    assert unserved("tensorrt", "10.4.0", "7.0") is None
 
 
 def test_the_documentation_has_the_same_table() -> None:
@@ -84,6 +85,11 @@ def test_load_and_doctor_name_what_works_there(own_bundle: Path, gpu, monkeypatc
     with pytest.raises(BackendError, match=r"this one has 9\.0\. Instead, use TensorRT.*onnxruntime-cuda") as caught:
         dpt_deploy.load(own_bundle, backend="tensorrt-rtx")
     assert "Build it again" not in str(caught.value)
+    bundle = Bundle.open(own_bundle)
+    for engine in [engine for engine in bundle.find("engine") if engine.graph == "model"]:
+        bundle.remove(engine)
+    with pytest.raises(BackendError, match=r"this one has 9\.0.*use TensorRT"):
+        dpt_deploy.load(own_bundle, backend="tensorrt-rtx", graph="model")
     (check,) = [check for check in check_bundle(Bundle.open(own_bundle)) if check.subject.startswith("frame.fp16.rtx")]
     assert check.status == "warning" and "this one has 9.0" in check.finding and "use TensorRT" in check.remedy
     (machine,) = tensorrt.TensorRT("tensorrt-rtx").diagnose()
