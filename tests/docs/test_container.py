@@ -67,6 +67,7 @@ def test_its_steps_install_a_dpt_that_runs(tmp_path: Path) -> None:
     assert len(commands) == 2
     base = Path(sys.base_prefix) / "bin"  # as the image's Python, not an environment
     variables = os.environ | {"EXTRAS": "cpu", "PATH": f"{base}:{os.environ['PATH']}"}
+    variables.pop("PYTHONPATH", None)  # pip would find this clone there, and install nothing
     for command in commands:
         for folder in ("/wheels", "/opt/dpt"):
             command = re.sub(rf"(?<![\w.]){folder}\b", f"{tmp_path}{folder}", command)
