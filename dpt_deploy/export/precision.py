@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -10,9 +11,11 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from ..core.contract import Contract
 from ..core.errors import BadInput
-from ..core.manifest import PrecisionPlan
 from ..model.decoder import ResidualConvUnit
 from ..model.frame import FrameModel
+
+if TYPE_CHECKING:  # casting a model does without pydantic
+    from ..core.manifest import PrecisionPlan
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 UNITS = {
