@@ -56,7 +56,7 @@ class Timings:
 
 def interleave(
     calls: Mapping[str, Call], rounds: int, warm_up: int, after_round: Callable[[int], None] = lambda done: None,
-    deadline: float = math.inf,
+    deadline: float = math.inf, pause: float = PAUSE,
 ) -> dict[str, Timings]:
     """Time all contenders in turn (A B C A B C ...), so that a disturbance of the machine affects all of them alike.
 
@@ -66,6 +66,7 @@ def interleave(
         warm_up: Rounds before the timed ones.
         after_round: Called after each round with the number of rounds so far, warm-up included.
         deadline: No round starts after this reading of `time.perf_counter` [s], except the first timed one.
+        pause: Time between calls [s]; 0 keeps the clocks of a GPU up.
 
     Returns:
         The timings by name.
@@ -79,7 +80,7 @@ def interleave(
         keep = late or i >= warm_up
         timed += keep
         for name, call in calls.items():
-            time.sleep(PAUSE)
+            time.sleep(pause)
             start = time.perf_counter()
             steps = call()
             seconds = time.perf_counter() - start
