@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import shlex
+import signal
 import sys
 import tempfile
 import time
@@ -32,7 +33,8 @@ from dpt_deploy.core.files import write_json, write_text
 
 PROG = "python benchmarks/gpu_validation.py"
 WORK = Path(__file__).resolve().parents[1] / "engines/bench-gpu"
-DRY_LIMIT = 60.0  # [s] of a step in a rehearsal
+LEAST = 45.0  # [s] with less, no step starts: it would import, compile and be killed
+DRY_LIMIT = 120.0  # [s] of a step in a rehearsal
 
 
 def parser() -> argparse.ArgumentParser:
@@ -81,8 +83,8 @@ def main(arguments: list[str]) -> int:
     process.preload()
     if not options.dry_run and any(step.gpu for step in chosen) and process.gpu_name() is None:
         raise BackendError("no GPU is visible to PyTorch: the machine has none, or the NVIDIA driver or a torch built "
-                           "for CUDA is not installed. Run this command on a machine with an NVIDIA GPU, or rehearse it "
-                           "with --dry-run --out FOLDER.")
+                           "for CUDA is not installed. Run this command on a machine with an NVIDIA GPU, or rehearse "
+                           "it with --dry-run --out FOLDER.")
     result |= {"command": shlex.join([*PROG.split(), *arguments]), "machine": environment.record()}
     with tempfile.TemporaryDirectory() as scratch:
         work = Path(scratch) if options.dry_run else options.work
@@ -104,7 +106,7 @@ def choose(names: str | None) -> list[Step]:
 
 
 def _matches(step: Step, name: str) -> bool:
-    return step.name == name or step.name.startswith(f"{name}-")
+    return step.name == name or (name not in NAMES and step.name.startswith(f"{name}-"))
 
 
 def earlier(file: Path, dry: bool) -> dict[str, Any]:
@@ -140,7 +142,7 @@ def run_all(chosen: list[Step], options: argparse.Namespace, work: Path, result:
             log(f"kept     {step.name}")
             continue
         left = options.max_seconds - (time.perf_counter() - begun)
-        if left < 5:
+        if left < min(LEAST, step.limit):
             if step.name not in steps:
                 keep(step.name, {"status": "not run", "reason": f"no time left of {options.max_seconds:.0f} s; run the "
                                  "same command again"})
@@ -154,5 +156,6 @@ def run_all(chosen: list[Step], options: argparse.Namespace, work: Path, result:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # ends the step's processes too
     with exit_on_error():
         sys.exit(main(sys.argv[1:]))

@@ -29,6 +29,7 @@ from dpt_deploy.report import write_report
 from dpt_deploy.runtime import Runtime, load
 
 from .catalogue import BATCHES
+from .goals import NOT_REHEARSED
 from .step import NotRun, Result, Run
 
 # The build command judges parity too, which is a step of its own here.
@@ -44,7 +45,7 @@ build_engines(Bundle.open(folder), EngineOptions(builder=builder, batch_range=(i
 def bundle_of(run: Run) -> Path:
     """The bundle that the steps take: the user's, or ViT-B with random weights, exported without a builder."""
     if run.dry:
-        raise NotRun("a rehearsal builds no engine")
+        raise NotRun(NOT_REHEARSED)
     return run.bundle or vit_base_bundle()
 
 

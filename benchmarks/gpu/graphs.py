@@ -15,7 +15,7 @@ from benchmarks import environment
 from benchmarks.timing import interleave
 from dpt_deploy.core.errors import first_line
 
-from .hardware import device_of
+from .hardware import device_of, synchronize
 from .network import images, judge, maps_of, new_model, reference, varies
 from .step import NotRun, Result, Run, seconds_left
 
@@ -91,7 +91,7 @@ def onnxruntime_cuda(run: Run, batch: int) -> Result:
             row |= {"status": "ran", "providers": used, "parity": judge(maps_of(outputs()), want, precision)}
             calls[precision] = call
         except Exception as error:  # ONNX Runtime's exceptions have no narrower base class
-            row |= {"status": "not run", "reason": first_line(error)[:300]}
+            row |= {"status": "not run", "reason": first_line(error)[:300], "error": type(error).__name__}
     if not calls:
         raise NotRun("; ".join(row["reason"] for row in rows.values()))
     timings = interleave(calls, run.timed_rounds, 1 if run.dry else 5, deadline=seconds_left(run, 0.8))
@@ -116,6 +116,7 @@ def _bound(run: Run, path: Path, pixels: torch.Tensor, provider: str) -> tuple[A
     used = session.get_providers()
     if used[0] != provider:
         raise NotRun(f"ONNX Runtime fell back to {used[0]}; its CUDA libraries do not load")
+    synchronize(run)  # ONNX Runtime computes on a stream of its own
     binding = session.io_binding()
     kind = device_of(run).type
     binding.bind_input(session.get_inputs()[0].name, kind, 0, np.float32, tuple(pixels.shape), pixels.data_ptr())

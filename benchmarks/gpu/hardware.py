@@ -28,7 +28,12 @@ def measure(run: Run) -> Result:
         results.append(out)
     source = torch.randn(megabytes * 2**18, device=device_of(run))
     target = torch.empty_like(source)
-    calls["copy"] = lambda: (target.copy_(source), synchronize(run))[0] and None
+
+    def copy() -> None:
+        target.copy_(source)
+        synchronize(run)
+
+    calls["copy"] = copy
     under_load: list[Any] = []
     timings = interleave(calls, 2 if run.dry else 15, 1 if run.dry else 5,
                          lambda done: under_load.append(environment.gpu_state()) if done in (1, 10) else None, pause=0)

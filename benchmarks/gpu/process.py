@@ -47,13 +47,15 @@ def run_step(step: Step, run: Run, on_partial: Callable[[Result], None]) -> Resu
         file, log = Path(folder) / "result.json", Path(folder) / "log"
         process = FORK.Process(target=_child, args=(step, run, file, log))
         process.start()
+        begun = time.perf_counter()
         ended = _wait(process, run.limit, file, on_partial)
         known = _read(file)
         if known.pop("complete", False):
             return known
         reason = f"stopped after its time limit of {run.limit:.0f} s" if not ended else \
             f"the process ended with status {process.exitcode}: {_last_line(log)}"
-        return known | {"status": "incomplete" if known else "not run", "reason": reason}
+        status = "incomplete" if known else "not run"
+        return known | {"status": status, "reason": reason, "seconds": time.perf_counter() - begun}
 
 
 def gpu_name() -> str | None:
@@ -96,6 +98,8 @@ def _child(step: Step, run: Run, file: Path, log: Path) -> None:
 
         try:
             run = replace(run, report=report, started=begun)
+            if run.dry:
+                _use_one_thread()
             result = mark | {"status": "ran"} | step(run)
         except Exception as error:  # libraries raise exceptions of many types
             traceback.print_exc()
@@ -104,6 +108,14 @@ def _child(step: Step, run: Run, file: Path, log: Path) -> None:
         write_json(file, finite(result | {"complete": True}))
         stream.flush()
         os._exit(0)  # libraries' threads and exit handlers are not waited for
+
+
+def _use_one_thread() -> None:
+    """Tiny networks on several threads wait for each other more than they compute."""
+    with contextlib.suppress(ImportError):
+        import torch
+
+        torch.set_num_threads(1)
 
 
 def _wait(process: Any, limit: float, file: Path, on_partial: Callable[[Result], None]) -> bool:

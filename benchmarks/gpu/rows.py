@@ -60,13 +60,15 @@ def measure_variants(run: Run, batch: int, variants: list[Variant]) -> Result:
         except Exception as error:  # compilers and drivers raise exceptions of many types
             calls.pop(variant.name, None)
             row |= {"status": "not run", "reason": first_line(error)[:300]}
+            if not isinstance(error, NotRun):
+                row["error"] = type(error).__name__
         run.report(found)
     if not calls:
         raise NotRun("; ".join(f"{row['name']}: {row['reason']}" for row in rows.values()))
     timings, ceiling, states = _time(run, calls, pixels, rows)
     for variant in variants:
         if variant.name in timings:
-            rows[variant.name] |= _timed(variant, batch, timings, flops, ceiling)
+            rows[variant.name] |= _timed(run, variant, batch, timings, flops)
     doubts = environment.gpu_doubts(states)
     if (drift := ceiling.drift()) > MAX_DRIFT:
         doubts.append(f"the matrix product drifted by {drift:.0%} between the halves of the run")
@@ -128,7 +130,7 @@ def _time(
     return timings, ceiling, states
 
 
-def _timed(variant: Variant, batch: int, timings: dict[str, Timings], flops: float, ceiling: Timings) -> Result:
+def _timed(run: Run, variant: Variant, batch: int, timings: dict[str, Timings], flops: float) -> Result:
     """Times, rates, and the comparison with the other row."""
     mine = timings[variant.name]
     seconds = mine.summary()["p50_ms"] / 1e3
@@ -139,15 +141,17 @@ def _timed(variant: Variant, batch: int, timings: dict[str, Timings], flops: flo
         row["against"], row["times_faster"] = variant.against, speedup(mine, timings[variant.against])
     if variant.expected and batch in variant.expected:
         low, high = variant.expected[batch]
-        row["expected"] = {"times_faster": [low, high], "why": variant.why, "outcome": _outcome(row, low, high)}
+        row["expected"] = {"times_faster": [low, high], "why": variant.why,
+                           "outcome": outcome(run, row.get("times_faster"), low, high)}
     return row
 
 
-def _outcome(row: Result, low: float, high: float) -> str:
-    """Whether the measured ratio lies in the expected range, from the whole interval of its median."""
-    if "times_faster" not in row:
+def outcome(run: Run, ratio: Result | None, low: float, high: float) -> str:
+    """Whether a result of `speedup` lies in the expected range, from the whole interval of its median."""
+    if run.dry:
+        return "rehearsal"
+    if ratio is None:
         return "not measured"
-    ratio = row["times_faster"]
     begin, end = ratio["interval"] or (ratio["median"],) * 2
     return "below" if end < low else "above" if begin > high else "as expected"
 

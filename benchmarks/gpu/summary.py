@@ -27,7 +27,7 @@ def summary(result: dict[str, Any]) -> str:
     if len(devices) > 1:
         parts += [f"**The steps ran on different GPUs: {', '.join(devices)}. Compare figures within a step only.**", ""]
     parts += _table(("step", "status", "s", "result"), [
-        (step.name, steps[step.name]["status"], f"{steps[step.name].get('seconds', 0):.0f}", _one_line(steps[step.name]))
+        (step.name, (found := steps[step.name])["status"], f"{found.get('seconds', 0):.0f}", _one_line(found))
         for step in STEPS if step.name in steps])
     parts += ["", "## Goals", "", *_table(("goal", "bound", "value", "outcome"), map(_goal, result["goals"]))]
     for step in STEPS:

@@ -193,12 +193,12 @@ def _project_first(model: MultiTaskDPT, run: Run, pixels: torch.Tensor) -> Call:
 class ChannelsLast(nn.Module):
     """Decoder and heads with weights and maps in channels-last order. It takes over the network."""
 
-    def __init__(self, half: Half) -> None:
+    def __init__(self, network: Half) -> None:
         super().__init__()
-        self.half = half
-        half.inner.decoder.to(memory_format=torch.channels_last)
-        half.inner.heads.to(memory_format=torch.channels_last)
+        self.network = network
+        network.inner.decoder.to(memory_format=torch.channels_last)
+        network.inner.heads.to(memory_format=torch.channels_last)
 
     def forward(self, image: torch.Tensor) -> Outputs:
         """`image`: float32 (N, 3, H, W), normalised."""
-        return self.half(image)
+        return self.network(image)

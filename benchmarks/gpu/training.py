@@ -15,7 +15,8 @@ from benchmarks.train_step import measure as measure_step
 from dpt_deploy.core.errors import first_line
 from train.loop.memory import example_batch, release
 
-from .step import NotRun, Result, Run, ran_on, seconds_left
+from .rows import outcome
+from .step import NotRun, Result, Run, seconds_left
 
 SWITCHES: dict[str, tuple[tuple[float, float], str]] = {
     "channels-last": ((1.0, 1.4), "cuDNN computes FP16 convolutions in NHWC; the decoder is 62 % of the FLOPs"),
@@ -38,10 +39,12 @@ def measure(run: Run, batch: int, compiled: bool) -> Result:
     run.report(found)
     if row["status"] != "ran":
         raise NotRun(row["reason"])
+    if not run.dry and not row["peak_gib"]:
+        raise NotRun("no GPU memory was used, so the GPU did not compute the step")
     if not compiled:
         found["switches"] = _switches(run, device, batch)
     found["doubts"] = environment.gpu_doubts([*found["under_load"], environment.gpu_state()])
-    return found | ran_on(run, torch.ones(1, device=device))
+    return found | ({"ran_on": "cpu"} if run.dry else {"ran_on": "gpu", "device": torch.cuda.get_device_name()})
 
 
 def _switches(run: Run, device: str, batch: int) -> list[Result]:
@@ -63,16 +66,15 @@ def _switches(run: Run, device: str, batch: int) -> list[Result]:
             per_call(call, device, 1, 1 if run.dry else 5)
             calls[name] = call
         except Exception as error:  # out of memory, or a version of timm without the switch
-            rows.append({"name": name, "status": "not run", "reason": first_line(error)})
+            rows.append({"name": name, "status": "not run", "reason": first_line(error), "error": type(error).__name__})
     timings = interleave(calls, 2 if run.dry else 15, 1, deadline=seconds_left(run, 0.8), pause=0)
     for name, (expected, why) in SWITCHES.items():
         if name in timings and "plain" in timings:
             ratio = speedup(timings[name], timings["plain"])
-            low, high = ratio["interval"] or (ratio["median"],) * 2
-            outcome = "below" if high < expected[0] else "above" if low > expected[1] else "as expected"
             rows.append({"name": name, "status": "ran", "ms_per_step": timings[name].summary()["p50_ms"],
                          "against": "plain", "times_faster": ratio,
-                         "expected": {"times_faster": list(expected), "why": why, "outcome": outcome}})
+                         "expected": {"times_faster": list(expected), "why": why,
+                                      "outcome": outcome(run, ratio, *expected)}})
     return rows
 
 
