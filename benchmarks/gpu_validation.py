@@ -69,6 +69,8 @@ def main(arguments: list[str]) -> int:
         BackendError: A chosen step needs a GPU, and none is visible.
         BadInput: An option is wrong, or the output folder holds the other kind of result.
     """
+    if any(one.partition("=")[0] == "--seconds" for one in arguments):
+        raise BadInput("--seconds: the option is now --max-seconds.")
     options = parser().parse_args(arguments)
     if options.list:
         print("\n".join(f"{step.name:20} {step.limit:4.0f} s  {step.about}" for step in STEPS))

@@ -27,9 +27,8 @@ CUDA = "CUDAExecutionProvider"
 
 def export(run: Run) -> Result:
     """Write the FP32 and FP16 model graphs with the installed torch, and judge them on ONNX Runtime's CPU provider."""
-    on_cpu = Run(run.dry, run.limit, run.work)
-    model = new_model(on_cpu).cpu()
-    pixels = images(on_cpu, model, 2).cpu()
+    model = new_model(run, torch.device("cpu"))
+    pixels = images(model, 2)
     want = reference(model, pixels)
     found: Result = {"opset": OPSET, "torch": torch.__version__, "maps_of_the_reference": varies(want), "rows": [],
                      "ran_on": "cpu"}
@@ -77,7 +76,7 @@ def onnxruntime_cuda(run: Run, batch: int) -> Result:
         raise NotRun(f"the installed onnxruntime {onnxruntime.__version__} has no {CUDA}; onnxruntime-gpu has it, and "
                      "replaces onnxruntime")
     model = new_model(run)
-    pixels = images(run, model, batch)
+    pixels = images(model, batch)
     want = reference(model, pixels[:2])
     calls, rows = {}, {}
     for precision in PLANS:

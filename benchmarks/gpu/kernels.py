@@ -29,7 +29,7 @@ FLOPS = {"attention": ("_scaled", "_flash", "_efficient", "_cudnn", "bmm"), "con
 def measure(run: Run, batch: int) -> Result:
     """Profile eager FP16: shares of the time by kind of operator, rate of each kind, and the longest kernels."""
     model = new_model(run)
-    pixels = images(run, model, batch)
+    pixels = images(model, batch)
     flops = forward_flops(model, pixels)
     network, count = Half(model), 1 if run.dry else 10
     with torch.inference_mode():

@@ -24,8 +24,8 @@ Outputs = dict[str, torch.Tensor]
 Call = Callable[[torch.Tensor], Outputs]
 
 
-def new_model(run: Run) -> MultiTaskDPT:
-    """ViT-B at 384 with three heads and random weights, FP32, in eval mode on the device.
+def new_model(run: Run, device: torch.device | None = None) -> MultiTaskDPT:
+    """ViT-B at 384 with three heads and random weights, FP32, in eval mode on the device of the run.
 
     Neither time nor memory depends on the weights. The heads get weights that are large enough for maps that vary, so
     that parity compares something. A rehearsal takes a tiny network.
@@ -35,11 +35,11 @@ def new_model(run: Run) -> MultiTaskDPT:
         create_multitask_dpt_model("vit_base_patch16_384", 256)
     for name, head in model.heads.items():
         nn.init.normal_(head.conv3.weight, std=0.3 if name == "alpha" else 0.03)
-    return model.to(device_of(run)).eval().requires_grad_(False)
+    return model.to(device or device_of(run)).eval().requires_grad_(False)
 
 
-def images(run: Run, model: MultiTaskDPT, batch: int) -> torch.Tensor:
-    """Normalised images (N, 3, H, W), float32 on the device: generated scenes, or noise without OpenCV."""
+def images(model: MultiTaskDPT, batch: int) -> torch.Tensor:
+    """Normalised images (N, 3, H, W), float32 on the model's device: generated scenes, or noise without OpenCV."""
     h, w = model.input_size
     if importlib.util.find_spec("cv2") is not None:
         from dpt_deploy.core.scene import scene
@@ -50,7 +50,7 @@ def images(run: Run, model: MultiTaskDPT, batch: int) -> torch.Tensor:
     contract = model.contract()
     pixels = (frames.astype(np.float32) / 255 - contract.mean) / contract.std
     repeated = torch.from_numpy(pixels.astype(np.float32).transpose(0, 3, 1, 2)).repeat(-(-batch // 4), 1, 1, 1)
-    return repeated[:batch].contiguous().to(device_of(run))
+    return repeated[:batch].contiguous().to(next(model.parameters()).device)
 
 
 class Half(nn.Module):

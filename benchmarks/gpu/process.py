@@ -12,6 +12,7 @@ import sys
 import tempfile
 import time
 import traceback
+import warnings
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +47,7 @@ def run_step(step: Step, run: Run, on_partial: Callable[[Result], None]) -> Resu
     with tempfile.TemporaryDirectory() as folder:
         file, log = Path(folder) / "result.json", Path(folder) / "log"
         process = FORK.Process(target=_child, args=(step, run, file, log))
-        process.start()
+        _start(process)
         begun = time.perf_counter()
         ended = _wait(process, run.limit, file, on_partial)
         known = _read(file)
@@ -62,7 +63,7 @@ def gpu_name() -> str | None:
     """The name of the GPU that PyTorch sees, asked in a process of its own; None if it sees none."""
     receiver, sender = FORK.Pipe(duplex=False)
     process = FORK.Process(target=_send_gpu_name, args=(sender,))
-    process.start()
+    _start(process)
     sender.close()
     try:
         return receiver.recv()
@@ -70,6 +71,13 @@ def gpu_name() -> str | None:
         return None
     finally:
         process.join()
+
+
+def _start(process: Any) -> None:
+    with warnings.catch_warnings():
+        # Python 3.12 warns of a fork beside threads; those of NumPy's BLAS end with the fork, and hold no lock in it.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
 
 
 def _send_gpu_name(sender: Any) -> None:

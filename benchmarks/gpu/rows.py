@@ -44,7 +44,7 @@ def measure_variants(run: Run, batch: int, variants: list[Variant]) -> Result:
     The first variant runs in FP32; its share of the ceiling and all ratios come from the same interleaved rounds.
     """
     model = new_model(run)
-    pixels = images(run, model, batch)
+    pixels = images(model, batch)
     flops = forward_flops(model, pixels)["total"]
     want = reference(model, pixels[:2])
     found: Result = {"batch": batch, "flops_per_image": flops, "maps_of_the_reference": varies(want), "rows": []}

@@ -93,7 +93,7 @@ def require(*packages: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         carry = "".join(f"; {name} comes as the wheels {CARRY[name]}" for name in missing if name in CARRY)
-        raise NotRun(f"{', '.join(missing)} is not installed{carry}")
+        raise NotRun(f"not installed: {', '.join(missing)}{carry}")
 
 
 def require_gpu() -> None:
