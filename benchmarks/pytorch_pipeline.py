@@ -79,7 +79,9 @@ def open_pytorch(bundle: Bundle, precision: str, device: str, compiled: bool = F
         raise Unavailable("no GPU is visible to PyTorch")
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     if precision == "fp16":
-        model = _half(model)
+        from benchmarks.gpu.network import Half
+
+        model = Half(model)
     module = FrameModel(model, bundle.contract).to(device).eval()
     if compiled:
         module = torch.compile(module, mode="reduce-overhead")
@@ -135,19 +137,3 @@ def count_flops(bundle: Bundle) -> float | None:
     with FlopCounterMode(display=False) as counter, torch.no_grad():
         model.to("meta")(torch.empty(1, 3, h, w, device="meta"))
     return float(counter.get_total_flops())
-
-
-def _half(model: Any) -> Any:
-    import torch
-
-    class Half(torch.nn.Module):
-        """The network in FP16, with float32 inputs and outputs."""
-
-        def __init__(self) -> None:
-            super().__init__()
-            self.inner = model.half()
-
-        def forward(self, image: Any) -> dict[str, Any]:
-            return {name: value.float() for name, value in self.inner(image.half()).items()}
-
-    return Half()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import platform
 import subprocess
 import sys
@@ -29,7 +30,7 @@ def vit_base_bundle() -> Path:
     torch.manual_seed(0)
     save_checkpoint(checkpoint, create_multitask_dpt_model("vit_base_patch16_384"))
     command = [sys.executable, "-m", "dpt_deploy.export", str(checkpoint), "--out", str(folder)]
-    if platform.machine() != "x86_64":
+    if platform.machine() != "x86_64" or not any(map(importlib.util.find_spec, ("tensorrt", "tensorrt_rtx"))):
         command += ["--builder", "none"]
     log(f"exporting {folder}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)

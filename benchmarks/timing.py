@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
-
-from dpt_deploy import cli
-
-with cli.needing("dev"):
-    from scipy.stats import quantile_test
 
 PAUSE = 0.06  # [s] between calls: ONNX Runtime's threads spin for 20 to 50 ms after a call and would slow the next one
 MIN_CALLS = 10
@@ -61,7 +56,7 @@ class Timings:
 
 def interleave(
     calls: Mapping[str, Call], rounds: int, warm_up: int, after_round: Callable[[int], None] = lambda done: None,
-    deadline: float = math.inf,
+    deadline: float = math.inf, pause: float = PAUSE,
 ) -> dict[str, Timings]:
     """Time all contenders in turn (A B C A B C ...), so that a disturbance of the machine affects all of them alike.
 
@@ -71,6 +66,7 @@ def interleave(
         warm_up: Rounds before the timed ones.
         after_round: Called after each round with the number of rounds so far, warm-up included.
         deadline: No round starts after this reading of `time.perf_counter` [s], except the first timed one.
+        pause: Time between calls [s]; 0 keeps the clocks of a GPU up.
 
     Returns:
         The timings by name.
@@ -84,7 +80,7 @@ def interleave(
         keep = late or i >= warm_up
         timed += keep
         for name, call in calls.items():
-            time.sleep(PAUSE)
+            time.sleep(pause)
             start = time.perf_counter()
             steps = call()
             seconds = time.perf_counter() - start
@@ -107,10 +103,23 @@ def speedup(timings: Timings, baseline: Timings) -> dict[str, Any]:
     """
     ratios = np.array(baseline.seconds) / np.array(timings.seconds)
     p10, p50, p90 = np.percentile(ratios, (10, 50, 90))
-    interval = quantile_test(ratios, p=0.5).confidence_interval(0.95)
-    sure = math.isfinite(interval.low) and math.isfinite(interval.high)
     return {"median": float(p50), "p10": float(p10), "p90": float(p90),
-            "interval": [float(interval.low), float(interval.high)] if sure else None}
+            "interval": median_interval(ratios)}
+
+
+def median_interval(values: Sequence[float]) -> list[float] | None:
+    """95 % confidence interval of the median of independent values: two order statistics; None if none reach 95 %.
+
+    The number of values below the median is binomial with p = 1/2 (David and Nagaraja, Order Statistics, section 7.1).
+    """
+    n, below, outside = len(values), 0.0, -1
+    for k in range(n // 2):
+        below += math.comb(n, k) / 2**n
+        if below > 0.025:
+            break
+        outside = k
+    ordered = np.sort(values)
+    return None if outside < 0 else [float(ordered[outside]), float(ordered[n - 1 - outside])]
 
 
 def speedup_text(found: Mapping[str, Any]) -> str:

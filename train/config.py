@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from dpt_deploy.cli.options import Count, Limit, Names, Size, Workers, size_text
+from dpt_deploy.cli.options import Count, Heads, Limit, Names, Size, Workers, size_text
 from dpt_deploy.core.contract import HEADS, ResizeRule
 from dpt_deploy.core.errors import BadInput, missing_package
 from dpt_deploy.core.files import existing_file
@@ -59,6 +59,8 @@ class MainOptions:
 class TrainConfig(AugmentOptions, LossOptions, MainOptions):
     """Train a Dense Prediction Transformer for depth, normals and alpha on data in SynthHuman's format."""
 
+    heads: Heads = HEADS  # with the parser of the command line, which the losses do without
+    """Heads to train, separated by commas."""
     backbone_lr_scale: float | None = None
     """Learning rate of the backbone divided by --lr; by default 0.1 from trained weights, else 1."""
     layer_decay: float = 1.0

@@ -6,7 +6,8 @@ import dataclasses
 import math
 from collections.abc import Mapping
 
-from .verdict import AT_LEAST, Budget, Fault, Finding, Stage
+from .metrics import AT_LEAST, within
+from .verdict import Budget, Fault, Finding, Stage
 
 JUDGE_AGAIN = ("it has a limit now, and had none when an earlier run judged this stage; judge it again with dpt parity "
                "BUNDLE --checkpoint FILE, and engines on a GPU")
@@ -26,11 +27,6 @@ def over_budget(
         for head, limit in limits.items() if head in heads
         for metric, bound in limit.items() if not within(metric, value := heads[head].get(metric, math.nan), bound)
     ]
-
-
-def within(metric: str, value: float, bound: float) -> bool:
-    """Whether a metric is within its limit. NaN never is."""
-    return value >= bound if metric in AT_LEAST else value <= bound
 
 
 def share_of_budget(metric: str, value: float, bound: float) -> float:

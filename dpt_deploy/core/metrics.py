@@ -6,6 +6,7 @@ Maps are (H, W) or (H, W, 3). An empty set of pixels gives NaN, which exceeds ev
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ PARITY = {
     "depth": ("abs_rel", "p99.9", "max", "within_1_percent"), "normals": ("mean", "p99", "max"),
     "alpha": ("mean", "max", "iou"),
 }
+AT_LEAST = ("iou", "within_1_percent")  # metrics with a lower bound
 IOU_MARGIN = 1e-2  # the FP16 budget of the maximum alpha difference
 
 
@@ -85,3 +87,33 @@ def error_map(head: str, have: np.ndarray, want: np.ndarray) -> np.ndarray:
     if head == "normals":
         return angle(have, want)
     return np.abs(have.astype(np.float64) - want.astype(np.float64))
+
+
+def within(metric: str, value: float, bound: float) -> bool:
+    """Whether a metric is within its limit. NaN never is."""
+    return value >= bound if metric in AT_LEAST else value <= bound
+
+
+def foreground(want: dict[str, np.ndarray]) -> np.ndarray | None:
+    """The mask for depth and normals: reference alpha above 0.5. None, for all pixels, if that is empty."""
+    mask = want["alpha"] > 0.5 if "alpha" in want else None
+    return mask if mask is not None and mask.any() else None
+
+
+def parity(
+    want: dict[str, np.ndarray], have: dict[str, np.ndarray]
+) -> Iterator[tuple[str, dict[str, float], np.ndarray]]:
+    """Per head: its name, its parity metrics, and the errors of the masked pixels.
+
+    Args:
+        want: The maps of the reference: depth (H, W), normals (H, W, 3), alpha (H, W), or some of them.
+        have: The maps to judge, at least those of `want`.
+    """
+    mask = foreground(want)
+    for head, reference in want.items():
+        error = error_map(head, have[head], reference)
+        if head == "alpha":
+            yield head, alpha_parity(have[head], reference), error
+        else:
+            counted = error if mask is None else error[mask]
+            yield head, (depth_summary if head == "depth" else normal_summary)(counted), counted

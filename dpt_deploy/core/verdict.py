@@ -17,10 +17,10 @@ from pydantic import TypeAdapter
 from .contract import Graph
 from .errors import Cause
 from .legacy import upgraded
+from .metrics import AT_LEAST
 from .values import Number, Sha256, StrictBool, StrictFloat
 
 Status = Literal["passed", "failed", "not run"]
-AT_LEAST = ("iou", "within_1_percent")  # metrics with a lower bound
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0)
 """The quantiles of the error maps that a stage stores."""
 CHECKPOINT, REFERENCE = "the checkpoint", "PyTorch FP32"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -11,10 +12,12 @@ from torch.nn.utils import fuse_conv_bn_eval
 
 from ..core.contract import Contract
 from ..core.errors import BadInput
-from ..core.manifest import PrecisionPlan
 from ..model.decoder import ResidualConvUnit
 from ..model.frame import FrameModel
 from .attention import SDPA, Attention, cast_up
+
+if TYPE_CHECKING:  # casting a model does without pydantic
+    from ..core.manifest import PrecisionPlan
 
 DTYPES = {"fp16": torch.float16, "bf16": torch.bfloat16, "fp32": torch.float32}
 UNITS = {

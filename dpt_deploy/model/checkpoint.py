@@ -12,19 +12,21 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..core.contract import Contract
 from ..core.errors import BadCheckpoint, BadInput
 from ..core.files import cannot_write, replacing, sha256
-from ..core.manifest import Assumption
 from .checkpoint_file import check_tensors, choose, read_weights
 from .description import check_architecture, read_description
 from .dpt import DESCRIPTION_KEY, ModelConfig, MultiTaskDPT
 from .infer import differences, infer_model
 from .names import own_tensors, without_insertions
+
+if TYPE_CHECKING:  # the network and what writes a checkpoint do without pydantic
+    from ..core.manifest import Assumption
 
 UNDESCRIBED = "the checkpoint has no description"
 
@@ -104,6 +106,8 @@ def read_checkpoint(
         BadCheckpoint: The file cannot be read, has weights that are not finite floating-point numbers, an unknown
             architecture, or one that could be any of several.
     """
+    from ..core.manifest import Assumption
+
     path = Path(path)
     chosen, note = choose(path, read_weights(path), weights)
     state, notes, prefix = own_tensors(path, chosen.tensors)

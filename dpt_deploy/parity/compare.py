@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,6 @@ from ..core.exhibit import Exhibit
 from ..core.files import existing_file
 from ..core.values import parse_json
 from ..core.verdict import (
-    AT_LEAST,
     LEVELS,
     Budget,
     Compared,
@@ -140,12 +139,12 @@ def compare(
                 continue
             images += 1
             have = as_maps(graph, {key: value[i] for key, value in outputs.items()})
-            for head, measured, error in _measure(reference_maps, have):
+            for head, measured, error in metrics.parity(reference_maps, have):
                 kept = values.setdefault(head, {})
                 pixels += error.size
                 for metric, value in measured.items():
                     # min() and max() drop a NaN in second place, but a NaN must stay.
-                    pick = min if metric in AT_LEAST else max
+                    pick = min if metric in metrics.AT_LEAST else max
                     kept[metric] = value if math.isnan(value) else pick(kept.get(metric, value), value)
                 levels = tuple(float(level) for level in np.quantile(error, LEVELS))
                 quantiles[head] = tuple(map(max, quantiles.get(head, levels), levels))
@@ -179,26 +178,6 @@ def _faults(case: Case, graph: Graph, outputs: dict[str, np.ndarray], index: int
         elif not (finite := np.isfinite(outputs[name][index])).all():
             faults.append(Finding(Fault.NOT_FINITE, **about, value=float(1 - finite.mean())))
     return faults
-
-
-def foreground(want: dict[str, np.ndarray]) -> np.ndarray | None:
-    """The mask for depth and normals: reference alpha above 0.5. None, for all pixels, if that is empty."""
-    mask = want["alpha"] > 0.5 if "alpha" in want else None
-    return mask if mask is not None and mask.any() else None
-
-
-def _measure(
-    want: dict[str, np.ndarray], have: dict[str, np.ndarray]
-) -> Iterator[tuple[str, dict[str, float], np.ndarray]]:
-    """Per head: its name, its metrics, and the errors of the masked pixels."""
-    mask = foreground(want)
-    for head, reference in want.items():
-        error = metrics.error_map(head, have[head], reference)
-        if head == "alpha":
-            yield head, metrics.alpha_parity(have[head], reference), error
-        else:
-            counted = error if mask is None else error[mask]
-            yield head, (metrics.depth_summary if head == "depth" else metrics.normal_summary)(counted), counted
 
 
 def as_maps(graph: Graph, outputs: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

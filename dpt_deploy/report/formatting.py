@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 
-from ..core.verdict import AT_LEAST, Stage
+from ..core.metrics import AT_LEAST
+from ..core.verdict import Stage
 
 HEAD_TITLES = {"depth": "Depth", "normals": "Normals", "alpha": "Alpha"}
 ERROR_UNITS = {"depth": "relative error", "normals": "degrees", "alpha": "difference of coverage"}

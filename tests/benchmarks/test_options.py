@@ -13,7 +13,7 @@ from dpt_deploy.cli.help import parse
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {"latency": "LatencyConfig", "throughput": "ThroughputConfig", "scaling": "ScalingConfig",
-           "tuning": "TuningConfig", "gpu_validation": "ValidationConfig", "training": "TrainingConfig",
+           "tuning": "TuningConfig", "training": "TrainingConfig",
            "dataloader": "DataloaderConfig", "cpp_overhead": "OverheadConfig"}
 
 
@@ -43,7 +43,7 @@ def test_several_values_are_separated_by_commas() -> None:
 
 @pytest.mark.parametrize(("name", "old", "new"), [
     ("latency", "--frame", "--frame-size"), ("scaling", "--heads", "--head-sets"),
-    ("throughput", "--frames", "--max-frames"), ("gpu_validation", "--seconds", "--max-seconds")])
+    ("throughput", "--frames", "--max-frames")])
 def test_an_old_option_names_the_new_one(name: str, old: str, new: str) -> None:
     done = subprocess.run([sys.executable, f"benchmarks/{name}.py", old, "7"], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 2 and new in done.stderr and "Traceback" not in done.stderr

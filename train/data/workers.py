@@ -17,9 +17,7 @@ import cv2
 
 from dpt_deploy.cli.options import MOST_WORKERS
 
-STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2")
-                     if hasattr(signal, name))
-"""What terminals, service managers and batch systems send to end a job, often to all of its processes."""
+from ..signals import STOP_SIGNALS
 
 
 def worker_count(workers: int | Literal["auto"]) -> int:

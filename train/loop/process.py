@@ -17,7 +17,7 @@ import torch.distributed as dist
 
 from dpt_deploy.core.errors import BadInput
 
-from ..data.workers import STOP_SIGNALS
+from ..signals import STOP_SIGNALS
 
 
 @dataclass(frozen=True)

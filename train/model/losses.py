@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import torch
 import torch.nn.functional as F
 
-from dpt_deploy.cli.options import Heads
 from dpt_deploy.core.contract import HEADS
 
 
@@ -67,7 +66,7 @@ def alpha_loss(logits: torch.Tensor, truth: torch.Tensor, mask: torch.Tensor) ->
 class LossOptions:
     """Which heads are trained, and the weights of their losses."""
 
-    heads: Heads = HEADS
+    heads: tuple[str, ...] = HEADS
     """Heads to train, separated by commas."""
     w_depth: float = 1.0
     """Weight of the depth loss."""
