@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import importlib.util
 import json
 from collections.abc import Callable, Mapping
@@ -24,18 +26,38 @@ Outputs = dict[str, torch.Tensor]
 Call = Callable[[torch.Tensor], Outputs]
 
 
+# Standard deviation of each head's last convolution: maps that vary, away from the ends of the activations.
+SPREAD = {"depth": 0.2, "normals": 0.2, "alpha": 1.0}
+
+
 def new_model(run: Run, device: torch.device | None = None) -> MultiTaskDPT:
     """ViT-B at 384 with three heads and random weights, FP32, in eval mode on the device of the run.
 
-    Neither time nor memory depends on the weights. The heads get weights that are large enough for maps that vary, so
-    that parity compares something. A rehearsal takes a tiny network.
+    Neither time nor memory depends on the weights. A rehearsal takes a tiny network.
     """
+    return copy.deepcopy(_random_model(run.dry)).to(device or device_of(run))
+
+
+@functools.cache
+def _random_model(tiny: bool) -> MultiTaskDPT:
+    """The network on the CPU, with heads whose maps vary as `SPREAD` says, so that parity compares something."""
     torch.manual_seed(0)
-    model = create_multitask_dpt_model("test_vit", 8, backbone_kwargs={"img_size": 32, "depth": 4}) if run.dry else \
+    model = create_multitask_dpt_model("test_vit", 8, backbone_kwargs={"img_size": 32, "depth": 4}) if tiny else \
         create_multitask_dpt_model("vit_base_patch16_384", 256)
+    model.eval().requires_grad_(False)
+    seen: dict[str, torch.Tensor] = {}
+    hooks = [head.conv3.register_forward_hook(lambda layer, inputs, output, name=name: seen.update({name: output}))
+             for name, head in model.heads.items()]
+    model(images(model, 1))
+    for hook in hooks:
+        hook.remove()
     for name, head in model.heads.items():
-        nn.init.normal_(head.conv3.weight, std=0.3 if name == "alpha" else 0.03)
-    return model.to(device or device_of(run)).eval().requires_grad_(False)
+        varying = seen[name] - seen[name].mean(dim=(0, 2, 3), keepdim=True)
+        factor = SPREAD[name] / varying.std()
+        head.conv3.weight.mul_(factor)
+        bias = head.conv3.bias.clone()
+        head.conv3.bias.sub_(factor * (seen[name].mean(dim=(0, 2, 3)) - bias))  # the mean stays the initial bias
+    return model
 
 
 def images(model: MultiTaskDPT, batch: int) -> torch.Tensor:
