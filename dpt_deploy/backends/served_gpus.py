@@ -3,9 +3,9 @@
 Read in November 2026. Sources:
 
 - TensorRT-RTX 1.0, 1.1, 1.4 and 1.5:
-  https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix-1/1.5.html and beside it. The
-  matrices of 1.2, 1.3, 1.6 and 1.7 were not read; they follow the version before. NVIDIA's page on engines built without
-  a GPU also names 8.0, which no matrix lists. Nobody here has tried it.
+  https://docs.nvidia.com/deeplearning/tensorrt-rtx/latest/getting-started/support-matrix-1/1.5.html and its neighbours.
+  The matrices of 1.2, 1.3, 1.6 and 1.7 were not read; they follow the version before. NVIDIA's page on engines that are
+  built without a GPU also names 8.0, which no matrix lists; it was not tried.
 - TensorRT: https://docs.nvidia.com/deeplearning/tensorrt/latest/getting-started/support-matrix.html and the release
   notes of 10.5, which dropped Volta (7.0). Which GPUs newer than Turing a version serves is not in this table.
 """
