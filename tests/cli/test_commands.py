@@ -109,15 +109,17 @@ def test_exit_statuses(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     assert "error: expected this, received that" in capsys.readouterr().err
 
 
-def test_a_missing_package_is_one_sentence_with_a_command_that_works() -> None:
-    blocked = """
+def test_a_missing_package_is_one_sentence_with_a_command_that_works(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "best_model.pth"
+    checkpoint.touch()
+    blocked = f"""
 import sys
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] == "torch":
-            raise ImportError(f"No module named {name!r}", name=name)
+            raise ImportError(f"No module named {{name!r}}", name=name)
 sys.meta_path.insert(0, Blocker())
-sys.argv = ["dpt", "export", "x.pth"]
+sys.argv = ["dpt", "export", {str(checkpoint)!r}, "--builder", "none"]
 from dpt_deploy.cli.commands import main
 main()
 """
