@@ -40,11 +40,10 @@ def judge_goals(steps: dict[str, Any]) -> list[dict[str, Any]]:
 def passed(steps: dict[str, Any], names: tuple[str, ...]) -> bool:
     """Whether every named step ran and nothing that was judged failed.
 
-    A rehearsal passes if the steps that can be rehearsed did, and none of their rows ended with an unexpected error.
+    A row that ended with an unexpected error fails. A rehearsal passes if the steps that can be rehearsed did.
     """
     chosen = [steps.get(name, {}) for name in names]
-    rehearsed = [step for step in chosen if step.get("dry_run")]
-    if any("error" in row for step in rehearsed for row in (*step.get("rows", []), *step.get("switches", []))):
+    if any("error" in row for step in chosen for row in (*step.get("rows", []), *step.get("switches", []))):
         return False
     chosen = [step for step in chosen if step.get("reason") != NOT_REHEARSED or not step.get("dry_run")]
     return all(step.get("status") == "ran" and step.get("passed", True) and not failures(step) for step in chosen)

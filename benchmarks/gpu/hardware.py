@@ -43,7 +43,7 @@ def measure(run: Run) -> Result:
     found["launch_us"] = launch_cost(run)
     found["under_load"] = under_load
     found["doubts"] = environment.gpu_doubts(under_load)
-    note = "square products of 8192 on random values, PyTorch; a copy counts the bytes read and those written"
+    note = f"square products of {n} on random values, PyTorch; a copy counts the bytes read and those written"
     return found | {"note": note} | ran_on(run, target, *results)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import math
 import multiprocessing
@@ -92,6 +93,8 @@ def _send_gpu_name(sender: Any) -> None:
 def _child(step: Step, run: Run, file: Path, log: Path) -> None:
     """Run the step here. Its output goes to `log`, and everything it knows to `file`."""
     os.setsid()
+    with contextlib.suppress(OSError, AttributeError):  # a killed command leaves no step on the GPU
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
     with open(log, "w", buffering=1) as stream:
         os.dup2(stream.fileno(), 1)
         os.dup2(stream.fileno(), 2)

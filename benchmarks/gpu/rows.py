@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -41,7 +42,8 @@ class Variant:
 def measure_variants(run: Run, batch: int, variants: list[Variant]) -> Result:
     """One row for each variant, with parity, times, and the outcome of its expectation.
 
-    The first variant runs in FP32; its share of the ceiling and all ratios come from the same interleaved rounds.
+    Parity is held against FP32 on the CPU, and all ratios come from the same interleaved rounds. A result is incomplete
+    if a row had no time.
     """
     model = new_model(run)
     pixels = images(model, batch)
@@ -50,11 +52,13 @@ def measure_variants(run: Run, batch: int, variants: list[Variant]) -> Result:
     found: Result = {"batch": batch, "flops_per_image": flops, "maps_of_the_reference": varies(want), "rows": []}
     rows = {variant.name: {"name": variant.name, "precision": variant.precision} for variant in variants}
     calls: dict[str, Call] = {}
+    late: list[str] = []
     for variant in variants:
         row = rows[variant.name]
         found["rows"].append(row)
         try:
             if not run.dry and run.left < 0.4 * run.limit:
+                late.append(variant.name)
                 raise NotRun("no time left in this step")
             row |= _open(run, variant, calls, pixels, want)
         except Exception as error:  # compilers and drivers raise exceptions of many types
@@ -74,14 +78,19 @@ def measure_variants(run: Run, batch: int, variants: list[Variant]) -> Result:
         doubts.append(f"the matrix product drifted by {drift:.0%} between the halves of the run")
     with torch.inference_mode():
         last = next(iter(calls.values()))(pixels)
+    if late:
+        found |= {"status": "incomplete", "reason": f"rows without time: {', '.join(late)}"}
     return found | {"fp16_matrix_flops_per_s": _rate(ceiling, run), "under_load": states, "doubts": doubts} | \
         ran_on(run, pixels, *last.values())
 
 
 def _open(run: Run, variant: Variant, calls: dict[str, Call], pixels: torch.Tensor, want: list[Any]) -> Result:
     """Make a variant, call it, judge its maps, and time it alone: what is known if the step ends here."""
-    if not run.dry:
+    if not run.dry:  # the networks of earlier rows stay, and count for them
+        gc.collect()
+        torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
+    kept = 0 if run.dry else torch.cuda.memory_reserved()
     before = time.perf_counter()
     call = calls[variant.name] = variant.make(new_model(run), run, pixels)
     with torch.inference_mode():
@@ -97,8 +106,8 @@ def _open(run: Run, variant: Variant, calls: dict[str, Call], pixels: torch.Tens
             call(pixels)
         synchronize(run)
         alone = (time.perf_counter() - begin) / count
-    peak = None if run.dry else torch.cuda.max_memory_reserved() / 2**20
-    return {"status": "ran", "first_call_s": first, "alone_ms": 1e3 * alone, "reserved_mib": peak,
+    peak = None if run.dry else (torch.cuda.max_memory_reserved() - kept) / 2**20
+    return {"status": "ran", "first_call_s": first, "alone_ms": 1e3 * alone, "added_mib": peak,
             "parity": judge(maps_of(outputs), want, variant.precision)} | where
 
 

@@ -36,6 +36,10 @@ def measure(run: Run, batch: int, compiled: bool) -> Result:
     row = measure_step(device, "bf16" if run.dry else "fp16", batch, compiled, ceiling, warm_up, steps, backend)
     found: Result = {"amp": "fp16", "matrix_flops_per_s": ceiling, "rows": [row],
                      "under_load": [environment.gpu_state()], "guide": guide_claim([row], device)}
+    found["guide"] |= {"note": "memory that PyTorch reserved, without the CUDA context"}
+    if not run.dry:
+        free, total = torch.cuda.mem_get_info()
+        found["guide"] |= {"device_used_gib": (total - free) / 2**30}
     run.report(found)
     if row["status"] != "ran":
         raise NotRun(row["reason"])
@@ -53,15 +57,19 @@ def _switches(run: Run, device: str, batch: int) -> list[Result]:
     rows: list[Result] = []
     for name in ("plain", *SWITCHES):
         try:
-            model = new_model(device)
+            fast = name.startswith("LayerNorm")
+            with _fast_norm() if fast else nullcontext():  # timm's norms read the switch when they are made
+                model = new_model(device)
             stepper = new_stepper(model, "bf16" if run.dry else "fp16", False, channels_last=name == "channels-last")
             images = example_batch(batch, model.contract(), torch.device(device), name == "channels-last")
 
-            def call(stepper: Any = stepper, images: Any = images, fast: bool = name.startswith("LayerNorm")) -> None:
-                with _fast_norm() if fast else nullcontext():
-                    stepper([images])
-                    if device == "cuda":
-                        torch.cuda.synchronize()
+            if fast and not getattr(model.backbone.blocks[0].norm1, "_fast_norm", False):
+                raise NotRun("this version of timm does not make fast norms")
+
+            def call(stepper: Any = stepper, images: Any = images) -> None:
+                stepper([images])
+                if device == "cuda":
+                    torch.cuda.synchronize()
 
             per_call(call, device, 1, 1 if run.dry else 5)
             calls[name] = call

@@ -212,13 +212,45 @@ def test_a_second_run_continues_with_what_has_not_run(tmp_path: Path) -> None:
     for again in (False, False, True):
         result = gpu_validation.earlier(file, False) | {"machine": {
             "commit": "c", "date": "d", "gpu": None, "versions": {}}}
-        gpu_validation.run_all(chosen, options(again=again), tmp_path, result, file)
+        gpu_validation.run_all(chosen, options(again=again), tmp_path, result, file, time.perf_counter())
     assert calls.read_text() == "xy" "y" "xy"
     kept = json.loads(file.read_text())["steps"]
     assert kept["device"]["status"] == "ran" and kept["leaks"]["reason"] == "nothing to do"
-    gpu_validation.run_all(chosen, options(again=True, max_seconds=1.0), tmp_path, result, file)
+    gpu_validation.run_all(chosen, options(again=True, max_seconds=1.0), tmp_path, result, file, time.perf_counter())
     assert calls.read_text() == "xyyxy", "no step starts without time"
     assert json.loads(file.read_text())["steps"] == kept, "what was known stays"
+
+
+def test_a_step_that_never_ends_keeps_no_other_from_running_and_a_better_result_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, calls = tmp_path / "r.json", tmp_path / "calls"
+    monkeypatch.setattr(gpu_validation, "LEAST", 1.0)
+    monkeypatch.setattr(gpu_validation, "QUICK", 0.0)
+
+    def hangs(run: Run) -> dict[str, Any]:
+        first = not calls.exists()
+        with open(calls, "a") as log:
+            log.write("h")
+        run.report({"rows": [{"status": "ran"}] * (2 if first else 1)})
+        time.sleep(600)
+        return {}
+
+    def ends(run: Run) -> dict[str, Any]:
+        with open(calls, "a") as log:
+            log.write("e")
+        return {}
+
+    chosen = [fake("device", hangs, limit=2.0), fake("leaks", ends, limit=2.0)]
+    for seconds in (2.5, 20.0, 20.0):
+        result = gpu_validation.earlier(file, False) | {"machine": {
+            "commit": "c", "date": "d", "gpu": None, "versions": {}}}
+        gpu_validation.run_all(chosen, options(max_seconds=seconds), tmp_path, result, file, time.perf_counter())
+    assert calls.read_text() == "h" "eh", "what was tried comes last, and twice at most"
+    kept = json.loads(file.read_text())["steps"]
+    assert kept["leaks"]["status"] == "ran"
+    assert len(kept["device"]["rows"]) == 2 and kept["device"]["retry"]["status"] == "incomplete"
+    assert kept["device"]["attempts"] == 2
 
 
 def test_a_rehearsal_never_replaces_measurements_nor_the_reverse(tmp_path: Path) -> None:
