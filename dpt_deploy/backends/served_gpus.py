@@ -64,6 +64,8 @@ def unserved(
     command = f"python -m dpt_deploy.build {bundle} --builder"
     if capability in (*rtx_capabilities(version), TURING):
         return Unserved(reason, f"build for it: {command} tensorrt-rtx{' --turing' if capability == TURING else ''}")
+    if _number(capability) < _number(list(TENSORRT_SERVES_FROM.values())[-1]):
+        return Unserved(reason, onnxruntime)
     return Unserved(reason, f"use TensorRT: {command} tensorrt; meanwhile, {onnxruntime}")
 
 

@@ -14,7 +14,7 @@ from ..core.manifest import Artifact, Precision
 from . import cuda, device
 from .base import Backend, Check, Refusal, SessionOptions, StageTask
 from .engines import MODULES, incompatibility, unserved_gpu
-from .served_gpus import unserved
+from .served_gpus import RTX_SERVES, TURING, unserved
 from .session import Session
 from .tensorrt_faults import known_faults
 from .tensorrt_session import TensorRTSession
@@ -31,8 +31,8 @@ class TensorRT(Backend):
         self.package = MODULES[name]
         self.runs = {
             "tensorrt": "engines, on the GPU family and version that built them",
-            "tensorrt-rtx": "engines built anywhere, on GPUs of compute capability 8.6, 8.9, 12.0 and 12.1; not on "
-                            "8.0, 9.0 and 10.0",
+            "tensorrt-rtx": "engines built anywhere, on GPUs of compute capability "
+                            f"{', '.join(list(RTX_SERVES.values())[-1])}, and {TURING} if built for it",
         }[name]
 
     def unavailable(self) -> Refusal | None:
@@ -82,10 +82,12 @@ class TensorRT(Backend):
             return [Check(self.title, "not installed", what[self.name], install_command(self.extra))]
         trt = importlib.import_module(module)
         capability = device.compute_capability()
-        if problem := unserved(self.name, trt.__version__, capability):
-            return [Check(self.title, "warning", problem.reason, problem.instead)]
-        if self.name == "tensorrt-rtx":
-            return [_builder_starts(trt, self.title, self.extra)]
+        problem = unserved(self.name, trt.__version__, capability, for_turing=capability == TURING)
+        found = [Check(self.title, "warning", problem.reason, problem.instead)] if problem else []
+        if self.name == "tensorrt-rtx":  # it builds for other machines
+            return [*found, _builder_starts(trt, self.title, self.extra)]
+        if found:
+            return found
         builder = _builder_starts(trt, self.title, self.extra) if capability else Check(
             self.title, "not checked", f"{trt.__version__} imports; {device.NO_GPU}, so it cannot build")
         return [builder, *documented_faults(trt.__version__, capability)]

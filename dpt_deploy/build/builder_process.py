@@ -52,20 +52,24 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     )(builder, network)
     if request["variant"].get("weights") == "stripped":
         config.set_flag(trt.BuilderFlag.REFIT_IDENTICAL)  # refitted only with the weights that it was built with
-    if request["variant"].get("turing"):  # noqa: SIM102 - the test of the bindings reads `hasattr` as a guard
-        if hasattr(trt, "ComputeCapability"):
+    if request["variant"].get("turing"):
+        if not hasattr(trt, "ComputeCapability"):
+            raise RuntimeError(f"{request['builder']} {trt.__version__} cannot build for one compute capability")
+        else:
             config.num_compute_capabilities = 1
             config.set_compute_capability(trt.ComputeCapability.SM75, 0)
     _leave_memory_to_the_caller(trt, config)
     timings = {"save_timing_cache": request["new_timings"]} if request["new_timings"] else {}
     try:
         plan = bytes(engine_bytes_from_network(parsed, config, **timings))
-    except PolygraphyException:
+    except PolygraphyException as error:
         if not raised:
             raise
+        refusal = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         _decompose(trt, network, raised)
         plan = bytes(engine_bytes_from_network(parsed, config, **timings))
         certificate = result["certificate"] = certified(fp32)
+        certificate["attention"]["reason"] += f" ({refusal.strip()[:200]})"
     certificate |= {
         "profile": request["profile"], "plan_bytes": len(plan), "builder": request["builder"],
         "builder_version": trt.__version__, "flags": _flags(trt, network, config), "gpu": device.compute_capability(),

@@ -208,8 +208,8 @@ def _attention(
     elif precision in HALF and any(layer.dtype != "FLOAT" for layer in decomposable):
         result |= {"status": "failed", "reason": "attention is not fused: layers in half precision are decomposable"}
     elif any(layer.name in raised for layer in decomposable):
-        result |= {"reason": f"{len(decomposable)} layers in FP32 are not fused: this builder has no fused kernel for "
-                   "query, key and value that are cast up"}
+        result |= {"reason": f"{len(decomposable)} layers in FP32 are not fused: the build with fused attention on "
+                   "query, key and value that are cast up failed"}
     elif decomposable:
         result |= {"reason": f"{len(decomposable)} layers in FP32 are not fused: no fused kernel supports FP32"}
     return result

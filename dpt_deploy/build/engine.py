@@ -80,6 +80,9 @@ def choose_builder(options: EngineOptions) -> Builder | None:
     check_builder(options, builder.name, builder.version, capability)
     problem = unserved(builder.name, builder.version, capability, options.turing)
     if problem is not None and options.builder == "auto":
+        if options.turing and capability != TURING and unserved(builder.name, builder.version, capability) is None:
+            raise BackendError(f"--turing: expected a GPU of compute capability {TURING}, received {capability}. Omit "
+                               "--turing.")
         advice = f"or {problem.instead}" if builder.name == "tensorrt" or capability == TURING else (
             f"or {install_command('tensorrt')}; meanwhile, backend onnxruntime-cuda runs the graphs without an engine")
         raise BackendError(f"--builder auto: {problem.reason}. Use --builder none to skip engines, {advice}.")

@@ -98,13 +98,13 @@ def _description(path: Path) -> dict[str, str]:
 def _refit(bundle: Bundle, source: Bundle, engine: Artifact, graph: Artifact, say: Callable[[str], None]) -> Artifact:
     details: EngineDetails = engine.details
     builder = find_builder(details.builder)
+    if problem := unserved_gpu(engine, device.compute_capability(), source.folder):
+        raise BackendError(f"--refit: {engine.file}: {problem.reason}. Instead, {problem.instead}.")
     # A stripped engine never fits: check the engine that it becomes.
     with_weights = engine.model_copy(update={"details": details.model_copy(update={"weights": "fixed"})})
     if why := incompatibility(source, with_weights, builder.version, device.compute_capability()):
         raise BackendError(f"--refit: {engine.file} {why}. Build it again: python -m dpt_deploy.build {source.folder} "
                            f"--weights {details.weights}")
-    if problem := unserved_gpu(engine, device.compute_capability(), source.folder):
-        raise BackendError(f"--refit: {engine.file}: {problem.reason}. Instead, {problem.instead}.")
     stripped = details.weights == "stripped"
 
     def make(path: Path) -> EngineDetails:

@@ -30,28 +30,31 @@ def replacing(path: Path | str) -> Iterator[Path]:
     path = Path(path)
     # A folder, because a writer may add files, such as ONNX external data.
     with temporary_folder(path) as folder:
-        yield folder / path.name
-        os.replace(folder / path.name, path)
+        try:
+            yield folder / path.name
+            os.replace(folder / path.name, path)
+        except OSError as error:
+            raise cannot_write(path, error) from error
 
 
 @contextlib.contextmanager
 def temporary_folder(path: Path | str) -> Iterator[Path]:
     """Yield a new folder next to `path`, which is deleted at the end, or by a later run if this process is killed.
 
-    An `OSError`, such as a full disk, becomes a `BadInput` that names `path`.
+    Raises `BadInput`, which names `path`, if it cannot be created.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         _remove_left_over(path.parent)
         folder, descriptor = _temporary_folder(path)
-        try:
-            yield folder
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
-            os.close(descriptor)
     except OSError as error:
         raise cannot_write(path, error) from error
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
 
 
 @contextlib.contextmanager

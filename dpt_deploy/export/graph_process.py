@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,22 +36,25 @@ def exporting(
     without calling it stops the export and leaves no file.
     """
     with temporary_folder(path) as folder:
-        with tempfile.TemporaryFile(dir=folder) as request:
-            try:
-                torch.save((module, graph, contract, folder / path.name, opset, metadata), request)
-                request.seek(0)
-            except RuntimeError as error:  # torch's zip writer reports a full disk this way
-                raise cannot_write(path, error) from error
-            process = subprocess.Popen([sys.executable, "-m", __name__], stdin=request, stdout=subprocess.PIPE,
-                                       stderr=subprocess.STDOUT, text=True)
+        try:
+            process = _started((module, graph, contract, folder / path.name, opset, metadata), folder)
+        except (OSError, RuntimeError) as error:  # torch's zip writer reports a full disk as a RuntimeError
+            raise cannot_write(path, error) from error
 
         def finish() -> None:
             printed, _ = process.communicate()
             if process.returncode:
-                lines = printed.strip().splitlines() or [f"the process ended with status {process.returncode}"]
-                raise BuildError(lines[-1].removeprefix("error: "))
-            for file in folder.glob(f"{path.name}*"):  # the graph, and its external data if there is any
-                os.replace(file, path.with_name(file.name))
+                printed = printed.replace(str(folder / path.name), str(path))
+                raise BuildError(_failure(path, process.returncode, printed))
+            data = f"{path.name}.data"
+            try:
+                if (folder / data).exists():
+                    os.replace(folder / data, path.with_name(data))
+                else:
+                    path.with_name(data).unlink(missing_ok=True)
+                os.replace(folder / path.name, path)
+            except OSError as error:
+                raise cannot_write(path, error) from error
 
         try:
             yield finish
@@ -58,6 +62,22 @@ def exporting(
             process.kill()
             process.wait()
             process.stdout.close()
+
+
+def _started(request: tuple[Any, ...], folder: Path) -> subprocess.Popen[str]:
+    with tempfile.TemporaryFile(dir=folder) as file:
+        torch.save(request, file)
+        file.seek(0)
+        return subprocess.Popen([sys.executable, "-m", __name__, str(os.getpid())], stdin=file,
+                                stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def _failure(path: Path, status: int, printed: str) -> str:
+    last = (printed.strip().splitlines() or ["no output"])[-1]
+    if last.startswith("error: "):
+        return last.removeprefix("error: ")
+    return (f"{path.name}: the process that exports it ended with status {status} ({last[:300]}). Status -9 usually "
+            "means that memory ran out: free some, and run the export again.")
 
 
 def _end_with(parent: int) -> None:
@@ -68,7 +88,7 @@ def _end_with(parent: int) -> None:
 
 
 if __name__ == "__main__":
-    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
+    threading.Thread(target=_end_with, args=(int(sys.argv[1]),), daemon=True).start()
     torch.set_num_threads(1)  # the other cores are the caller's
     try:
         # Only `exporting` can have written this file, which has no name.

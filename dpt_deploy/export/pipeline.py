@@ -227,6 +227,8 @@ def _export_graphs(
             exported.append(file)
             say(f"reused   {file} (same checkpoint, plan and versions)" if reused else
                 f"exported {file} ({artifact.bytes / 1e6:.0f} MB)")
+    # The manifest lists the FP32 graphs first, whichever were ready first.
+    bundle.update(artifacts=tuple(sorted(bundle.artifacts, key=lambda artifact: artifact.precision != "fp32")))
     for artifact in bundle.find("onnx"):
         details = artifact.details
         current = details.plan and _graph_key(bundle, artifact.graph, details.plan, details.opset)

@@ -28,7 +28,7 @@ def gpu(monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize("capability", UNSERVED)
-def test_tensorrt_rtx_does_not_serve_data_centre_gpus(capability: str) -> None:
+def test_tensorrt_rtx_does_not_serve_these_gpus(capability: str) -> None:
     problem = unserved("tensorrt-rtx", "1.7.1", capability)
     assert f"this one has {capability}" in problem.reason
     assert "--builder tensorrt;" in problem.instead and "onnxruntime-cuda" in problem.instead
@@ -47,10 +47,12 @@ def test_the_table() -> None:
     assert "12.1" in unserved("tensorrt-rtx", "1.4.0", "12.1").reason
     assert "7.5 and later" in unserved("tensorrt", "11.4", "7.0").reason
     assert unserved("tensorrt", "10.4.0", "7.0") is None
+    assert "TensorRT:" not in unserved("tensorrt-rtx", "1.7.1", "7.0").instead
 
 
 def test_the_documentation_has_the_same_table() -> None:
     text = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
+    assert f"| TensorRT-RTX 1.0 to 1.4 | {', '.join(rtx_capabilities('1.4'))}; 7.5 with `--turing` |" in text
     assert f"| TensorRT-RTX 1.5 to 1.7 | {', '.join(rtx_capabilities('1.7'))}; 7.5 with `--turing` |" in text
 
 
@@ -66,6 +68,8 @@ def test_auto_never_builds_what_cannot_run_here(gpu, monkeypatch: pytest.MonkeyP
     for capability in (None, "8.9", "12.1"):
         gpu(capability)
         assert choose_builder(EngineOptions()).name == "tensorrt-rtx"
+    with pytest.raises(BackendError, match=r"--turing: expected .* 7\.5, received 12\.1\. Omit --turing"):
+        choose_builder(EngineOptions(turing=True))
     gpu("7.5")
     with pytest.raises(BackendError, match="--turing"):
         choose_builder(EngineOptions())
@@ -92,8 +96,9 @@ def test_load_and_doctor_name_what_works_there(own_bundle: Path, gpu, monkeypatc
         dpt_deploy.load(own_bundle, backend="tensorrt-rtx", graph="model")
     (check,) = [check for check in check_bundle(Bundle.open(own_bundle)) if check.subject.startswith("frame.fp16.rtx")]
     assert check.status == "warning" and "this one has 9.0" in check.finding and "use TensorRT" in check.remedy
-    (machine,) = tensorrt.TensorRT("tensorrt-rtx").diagnose()
+    machine, builder = tensorrt.TensorRT("tensorrt-rtx").diagnose()
     assert machine.status == "warning" and "this one has 9.0" in machine.finding
+    assert builder.status == "ok" and "the builder starts" in builder.finding
 
 
 def test_parity_does_not_run_its_engines(tiny_bundle: Path, gpu) -> None:  # noqa: F811

@@ -106,6 +106,7 @@ def test_device_pointers_and_the_stream_reach_the_module(toy, run):
     ({"serves": ["8.6", "12.0"]}, {},
      r"runs on GPUs of compute capability 8.6, 12.0, but this one has 9.0. Use TensorRT there: python -m "
      r"dpt_deploy.build [^;]* --builder tensorrt; meanwhile, backend onnxruntime-cuda"),
+    ({"serves": ["7.5"]}, {}, r"runs on GPUs of compute capability 7.5, but this one has 9.0. Build it again"),
     ({"version_compatible": True}, {"FAKE_VERSION": "11.3.9.9"}, r"was built by tensorrt 11.4.0.23, but 11.3.9.9"),
     ({"weights": "stripped"}, {}, r"contains no weights; restore them with: python -m dpt_deploy.build .* --refit"),
     ({"made_from": "0" * 64}, {}, r"was built from an earlier frame.fp16.onnx, which has been exported again since"),

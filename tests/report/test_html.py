@@ -69,7 +69,7 @@ def test_what_was_assumed_stands_beside_the_verdict(judged):
 
 
 @pytest.mark.parametrize(("unit", "sentence"), [
-    (None, "Attention sums in FP16, as in TensorRT&#39;s fused kernels."),
+    (None, "The judge sums attention in FP16, as TensorRT&#39;s fused kernels do."),
     ("attention", "Query, key and value are cast up, so that attention sums in FP32."),
 ])
 def test_the_page_says_how_attention_sums(judged, unit, sentence):

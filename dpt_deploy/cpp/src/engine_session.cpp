@@ -121,11 +121,16 @@ private:
         const auto capability = compute_capability(device);
         if (capability && !details_.serves.empty() &&
             std::find(details_.serves.begin(), details_.serves.end(), *capability) == details_.serves.end()) {
-            // Building it again would not help.
             std::string served;
             for (const std::string &one : details_.serves) served += (served.empty() ? "" : ", ") + one;
-            fail(DPT_BACKEND_ERROR, backend_, ": ", file_, " runs on GPUs of compute capability ", served,
-                 ", but this one has ", *capability, ". Use TensorRT there: ", build_command_,
+            const std::string cause =
+                concat(file_, " runs on GPUs of compute capability ", served, ", but this one has ", *capability);
+            if (served == "7.5") reject(device, cause); // built for Turing alone
+            if (*capability == "7.5") {
+                fail(DPT_BACKEND_ERROR, backend_, ": ", cause, ". Build for it: ", build_command_,
+                     " --builder tensorrt-rtx --turing");
+            }
+            fail(DPT_BACKEND_ERROR, backend_, ": ", cause, ". Use TensorRT there: ", build_command_,
                  " --builder tensorrt; meanwhile, backend onnxruntime-cuda runs the graphs without an engine");
         }
         if (details_.builder_version != version &&
