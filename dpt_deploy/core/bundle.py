@@ -210,19 +210,15 @@ class Bundle:
 
     def produce(self, recipe: Recipe) -> tuple[Artifact, bool]:
         """Produce or reuse the file of a recipe and register it. Returns the artefact and whether it was reused."""
-        if artifact := self.reusable(recipe.file, recipe.key):
-            return artifact, True
+        for artifact in self.artifacts:
+            if artifact.file == recipe.file and artifact.key == recipe.key and self.intact(artifact):
+                return artifact, True
         self.folder.mkdir(parents=True, exist_ok=True)
         details = recipe.make(self.folder / recipe.file)
         return self.add(
             recipe.file, recipe.kind, graph=recipe.graph, precision=recipe.precision, key=recipe.key,
             details=details or {},
         ), False
-
-    def reusable(self, file: str, key: str) -> Artifact | None:
-        """The intact artefact of a file that was made with the same key, if there is one."""
-        return next((artifact for artifact in self.artifacts if artifact.file == file and artifact.key == key
-                     and self.intact(artifact)), None)
 
     def add(self, file: str, kind: Kind, **fields: Any) -> Artifact:
         """Register a file with other `fields` of `Artifact`, and a graph's external data, and save the manifest.

@@ -184,12 +184,14 @@ def _make_reference(
 
 @contextlib.contextmanager
 def _network_ahead(bundle: Bundle, model: MultiTaskDPT, contract: Contract, opset: int) -> Iterator[Callable[[], None]]:
-    """Export the FP32 model graph while the block runs, unless there is one. Yields what waits for its file."""
+    """Export the FP32 model graph while the block runs, unless the bundle has it. Yields what makes its file."""
     path = bundle.folder / "model.fp32.onnx"
-    if bundle.reusable(path.name, _graph_key(bundle, "model", FP32, opset)):
-        yield lambda: None
+    arguments = typed(model, FP32), "model", contract, path, opset, _metadata(FP32)
+    key = _graph_key(bundle, "model", FP32, opset)
+    if any(artifact.key == key for artifact in bundle.find("onnx", file=path.name)):
+        yield lambda: export_graph(*arguments)  # called only if the file turns out to be damaged
         return
-    with exporting(typed(model, FP32), "model", contract, path, opset, _metadata(FP32)) as finish:
+    with exporting(*arguments) as finish:
         yield finish
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 import resource
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -70,6 +71,17 @@ def test_a_second_run_reuses_everything_and_says_so(tiny_bundle, command):  # no
     assert status == 0 and "PASSED" in out
     assert out.count("reused ") == 8 and "exported " not in out and "built " not in out
     assert {a.file: a.sha256 for a in Bundle.open(tiny_bundle).artifacts if a.kind != "report"} == before
+
+
+def test_a_damaged_graph_is_exported_again(tiny_bundle, tmp_path, command):  # noqa: F811
+    folder = shutil.copytree(tiny_bundle, tmp_path / "own")
+    graph = folder / "model.fp32.onnx"
+    whole = graph.read_bytes()
+    graph.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    source = tiny_bundle.parent / "tiny.pth"
+    status, out, _ = command(ExportConfig, export_main, source, "--out", folder, "--builder", "tensorrt-rtx")
+    assert status == 0 and out.count("exported ") == 1 and "exported model.fp32.onnx" in out
+    assert graph.read_bytes() == whole
 
 
 def test_the_whole_bundle_is_there(tiny_bundle):  # noqa: F811
