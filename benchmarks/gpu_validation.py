@@ -92,6 +92,9 @@ def main(arguments: list[str], begun: float | None = None) -> int:
         raise BackendError("no GPU is visible to PyTorch: the machine has none, or the NVIDIA driver or a torch built "
                            "for CUDA is not installed. Run this command on a machine with an NVIDIA GPU, or rehearse "
                            "it with --dry-run --out FOLDER.")
+    if options.bundle is not None and not (options.bundle / "manifest.json").is_file():
+        raise BadInput(f"{options.bundle}: expected a bundle, which is a folder, but there is no manifest.json in it. "
+                       "Create a bundle with: python -m dpt_deploy.export best_model.pth")
     result |= {"command": shlex.join([*PROG.split(), *arguments]), "machine": environment.record()}
     with tempfile.TemporaryDirectory() as scratch:
         # Graphs of another commit are not timed under this one.

@@ -132,6 +132,7 @@ def test_without_a_gpu_the_validation_says_so(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("arguments", "message"), [
     (("--steps", "inferenc"), "expected names among device"), (("--dry-run",), "expected --out"),
+    (("nowhere", "--dry-run", "--out", "nowhere"), r"nowhere: expected a bundle.*dpt_deploy\.export"),
     (("--max-seconds", "0"), "positive"), (("--seconds", "9"), "--max-seconds")])
 def test_wrong_options_are_refused_in_one_sentence(arguments: tuple[str, ...], message: str) -> None:
     with pytest.raises(BadInput, match=message):
