@@ -11,7 +11,7 @@ from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import Cause
 from ..core.manifest import Artifact, Precision, ShapeRange
-from ..core.verdict import StageId, StageKind
+from ..core.verdict import PRECISIONS, StageId, StageKind
 from .session import Session
 
 
@@ -127,7 +127,7 @@ class Backend(abc.ABC):
     def stages(self, bundle: Bundle) -> list[StageTask]:
         """The parity stages that it adds. Default: one per precision of its frame graphs."""
         found = []
-        for precision in ("fp32", "bf16", "fp16"):
+        for precision in PRECISIONS:
             for artifact in self.candidates(bundle, "frame", precision)[:1]:
                 if artifact.precision == precision:  # not another graph computed in that precision
                     found.append(StageTask(

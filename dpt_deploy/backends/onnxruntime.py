@@ -67,7 +67,8 @@ class OnnxRuntime(Backend):
         gpu = device.compute_capability() is not None and OnnxRuntime("cuda").unavailable() is None
         found = []
         for artifact in bundle.find("onnx"):
-            if (artifact.precision != "fp32" and gpu) != (self.provider == "cuda"):
+            on_gpu = gpu and artifact.precision in ("fp16", "bf16")  # eight bits are for processors and engines
+            if on_gpu != (self.provider == "cuda"):
                 continue
             # Adversarial inputs provoke FP16 overflow, which the CPU provider does not reproduce.
             emulated = artifact.precision == "fp16" and self.provider == "cpu"

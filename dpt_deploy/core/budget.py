@@ -15,7 +15,7 @@ JUDGE_AGAIN = ("it has a limit now, and had none when an earlier run judged this
 
 def limits_of(budget: Budget, precision: str) -> dict[str, dict[str, float]]:
     """The limits for `precision` by head and metric."""
-    return budget["fp32" if precision == "fp32" else "fp16"]
+    return budget[{"fp32": "fp32", "int8": "int8", "fp8": "int8"}.get(precision, "fp16")]
 
 
 def over_budget(

@@ -33,7 +33,9 @@ FORMAT = 1
 MAX_BYTES = 16 << 20
 """The largest `manifest.json` that is read. A typical one has 20 kB."""
 Kind = Literal["onnx", "data", "engine", "cache", "reference", "report"]
-Precision = Literal["fp16", "bf16", "fp32"]
+Precision = Literal["fp16", "bf16", "fp32", "int8", "fp8"]
+EIGHT_BITS = ("int8", "fp8")
+"""The precisions whose matrix products have eight-bit operands."""
 Weights = Literal["fixed", "refittable", "stripped"]
 
 
@@ -52,15 +54,25 @@ class PrecisionPlan:
     """The arithmetic precision of each part of a graph."""
 
     precision: Precision = "fp16"
-    """The type of everything not listed in `fp32`."""
+    """The type of everything not listed in `fp32`. In eight bits: the type of the operands of matrix products."""
     fp32: tuple[str, ...] = ("activations", "resize")
     """Parts kept in FP32: module names such as decoder.fusion.2, or residual, attention, activations, resize."""
+    rest: Literal["fp32", "fp16"] = "fp32"
+    """Eight bits only: the type of everything but the quantized products. Norms, softmax, attention's products of
+    activations, additions and resizing are never in eight bits."""
+    wide: tuple[str, ...] = ()
+    """Eight bits only: modules that are not quantized, such as decoder.reassemble.0; they compute in `rest`."""
+    weights_only: bool = False
+    """Eight bits only: weights are stored in eight bits and activations are not quantized."""
     unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Keys of a newer version in the manifest that it was read from. They are written again."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values of the known fields."""
-        return {"precision": self.precision, "fp32": list(self.fp32)}
+        value = {"precision": self.precision, "fp32": list(self.fp32)}
+        if self.precision in EIGHT_BITS:
+            value |= {"rest": self.rest, "wide": list(self.wide), "weights_only": self.weights_only}
+        return value
 
 
 def _keeping_unknown_keys(value: Any, validate: Any) -> PrecisionPlan:
@@ -256,6 +268,38 @@ class PrecisionRecord(Record):
         return value | ({"stage": to_json(self.stage)} if self.stage is not None else {})
 
 
+class EightBitTrial(Record):
+    """One plan in eight bits that the search tried."""
+
+    name: str
+    plan: Plan
+    backend: str = ""
+    """The backend that ran it."""
+    passed: StrictBool
+    share: StrictFloat
+    """Fraction of the matrix FLOPs in eight bits."""
+    loss: Number
+    """The largest share of its limit that one of the measured values uses; at most 1 is within the limits."""
+    heads: dict[str, dict[str, Number]] = {}
+    """Distances to FP32 by head and metric, the worst over the images of the search."""
+    reasons: tuple[str, ...] = ()
+
+
+class EightBitRecord(Record):
+    """How the eight-bit graphs were made."""
+
+    key: str
+    """Hash of everything the choice depends on."""
+    plan: Plan
+    share: StrictFloat
+    """Fraction of the matrix FLOPs in eight bits."""
+    calibration: StrictInt
+    """Number of images that the ranges of activations were measured on."""
+    searched_on: str = ""
+    """What the trials were judged by, in words."""
+    trials: tuple[EightBitTrial, ...] = ()
+
+
 class Manifest(Record):
     """The content of `manifest.json`."""
 
@@ -278,6 +322,8 @@ class Manifest(Record):
     versions: dict[str, str] = {}
     """Package versions used by the export."""
     precision: PrecisionRecord | None = None
+    eight_bits: EightBitRecord | None = None
+    """The choice of the eight-bit plan; None if the bundle was never exported in eight bits."""
     artifacts: tuple[Artifact, ...] = ()
 
     @field_validator("contract")

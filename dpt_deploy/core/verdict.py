@@ -24,10 +24,10 @@ Status = Literal["passed", "failed", "not run"]
 LEVELS = (0.5, 0.75, 0.9, 0.95, 0.99, 0.995, 0.999, 1.0)
 """The quantiles of the error maps that a stage stores."""
 CHECKPOINT, REFERENCE = "the checkpoint", "PyTorch FP32"
-PRECISIONS = ("fp32", "bf16", "fp16")
+PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 
 Budget = dict[str, dict[str, dict[str, StrictFloat]]]
-"""Limits by precision ("fp32", "fp16"), head and metric."""
+"""Limits by precision ("fp32", "fp16", "int8"), head and metric."""
 
 
 class StageKind(StrEnum):
@@ -51,8 +51,8 @@ class StageId:
 
     kind: StageKind
     graph: Graph
-    precision: Literal["fp32", "bf16", "fp16"]
-    """Selects the budget. BF16 uses the FP16 budget."""
+    precision: Literal["fp32", "bf16", "fp16", "int8", "fp8"]
+    """Selects the budget. BF16 uses the FP16 budget, FP8 that of INT8."""
     backend: str = ""
     """Name in the backend registry. Empty for weights and PyTorch."""
     device: str = "cpu"

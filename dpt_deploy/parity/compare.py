@@ -39,8 +39,9 @@ Run = Callable[[np.ndarray], dict[str, np.ndarray]]
 def load_budget(path: Path | None) -> tuple[Budget, str]:
     """Read a budget, by default the project's own. Returns it with its name for reports.
 
-    A budget limits each head in fp32 and in fp16, whose limits also apply to bf16. Raises `BadInput` if it is
-    incomplete, because metrics without a limit would always pass.
+    A budget limits each head in fp32, in fp16, whose limits also apply to bf16, and in int8, whose limits also apply to
+    fp8. A file without int8 takes the project's own limits for it. Raises `BadInput` if the budget is incomplete,
+    because metrics without a limit would always pass.
     """
     path = existing_file(path, "a budget file (JSON)") if path else DEFAULT_BUDGET
     try:
@@ -52,15 +53,18 @@ def load_budget(path: Path | None) -> tuple[Budget, str]:
     if why:
         raise BadInput(f"{path}: expected a budget with limits for {', '.join(HEADS)} in fp32 and in fp16 (bf16 is "
                        f"held to fp16's), but {why}. Start from a copy of {DEFAULT_BUDGET}.")
+    if "int8" not in budget:  # written for a version that had no eight bits
+        budget["int8"] = parse_json(DEFAULT_BUDGET.read_text(encoding="utf-8"))["int8"]
     return budget, "default" if path == DEFAULT_BUDGET else path.name
 
 
 def _budget_fault(budget: Any) -> str | None:
     """What is wrong with a budget, or None."""
-    precisions = ("fp32", "fp16")
-    if fault := _keys_fault(budget, precisions, "it", every=True):
+    precisions = ("fp32", "fp16", "int8")
+    required = precisions if not isinstance(budget, dict) or "int8" in budget else precisions[:2]
+    if fault := _keys_fault(budget, required, "it", every=True):
         return fault
-    for precision in precisions:
+    for precision in required:
         if fault := _keys_fault(budget[precision], HEADS, precision, every=True):
             return fault
         for head, limits in budget[precision].items():

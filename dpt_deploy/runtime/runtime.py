@@ -23,7 +23,7 @@ from . import preference
 from .image import check_frames, postprocess, preprocess
 from .stream import QUEUE, ordered_map
 
-PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32")
+PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8")
 BATCH = 8  # frames per call if the backend has no limit; larger batches are not faster
 
 
