@@ -152,7 +152,7 @@ def test_a_file_that_is_not_a_manifest_is_refused(bundle, text):
         (lambda m: m["artifacts"][0].update(graph="picture"), r"artifacts\.0\.graph"),
         (lambda m: m["artifacts"][0].update(details=[]), r"artifacts\.0\.details"),
         (lambda m: m["artifacts"][0].update(details={"opset": "new"}), r"artifacts\.0\.details\.opset"),
-        (lambda m: m["artifacts"][0].update(details={"plan": {"precision": "fp8"}}),
+        (lambda m: m["artifacts"][0].update(details={"plan": {"precision": "int4"}}),
          r"artifacts\.0\.details\.plan\.precision"),
         (lambda m: m["artifacts"][0].update(kind="engine", details={}), r"artifacts\.0\.details\.builder"),
         (lambda m: m["artifacts"][0].update(kind="engine", details={"builder": "x", "profile": {"image": {"min": 1}}}),

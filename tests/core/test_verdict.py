@@ -124,7 +124,7 @@ def test_json_that_is_not_a_report_is_a_value_error(value):
 
 def test_a_stage_of_a_precision_that_no_budget_knows_is_refused():
     value = report().to_json()
-    value["stages"][0]["id"]["precision"] = "fp8"
+    value["stages"][0]["id"]["precision"] = "int4"
     with pytest.raises(ValueError):
         ParityReport.from_json(value)
 
