@@ -82,6 +82,8 @@ class ExportConfig:
     """For int8 and fp8: the type of everything that is not quantized. Default: fp32, and fp16 for fp8."""
     weights_only: bool = False
     """For int8 and fp8: store weights in eight bits, and compute in the type of --rest. Needs no --calibrate."""
+    seven_bit_weights: bool = False
+    """For int8: weights use 7 of the 8 bits. For processors without VNNI, where sums of full range saturate."""
     data_root: Path | None = None
     """For int8 and fp8: labelled data as for training; the verdict is then the change of the task metrics."""
     data_images: Count = 64
@@ -117,7 +119,7 @@ def _check_eight_bits(config: ExportConfig) -> None:
     """Refuse wrong combinations of the options of int8 and fp8."""
     if config.precision not in EIGHT_BITS:
         given = {"--calibrate": config.calibrate, "--wide-modules": config.wide_modules, "--rest": config.rest,
-                 "--weights-only": config.weights_only or None, "--data-root": config.data_root}
+                 "--weights-only": config.weights_only or None, "--data-root": config.data_root, "--seven-bit-weights": config.seven_bit_weights or None}
         if used := [option for option, value in given.items() if value is not None]:
             raise BadInput(f"{used[0]}: expected --precision int8 or fp8, received {config.precision}. Omit the "
                            "option, or choose one of these.")
@@ -136,6 +138,8 @@ def _check_eight_bits(config: ExportConfig) -> None:
         if config.weights_only:
             raise BadInput("--weights-only: activations are not quantized, so nothing is calibrated. Omit --calibrate.")
         calibration_paths(config.calibrate)
+    if config.seven_bit_weights and (config.precision != "int8" or config.weights_only):
+        raise BadInput("--seven-bit-weights: expected --precision int8 with quantized activations. Omit the option.")
     if config.rest == "fp32" and config.precision == "fp8":
         raise BadInput("--rest fp32: with --precision fp8, which is for engines, expected fp16. Omit the option.")
     if config.fp32_modules and config.rest_type == "fp32":

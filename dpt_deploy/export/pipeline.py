@@ -317,7 +317,8 @@ def _requested_plan(model: MultiTaskDPT, config: ExportConfig) -> PrecisionPlan:
     check_plan(model, PrecisionPlan("fp16", (*fp32, *(config.wide_modules or ()))))
     if not eight_bits:
         return PrecisionPlan(config.precision, fp32)
-    return PrecisionPlan(config.precision, fp32, config.rest_type, config.wide_modules or (), config.weights_only)
+    return PrecisionPlan(config.precision, fp32, config.rest_type, config.wide_modules or (), config.weights_only,
+                         7 if config.seven_bit_weights else 8)
 
 
 def _earlier_half(bundle: Bundle) -> PrecisionRecord:

@@ -64,7 +64,7 @@ def insert(
     """
     copy = onnx.ModelProto()
     copy.CopyFrom(model)
-    writer = _Writer(copy.graph, FORMATS[plan.precision])
+    writer = _Writer(copy.graph, FORMATS[plan.precision], plan.weight_bits)
     written: list[onnx.NodeProto] = []
     for node in copy.graph.node:
         if node.name in nodes:
@@ -85,8 +85,9 @@ def insert(
 class _Writer:
     """Adds tensors to a graph and returns the nodes that read them."""
 
-    def __init__(self, graph: onnx.GraphProto, form: Format) -> None:
+    def __init__(self, graph: onnx.GraphProto, form: Format, weight_bits: int) -> None:
         self.graph, self.form = graph, form
+        self.largest_weight = form.largest // 2 if weight_bits == 7 else form.largest
         self.tensors = {tensor.name: tensor for tensor in graph.initializer}
         self.dequantized: dict[str, str] = {}
 
@@ -116,7 +117,7 @@ class _Writer:
             values = numpy_helper.to_array(tensor).astype(np.float64)
             axis = OUTPUT_CHANNELS[node.op_type] % values.ndim
             others = tuple(i for i in range(values.ndim) if i != axis)
-            wanted = np.abs(values).max(axis=others) / self.form.largest
+            wanted = np.abs(values).max(axis=others) / self.largest_weight
             scale = self._add_scale(name, np.where(wanted > 0, wanted, 1.0), tensor.data_type, base)
             steps = values / np.expand_dims(scale.astype(np.float64), others)
             tensor.CopyFrom(helper.make_tensor(name, self.form.onnx_type, values.shape, self.form.quantize(steps),

@@ -17,6 +17,8 @@ from .layers import Layer, covers, eight_bit, units
 
 HEADROOM = 0.8
 """The share of its limits that a plan may use in a trial. The verdict is on other images."""
+WORTH_REFINING = 0.02
+"""The share of the FLOPs that kept units must have for the modules inside them to be tried one by one."""
 
 
 @dataclass(frozen=True)
@@ -62,13 +64,13 @@ class Search:
         if not failing:
             return self.start, True
         quantized = eight_bit(self.layers, self.start.wide)
-        kept = self._fewest(units(quantized), [], failing)
+        kept = self._fewest(units(quantized), failing)
         if kept is None:
             self.say("search   no plan is within the limits: not even one unit can be in eight bits")
             return self.start, False
-        modules = [layer.module for layer in quantized if covers(kept, layer.module)]
-        if len(modules) > len(kept):
-            kept = self._fewest(modules, [], failing) or kept
+        inside = [layer for layer in quantized if covers(kept, layer.module)]
+        if sum(layer.flops for layer in inside) > WORTH_REFINING * self.total:
+            kept = self._fewest([layer.module for layer in inside], failing) or kept
         return self._plan(kept), True
 
     def share(self, plan: PrecisionPlan) -> float:
@@ -77,7 +79,7 @@ class Search:
             return 0.0
         return sum(layer.flops for layer in eight_bit(self.layers, plan.wide)) / self.total
 
-    def _fewest(self, names: list[str], always: list[str], failing: Sequence[str]) -> list[str] | None:
+    def _fewest(self, names: list[str], failing: Sequence[str]) -> list[str] | None:
         """The fewest of `names` to keep wide, the costliest for their work first; None if all are not enough."""
         self.say(f"search   measuring what each of {len(names)} parts costs in {', '.join(failing)}")
         everything = list(dict.fromkeys(layer.module for layer in eight_bit(self.layers, self.start.wide)))
@@ -90,13 +92,13 @@ class Search:
         found, low, high = None, 1, len(order)
         while low <= high:
             middle = (low + high) // 2
-            plan = self._plan(always + order[:middle])
+            plan = self._plan(order[:middle])
             if self.share(plan) == 0 and not plan.weights_only:  # that is the FP32 graph
                 high, passed = middle - 1, True
             else:
                 passed = not self._failing(f"{middle} of {len(order)} wide", plan, self.bench.backends)
                 if passed:
-                    found = always + order[:middle]
+                    found = order[:middle]
             low, high = (low, middle - 1) if passed else (middle + 1, high)
         return found
 
