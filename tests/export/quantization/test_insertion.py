@@ -92,7 +92,7 @@ def test_the_given_graph_is_left_as_it_is() -> None:
 
 
 def test_weights_only_stores_weights_in_eight_bits_and_quantizes_no_activation() -> None:
-    model, weight = convolution()
+    model, _weight = convolution()
     small = insert(model, {"conv0"}, {}, PrecisionPlan("int8", (), weights_only=True))
     assert [node.op_type for node in small.graph.node] == ["DequantizeLinear", "Conv"]
     x = np.random.default_rng(1).normal(0, 1, (1, 4, 8, 8)).astype(np.float32)
