@@ -170,8 +170,8 @@ def load(
         bundle: The folder that an export wrote.
         backend: Use only this backend, one of `dpt_deploy.backends.names()`.
         graph: "frame" resizes frames in the graph; "model" resizes them in NumPy.
-        precision: Use only this precision: "fp16", "bf16" or "fp32". OpenVINO computes the FP32 graph in BF16 if the
-            bundle has no BF16 graph.
+        precision: Use only this precision: "fp16", "bf16", "fp32", "int8" or "fp8". Eight bits are used only if
+            they are requested here. OpenVINO computes the FP32 graph in BF16 if the bundle has no BF16 graph.
         threads: CPU threads per operator. None uses the backend's default.
         max_pixels: Refuse files and PIL images with more pixels.
         measure: Let a measurement decide between CPU backends. False, or DPT_MEASURE=0 in the environment, keeps the
