@@ -119,7 +119,8 @@ def _check_eight_bits(config: ExportConfig) -> None:
     """Refuse wrong combinations of the options of int8 and fp8."""
     if config.precision not in EIGHT_BITS:
         given = {"--calibrate": config.calibrate, "--wide-modules": config.wide_modules, "--rest": config.rest,
-                 "--weights-only": config.weights_only or None, "--data-root": config.data_root, "--seven-bit-weights": config.seven_bit_weights or None}
+                 "--weights-only": config.weights_only or None, "--data-root": config.data_root,
+                 "--seven-bit-weights": config.seven_bit_weights or None}
         if used := [option for option, value in given.items() if value is not None]:
             raise BadInput(f"{used[0]}: expected --precision int8 or fp8, received {config.precision}. Omit the "
                            "option, or choose one of these.")
