@@ -111,7 +111,8 @@ def read_inspection(text: str) -> dict[str, Any]:
     """Summarise the JSON of an engine inspector (`get_engine_information`, detailed verbosity).
 
     Returns status, layers, half (layers with a half-precision output), eight_bits (layers with an input in INT8 or FP8)
-    and fused_attention (fused attention layers, by name or type). Follows the documented schemas of TensorRT 10 and 11; never tested on the output of an engine.
+    and fused_attention (fused attention layers, by name or type). Follows the documented schemas of TensorRT 10 and 11;
+    never tested on the output of an engine.
     """
     try:
         layers = json.loads(text)["Layers"]

@@ -5,8 +5,11 @@ from __future__ import annotations
 import subprocess
 import sys
 
+import pytest
+
 from dpt_deploy.core.bundle import MODEL_CARD, Bundle
 from dpt_deploy.core.files import write_json, write_text
+from dpt_deploy.core.manifest import EightBitFlops
 from dpt_deploy.report import print_outcome, reset_model_card, write_report
 from dpt_deploy.report.model_card import (
     HAND_WRITTEN_MARKER,
@@ -15,6 +18,7 @@ from dpt_deploy.report.model_card import (
     render_model_card,
     write_model_card,
 )
+from tests.tiny import change_details
 
 TO_FILL = "TO FILL IN"
 
@@ -39,6 +43,20 @@ def test_the_card_tells_what_the_bundle_is(judged):
     bundle.update(training={})
     card = render_model_card(bundle, None)
     assert "no training record" in card and "Not judged yet." in card
+
+
+@pytest.mark.parametrize(
+    ("eight_bits", "cell"),
+    [({"type": "int8", "layers": 85, "share": 0.9538}, "| 97.0%, 95.4% INT8 |"),
+     ({"type": "int8", "layers": 0, "weights_only": 85, "share": 0.0}, "| 97.0%, weights in INT8 |"),
+     ({}, "| 97.0% |")],
+)
+def test_the_card_tells_the_share_of_an_engine_in_eight_bits(judged, eight_bits, cell):
+    bundle, report, _ = judged
+    (engine,) = bundle.find("engine")
+    certificate = engine.details.certificate.model_copy(update={"eight_bits": EightBitFlops(**eight_bits)})
+    change_details(bundle, engine, certificate=certificate)
+    assert cell in render_model_card(bundle, report)
 
 
 def test_what_people_wrote_into_the_card_stays(judged):
