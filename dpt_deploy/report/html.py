@@ -21,7 +21,7 @@ from ..core.manifest import Artifact
 from ..core.verdict import Fault, ParityReport, Stage
 from .colours import colour_alpha, colour_depth, colour_error, colour_normals, depth_range
 from .formatting import ERROR_UNITS, HEAD_TITLES, METRIC_TITLES, budget_share, compared, metric_value, number
-from .plots import line_colours, quantile_plot, trials_plot
+from .plots import backend_colours, line_colours, quantile_plot, trials_plot
 from .templates import html_environment
 from .terminal import skipped_images
 
@@ -77,6 +77,7 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
         has_invalid_answer=_has_invalid_answer, compared=compared,
         plots={head: plot for head, plot in plots.items() if plot}, legend=line_colours(drawn),
         unpictured=_unpictured(report, exhibits), trials_plot=trials_plot,
+        backend_colours=backend_colours,
         exhibits=[(exhibits[head], exhibit_pictures(exhibits[head])) for head in HEADS if head in exhibits],
         graphs=_engines_by_graph(bundle), orphans=_engines_without_graph(bundle),
         created=re.sub(r"T(\d\d:\d\d).*", r" \1 UTC", bundle.manifest.created),

@@ -89,26 +89,33 @@ def trials_plot(trials: Sequence[EightBitTrial], chosen: PrecisionPlan) -> str:
     drawn = [trial for trial in finite if trial.share > most / 2]
     if len({trial.plan for trial in drawn}) < 2:
         return ""
-    backends = list(dict.fromkeys(trial.backend for trial in drawn))
+    colours = backend_colours(trials)
     losses = [trial.loss for trial in drawn]
     high = math.ceil(math.log10(max(*losses, 1.0)) + 1e-9)
     low = min(math.floor(math.log10(min(losses))), -1)
     svg, titles = io.StringIO(), {}
     with _axes(svg) as axes:
-        axes.set(xlim=(50 * most, 100), yscale="log", ylim=(10.0**low, 10.0**high))
+        axes.set(xlim=(50 * most, 102), yscale="log", ylim=(10.0**low, 10.0**high))
         ticks = [tick for tick in range(0, 101, 10) if tick >= 50 * most]
         axes.set_xticks(ticks, labels=[f"{tick}%" for tick in ticks])
         axes.set_yticks([10.0**decade for decade in range(low, high + 1)],
                         labels=[f"{100 * 10.0**decade:g}%" for decade in range(low, high + 1)])
         axes.axhline(1.0, color=INK, linewidth=2)
         for i, trial in enumerate(drawn):
-            colour = LINE_COLOURS[backends.index(trial.backend) % len(LINE_COLOURS)]
-            ring = trial.plan == chosen
-            axes.plot([100 * trial.share], [trial.loss], "o", color=colour, markersize=7, gid=f"trial {i}",
-                      markeredgecolor=INK if ring else colour, markeredgewidth=2 if ring else 1)
+            # Markers would be references within the SVG; the round ends of a short line are none.
+            x, y = (100 * trial.share, 100 * trial.share + 1e-3), (trial.loss, trial.loss)
+            if trial.plan == chosen:
+                axes.plot(x, y, color=INK, linewidth=12, solid_capstyle="round")
+            axes.plot(x, y, color=colours[trial.backend], linewidth=8, solid_capstyle="round", gid=f"trial {i}")
             titles[f"trial {i}"] = f"{trial.name}, {trial.backend}"
     label = "share of the limits that a plan uses, against the share of the matrix FLOPs in eight bits"
     return _inline(svg.getvalue(), label, titles)
+
+
+def backend_colours(trials: Sequence[EightBitTrial]) -> dict[str, str]:
+    """A colour for each backend that ran a trial."""
+    names = dict.fromkeys(trial.backend for trial in trials)
+    return {name: LINE_COLOURS[i % len(LINE_COLOURS)] for i, name in enumerate(names)}
 
 
 @contextlib.contextmanager

@@ -117,7 +117,7 @@ class Search:
                 name=name, plan=plan, backend=backend, passed=outcome.passed, share=round(share, 4), loss=outcome.loss,
                 heads=outcome.heads, reasons=outcome.reasons,
             ))
-            verdict = "within the limits" if outcome.passed else "; ".join(outcome.reasons[:1]) or "over the headroom"
+            verdict = "within the limits" if outcome.passed else "; ".join(outcome.reasons[:1]) or f"more than {HEADROOM:.0%}"
             self.say(f"search   {len(self.trials)}: {name}, {backend}: {share:.1%} in eight bits, uses "
                      f"{outcome.loss:.0%} of its limits: {verdict}")
         return self._known[key]

@@ -57,7 +57,7 @@ def test_int8_graphs_stand_beside_the_others_and_are_judged_where_they_run(expor
     assert set(hashes(bundle)) - set(before) == {"model.int8.onnx", "frame.int8.onnx"}
     record = bundle.manifest.eight_bits
     assert record.plan.precision == "int8" and record.plan.wide == WIDE and record.calibration == 6
-    assert 0.1 < record.share < 0.6
+    assert 0.02 < record.share < 0.2
     (assumed,) = [one for one in bundle.manifest.assumed if one.fact == "calibration"]
     assert "6 images" in str(assumed) and "--calibrate" in str(assumed)
     judged = {(stage.id.kind, stage.id.graph, stage.id.backend) for stage in report.stages
