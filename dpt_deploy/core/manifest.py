@@ -26,6 +26,7 @@ from pydantic import (
 
 from .contract import Contract, Graph
 from .errors import BadBundle, BadInput
+from .task import EIGHT_BITS
 from .values import Number, Sha256, StrictBool, StrictFloat, StrictInt, parse_json
 from .verdict import Stage, stage_from_json, to_json
 
@@ -34,8 +35,6 @@ MAX_BYTES = 16 << 20
 """The largest `manifest.json` that is read. A typical one has 20 kB."""
 Kind = Literal["onnx", "data", "engine", "cache", "reference", "report"]
 Precision = Literal["fp16", "bf16", "fp32", "int8", "fp8"]
-EIGHT_BITS = ("int8", "fp8")
-"""The precisions whose matrix products have eight-bit operands."""
 Weights = Literal["fixed", "refittable", "stripped"]
 
 
