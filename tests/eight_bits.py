@@ -22,15 +22,13 @@ from dpt_deploy.runtime.image import preprocess
 
 CHANNEL = {"Conv": 0, "ConvTranspose": 1, "MatMul": -1, "Gemm": -1}
 """The axis of the output channels in the weight of each operator."""
-WIDE = ("decoder.reassemble",)
-"""Not quantized: OpenVINO 2026.4.1 computes the 3x3 convolutions after them wrongly if they are."""
 TYPES = {"int8": (np.dtype(np.int8), TensorProto.INT8, 127.0),
          "fp8": (np.dtype(ml_dtypes.float8_e4m3fn), TensorProto.FLOAT8E4M3FN, 448.0)}
 """NumPy type, ONNX type and largest value."""
 
 
 def add_eight_bits(
-    bundle: Bundle, precision: str = "int8", graphs: Sequence[Graph] = ("frame",), wide: tuple[str, ...] = WIDE,
+    bundle: Bundle, precision: str = "int8", graphs: Sequence[Graph] = ("frame",), wide: tuple[str, ...] = (),
     weights_only: bool = False,
 ) -> None:
     """Write and register GRAPH.int8.onnx or GRAPH.fp8.onnx for each of `graphs`; modules in `wide` stay in FP32."""
