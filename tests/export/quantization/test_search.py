@@ -41,6 +41,9 @@ class SumOfCosts:
     def backends(self) -> Sequence[str]:
         return tuple(self.costs)
 
+    def cost(self, plan: PrecisionPlan, backend: str) -> Outcome:
+        return self.run(plan, backend)
+
     def run(self, plan: PrecisionPlan, backend: str) -> Outcome:
         self.runs.append((plan.wide, backend))
         return Outcome(sum(self.costs[backend].get(layer.module, 0.0) for layer in eight_bit(LAYERS, plan.wide)))
