@@ -16,10 +16,13 @@ from dpt_deploy.backends.openvino import OpenVINOSession
 from dpt_deploy.backends.openvino_graph import add_missing_biases
 from dpt_deploy.core import processor
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.contract import Graph
 from dpt_deploy.core.errors import BackendError, Cause
+from dpt_deploy.core.manifest import Artifact
 from dpt_deploy.parity.compare import compare, load_budget
 from dpt_deploy.parity.judge import load_reference, stage_tasks
 from dpt_deploy.runtime import load, preference
+from tests.backends.test_registry import ToyBackend
 from tests.eight_bits import add_eight_bits, eight_bit
 from tests.tiny import lively_model, open_session, photo
 
@@ -70,6 +73,21 @@ def test_eight_bits_are_never_chosen_unasked(
             assert runtime.artifact.precision == "fp32", runtime.reason
             assert "int8" not in runtime.reason, "it was not even measured"
     assert list((tmp_path / "cache").rglob("*.json")), "the second load measured"
+
+
+def test_nor_if_a_backend_offers_them_first(folder: Path) -> None:
+    class Eager(ToyBackend):
+        def candidates(self, bundle: Bundle, graph: Graph, precision: str | None) -> list[Artifact]:
+            return [*bundle.find("onnx", graph=graph, precision="int8"), *super().candidates(bundle, graph, precision)]
+
+    backends.register(Eager(), before="openvino")
+    try:
+        with load(folder, measure=False) as runtime:
+            assert runtime.backend == "toy" and runtime.artifact.precision == "fp32"
+        with load(folder, precision="int8") as runtime:
+            assert runtime.artifact.precision == "int8"
+    finally:
+        backends.unregister("toy")
 
 
 def test_a_bundle_with_nothing_else_is_refused_unasked(folder: Path, tmp_path: Path) -> None:
