@@ -16,10 +16,13 @@ from dpt_deploy.backends.openvino import OpenVINOSession
 from dpt_deploy.backends.openvino_graph import add_missing_biases
 from dpt_deploy.core import processor
 from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.contract import Graph
 from dpt_deploy.core.errors import BackendError, Cause
+from dpt_deploy.core.manifest import Artifact
 from dpt_deploy.parity.compare import compare, load_budget
 from dpt_deploy.parity.judge import load_reference, stage_tasks
 from dpt_deploy.runtime import load, preference
+from tests.backends.test_registry import ToyBackend
 from tests.eight_bits import add_eight_bits, eight_bit
 from tests.tiny import lively_model, open_session, photo
 
@@ -72,6 +75,32 @@ def test_eight_bits_are_never_chosen_unasked(
     assert list((tmp_path / "cache").rglob("*.json")), "the second load measured"
 
 
+def test_an_engine_in_eight_bits_is_taken_and_judged_if_asked_for(own_bundle: Path) -> None:
+    bundle = Bundle.open(own_bundle)
+    engine = bundle.find("engine", graph="frame")[0]
+    shutil.copy(own_bundle / engine.file, own_bundle / "frame.int8.engine")
+    bundle.add("frame.int8.engine", "engine", graph="frame", precision="int8", details=engine.details)
+    rtx = backends.get("tensorrt-rtx")
+    assert [a.file for a in rtx.candidates(bundle, "frame", "int8")] == ["frame.int8.engine"]
+    assert "frame.int8.engine" not in [a.file for a in rtx.candidates(bundle, "frame", None)]
+    assert "tensorrt-rtx frame int8" in [str(task.id) for task in rtx.stages(bundle)]
+
+
+def test_nor_if_a_backend_offers_them_first(folder: Path) -> None:
+    class Eager(ToyBackend):
+        def candidates(self, bundle: Bundle, graph: Graph, precision: str | None) -> list[Artifact]:
+            return [*bundle.find("onnx", graph=graph, precision="int8"), *super().candidates(bundle, graph, precision)]
+
+    backends.register(Eager(), before="openvino")
+    try:
+        with load(folder, measure=False) as runtime:
+            assert runtime.backend == "toy" and runtime.artifact.precision == "fp32"
+        with load(folder, precision="int8") as runtime:
+            assert runtime.artifact.precision == "int8"
+    finally:
+        backends.unregister("toy")
+
+
 def test_a_bundle_with_nothing_else_is_refused_unasked(folder: Path, tmp_path: Path) -> None:
     bundle = Bundle.open(shutil.copytree(folder, tmp_path / "only"))
     for artifact in [*bundle.find("engine"), *(a for a in bundle.find("onnx") if a.precision in ("fp32", "fp16"))]:
@@ -112,6 +141,25 @@ def test_openvino_keeps_the_scale_of_convolutions_without_a_bias(folder: Path, t
     graph = ov.Core().read_model(bundle.folder / "frame.int8.onnx")
     assert add_missing_biases(graph) == 4, "decoder.reassemble.0.out to decoder.reassemble.3.out"
     assert add_missing_biases(graph) == 0, "the others have a bias, and these have one now"
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+def test_a_missing_bias_is_not_zero_and_changes_nothing(dtype: type) -> None:
+    """In graphs whose other parts are in FP16, too, where 1e-30 would be zero and OpenVINO would remove it."""
+    import openvino as ov
+    from openvino import opset13 as ops
+
+    x = ops.parameter([1, 3, 8, 8], dtype)
+    weight = np.random.default_rng(0).standard_normal((4, 3, 3, 3)).astype(dtype)
+    graph = ov.Model([ops.convolution(x, ops.constant(weight), [1, 1], [1, 1], [1, 1], [1, 1])], [x], "convolution")
+    values = np.random.default_rng(1).standard_normal((1, 3, 8, 8)).astype(dtype)
+    options = {"INFERENCE_PRECISION_HINT": "f32"}
+    want = ov.Core().compile_model(graph, "CPU", options)([values])[0]
+    assert add_missing_biases(graph) == 1
+    (bias,) = [node for node in graph.get_ordered_ops() if node.get_output_element_type(0) == x.get_element_type()
+               and node.get_type_name() == "Constant" and list(node.shape) == [1, 4, 1, 1]]
+    assert (bias.data != 0).all()
+    np.testing.assert_allclose(ov.Core().compile_model(graph, "CPU", options)([values])[0], want, rtol=1e-3, atol=1e-6)
 
 
 def test_the_convolution_kernel_leaves_quantized_layers_alone(
