@@ -39,8 +39,9 @@ def exported(tiny_bundle: Path, calibration: Path, tmp_path_factory: pytest.Temp
 
     def export(**options: object):
         lines: list[str] = []
+        common = {"precision": "int8", "search": False, "wide_modules": WIDE, "parity": "quick"}
         config = ExportConfig(tiny_bundle.parent / "tiny.pth", folder, engines=EngineOptions(builder="none"),
-                              **{"precision": "int8", "search": False, "wide_modules": WIDE} | options)
+                              **common | options)
         return *export_checkpoint(config, lines.append), lines
 
     return export
