@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from dpt_deploy.core.errors import DptError
+from dpt_deploy.core.processor import flags, model_name
 
 try:
     import pynvml
@@ -26,7 +27,7 @@ PACKAGES = ("dpt-deploy", "numpy", "opencv-python", "torch", "triton", "timm", "
 NVIDIA_SMI_KEYS = ("name", "driver_version", "clocks.sm", "clocks.mem", "clocks.max.sm", "power.draw", "power.limit",
                    "temperature.gpu", "pstate", "clocks_event_reasons.active", "memory.total", "memory.used")
 INSTRUCTION_SETS = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_bf16", "amx_fp16", "amx_int8",
-                    "asimd", "bf16", "fphp")
+                    "avx_vnni", "asimd", "asimddp", "i8mm", "bf16", "fphp")
 
 
 def record() -> dict[str, Any]:
@@ -46,11 +47,8 @@ def record() -> dict[str, Any]:
 
 def processor() -> dict[str, Any]:
     """Name, usable cores and instruction sets."""
-    text = Path("/proc/cpuinfo").read_text()
-    name = re.search(r"model name\s*:\s*(.*)", text)
-    flags = set((re.search(r"(?:flags|Features)\s*:\s*(.*)", text) or [None, ""])[1].split())
-    return {"name": name[1].strip() if name else platform.machine(), "cores": len(os.sched_getaffinity(0)),
-            "units": [unit for unit in INSTRUCTION_SETS if unit in flags]}
+    return {"name": model_name(), "cores": len(os.sched_getaffinity(0)),
+            "units": [unit for unit in INSTRUCTION_SETS if unit in flags()]}
 
 
 def gpu_state() -> dict[str, Any] | None:

@@ -29,7 +29,7 @@ ALLOWED: dict[str, set[str]] = {
     "parity": {"core", "backends", "runtime"},
     "build": {"core", "backends", "cli"},
     "report": {"core", "runtime"},
-    "export": {"core", "cli", "model", "runtime", "parity", "build", "report"},
+    "export": {"core", "cli", "model", "backends", "runtime", "parity", "build", "report"},
     "doctor": {"core", "backends"},
     "predict": {"core", "runtime", "report"},
     "pytest_plugin": {"core", "parity"},

@@ -12,6 +12,7 @@ from ..core.contract import Graph
 from ..core.errors import Cause
 from ..core.manifest import Artifact, Precision, ShapeRange
 from ..core.verdict import PRECISIONS, StageId, StageKind
+from .eight_bits import stage_notes
 from .session import Session
 
 
@@ -105,7 +106,8 @@ class Backend(abc.ABC):
         Args:
             bundle: Where to look.
             graph: "model" or "frame".
-            precision: The required precision. None leaves the choice to the backend.
+            precision: The required precision. None leaves the choice to the backend, but `load` then takes no graph or
+                engine in eight bits.
         """
 
     @abc.abstractmethod
@@ -131,7 +133,8 @@ class Backend(abc.ABC):
             for artifact in self.candidates(bundle, "frame", precision)[:1]:
                 if artifact.precision == precision:  # not another graph computed in that precision
                     found.append(StageTask(
-                        self.stage_id(artifact), artifact, lambda a=artifact: self.open(bundle, a, SessionOptions())
+                        self.stage_id(artifact), artifact, lambda a=artifact: self.open(bundle, a, SessionOptions()),
+                        stage_notes(artifact) if self.device == "cpu" else (),
                     ))
         return found
 

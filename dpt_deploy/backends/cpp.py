@@ -18,7 +18,7 @@ import numpy as np
 from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadBundle, BadInput, Cause, ContractError, DptError, MissingPackage
-from ..core.manifest import Artifact, Precision
+from ..core.manifest import EIGHT_BITS, Artifact, Precision
 from .base import Backend, Refusal, SessionOptions, StageTask
 from .session import Session, host_array, reject_stream
 
@@ -26,7 +26,7 @@ VARIABLE = "DPT_RUNTIME_LIBRARY"
 ABI = 1
 NOT_BUILT = f"the C++ runtime is not built. Run: make cpp, or set {VARIABLE} to the library's path."
 BACKENDS = ("auto", "tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu")
-PRECISIONS = ("auto", "fp16", "bf16", "fp32")
+PRECISIONS = ("auto", "fp16", "bf16", "fp32", "int8", "fp8")
 FORMATS = {"rgb": 0, "bgr": 1, "rgba": 2, "bgra": 3, "gray": 4}
 ERRORS: dict[int, type[DptError]] = {
     1: BadInput, 2: BadBundle, 3: ContractError, 4: MissingPackage, 5: BackendError, 6: BackendError, 7: BackendError,
@@ -115,7 +115,7 @@ class CppRuntime(Backend):
         return CppSession(bundle, "onnxruntime-cpu", artifact.precision, options.threads)
 
     def stages(self, bundle: Bundle) -> list[StageTask]:
-        return [task for task in super().stages(bundle) if task.id.precision == "fp32"]
+        return [task for task in super().stages(bundle) if task.id.precision in ("fp32", *EIGHT_BITS)]
 
 
 class CppSession(Session):
@@ -130,7 +130,7 @@ class CppSession(Session):
         Args:
             bundle: The bundle to load.
             backend: One of `BACKENDS`.
-            precision: fp16, bf16 or fp32. None leaves the choice to the library.
+            precision: fp16, bf16, fp32, int8 or fp8. None leaves the choice to the library.
             threads: CPU threads per operator. None uses the library's default.
             library: Path of libdpt_runtime. Default: `find_library()`.
 

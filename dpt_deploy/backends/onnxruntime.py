@@ -14,10 +14,11 @@ from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, Cause, ContractError, MissingPackage, first_line, missing_package
 from ..core.install import install_command
-from ..core.manifest import Artifact, Precision
+from ..core.manifest import EIGHT_BITS, Artifact, Precision
 from ..core.verdict import StageKind
 from . import cuda, device
 from .base import Backend, Check, Refusal, SessionOptions, StageTask
+from .eight_bits import session_note, stage_notes
 from .session import Session, host_array, reject_stream
 
 Device = Literal["cpu", "cuda"]
@@ -56,8 +57,16 @@ class OnnxRuntime(Backend):
         # The CPU provider computes in FP32 for any graph. A GPU is faster in half precision.
         preferred = ("fp32", "fp16", "bf16") if self.provider == "cpu" else ("fp16", "bf16", "fp32")
         order = (precision,) if precision else preferred
+        if self.provider == "cuda" and precision in EIGHT_BITS:
+            return []
         found = [artifact for artifact in bundle.find("onnx", graph=graph) if artifact.precision in order]
         return sorted(found, key=lambda artifact: order.index(artifact.precision))
+
+    def no_candidate(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> Refusal:
+        if self.provider == "cuda" and precision in EIGHT_BITS:
+            return Refusal(Cause.UNSUPPORTED, f"ONNX Runtime's CUDA provider has no {precision.upper()} kernels for "
+                           "these graphs; it would compute in FP32", "use an engine, or a backend on the CPU")
+        return super().no_candidate(bundle, graph, precision)
 
     def open(self, bundle: Bundle, artifact: Artifact, options: SessionOptions) -> Session:
         return OnnxRuntimeSession(bundle, artifact, self.provider, options.threads)
@@ -74,7 +83,8 @@ class OnnxRuntime(Backend):
             emulated = artifact.precision == "fp16" and self.provider == "cpu"
             found.append(StageTask(
                 self.stage_id(artifact, StageKind.GRAPH), artifact, lambda a=artifact: self._open_stage(bundle, a),
-                (CPU_NOTE,) if emulated else (), images_only=emulated, must_open=artifact.precision != "bf16",
+                (CPU_NOTE,) if emulated else stage_notes(artifact), images_only=emulated,
+                must_open=artifact.precision != "bf16",
             ))
         return found
 
@@ -130,6 +140,14 @@ class OnnxRuntimeSession(Session):
         options.log_severity_level = 4  # errors are raised below
         if threads is not None:
             options.intra_op_num_threads = threads
+        if artifact.precision == "fp8":
+            # 1.31.1 replaces FP8 layers by INT8 kernels, or gives wrong maps if only that is turned off.
+            options.add_session_config_entry("session.disable_quant_qdq", "1")
+            options.graph_optimization_level = ort.GraphOptimizationLevel.ORT_ENABLE_BASIC
+        elif artifact.precision == "int8":
+            # FP32 products where only the weights are quantized. By default their activations would be, too.
+            options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
+        self.note = session_note(artifact)
         self._gpu = cuda.current_device() if provider == "cuda" else 0
         providers = [cuda_provider(self._gpu)] if provider == "cuda" else []
         providers.append(PROVIDERS["cpu"])

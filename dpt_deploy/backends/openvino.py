@@ -1,9 +1,9 @@
-"""ONNX graphs in OpenVINO on the CPU, in FP32, BF16 or FP16.
+"""ONNX graphs in OpenVINO on the CPU, in FP32, BF16, FP16 or INT8.
 
 OpenVINO treats the precision as a hint and silently computes in another type if the processor lacks it. This module
 always sets the hint, and only to a type that the processor supports. The resizes stay in FP32, because BF16 and FP16
 cannot represent all pixel positions above 256 and 2048. In reduced precision, a frame graph is therefore split into
-three parts: resize, network, resize.
+three parts: resize, network, resize. In INT8, the types stand in the graph: what is not quantized stays in FP32.
 """
 
 from __future__ import annotations
@@ -20,14 +20,18 @@ from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, Cause, ContractError, MissingPackage, missing_package
 from ..core.install import install_command
-from ..core.manifest import Artifact, Precision, PrecisionPlan
+from ..core.manifest import EIGHT_BITS, Artifact, Precision, PrecisionPlan
 from .base import Backend, Check, Refusal, SessionOptions, StageTask
+from .eight_bits import session_note, weights_only
+from .openvino_graph import add_missing_biases, prefer_convolution_kernel
 from .session import Session, host_array, reject_stream
 
-HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16"}
+HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
+"""By what it computes in. For an INT8 graph, the type of everything that is not quantized."""
+NO_FP8 = "OpenVINO has no FP8 kernels on a CPU; it would round to FP8 and compute in FP32"
 FP16_NOTE = "a second opinion on accuracy; FP16 overflow may give finite values in OpenVINO"
 CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}  # OpenVINO's names of the reduced precisions
-MIN_IN_FEATURES = 3072  # larger linear layers are faster in the convolution kernel (docs/speed.md)
+MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
 
 
 class OpenVINO(Backend):
@@ -37,7 +41,7 @@ class OpenVINO(Backend):
     title = "OpenVINO"
     package = "openvino"
     extra = "cpu"
-    runs = "ONNX graphs on a CPU, in FP32, or in BF16 or FP16 if it has the units"
+    runs = "ONNX graphs on a CPU, in FP32 or INT8, or in BF16 or FP16 if it has the units"
 
     def unavailable(self) -> Refusal | None:
         try:
@@ -51,12 +55,19 @@ class OpenVINO(Backend):
 
         Default: FP32, preceded by FP16 if the bundle's parity report passed the FP16 graph on OpenVINO.
         """
+        if precision == "fp8":
+            return []
         by_precision = {artifact.precision: artifact for artifact in bundle.find("onnx", graph=graph)}
         order: list[str] = [precision] if precision else ["fp16", "fp32"]
         no_bf16 = precision == "bf16" and "bf16" not in by_precision
         if no_bf16 or (precision is None and not self._has_passed(bundle, by_precision.get("fp16"))):
             order = ["fp32"]
         return [by_precision[name] for name in order if name in by_precision]
+
+    def no_candidate(self, bundle: Bundle, graph: Graph, precision: Precision | None) -> Refusal:
+        if precision == "fp8":
+            return Refusal(Cause.UNSUPPORTED, NO_FP8, "use precision int8, or an FP8 engine on a GPU")
+        return super().no_candidate(bundle, graph, precision)
 
     def _has_passed(self, bundle: Bundle, artifact: Artifact | None) -> bool:
         """Whether the bundle's parity report passed this file on OpenVINO."""
@@ -105,22 +116,26 @@ class OpenVINOSession(Session):
         Args:
             bundle: The bundle with the graph.
             artifact: The graph.
-            computes: Arithmetic precision: fp32, bf16 or fp16. Default: that of the graph.
+            computes: Arithmetic precision: fp32, bf16, fp16 or int8. Default: that of the graph. Ignored for an INT8
+                graph.
             threads: CPU threads. None uses OpenVINO's default.
-            prefer_convolutions: In FP32, apply `prefer_convolution_kernel` to the graph.
+            prefer_convolutions: In FP32 and INT8, apply `prefer_convolution_kernel` to the graph.
 
         Raises:
             MissingPackage: OpenVINO is not installed.
             BackendError: The processor does not support the precision, the graph keeps modules in FP32 that OpenVINO
-                would not, or the graph cannot be loaded.
+                would not, OpenVINO would compute an INT8 graph in FP32, or the graph cannot be loaded.
             BadBundle, ContractError: The file does not match the manifest.
         """
         super().__init__(bundle.contract, artifact.graph)
         self.file = artifact.file
-        self.computes = computes or artifact.precision or "fp32"
+        eight_bits = artifact.precision in EIGHT_BITS
+        self.computes = artifact.precision if eight_bits else computes or artifact.precision or "fp32"
         core = shared_core()
         units = reduced_units()
-        if self.computes not in ("fp32", *units):
+        if self.computes == "fp8":
+            raise BackendError(f"{NO_FP8}. Use precision int8, or an FP8 engine on a GPU.", backend=self.backend)
+        if HINTS[self.computes] != "f32" and self.computes not in units:
             have = f"only {_names(units)} units" if units else "neither BF16 nor FP16 units"
             raise BackendError(f"expected a processor with {self.computes.upper()} units to compute {artifact.file}, "
                                f"and this one has {have}. Use precision fp32.", backend=self.backend)
@@ -130,16 +145,23 @@ class OpenVINOSession(Session):
         options = {"INFERENCE_PRECISION_HINT": HINTS[self.computes], "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = threads
+        if eight_bits:
+            options["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = 0  # quantize no activation that the graph does not
         try:
             graph = core.read_model(path)
             self._check(graph, artifact)
-            if prefer_convolutions and self.computes == "fp32":
+            if eight_bits:
+                add_missing_biases(graph)
+            if prefer_convolutions and HINTS[self.computes] == "f32":
                 prefer_convolution_kernel(graph)
             self._parts = _compile(core, graph, self.computes, options, artifact.graph == "frame")
         except RuntimeError as error:
             raise BackendError(f"openvino cannot load {path}: {_last_line(error)}. Choose another precision or backend."
                                ) from error
-        self.note = _note(self.computes, units)
+        if eight_bits and not weights_only(artifact) and not any(part.computes_in_int8() for part in self._parts):
+            raise BackendError(f"expected INT8 kernels for {artifact.file}, and OpenVINO would compute every layer in "
+                               "FP32 on this processor. Use precision fp32.", backend=self.backend)
+        self.note = session_note(artifact) or _note(self.computes, units)
         self._lock = threading.Lock()
 
     def _check(self, graph: Any, artifact: Artifact) -> None:
@@ -192,6 +214,15 @@ class _Part:
         self._compiled = core.compile_model(graph, "CPU", options)
         self._request = self._compiled.create_infer_request()
 
+    def computes_in_int8(self) -> bool:
+        """Whether a matrix layer has eight-bit operands in the kernel that was chosen."""
+        for node in self._compiled.get_runtime_model().get_ordered_ops():
+            facts = {key: value.astype(str) for key, value in node.get_rt_info().items()
+                     if key in ("layerType", "runtimePrecision")}
+            if facts.get("layerType") in MATRIX_LAYERS and facts.get("runtimePrecision") in ("i8", "u8"):
+                return True
+        return False
+
     def run(self, tensors: dict[str, Any], results: dict[str, Any]) -> None:
         """Read inputs from `tensors`, write outputs to `results` or, if not listed there, add them to `tensors`."""
         for i, name in enumerate(self.inputs):
@@ -212,7 +243,7 @@ def _compile(core: Any, graph: Any, computes: str, options: dict[str, Any], fram
     """Compile the graph: in three parts for a frame graph in reduced precision, otherwise in one."""
     inputs = [port.get_any_name() for port in graph.inputs]
     outputs = [port.get_any_name() for port in graph.outputs]
-    if computes == "fp32" or not frame:
+    if HINTS[computes] == "f32" or not frame:
         return [_Part(core, graph, inputs, outputs, options)]
     import openvino
 
@@ -234,33 +265,6 @@ def _compile(core: Any, graph: Any, computes: str, options: dict[str, Any], fram
         _Part(core, openvino.Model(exits, [source, image], "network"), [*inputs, "image"], names, options),
         _Part(core, openvino.Model(ends, [source, *features], "after"), [*inputs, *names], outputs, full),
     ]
-
-
-def prefer_convolution_kernel(graph: Any, min_in_features: int = MIN_IN_FEATURES) -> int:
-    """Make OpenVINO compute linear layers of at least `min_in_features` inputs with its convolution kernel.
-
-    OpenVINO uses that kernel only to fuse a following activation, so this inserts a PReLU of slope one, which is
-    the identity even for infinities and NaN. Modifies the graph in place and returns the number of layers found.
-    """
-    from openvino import opset13
-
-    found = 0
-    for add in [node for node in graph.get_ordered_ops() if node.get_type_name() == "Add"]:
-        terms = {value.get_node().get_type_name(): value.get_node() for value in add.input_values()}
-        if set(terms) != {"MatMul", "Constant"}:
-            continue
-        product = terms["MatMul"]
-        in_features = product.get_input_partial_shape(0)[-1]
-        if product.input_value(1).get_node().get_type_name() != "Constant" or product.get_attributes()["transpose_a"]:
-            continue
-        if in_features.is_static and in_features.get_length() >= min_in_features:
-            readers = list(add.output(0).get_target_inputs())
-            slope = opset13.constant(np.ones(1, np.float32), add.get_output_element_type(0))
-            identity = opset13.prelu(add.output(0), slope)
-            for reader in readers:
-                reader.replace_source_output(identity.output(0))
-            found += 1
-    return found
 
 
 def _last_convolutions(convolutions: list[Any]) -> list[Any]:
@@ -296,11 +300,11 @@ def reduced_units() -> tuple[str, ...]:
 def ignored_plan(artifact: Artifact, computes: str) -> str | None:
     """Why OpenVINO cannot honour the precision plan of a graph, or None if it can.
 
-    In reduced precision it computes the whole network in one type, whatever the types in the graph are.
+    In BF16 and FP16 it computes the whole network in one type, whatever the types in the graph are.
     """
     plan = getattr(artifact.details, "plan", None)
     kept = [name for name in plan.fp32 if name not in PrecisionPlan.fp32] if plan is not None else []
-    if computes == "fp32" or not kept:
+    if HINTS[computes] == "f32" or not kept:
         return None
     names = ", ".join(kept[:3]) + (", ..." if len(kept) > 3 else "")
     return (f"the precision plan of {artifact.file} keeps {len(kept)} modules in FP32 ({names}), and OpenVINO would "

@@ -63,6 +63,9 @@ class PrecisionPlan:
     """Eight bits only: modules that are not quantized, such as decoder.reassemble.0; they compute in `rest`."""
     weights_only: bool = False
     """Eight bits only: weights are stored in eight bits and activations are not quantized."""
+    weight_bits: Literal[8, 7] = 8
+    """int8 only: 7 halves the range of the weights. On processors without VNNI, sums of two products of full range
+    saturate in 16 bits."""
     unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Keys of a newer version in the manifest that it was read from. They are written again."""
 
@@ -70,7 +73,8 @@ class PrecisionPlan:
         """Plain JSON values of the known fields."""
         value = {"precision": self.precision, "fp32": list(self.fp32)}
         if self.precision in EIGHT_BITS:
-            value |= {"rest": self.rest, "wide": list(self.wide), "weights_only": self.weights_only}
+            value |= {"rest": self.rest, "wide": list(self.wide), "weights_only": self.weights_only,
+                      "weight_bits": self.weight_bits}
         return value
 
 

@@ -17,6 +17,7 @@ import numpy as np
 
 from .. import backends
 from ..backends import Check, device
+from ..core import processor
 from ..core.bundle import MANIFEST
 from ..core.files import unwritable
 from ..core.install import install_command, reinstall_command
@@ -27,11 +28,23 @@ MIN_FREE_BYTES = 4e9  # an export of a ViT-B with both engines takes 1.8 GB
 def check_machine(folder: Path) -> list[Check]:
     """All checks of the machine, with free space and permissions at `folder`, the bundle's or the working folder."""
     checks = [Check("Python", "ok", f"{platform.python_version()} on {platform.machine()}, {sys.platform}")]
+    checks += [eight_bits()]
     checks += _guarded("driver", driver) + _guarded("GPU", gpu)
     for backend in backends.registered():
         checks += _guarded(backend.title, backend.diagnose, backend.package)
     checks += _guarded("OpenCV", opencv, "opencv-python") + _guarded("PyTorch", torch, "torch", "torchvision")
     return [*checks, disk(folder), *writable(folder)]
+
+
+def eight_bits() -> Check:
+    """The processor's instructions for 8-bit products, and what they mean for INT8 graphs."""
+    if processor.eight_bit_units():
+        meaning = "INT8 graphs can run several times as fast as FP32"
+    elif processor.may_saturate():
+        meaning = "INT8 graphs run, gain less, and 8-bit products may saturate in 16 bits"
+    else:
+        meaning = "measure INT8 graphs before using them"
+    return Check("eight bits", "ok", f"{processor.eight_bit_summary()}: {meaning}")
 
 
 def driver() -> list[Check]:

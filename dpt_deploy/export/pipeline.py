@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ..build import build_engines
+from ..cli.commands import training_module
 from ..core import manifest
 from ..core.bundle import Bundle, Recipe
 from ..core.contract import Contract
 from ..core.errors import BadInput, BuildError
 from ..core.files import locked
-from ..core.manifest import Assumption, Manifest, PrecisionPlan, PrecisionRecord
+from ..core.manifest import EIGHT_BITS, Assumption, Manifest, PrecisionPlan, PrecisionRecord
+from ..core.task import FEWEST
 from ..core.verdict import ParityReport, Stage
 from ..core.version import __version__
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
 from ..parity import judge, load_budget
 from ..parity.judge import WorstMaps
 from ..parity.reference import FILE, Reference
+from ..parity.task_loss import Labelled, Part
 from ..report import write_report
 from ..report.model_card import reset_model_card
 from .config import ExportConfig, check_options
@@ -34,6 +37,7 @@ from .graph_process import exporting
 from .precision import check_plan, typed, typed_frame
 from .pytorch_reference import ParityInput, ParityInputs, hash_inputs, make_reference, parity_inputs, quick_inputs
 from .pytorch_stages import judge_weights
+from .quantization import export_eight_bits
 from .search import JUDGE_VERSION, judge_half, search_plan
 
 FP32 = PrecisionPlan("fp32", ())
@@ -70,22 +74,23 @@ def export_checkpoint(
         say(f"note     {note}")
     model = _load(checkpoint, config)
     contract = _contract(checkpoint, model, config)
-    fp32 = (*PrecisionPlan.fp32, *config.fp32_modules) if config.precision != "fp32" else ()
-    plan = PrecisionPlan(config.precision, fp32)
-    check_plan(model, plan)
+    plan = _requested_plan(model, config)
+    labelled = _labelled(checkpoint, contract, config, say)
     folder = config.out or Path("engines") / checkpoint.path.stem
     with locked(folder, create=True):
-        return _export(folder, checkpoint, model, contract, inputs, plan, config, say, command)
+        return _export(folder, checkpoint, model, contract, inputs, plan, config, say, command, labelled)
 
 
 def _export(
     folder: Path, checkpoint: Checkpoint, model: MultiTaskDPT, contract: Contract, inputs: ParityInputs,
     plan: PrecisionPlan, config: ExportConfig, say: Callable[[str], None], command: str,
+    labelled: tuple[Labelled, Labelled] | None,
 ) -> tuple[Bundle, ParityReport]:
     bundle = Bundle.create(folder, _manifest(folder, checkpoint, model, contract, config, command), reset_model_card)
     inputs.record(bundle)
+    _keep_earlier(bundle, config)
     try:
-        report, failure = _fill(bundle, model, contract, inputs.inputs, plan, config, say, command)
+        report, failure = _fill(bundle, model, contract, inputs.inputs, plan, config, say, command, labelled)
     except Exception:
         # After an interrupt, the next run reuses the files. After an error, a new bundle would look like a whole one.
         if bundle.previous is None:
@@ -98,15 +103,24 @@ def _export(
 
 def _fill(
     bundle: Bundle, model: MultiTaskDPT, contract: Contract, inputs: list[ParityInput], plan: PrecisionPlan,
-    config: ExportConfig, say: Callable[[str], None], command: str,
+    config: ExportConfig, say: Callable[[str], None], command: str, labelled: tuple[Labelled, Labelled] | None,
 ) -> tuple[ParityReport, BuildError | None]:
     """Make all files of the bundle, judge them and write the report. Also returns why engines could not be built."""
     worst = WorstMaps()
+    searched, judged = labelled or (None, None)
     with _network_ahead(bundle, model, contract, config.opset) as finish_network:
         reference = _make_reference(bundle, model, contract, inputs, say)
-        record = _choose_plan(bundle, model, reference, plan, config, say, worst)
-        bundle.update(precision=record, assumed=(*bundle.manifest.assumed, *_found_plan(record, plan, reference)))
-        _export_graphs(bundle, model, contract, record.plan, config.opset, finish_network, say)
+        if config.precision in EIGHT_BITS:
+            record = _earlier_half(bundle)
+        else:
+            record = _choose_plan(bundle, model, reference, plan, config, say, worst)
+        found = _found_plan(record, plan, reference)
+        bundle.update(precision=record, assumed=(*bundle.manifest.assumed, *found))
+        half_plan = FP32 if config.precision in EIGHT_BITS else record.plan
+        processing = _export_graphs(bundle, model, contract, half_plan, config.opset, finish_network, say)
+    if config.precision in EIGHT_BITS:
+        export_eight_bits(bundle, model, plan, config, processing, _graph_key, say, searched)
+    _remove_outdated_graphs(bundle)
     stages = _judge_with_torch(bundle, model, record)
     failure = None
     try:
@@ -114,7 +128,7 @@ def _fill(
     except BuildError as error:
         say(f"failed   {error}")
         failure = error
-    judgement = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), worst)
+    judgement = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), worst, judged)
     write_report(bundle, judgement.report, judgement.exhibits, command)
     return judgement.report, failure
 
@@ -198,13 +212,12 @@ def _network_ahead(bundle: Bundle, model: MultiTaskDPT, contract: Contract, opse
 def _export_graphs(
     bundle: Bundle, model: MultiTaskDPT, contract: Contract, half_plan: PrecisionPlan, opset: int,
     finish_network: Callable[[], None], say: Callable[[str], None],
-) -> None:
-    """Export the FP32 graphs and those of `half_plan`, and remove outdated graphs of other precisions.
+) -> Callable[[bool], Processing]:
+    """Export the FP32 graphs and those of `half_plan`. Returns what makes pre- and post-processing, in FP32 if told so.
 
     `finish_network` waits for the FP32 model graph, which is made elsewhere.
     """
     plans = [*([half_plan] if half_plan.precision != "fp32" else []), FP32]
-    exported = []
 
     @functools.cache  # most plans resize in FP32, as the FP32 graph does
     def processing(fp32: bool) -> Processing:
@@ -226,15 +239,18 @@ def _export_graphs(
 
             file, key = f"{graph}.{plan.precision}.onnx", _graph_key(bundle, graph, plan, opset)
             artifact, reused = bundle.produce(Recipe(file, "onnx", key, make, graph, plan.precision))
-            exported.append(file)
             say(f"reused   {file} (same checkpoint, plan and versions)" if reused else
                 f"exported {file} ({artifact.bytes / 1e6:.0f} MB)")
     # The manifest lists the FP32 graphs first, whichever were ready first.
     bundle.update(artifacts=tuple(sorted(bundle.artifacts, key=lambda artifact: artifact.precision != "fp32")))
+    return processing
+
+
+def _remove_outdated_graphs(bundle: Bundle) -> None:
+    """Remove the graphs that this version would make otherwise from the same checkpoint, plan and options."""
     for artifact in bundle.find("onnx"):
         details = artifact.details
-        current = details.plan and _graph_key(bundle, artifact.graph, details.plan, details.opset)
-        if artifact.file not in exported and artifact.key != current:
+        if not details.plan or artifact.key != _graph_key(bundle, artifact.graph, details.plan, details.opset):
             bundle.remove(artifact)
 
 
@@ -243,7 +259,9 @@ def _metadata(plan: PrecisionPlan) -> dict[str, str]:
 
 
 def _graph_key(bundle: Bundle, graph: str, plan: PrecisionPlan, opset: int | None) -> str:
-    return bundle.manifest.key(graph, plan.to_json(), opset)
+    record = bundle.manifest.eight_bits
+    calibrated = [record.key if record else None] if plan.precision in EIGHT_BITS else []
+    return bundle.manifest.key(graph, plan.to_json(), opset, *calibrated)
 
 
 def _choose_plan(
@@ -275,13 +293,66 @@ def _choose_plan(
     return PrecisionRecord(key=key, plan=plan, trials=tuple(trials), stage=stage)
 
 
+def _keep_earlier(bundle: Bundle, config: ExportConfig) -> None:
+    """Keep what the manifest says of graphs that this export does not make: in half precision, or in eight bits."""
+    earlier = bundle.previous
+    if earlier is None or earlier.origin != bundle.manifest.origin:
+        return
+    facts = ("fp32_modules",) if config.precision in EIGHT_BITS else ("wide_modules", "calibration")
+    kept = [one for one in earlier.assumed if one.fact in facts]
+    bundle.update(eight_bits=earlier.eight_bits, assumed=(*bundle.manifest.assumed, *kept))
+
+
 def _found_plan(record: PrecisionRecord, requested: PrecisionPlan, reference: Reference) -> list[Assumption]:
     """The assumption behind a plan that the search found: that the parity inputs stand for the user's images."""
+    if requested.precision in EIGHT_BITS:
+        return []  # its half-precision graphs are of an earlier export
     found = [name for name in record.plan.fp32 if name not in requested.fp32]
     if not found:
         return []
     reason = f"found by a search on {len(reference.cases)} parity inputs"
     return [Assumption(fact="fp32_modules", value=found, reason=reason, option="--fp32-modules")]
+
+
+def _labelled(
+    checkpoint: Checkpoint, contract: Contract, config: ExportConfig, say: Callable[[str], None]
+) -> tuple[Labelled, Labelled] | None:
+    """The images of --data-root in two halves: for the search and for the verdict. None without the option."""
+    if config.data_root is None:
+        return None
+    axes = config.normal_axes or checkpoint.training.get("config", {}).get("normal_axes")
+    options = {"normal_axes": axes} if axes else {}
+    data = training_module("train.labelled").open_labelled(
+        config.data_root, contract, checkpoint.training, count=config.data_images, max_pixels=config.max_pixels,
+        say=say, **options)
+    if len(data) < 2 * FEWEST:
+        raise BadInput(f"--data-root {config.data_root}: expected at least {2 * FEWEST} labelled samples, half for the "
+                       f"search and half for the verdict, received {len(data)}. Add samples, or omit the option to judge "
+                       "by the distance to FP32.")
+    return Part(data, range(0, len(data), 2)), Part(data, range(1, len(data), 2))
+
+
+def _requested_plan(model: MultiTaskDPT, config: ExportConfig) -> PrecisionPlan:
+    """The plan that the options ask for. Raises `BadInput` if it names a module that the model does not have."""
+    if config.precision == "fp32":
+        return FP32
+    eight_bits = config.precision in EIGHT_BITS
+    fp32 = (*PrecisionPlan.fp32, *config.fp32_modules) if not eight_bits or config.rest_type == "fp16" else ()
+    check_plan(model, PrecisionPlan("fp16", (*fp32, *(config.wide_modules or ()))))
+    if not eight_bits:
+        return PrecisionPlan(config.precision, fp32)
+    return PrecisionPlan(config.precision, fp32, config.rest_type, config.wide_modules or (), config.weights_only,
+                         7 if config.seven_bit_weights else 8)
+
+
+def _earlier_half(bundle: Bundle) -> PrecisionRecord:
+    """The half-precision plan of an earlier export whose graphs are still in the bundle, or that of FP32."""
+    earlier = bundle.previous.precision if bundle.previous else None
+    if earlier is None or not bundle.find("onnx", graph="model", precision=earlier.plan.precision):
+        return PrecisionRecord(plan=FP32)
+    if earlier.stage is None:
+        return earlier
+    return earlier.model_copy(update={"stage": dataclasses.replace(earlier.stage, earlier=True)})
 
 
 def _judge_with_torch(bundle: Bundle, model: MultiTaskDPT, record: PrecisionRecord) -> list[Stage]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -45,6 +45,26 @@ class Labelled(Protocol):
             The metrics of these heads. A metric that the image has no valid pixels for is left out; one of a map that
             is not finite is NaN.
         """
+
+
+class Part:
+    """Some of the images of labelled data, as labelled data."""
+
+    def __init__(self, whole: Labelled, indices: Sequence[int]) -> None:
+        self.whole, self.indices, self.name = whole, indices, whole.name
+
+    @property
+    def seen(self) -> int | None:
+        return None if self.whole.seen is None else min(self.whole.seen, len(self.indices))
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def frame(self, index: int) -> np.ndarray:
+        return self.whole.frame(self.indices[index])
+
+    def score(self, index: int, maps: Mapping[str, np.ndarray]) -> dict[Key, float]:
+        return self.whole.score(self.indices[index], maps)
 
 
 @dataclass(frozen=True)

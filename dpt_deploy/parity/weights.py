@@ -13,10 +13,14 @@ from ..core.manifest import Artifact
 from ..core.verdict import Compared, Fault, Finding, Stage, StageId, StageKind
 
 FLOAT_TYPES = (1, 10, 16)  # onnx.TensorProto.FLOAT, FLOAT16, BFLOAT16
+EIGHT_BIT_TYPES = {3: "int8", 17: "fp8"}  # onnx.TensorProto.INT8, FLOAT8E4M3FN
+ULP = 1e-3  # of the allowed rounding error: the division by the scale and the scale itself are rounded too
 
 
 def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.ndarray]) -> Stage:
     """Compare the initializers of a graph with the checkpoint's tensors, rounded once to the initializer's type.
+
+    Tensors in eight bits may differ by half a step.
 
     Args:
         path: The ONNX file.
@@ -32,10 +36,16 @@ def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.nd
     except ImportError as error:
         raise missing_package("onnx", "export", "compare weights") from error
     graph = onnx.load(path).graph
-    found: dict[str, np.ndarray] = {}
-    for tensor in graph.initializer:
-        if tensor.data_type in FLOAT_TYPES:
-            found[tensor.name] = numpy_helper.to_array(tensor)
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    found = {name: numpy_helper.to_array(tensor) for name, tensor in tensors.items()
+             if tensor.data_type in FLOAT_TYPES and not name.startswith("quantization/")}
+    rounding: dict[str, np.ndarray] = {}  # the allowed difference of tensors in eight bits
+    for node in graph.node:
+        if node.op_type == "DequantizeLinear" and (tensor := tensors.get(node.input[0])) is not None:
+            axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
+            scale = numpy_helper.to_array(tensors[node.input[1]]).astype(np.float64)
+            found[tensor.name], rounding[tensor.name] = _dequantized(numpy_helper.to_array(tensor), scale, axis,
+                                                                     EIGHT_BIT_TYPES.get(tensor.data_type, ""))
     findings: list[Finding] = []
     used: set[str] = set()
     worst = 0.0
@@ -60,7 +70,10 @@ def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.nd
             continue
         rounded = want.astype(have.dtype)
         scale = max(float(np.abs(want).max()), 1e-12)
-        error = float(np.abs(have.astype(np.float64) - rounded.astype(np.float64)).max()) / scale
+        difference = np.abs(have.astype(np.float64) - rounded.astype(np.float64))
+        if key in rounding:
+            difference = np.where(difference <= rounding[key], 0.0, difference)  # NaN stays
+        error = float(difference.max()) / scale
         worst = max(worst, error)
         if error != 0.0:  # also true for NaN
             findings.append(Finding(Fault.TENSOR_DIFFERS, name=name, value=error))
@@ -75,5 +88,22 @@ def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.nd
     stage = StageId(StageKind.WEIGHTS, artifact.graph, artifact.precision, file=artifact.file,
                     title=f"weights {artifact.graph} {artifact.precision}")
     note = f"all {len(used)} tensors of the checkpoint are in the graph, rounded once and otherwise unchanged"
+    if rounding:
+        note += f"; {len(rounding)} of them to eight bits, within half a step"
     return Stage(stage, "failed" if findings else "passed", artifact.sha256, values, findings=tuple(findings),
                  notes=() if findings else (note,), compared=Compared(tensors=len(used)))
+
+
+def _dequantized(values: np.ndarray, scale: np.ndarray, axis: int, form: str) -> tuple[np.ndarray, np.ndarray]:
+    """A weight in eight bits as float64, and how far each value may be from the checkpoint's."""
+    others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
+    scale = np.broadcast_to(np.expand_dims(scale, others), values.shape)
+    have = values.astype(np.float64) * scale
+    if form == "fp8":  # 3 bits of mantissa, and steps of 2^-9 below 2^-6
+        step = np.maximum(np.abs(have) * 2.0**-3, scale * 2.0**-9)
+    elif form == "int8":
+        step = scale
+    else:
+        return have, np.zeros(values.shape)
+    # In FP16, the checkpoint's weights were rounded before.
+    return have, step * (0.5 + ULP) + np.abs(have) * 2.0**-11

@@ -34,7 +34,7 @@ from .formatting import (
     task_rows,
     task_sentence,
 )
-from .plots import line_colours, quantile_plot
+from .plots import backend_colours, line_colours, quantile_plot, trials_plot
 from .templates import html_environment
 from .terminal import skipped_images
 
@@ -92,7 +92,8 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
         eight_bits=[stage for stage in report.stages if judged_by(stage)], task_rows=task_rows,
         task_columns=TASK_COLUMNS, task_sentence=task_sentence, positive=POSITIVE,
         plots={head: plot for head, plot in plots.items() if plot}, legend=line_colours(drawn),
-        unpictured=_unpictured(report, exhibits),
+        unpictured=_unpictured(report, exhibits), trials_plot=trials_plot,
+        backend_colours=backend_colours,
         exhibits=[(exhibits[head], exhibit_pictures(exhibits[head])) for head in HEADS if head in exhibits],
         graphs=_engines_by_graph(bundle), orphans=_engines_without_graph(bundle),
         created=re.sub(r"T(\d\d:\d\d).*", r" \1 UTC", bundle.manifest.created),

@@ -27,6 +27,7 @@ from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, MissingPackage
 from ..core.files import write_json
 from ..core.manifest import Artifact
+from ..core.processor import cpuinfo
 from ..core.version import __version__
 from .image import preprocess
 
@@ -207,12 +208,8 @@ def cache_file(bundle: Bundle, graph: Graph, found: Sequence[Contender], threads
 def _processor() -> list[str]:
     """What identifies the processor and its instructions."""
     names = ("model name", "flags", "Features", "CPU implementer", "CPU part")
-    try:
-        first = Path("/proc/cpuinfo").read_text().split("\n\n")[0]
-    except OSError:
-        first = ""
     return [platform.machine(), platform.processor(),
-            *(line for line in first.splitlines() if line.split("\t")[0].split(":")[0].strip() in names)]
+            *(line for line in cpuinfo().splitlines() if line.split("\t")[0].split(":")[0].strip() in names)]
 
 
 def _version(backend: Backend) -> str:

@@ -18,7 +18,7 @@ from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
 from ..core.image_files import MAX_PIXELS, from_pil, is_pil, read_image
-from ..core.manifest import Artifact, Assumption, Precision
+from ..core.manifest import EIGHT_BITS, Artifact, Assumption, Precision
 from . import preference
 from .image import check_frames, postprocess, preprocess
 from .stream import QUEUE, ordered_map
@@ -170,8 +170,8 @@ def load(
         bundle: The folder that an export wrote.
         backend: Use only this backend, one of `dpt_deploy.backends.names()`.
         graph: "frame" resizes frames in the graph; "model" resizes them in NumPy.
-        precision: Use only this precision: "fp16", "bf16" or "fp32". OpenVINO computes the FP32 graph in BF16 if the
-            bundle has no BF16 graph.
+        precision: Use only this precision: "fp16", "bf16", "fp32", "int8" or "fp8". Eight bits are used only if
+            they are requested here. OpenVINO computes the FP32 graph in BF16 if the bundle has no BF16 graph.
         threads: CPU threads per operator. None uses the backend's default.
         max_pixels: Refuse files and PIL images with more pixels.
         measure: Let a measurement decide between CPU backends. False, or DPT_MEASURE=0 in the environment, keeps the
@@ -231,6 +231,8 @@ def _available(
 ) -> list[Artifact]:
     """What a backend can run here, in order of preference. If nothing, `refuse` is called with the reason."""
     artifacts = candidate.candidates(bundle, graph, options.precision)
+    if options.precision is None:  # eight bits are never a default, whatever a backend offers
+        artifacts = [artifact for artifact in artifacts if artifact.precision not in EIGHT_BITS]
     if not artifacts:
         missing = candidate.no_candidate(bundle, graph, options.precision)
         # Building an artefact helps only if the backend can run on this machine or was requested.

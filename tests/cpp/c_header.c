@@ -12,6 +12,7 @@ _Static_assert(sizeof(dpt_frames) == 40, "dpt_frames changed");
 _Static_assert(offsetof(dpt_frames, row_stride) == 24, "dpt_frames changed");
 _Static_assert(sizeof(dpt_maps) == 24, "dpt_maps changed");
 _Static_assert(DPT_OK == 0 && DPT_INTERNAL_ERROR == 7 && DPT_GRAY == 4, "constants changed");
+_Static_assert(DPT_PRECISION_FP32 == 3 && DPT_PRECISION_INT8 == 4 && DPT_PRECISION_FP8 == 5, "constants changed");
 
 static int failures = 0;
 
@@ -49,6 +50,8 @@ int main(void) {
     options = dpt_options_default();
     options.precision = -1;
     expect(dpt_load("x", &options, &runtime) == DPT_BAD_INPUT, "unknown precision");
+    options.precision = DPT_PRECISION_FP8 + 1;
+    expect(dpt_load("x", &options, &runtime) == DPT_BAD_INPUT, "precision after the last");
     options = dpt_options_default();
     options.threads = -2;
     expect(dpt_load("x", &options, &runtime) == DPT_BAD_INPUT, "negative threads");

@@ -41,8 +41,8 @@
  * A bundle may contain only some of these maps; see dpt_heads().
  *
  * COMPATIBILITY. The header compiles as C11 and as C++, and includes only standard C headers. Releases with the same
- * DPT_ABI_VERSION (the number in the soname) may add functions, but do not change existing functions, structs or
- * constants. Zero is the default of every field; reserved fields must be zero.
+ * DPT_ABI_VERSION (the number in the soname) may add functions and constants, but do not change existing functions,
+ * structs or constants. Zero is the default of every field; reserved fields must be zero.
  */
 #ifndef DPT_RUNTIME_H
 #define DPT_RUNTIME_H
@@ -91,12 +91,20 @@ typedef enum dpt_backend {
 } dpt_backend;
 
 /* The precision of the graph or engine. DPT_PRECISION_AUTO prefers FP16, then BF16, then FP32 on a GPU. On the CPU it
- * prefers FP32, because ONNX Runtime computes in FP32 there. With any other value, no other precision is used. */
+ * prefers FP32, because ONNX Runtime computes in FP32 there. It never takes INT8 or FP8. With any other value, no other
+ * precision is used.
+ *
+ * INT8 runs as an engine or with ONNX Runtime on the CPU, where it is faster if the processor has 8-bit dot products
+ * (VNNI or AMX on x86); `python -m dpt_deploy.doctor` says whether it has. Without them, the maps may differ slightly
+ * from those of a processor with them. FP8 is for engines; ONNX Runtime on the CPU rounds to FP8 and computes in FP32.
+ * ONNX Runtime's CUDA provider has no 8-bit kernels for these graphs and is not used with INT8 and FP8. */
 typedef enum dpt_precision {
     DPT_PRECISION_AUTO = 0,
     DPT_PRECISION_FP16 = 1,
     DPT_PRECISION_BF16 = 2,
-    DPT_PRECISION_FP32 = 3
+    DPT_PRECISION_FP32 = 3,
+    DPT_PRECISION_INT8 = 4,
+    DPT_PRECISION_FP8 = 5
 } dpt_precision;
 
 /* Options of dpt_load(). Start from dpt_options_default() and change single fields. */

@@ -13,7 +13,7 @@ namespace dpt_impl {
 namespace {
 
 constexpr const char *kBackends[] = {"tensorrt", "tensorrt-rtx", "onnxruntime-cuda", "onnxruntime-cpu"};
-constexpr const char *kPrecisions[] = {"fp16", "bf16", "fp32"};
+constexpr const char *kPrecisions[] = {"fp16", "bf16", "fp32", "int8", "fp8"}; // in the order of dpt_precision
 
 // Why a backend is not used.
 struct Rejection {
@@ -25,11 +25,18 @@ bool is_engine(const char *backend) { return std::string(backend).rfind("tensorr
 
 bool runs_on_gpu(const char *backend) { return std::string(backend) != "onnxruntime-cpu"; }
 
-// The artefacts that `backend` can run, in order of preference.
+// Whether `backend` has no kernels for the eight-bit graphs of `precision`, which may be NULL.
+bool lacks_kernels(const char *backend, const char *precision) {
+    if (precision == nullptr || std::string(backend) != "onnxruntime-cuda") return false;
+    return std::string(precision) == "int8" || std::string(precision) == "fp8";
+}
+
+// The artefacts that `backend` can run, in order of preference. INT8 and FP8 only if `precision` asks for them.
 std::vector<const Artifact *> candidates(const Bundle &bundle, const char *backend, const char *precision) {
     std::vector<std::string> order = {"fp16", "bf16", "fp32"};
     if (!runs_on_gpu(backend)) order = {"fp32", "fp16", "bf16"};
     if (precision != nullptr) order = {precision};
+    if (lacks_kernels(backend, precision)) return {};
     std::vector<const Artifact *> found;
     for (const std::string &candidate : order) {
         for (const Artifact &artifact : bundle.artifacts()) {
@@ -44,6 +51,10 @@ std::vector<const Artifact *> candidates(const Bundle &bundle, const char *backe
 
 // Why candidates() is empty. `with_command`: add the command that builds an engine.
 std::string no_candidate(const Bundle &bundle, const char *backend, const char *precision, bool with_command) {
+    if (lacks_kernels(backend, precision)) {
+        return concat("ONNX Runtime's CUDA provider has no ", precision, " kernels for these graphs; it would compute in "
+                      "FP32. Use an engine, or onnxruntime-cpu");
+    }
     const std::string graph = precision != nullptr ? concat("frame graph in ", precision) : "frame graph";
     if (is_engine(backend)) {
         const std::string cause = concat("the bundle has no ", backend, " engine of the ", graph);
@@ -102,7 +113,7 @@ void check_options(const dpt_options &options) {
         }
     };
     expect("backend", options.backend, DPT_BACKEND_AUTO, DPT_BACKEND_ONNXRUNTIME_CPU);
-    expect("precision", options.precision, DPT_PRECISION_AUTO, DPT_PRECISION_FP32);
+    expect("precision", options.precision, DPT_PRECISION_AUTO, DPT_PRECISION_FP8);
     expect("threads", options.threads, 0, 4096);
     expect("device", options.device, 0, 1023);
     for (const std::uint64_t reserved : options.reserved) {

@@ -112,6 +112,14 @@ public:
         ort_.check(ort_->CreateSessionOptions(options.out()));
         ort_.check(ort_->SetSessionLogSeverityLevel(options, ORT_LOGGING_LEVEL_FATAL)); // errors are thrown
         if (threads > 0) ort_.check(ort_->SetIntraOpNumThreads(options, threads));
+        if (artifact.precision == "fp8") {
+            // 1.31.1 replaces FP8 layers by INT8 kernels, or gives wrong maps if only that is turned off.
+            ort_.check(ort_->AddSessionConfigEntry(options, "session.disable_quant_qdq", "1"));
+            ort_.check(ort_->SetSessionGraphOptimizationLevel(options, ORT_ENABLE_BASIC));
+        } else if (artifact.precision == "int8") {
+            // FP32 products where only the weights are quantized. By default their activations would be, too.
+            ort_.check(ort_->AddSessionConfigEntry(options, "session.qdq_matmulnbits_accuracy_level", "1"));
+        }
         ort_.check(ort_->CreateCpuMemoryInfo(OrtDeviceAllocator, OrtMemTypeDefault, host_.out()));
         if (device_) {
             append_cuda(options);
