@@ -110,10 +110,10 @@ def failures(
     """How a network differs from the eight bits that were asked for, or has some that were not. `found`: `section`."""
     if found is None:
         count = quantizing_layers(layers)
-        return [f"{count} layers quantize to eight bits or dequantize from them"] if count else []
+        return [f"{count} of its layers quantize to eight bits or dequantize from them"] if count else []
     name, operands = precision.upper(), product_operands(layers)
     others = [node for node, found in operands.items() if found.eight_bits not in (None, precision)]
-    problems = [f"{len(others)} layers multiply in another eight-bit type"] if others else []
+    problems = [f"{len(others)} of its layers multiply in another eight-bit type"] if others else []
     unplanned = [island["name"] for island in found["islands"]]
     if plan is not None and plan.weights_only:
         if not found["weights_only"]:
@@ -122,8 +122,8 @@ def failures(
             problems.append(f"these modules have no weight in {name} but are not wide in the precision plan: "
                             f"{shorten(unplanned)}")
         if found["layers"]:
-            problems.append(f"{found['layers']} layers multiply in {name}, and the precision plan quantizes only "
-                            "weights")
+            problems.append(f"{found['layers']} of its layers multiply in {name}, and the precision plan quantizes "
+                            "only weights")
         return problems
     if not found["layers"]:
         problems.append(f"no layer multiplies in {name}: all of its matrix FLOPs are in floating point")
@@ -172,13 +172,15 @@ def compare_kernels(
     if not any(kernel.nodes for kernel in kernels):
         return {"status": "not run", "reason": "the builder lists no kernels in a form that is known"}
     wanted = {node for node, found in product_operands(layers).items() if found.eight_bits == precision}
+    if not wanted:
+        return {"status": "not run", "reason": "the network multiplies no values in eight bits"}
     having = {node for kernel in kernels if [KERNEL_TYPES.get(name) for name in kernel.operands].count(precision) > 1
               for node in kernel.nodes if node in wanted}
     flops, found = _flops(wanted, work), _flops(having, work)
     others = dict.fromkeys(item.module or item.node for item in work if item.node in wanted - having)
     entry = {"status": "passed", "reason": "", "products": len(wanted), "eight_bits": len(having),
              "share": found / flops if flops else None, "islands": list(others)}
-    if flops and found < MIN_SHARE * flops:
+    if found < MIN_SHARE * flops:
         entry |= {"status": "failed", "reason": f"the builder made kernels in {precision.upper()} for only "
                   f"{found / flops:.1%} of the work that the network has in {precision.upper()}"}
     return entry
