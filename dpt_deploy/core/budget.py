@@ -65,8 +65,11 @@ def held_to(stage: Stage, budget: Budget) -> Stage:
 def _held_to_task(stage: Stage, budget: Budget) -> Stage:
     """Evaluate a stage by the loss of the task. Distances to PyTorch FP32 do not count, invalid maps do."""
     task = stage.task.held_to(budget["task"]) if stage.task is not None and "task" in budget else stage.task
-    over = [] if task is None else [Finding(Fault.OVER_MARGIN, change.head, change.metric, change.high, change.margin)
-                                    for change in task.changes if not change.passed]
+    over = [] if task is None else [
+        Finding(Fault.OVER_MARGIN, change.head, change.metric, change.high, change.margin,
+                detail=f"{change.change:.2g} on average over {change.images} images")
+        for change in task.changes if not change.passed
+    ]
     if task is not None and not over and not task.passed:
         over = [Finding(Fault.NOT_MEASURED, name="the loss of the task", detail="no metric has a margin")]
     findings = (*over, *(finding for finding in stage.findings if finding.metric is None))

@@ -115,8 +115,8 @@ class Finding:
             case Fault.OVER_MARGIN if math.isnan(self.value):
                 return f"{self.head} {self.metric} against truth is not a number"
             case Fault.OVER_MARGIN:
-                return (f"{self.head} {self.metric} against truth may be worse by {self.value:.3g} (95 % interval), "
-                        f"margin {self.bound:.3g}")
+                return (f"{self.head} {self.metric} against truth may be worse by {self.value:.3g} (95 % interval; "
+                        f"{self.detail}), margin {self.bound:.3g}")
             case Fault.NOT_FINITE:
                 return f"{where}{self.name} is NaN or Inf in {self.value:.1%} of its values"
             case Fault.NO_OUTPUT:

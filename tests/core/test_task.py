@@ -52,7 +52,8 @@ def test_the_loss_of_the_task_decides_in_place_of_the_distances():
     over = held_to(stage(verdict(change(0.02))), BUDGET)
     assert over.status == "failed" and [(f.fault, f.head, f.value) for f in over.findings] == [
         (Fault.OVER_MARGIN, "depth", 0.02)]
-    assert over.reasons == ("depth abs_rel against truth may be worse by 0.02 (95 % interval), margin 0.005",)
+    assert over.reasons == ("depth abs_rel against truth may be worse by 0.02 (95 % interval; 0.01 on average "
+                            "over 64 images), margin 0.005",)
     (finding,) = held_to(stage(verdict(change(math.nan))), BUDGET).findings
     assert str(finding) == "depth abs_rel against truth is not a number"
     assert held_to(stage(), BUDGET).findings[0].fault is Fault.OVER_BUDGET, "without labels the distances decide"
