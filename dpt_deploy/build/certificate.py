@@ -13,7 +13,7 @@ A certificate is a plain JSON dictionary, stored in `details.certificate` of eac
     eight_bits       only if asked for int8 or fp8: see `eight_bits`
     attention        status (passed, failed, not run), reason, blocks, layers, half, cast_up, decomposable, sums
     tensors          each input and output: name, mode, dtype, shape (-1 is dynamic)
-    inspector        result of the engine inspector: status, reason, layers, half, fused_attention
+    inspector        result of the engine inspector: status, reason, layers, half, eight_bits, fused_attention
 
 `builder_process` adds profile, plan_bytes, builder, builder_version, flags and gpu. Half precision is FP16 or BF16.
 Layers that only move data count with the type of the data; constants, casts, layers that quantize or dequantize, and
@@ -110,8 +110,8 @@ def not_inspected(reason: str) -> dict[str, str]:
 def read_inspection(text: str) -> dict[str, Any]:
     """Summarise the JSON of an engine inspector (`get_engine_information`, detailed verbosity).
 
-    Returns status, layers, half (layers with a half-precision output) and fused_attention (fused attention layers, by
-    name or type). Follows the documented schemas of TensorRT 10 and 11; never tested on the output of an engine.
+    Returns status, layers, half (layers with a half-precision output), eight_bits (layers with an input in INT8 or FP8)
+    and fused_attention (fused attention layers, by name or type). Follows the documented schemas of TensorRT 10 and 11; never tested on the output of an engine.
     """
     try:
         layers = json.loads(text)["Layers"]
@@ -122,7 +122,10 @@ def read_inspection(text: str) -> dict[str, Any]:
     fused = [layer for layer in layers if _is_fused_attention(layer)]
     half = [layer for layer in layers
             if any(name in json.dumps(layer.get("Outputs", [])) for name in ("FP16", "Half", "BF16", "BFloat16"))]
-    return {"status": "passed", "layers": len(layers), "half": len(half), "fused_attention": len(fused)}
+    narrow = [layer for layer in layers
+              if any(name in json.dumps(layer.get("Inputs", [])) for name in ("Int8", "INT8", "FP8"))]
+    return {"status": "passed", "layers": len(layers), "half": len(half), "eight_bits": len(narrow),
+            "fused_attention": len(fused)}
 
 
 def failure_message(file: str, certificate: Mapping[str, Any]) -> str:

@@ -26,7 +26,6 @@ from .flops import Work
 from .layers import Layer, shorten
 
 TYPES = {"INT8": "int8", "FP8": "fp8"}  # by the builder's name
-KERNEL_TYPES = {"Int8": "int8", "FP8": "fp8"}  # by the name in the builder's list of kernels
 PRODUCTS = ("CONVOLUTION", "DECONVOLUTION", "MATRIX_MULTIPLY")
 MOVES = ("IDENTITY", "SHUFFLE", "SQUEEZE", "UNSQUEEZE")  # copy values, change none
 QUANTIZED = ("Conv", "Gemm", "MatMul")  # operators that a plan quantizes if they have a weight
@@ -174,7 +173,7 @@ def compare_kernels(
     wanted = {node for node, found in product_operands(layers).items() if found.eight_bits == precision}
     if not wanted:
         return {"status": "not run", "reason": "the network multiplies no values in eight bits"}
-    having = {node for kernel in kernels if [KERNEL_TYPES.get(name) for name in kernel.operands].count(precision) > 1
+    having = {node for kernel in kernels if [name.lower() for name in kernel.operands].count(precision) > 1
               for node in kernel.nodes if node in wanted}
     flops, found = _flops(wanted, work), _flops(having, work)
     others = dict.fromkeys(item.module or item.node for item in work if item.node in wanted - having)

@@ -236,9 +236,10 @@ def test_work_that_no_layer_of_the_network_does_is_not_counted_as_half():
     ids=["TensorRT 10", "TensorRT 11"],
 )
 def test_the_inspectors_answer_is_read(schema):
-    layers = [{"Name": "__myl_mha_v2_0", "LayerType": "kgen"} | schema, {"Name": "conv", "Outputs": []}]
+    layers = [{"Name": "__myl_mha_v2_0", "LayerType": "kgen"} | schema, {"Name": "conv", "Outputs": []},
+              {"Name": "narrow", "Inputs": [{"Name": "x", "Format/Datatype": "Int8 NHWC"}], "Outputs": []}]
     seen = read_inspection(json.dumps({"Layers": layers}))
-    assert seen == {"status": "passed", "layers": 2, "half": 1, "fused_attention": 1}
+    assert seen == {"status": "passed", "layers": 3, "half": 1, "eight_bits": 1, "fused_attention": 1}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["conv", "relu"]}', '{"Layers": null}'])
