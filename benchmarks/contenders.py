@@ -15,7 +15,7 @@ from dpt_deploy.backends.device import NO_GPU, compute_capability
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.manifest import Artifact, Precision
 
-PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16")
+PRECISIONS: tuple[Precision, ...] = ("fp32", "fp16", "bf16", "int8", "fp8")
 
 @dataclass
 class Contender:

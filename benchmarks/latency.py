@@ -37,13 +37,15 @@ from benchmarks.timing import MAX_DRIFT, Timings, interleave, speedup
 from dpt_deploy import cli
 from dpt_deploy.cli.options import Json, Names, Size
 from dpt_deploy.core.bundle import Bundle
-from dpt_deploy.core.errors import first_line
+from dpt_deploy.core.errors import BadInput, first_line
 from dpt_deploy.core.verdict import StageId, StageKind, to_json
 from dpt_deploy.parity import Reference, compare, load_budget
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.reference import FILE
 
 PROG = "python benchmarks/latency.py"
+BUDGETS = {"fp32": "fp32", "int8": "int8", "fp8": "int8"}
+"""The budget of a row by its precision; fp16 for the others."""
 RENAMED = {"--frame": "--frame-size", "--only": "--contenders", "--seconds": "--max-seconds"}
 
 
@@ -52,7 +54,10 @@ class LatencyConfig:
     """Measure the latency from a frame to full-size maps, of every backend that can run here and of its peers."""
 
     bundle: Annotated[Path | None, tyro.conf.Positional] = None
-    """Bundle to time. Default: ViT-B at 384 with random weights, exported to engines/bench-vitb."""
+    """Bundle to time, in eight bits too if it has such graphs. Default: ViT-B at 384 with random weights, exported to
+    engines/bench-vitb."""
+    calibrate: Path | None = None
+    """Folder of images: the default bundle is also exported in INT8, with ranges measured on them."""
     frame_size: Size = (720, 1280)
     """Size of the frame [pixels]."""
     batch: int = 1
@@ -112,7 +117,11 @@ def main(config: LatencyConfig) -> int:
     """Exit status 0 if at least one contender ran, else 1."""
     if config.quick:
         config = dataclasses.replace(config, rounds=2, warm_up=1)
-    bundle = Bundle.open(config.bundle or vit_base_bundle())
+    if config.bundle and config.calibrate:
+        raise BadInput(f"--calibrate: expected no BUNDLE, because only the default one is exported here; received "
+                       f"{config.bundle}. Export it in INT8 first: python -m dpt_deploy.export best_model.pth "
+                       f"--precision int8 --calibrate {config.calibrate} --out {config.bundle}")
+    bundle = Bundle.open(config.bundle or vit_base_bundle(config.calibrate))
     chosen = [one for one in contenders(bundle)
               if not config.contenders or any(part in one.name for part in config.contenders)]
     result = measure(bundle, config, chosen)
@@ -263,7 +272,7 @@ def judge(bundle: Bundle, entries: Sequence[Entry]) -> dict[str, dict[str, Any]]
         identity = StageId(StageKind.BACKEND, "frame", precision, device=entry.contender.device, title=name)
         stage = compare(identity, entry.pipeline, reference, budget)
         verdicts[name] = {"parity": {
-            "status": stage.status, "budget": "fp32" if precision == "fp32" else "fp16",
+            "status": stage.status, "budget": BUDGETS.get(precision, "fp16"),
             "heads": to_json(stage)["heads"], "reasons": list(stage.reasons)[:6],
         }}
     return verdicts

@@ -60,7 +60,7 @@ class EvaluateConfig:
     backend: str | None = None
     """For a bundle: the backend; by default the best that runs here."""
     precision: str | None = None
-    """For a bundle: fp32, fp16 or bf16."""
+    """For a bundle: fp32, fp16, bf16, int8 or fp8; by default the one that the backend prefers, never eight bits."""
     normal_axes: str = AXES
     """How the files store the components of normals."""
     max_broken: int = 20

@@ -106,7 +106,8 @@ class Backend(abc.ABC):
         Args:
             bundle: Where to look.
             graph: "model" or "frame".
-            precision: The required precision. None leaves the choice to the backend.
+            precision: The required precision. None leaves the choice to the backend, but `load` then takes no graph or
+                engine in eight bits.
         """
 
     @abc.abstractmethod

@@ -23,6 +23,7 @@ from ..core.install import install_command
 from ..core.manifest import EIGHT_BITS, Artifact, Precision, PrecisionPlan
 from .base import Backend, Check, Refusal, SessionOptions, StageTask
 from .eight_bits import session_note, weights_only
+from .openvino_graph import prefer_convolution_kernel
 from .session import Session, host_array, reject_stream
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
@@ -31,7 +32,6 @@ NO_FP8 = "OpenVINO has no FP8 kernels on a CPU; it would round to FP8 and comput
 FP16_NOTE = "a second opinion on accuracy; FP16 overflow may give finite values in OpenVINO"
 CAPABILITIES = {"BF16": "bf16", "FP16": "fp16"}  # OpenVINO's names of the reduced precisions
 MATRIX_LAYERS = ("Convolution", "FullyConnected", "MatMul", "Deconvolution")
-MIN_IN_FEATURES = 3072  # larger linear layers are faster in the convolution kernel (docs/speed.md)
 
 
 class OpenVINO(Backend):
@@ -263,34 +263,6 @@ def _compile(core: Any, graph: Any, computes: str, options: dict[str, Any], fram
         _Part(core, openvino.Model(exits, [source, image], "network"), [*inputs, "image"], names, options),
         _Part(core, openvino.Model(ends, [source, *features], "after"), [*inputs, *names], outputs, full),
     ]
-
-
-def prefer_convolution_kernel(graph: Any, min_in_features: int = MIN_IN_FEATURES) -> int:
-    """Make OpenVINO compute linear layers of at least `min_in_features` inputs with its convolution kernel.
-
-    OpenVINO uses that kernel only to fuse a following activation, so this inserts a PReLU of slope one, which is
-    the identity even for infinities and NaN. Modifies the graph in place and returns the number of layers found.
-    A quantized layer is left alone: its weight is not a constant, but one that is dequantized.
-    """
-    from openvino import opset13
-
-    found = 0
-    for add in [node for node in graph.get_ordered_ops() if node.get_type_name() == "Add"]:
-        terms = {value.get_node().get_type_name(): value.get_node() for value in add.input_values()}
-        if set(terms) != {"MatMul", "Constant"}:
-            continue
-        product = terms["MatMul"]
-        in_features = product.get_input_partial_shape(0)[-1]
-        if product.input_value(1).get_node().get_type_name() != "Constant" or product.get_attributes()["transpose_a"]:
-            continue
-        if in_features.is_static and in_features.get_length() >= min_in_features:
-            readers = list(add.output(0).get_target_inputs())
-            slope = opset13.constant(np.ones(1, np.float32), add.get_output_element_type(0))
-            identity = opset13.prelu(add.output(0), slope)
-            for reader in readers:
-                reader.replace_source_output(identity.output(0))
-            found += 1
-    return found
 
 
 def _last_convolutions(convolutions: list[Any]) -> list[Any]:

@@ -7,11 +7,12 @@ import importlib
 import io
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, missing_package
 from ..core.version import __version__
-from . import Command, exit_on_error, needing
+from . import OURS, Command, exit_on_error, needing
 
 SHELLS = ("bash", "zsh")
 CLONE = Path(__file__).resolve().parents[2]
@@ -83,6 +84,20 @@ def load(row: Row) -> Command:
     """The command of a row; exits with status 2 if a package that it needs is missing."""
     with needing(row.extra):
         return importlib.import_module(_module(row.module)).COMMAND
+
+
+def training_module(name: str) -> ModuleType:
+    """A module of the training package, such as train.labelled, under the name that it has here.
+
+    Raises:
+        MissingPackage: A package that it needs is not installed.
+    """
+    try:
+        return importlib.import_module(_module(name))
+    except ImportError as error:
+        if (error.name or "").partition(".")[0] in OURS:
+            raise
+        raise missing_package(error.name or str(error), "train", "read labelled data") from error
 
 
 def _module(name: str) -> str:

@@ -45,9 +45,11 @@ def largest_share(values: Mapping[str, float], limits: Mapping[str, float]) -> f
 
 
 def held_to(stage: Stage, budget: Budget) -> Stage:
-    """Evaluate the stored metrics of a stage against another budget."""
+    """Evaluate the stored metrics of a stage against another budget: by the task's margins if the task decides."""
     if stage.status == "not run":
         return stage
+    if stage.by_task:
+        return _held_to_task(stage, budget)
     others = tuple(finding for finding in stage.findings if finding.metric is None)
     limits = limits_of(budget, stage.precision)
     # Only an earlier version of this package did not measure a metric that it is held to.
@@ -58,3 +60,17 @@ def held_to(stage: Stage, budget: Budget) -> Stage:
     findings = (*over, *(Finding(Fault.NOT_MEASURED, head, metric, detail=JUDGE_AGAIN)
                          for head, metric in sorted(missing)), *others)
     return dataclasses.replace(stage, status="failed" if findings else "passed", findings=findings)
+
+
+def _held_to_task(stage: Stage, budget: Budget) -> Stage:
+    """Evaluate a stage by the loss of the task. Distances to PyTorch FP32 do not count, invalid maps do."""
+    task = stage.task.held_to(budget["task"]) if stage.task is not None and "task" in budget else stage.task
+    over = [] if task is None else [
+        Finding(Fault.OVER_MARGIN, change.head, change.metric, change.high, change.margin,
+                detail=f"{change.change:.2g} on average over {change.images} images")
+        for change in task.changes if not change.passed
+    ]
+    if task is not None and not over and not task.passed:
+        over = [Finding(Fault.NOT_MEASURED, name="the loss of the task", detail="no metric has a margin")]
+    findings = (*over, *(finding for finding in stage.findings if finding.metric is None))
+    return dataclasses.replace(stage, status="failed" if findings else "passed", findings=findings, task=task)

@@ -14,10 +14,13 @@ from typing import Any, Literal
 
 from pydantic import TypeAdapter
 
+from .compared import Compared
 from .contract import Graph
 from .errors import Cause
 from .legacy import upgraded
 from .metrics import AT_LEAST
+from .plan import EIGHT_BITS
+from .task import TaskVerdict
 from .values import Number, Sha256, StrictBool, StrictFloat
 
 Status = Literal["passed", "failed", "not run"]
@@ -27,7 +30,7 @@ CHECKPOINT, REFERENCE = "the checkpoint", "PyTorch FP32"
 PRECISIONS = ("fp32", "bf16", "fp16", "int8", "fp8")
 
 Budget = dict[str, dict[str, dict[str, StrictFloat]]]
-"""Limits by precision ("fp32", "fp16", "int8"), head and metric."""
+"""Limits by precision ("fp32", "fp16", "int8"), head and metric. Under "task", the margins of the task's metrics."""
 
 
 class StageKind(StrEnum):
@@ -70,6 +73,8 @@ class Fault(StrEnum):
     """The kind of a finding."""
 
     OVER_BUDGET = "over budget"
+    OVER_MARGIN = "over margin"
+    """The task's loss: `value` is the upper end of the interval, `bound` the margin."""
     NOT_FINITE = "not finite"
     NO_OUTPUT = "no output"
     WRONG_SHAPE = "wrong shape"
@@ -107,6 +112,11 @@ class Finding:
             case Fault.OVER_BUDGET:
                 value = f"{self.value:.5f}" if self.metric in AT_LEAST else f"{self.value:.3g}"
                 return f"{self.head} {self.metric} {value}, budget {self.bound:.3g}, worst image {self.image}"
+            case Fault.OVER_MARGIN if math.isnan(self.value):
+                return f"{self.head} {self.metric} against truth is not a number"
+            case Fault.OVER_MARGIN:
+                return (f"{self.head} {self.metric} against truth may be worse by {self.value:.3g} (95 % interval; "
+                        f"{self.detail}), margin {self.bound:.3g}")
             case Fault.NOT_FINITE:
                 return f"{where}{self.name} is NaN or Inf in {self.value:.1%} of its values"
             case Fault.NO_OUTPUT:
@@ -128,29 +138,6 @@ class Finding:
                 return f"{self.name} is in the graph but not in the checkpoint"
             case _:
                 return where + self.detail
-
-
-@dataclass(frozen=True)
-class Compared:
-    """How much a stage compared."""
-
-    images: int = 0
-    """Parity inputs whose maps were measured."""
-    heads: int = 0
-    """Heads that were measured."""
-    pixels: int = 0
-    """Pixels that were measured, summed over images and heads. Depth and normals count in the foreground."""
-    tensors: int = 0
-    """Weight tensors, for a stage that compares weights."""
-
-    def __post_init__(self) -> None:
-        if min(self.images, self.heads, self.pixels, self.tensors) < 0:
-            raise ValueError(f"expected counts from 0, received {self}")
-
-    @property
-    def nothing(self) -> bool:
-        """Whether nothing was compared."""
-        return not self.tensors and not (self.images and self.heads and self.pixels)
 
 
 @dataclass(frozen=True)
@@ -179,6 +166,10 @@ class Stage:
     """Judged by an earlier run with the same file and reference."""
     compared: Compared | None = None
     """How much was compared. None if it was not run, or judged by a version that did not count."""
+    task: TaskVerdict | None = None
+    """Eight bits with labelled data: what decides in place of the distances to PyTorch FP32."""
+    frame_decides: StrictBool = False
+    """Model graph in eight bits with labelled data: the frame graph, with the same network, is judged by the task."""
     unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
     """Keys of a newer version in the manifest that the stage was read from. They are written again."""
 
@@ -190,6 +181,16 @@ class Stage:
     def passed(self) -> bool:
         """Whether it ran without a finding."""
         return self.status == "passed"
+
+    @property
+    def eight_bits(self) -> bool:
+        """Whether it judges the maps of a graph or an engine in eight bits."""
+        return self.precision in EIGHT_BITS and self.id.kind is not StageKind.WEIGHTS
+
+    @property
+    def by_task(self) -> bool:
+        """Whether the loss of the task decides and the distances to PyTorch FP32 are only shown."""
+        return self.task is not None or self.frame_decides
 
     @property
     def name(self) -> str:
@@ -280,7 +281,8 @@ class ParityReport:
         if wanted and precision != "fp32":  # half precision did not introduce an error that FP32 has too
             graphs = ("model", "frame") if graph == "frame" else ("model",)
             wanted += [(StageKind.GRAPH, this, "fp32") for this in graphs]
-        ran = {(s.id.kind, s.id.graph, s.precision): s for s in self.stages if s.status != "not run"}
+        ran = {(s.id.kind, s.id.graph, s.precision): s for s in self.stages
+               if s.status != "not run" and not s.frame_decides}
         return [ran[key] for key in wanted if key in ran]
 
     @property
@@ -300,6 +302,11 @@ class ParityReport:
         tail = f"; {len(self.not_run)} not run" if self.not_run else ""
         if earlier := sum(stage.earlier for stage in self.stages):
             tail += f"; {earlier} judged earlier"
+        ran_in_eight = [stage for stage in self.stages if stage.eight_bits and stage.status != "not run"]
+        if by_task := sum(stage.task is not None for stage in ran_in_eight):
+            tail += f"; {by_task} in eight bits judged by the loss of the task"
+        if by_distance := sum(not stage.by_task for stage in ran_in_eight):
+            tail += f"; {by_distance} in eight bits judged by distance alone"
         if self.budget_file != "default":
             tail += f"; budget taken from {self.budget_file}"
         if self.quick:

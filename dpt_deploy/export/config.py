@@ -86,8 +86,11 @@ class ExportConfig:
     """For int8: weights use 7 of the 8 bits. For processors without VNNI, where sums of full range saturate."""
     data_root: Path | None = None
     """For int8 and fp8: labelled data as for training; the verdict is then the change of the task metrics."""
-    data_images: Count = 64
-    """Use at most this many samples of --data-root, evenly spaced."""
+    data_images: Count = 128
+    """Use at most this many samples of --data-root, evenly spaced: half of them for the search, the others for the
+    verdict."""
+    normal_axes: Name | None = None
+    """How the files of --data-root store the components of normals. Default: as in the training."""
 
     @property
     def rest_type(self) -> Literal["fp32", "fp16"]:

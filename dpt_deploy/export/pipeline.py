@@ -13,18 +13,21 @@ from pathlib import Path
 from typing import Any
 
 from ..build import build_engines
+from ..cli.commands import training_module
 from ..core import manifest
 from ..core.bundle import Bundle, Recipe
 from ..core.contract import Contract
 from ..core.errors import BadInput, BuildError
 from ..core.files import locked
 from ..core.manifest import EIGHT_BITS, Assumption, Manifest, PrecisionPlan, PrecisionRecord
+from ..core.task import FEWEST
 from ..core.verdict import ParityReport, Stage
 from ..core.version import __version__
 from ..model import Checkpoint, MultiTaskDPT, load_model, read_checkpoint
 from ..parity import judge, load_budget
 from ..parity.judge import WorstMaps
 from ..parity.reference import FILE, Reference
+from ..parity.task_loss import Labelled, Part
 from ..report import write_report
 from ..report.model_card import reset_model_card
 from .config import ExportConfig, check_options
@@ -72,20 +75,22 @@ def export_checkpoint(
     model = _load(checkpoint, config)
     contract = _contract(checkpoint, model, config)
     plan = _requested_plan(model, config)
+    labelled = _labelled(checkpoint, contract, config, say)
     folder = config.out or Path("engines") / checkpoint.path.stem
     with locked(folder, create=True):
-        return _export(folder, checkpoint, model, contract, inputs, plan, config, say, command)
+        return _export(folder, checkpoint, model, contract, inputs, plan, config, say, command, labelled)
 
 
 def _export(
     folder: Path, checkpoint: Checkpoint, model: MultiTaskDPT, contract: Contract, inputs: ParityInputs,
     plan: PrecisionPlan, config: ExportConfig, say: Callable[[str], None], command: str,
+    labelled: tuple[Labelled, Labelled] | None,
 ) -> tuple[Bundle, ParityReport]:
     bundle = Bundle.create(folder, _manifest(folder, checkpoint, model, contract, config, command), reset_model_card)
     inputs.record(bundle)
     _keep_earlier(bundle, config)
     try:
-        report, failure = _fill(bundle, model, contract, inputs.inputs, plan, config, say, command)
+        report, failure = _fill(bundle, model, contract, inputs.inputs, plan, config, say, command, labelled)
     except Exception:
         # After an interrupt, the next run reuses the files. After an error, a new bundle would look like a whole one.
         if bundle.previous is None:
@@ -98,10 +103,11 @@ def _export(
 
 def _fill(
     bundle: Bundle, model: MultiTaskDPT, contract: Contract, inputs: list[ParityInput], plan: PrecisionPlan,
-    config: ExportConfig, say: Callable[[str], None], command: str,
+    config: ExportConfig, say: Callable[[str], None], command: str, labelled: tuple[Labelled, Labelled] | None,
 ) -> tuple[ParityReport, BuildError | None]:
     """Make all files of the bundle, judge them and write the report. Also returns why engines could not be built."""
     worst = WorstMaps()
+    searched, judged = labelled or (None, None)
     with _network_ahead(bundle, model, contract, config.opset) as finish_network:
         reference = _make_reference(bundle, model, contract, inputs, say)
         if config.precision in EIGHT_BITS:
@@ -113,7 +119,7 @@ def _fill(
         half_plan = FP32 if config.precision in EIGHT_BITS else record.plan
         processing = _export_graphs(bundle, model, contract, half_plan, config.opset, finish_network, say)
     if config.precision in EIGHT_BITS:
-        export_eight_bits(bundle, model, plan, config, processing, _graph_key, say)
+        export_eight_bits(bundle, model, plan, config, processing, _graph_key, say, searched)
     _remove_outdated_graphs(bundle)
     stages = _judge_with_torch(bundle, model, record)
     failure = None
@@ -122,7 +128,7 @@ def _fill(
     except BuildError as error:
         say(f"failed   {error}")
         failure = error
-    judgement = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), worst)
+    judgement = judge(bundle, config.budget, stages, lambda name: say(f"judging  {name}"), worst, judged)
     write_report(bundle, judgement.report, judgement.exhibits, command)
     return judgement.report, failure
 
@@ -306,6 +312,24 @@ def _found_plan(record: PrecisionRecord, requested: PrecisionPlan, reference: Re
         return []
     reason = f"found by a search on {len(reference.cases)} parity inputs"
     return [Assumption(fact="fp32_modules", value=found, reason=reason, option="--fp32-modules")]
+
+
+def _labelled(
+    checkpoint: Checkpoint, contract: Contract, config: ExportConfig, say: Callable[[str], None]
+) -> tuple[Labelled, Labelled] | None:
+    """The images of --data-root in two halves: for the search and for the verdict. None without the option."""
+    if config.data_root is None:
+        return None
+    axes = config.normal_axes or checkpoint.training.get("config", {}).get("normal_axes")
+    options = {"normal_axes": axes} if axes else {}
+    data = training_module("train.labelled").open_labelled(
+        config.data_root, contract, checkpoint.training, count=config.data_images, max_pixels=config.max_pixels,
+        say=say, **options)
+    if len(data) < 2 * FEWEST:
+        raise BadInput(f"--data-root {config.data_root}: expected at least {2 * FEWEST} labelled samples, half for the "
+                       f"search and half for the verdict, received {len(data)}. Add samples, or omit the option to "
+                       "judge by the distance to FP32.")
+    return Part(data, range(0, len(data), 2)), Part(data, range(1, len(data), 2))
 
 
 def _requested_plan(model: MultiTaskDPT, config: ExportConfig) -> PrecisionPlan:

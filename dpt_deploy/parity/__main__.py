@@ -13,15 +13,18 @@ from ..core.errors import BadInput
 with cli.needing("cli"):
     import tyro
 
-    from ..cli.options import Count, Json
+    from ..cli.commands import training_module
+    from ..cli.options import Count, Json, Name
     from ..core.bundle import SKIPPED_IMAGES, Bundle
     from ..core.files import locked
     from ..core.image_files import MAX_PIXELS
+    from ..core.plan import EIGHT_BITS
     from ..core.verdict import Stage
     from ..report import write_report
     from ..report.terminal import print_outcome, skipped_images
     from .compare import load_budget
     from .judge import WorstMaps, judge
+    from .task_loss import Labelled, Part
 
 PROG = "python -m dpt_deploy.parity"
 
@@ -43,6 +46,13 @@ class ParityConfig:
     outputs for --images."""
     budget: Path | None = None
     """JSON file with other parity budgets."""
+    data_root: Path | None = None
+    """Labelled data as for training: graphs and engines in eight bits are judged by the change of the task metrics."""
+    data_images: Count = 128
+    """Use at most this many samples of --data-root, evenly spaced. Every second one gives the verdict; the others are
+    left out, because an export with the same options chooses its plan by them."""
+    normal_axes: Name | None = None
+    """How the files of --data-root store the components of normals. Default: as in the training."""
     json: Json = False
 
 
@@ -61,9 +71,10 @@ def main(config: ParityConfig) -> int:
 def _judge(config: ParityConfig) -> int:
     bundle = Bundle.open(config.bundle)
     log = (lambda line: None) if config.json else print
+    labelled = _labelled(bundle, config, log)
     worst = WorstMaps()
     judged = _judge_with_pytorch(bundle, config, log, worst) if config.checkpoint is not None else []
-    judgement = judge(bundle, config.budget, judged, lambda name: log(f"judging  {name}"), worst)
+    judgement = judge(bundle, config.budget, judged, lambda name: log(f"judging  {name}"), worst, labelled)
     report = judgement.report
     write_report(bundle, report, judgement.exhibits, cli.command_line(PROG))
     skipped = skipped_images(bundle)
@@ -72,6 +83,22 @@ def _judge(config: ParityConfig) -> int:
     else:
         print_outcome(bundle, report, [])
     return 0 if report.passed and not (skipped and config.images) else 1
+
+
+def _labelled(bundle: Bundle, config: ParityConfig, log: Callable[[str], None]) -> Labelled | None:
+    """The images of --data-root that give the verdict; None without the option."""
+    if config.data_root is None:
+        return None
+    if not any(bundle.find(kind, precision=precision) for kind in ("onnx", "engine") for precision in EIGHT_BITS):
+        raise BadInput("--data-root: expected a bundle with a graph or an engine in eight bits, received "
+                       f"{bundle.folder} without any. Export with --precision int8 or fp8, or omit the option.")
+    training = bundle.manifest.training
+    axes = config.normal_axes or training.get("config", {}).get("normal_axes")
+    options = {"normal_axes": axes} if axes else {}
+    data = training_module("train.labelled").open_labelled(
+        config.data_root, bundle.contract, training, config.data_images, max_pixels=config.max_pixels, say=log,
+        **options)
+    return Part(data, range(1, len(data), 2))
 
 
 def _judge_with_pytorch(

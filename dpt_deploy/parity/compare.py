@@ -16,6 +16,7 @@ from ..core.contract import HEADS, Graph
 from ..core.errors import BadInput, DptError
 from ..core.exhibit import Exhibit
 from ..core.files import existing_file
+from ..core.task import TASK
 from ..core.values import parse_json
 from ..core.verdict import (
     LEVELS,
@@ -30,6 +31,7 @@ from .reference import Case, Reference
 
 LARGEST = 1e30  # limit of a budget
 NO_REFERENCE = "the reference has no such map"
+EIGHT_BIT_KEYS = ("int8", "task")  # of a budget
 DEFAULT_BUDGET = Path(__file__).parent / "budget.json"
 
 # run(batch) -> outputs, both with a batch axis
@@ -40,8 +42,9 @@ def load_budget(path: Path | None) -> tuple[Budget, str]:
     """Read a budget, by default the project's own. Returns it with its name for reports.
 
     A budget limits each head in fp32, in fp16, whose limits also apply to bf16, and in int8, whose limits also apply to
-    fp8. A file without int8 takes the project's own limits for it. Raises `BadInput` if the budget is incomplete,
-    because metrics without a limit would always pass.
+    fp8; under task it has the margins of the task's metrics, for eight bits with labelled data. A file without int8 or
+    task takes the project's own limits for it. Raises `BadInput` if the budget is incomplete, because metrics without a
+    limit would always pass.
     """
     path = existing_file(path, "a budget file (JSON)") if path else DEFAULT_BUDGET
     try:
@@ -53,22 +56,24 @@ def load_budget(path: Path | None) -> tuple[Budget, str]:
     if why:
         raise BadInput(f"{path}: expected a budget with limits for {', '.join(HEADS)} in fp32 and in fp16 (bf16 is "
                        f"held to fp16's), but {why}. Start from a copy of {DEFAULT_BUDGET}.")
-    if "int8" not in budget:  # written for a version that had no eight bits
-        budget["int8"] = parse_json(DEFAULT_BUDGET.read_text(encoding="utf-8"))["int8"]
+    if missing := [key for key in EIGHT_BIT_KEYS if key not in budget]:  # written for a version without eight bits
+        defaults = parse_json(DEFAULT_BUDGET.read_text(encoding="utf-8"))
+        budget |= {key: defaults[key] for key in missing}
     return budget, "default" if path == DEFAULT_BUDGET else path.name
 
 
 def _budget_fault(budget: Any) -> str | None:
     """What is wrong with a budget, or None."""
-    precisions = ("fp32", "fp16", "int8")
-    required = precisions if not isinstance(budget, dict) or "int8" in budget else precisions[:2]
+    optional = [key for key in EIGHT_BIT_KEYS if not isinstance(budget, dict) or key in budget]
+    required = ("fp32", "fp16", *optional)
     if fault := _keys_fault(budget, required, "it", every=True):
         return fault
     for precision in required:
         if fault := _keys_fault(budget[precision], HEADS, precision, every=True):
             return fault
         for head, limits in budget[precision].items():
-            if fault := _keys_fault(limits, metrics.PARITY[head], f"{precision}.{head}", every=False):
+            known = (TASK if precision == "task" else metrics.PARITY)[head]
+            if fault := _keys_fault(limits, known, f"{precision}.{head}", every=False):
                 return fault
             for metric, limit in limits.items():
                 if isinstance(limit, bool) or not isinstance(limit, int | float) or not abs(limit) < LARGEST:

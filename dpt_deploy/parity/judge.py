@@ -10,12 +10,11 @@ from pathlib import Path
 import numpy as np
 
 from .. import backends
-from ..backends import Session, StageTask, device
+from ..backends import StageTask
 from ..core.budget import held_to
 from ..core.bundle import Bundle
 from ..core.errors import BackendError, BadBundle, Cause, DptError, MissingPackage
 from ..core.exhibit import Exhibit
-from ..core.manifest import ShapeRange
 from ..core.verdict import (
     Budget,
     Fault,
@@ -28,8 +27,11 @@ from ..core.verdict import (
     not_run,
 )
 from ..runtime import load
-from .compare import Run, compare, load_budget
+from .compare import compare, load_budget
+from .eight_bits import TaskJudge, decided, with_earlier_task
 from .reference import FILE, Reference
+from .sessions import fits, open_session, split_batches
+from .task_loss import Labelled, check_enough
 
 NEED_PYTORCH = (StageKind.WEIGHTS, StageKind.PYTORCH)
 
@@ -59,8 +61,12 @@ class WorstMaps:
 def judge(
     bundle: Bundle, budget_file: Path | None = None, judged: Iterable[Stage] = (),
     progress: Callable[[str], None] = lambda name: None, worst: WorstMaps | None = None,
+    labelled: Labelled | None = None,
 ) -> Judgement:
     """Judge every stage that can run on this machine.
+
+    Frame graphs in eight bits are judged by the loss of the task if `labelled` is given, or if an earlier run judged
+    the same file so; then the distances to PyTorch FP32 are measured and do not decide. Otherwise the distances decide.
 
     Other stages are copied from the bundle's last report if their file and the reference are unchanged: those
     that need PyTorch, unless listed in `judged`, and those on a GPU if none is visible. They are marked as
@@ -72,21 +78,25 @@ def judge(
         judged: Stages that the caller has already judged.
         progress: Called with the name of each stage before it runs.
         worst: The exhibits of the stages in `judged`.
+        labelled: Images with ground truth, of the network's input size.
 
     Raises:
         BadBundle: The bundle has no reference.
-        BadInput: The budget is not valid.
+        BadInput: The budget is not valid, or there are too few labelled images, or one cannot be read.
     """
     budget, budget_name = load_budget(budget_file)
     reference, digest = load_reference(bundle)
     worst = worst or WorstMaps()
-    stages = list(judged)
-    for task in stage_tasks(bundle):
+    if labelled is not None:
+        check_enough(labelled)
+    stages, tasks = list(judged), stage_tasks(bundle)
+    by_task = TaskJudge(bundle, tasks, reference, budget, labelled, progress) if labelled is not None else None
+    for task in tasks:
         progress(str(task.id))
-        stages.append(_judge(bundle, task, reference, budget, worst))
+        stages.append(_judge(bundle, task, reference, budget, worst, by_task))
     progress(str(_steps_id(bundle)))
     stages.append(_judge_steps(bundle, reference, budget, worst))
-    stages = _with_earlier(bundle, stages, digest, budget)
+    stages = decided(_with_earlier(bundle, stages, digest, budget), budget)
     inputs = tuple(case.name for case in reference.cases)
     assumed = tuple(map(str, bundle.manifest.assumed))
     report = ParityReport(tuple(in_order(stages)), budget, budget_name, inputs, digest,
@@ -116,11 +126,13 @@ def load_reference(bundle: Bundle) -> tuple[Reference, str]:
     return Reference.load(bundle.path(found[0]), bundle.contract), found[0].sha256
 
 
-def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget, worst: WorstMaps) -> Stage:
+def _judge(
+    bundle: Bundle, task: StageTask, reference: Reference, budget: Budget, worst: WorstMaps, by_task: TaskJudge | None
+) -> Stage:
     """Judge one task. It is not run if its backend cannot run on this machine, and fails on any other error."""
     digest = task.artifact.sha256
     try:
-        session = _open(bundle, task, reference)
+        session = open_session(bundle, task, reference)
     except (MissingPackage, BackendError) as error:
         if isinstance(error, BackendError) and task.must_open:
             return _refused(task.id, error, digest)
@@ -129,25 +141,13 @@ def _judge(bundle: Bundle, task: StageTask, reference: Reference, budget: Budget
         return _refused(task.id, error, digest)
     notes = task.notes
     cases = reference.without_adversarial() if task.images_only else reference
-    if task.profile and (outside := [c for c in cases.cases if not _fits(c.input(task.id.graph).shape, task.profile)]):
+    if task.profile and (outside := [c for c in cases.cases if not fits(c.input(task.id.graph).shape, task.profile)]):
         cases = cases.only(case for case in cases.cases if not any(case is other for other in outside))
         notes += (f"not judged on {', '.join(case.name for case in outside)}: outside the engine's profile",)
     with session:
-        return compare(task.id, _split_batches(session, task.profile), cases, budget, digest, notes, worst)
-
-
-def _open(bundle: Bundle, task: StageTask, reference: Reference) -> Session:
-    """Open the task's session after cheaper checks."""
-    refusal = None
-    images = reference.without_adversarial().cases
-    if task.id.device == "gpu" and device.compute_capability() is None:
-        refusal = BackendError(device.NO_GPU, Cause.NO_GPU)
-    elif task.profile and not any(_fits(case.input(task.id.graph).shape, task.profile) for case in images):
-        refusal = BackendError("no image has a size within the engine's profile", Cause.OUTSIDE_PROFILE)
-    if refusal is not None:
-        bundle.path(task.artifact)  # a damaged file fails even if it cannot run here
-        raise refusal
-    return task.open()
+        run = split_batches(session, task.profile)
+        stage = compare(task.id, run, cases, budget, digest, notes, worst)
+        return by_task(stage, task, run) if by_task is not None else stage
 
 
 def _refused(stage: StageId, error: DptError, digest: str | None) -> Stage:
@@ -183,36 +183,17 @@ def _judge_steps(bundle: Bundle, reference: Reference, budget: Budget, worst: Wo
         return compare(stage, run, cases, budget, runtime.artifact.sha256, on_exhibit=worst)
 
 
-def _fits(shape: tuple[int, ...], profile: ShapeRange) -> bool:
-    """Whether a profile accepts an input of this shape without the batch axis."""
-    return all(a <= size <= b for a, size, b in zip(profile.min[1:], shape, profile.max[1:], strict=True))
-
-
-def _split_batches(session: Session, profile: ShapeRange | None) -> Run:
-    """`session.run` for batches of any size: splits large batches and pads small ones."""
-    (input_name,) = session.inputs
-    smallest = profile.min[0] if profile else 1
-
-    def run(batch: np.ndarray) -> dict[str, np.ndarray]:
-        largest = session.largest_batch(batch.shape[1:3]) or len(batch)
-        pieces = []
-        for start in range(0, len(batch), largest):
-            piece = batch[start : start + largest]
-            padded = np.concatenate([piece, *[piece[-1:]] * max(0, smallest - len(piece))])
-            outputs = session.run({input_name: padded})
-            pieces.append({key: value[: len(piece)] for key, value in outputs.items()} if smallest > 1 else outputs)
-        if len(pieces) == 1:
-            return pieces[0]
-        return {key: np.concatenate([piece[key] for piece in pieces]) for key in pieces[0]}
-
-    return run
-
-
 def _with_earlier(bundle: Bundle, stages: list[Stage], reference: str, budget: Budget | None) -> list[Stage]:
-    """Replace or add the stages that cannot be judged now by those of the last report."""
+    """Replace or add the stages that cannot be judged now by those of the last report.
+
+    Stages in eight bits that the last report judged by the task keep its verdict.
+    """
     last = bundle.last_report()
     if last is None:
         return stages
+    if budget is not None:
+        known = {stage.id: stage for stage in last.stages}
+        stages = [with_earlier_task(stage, known.get(stage.id), budget) for stage in stages]
     hashes = {artifact.file: artifact.sha256 for artifact in bundle.artifacts}
     now = {stage.id: stage.id for stage in stages}
     without_gpu = {stage.id for stage in stages if stage.cause is Cause.NO_GPU}

@@ -53,7 +53,7 @@ class PredictConfig:
     graph: Graph = "frame"
     """frame: resize inside the graph. model: resize outside of it. The maps are the same."""
     precision: Precision | None = None
-    """Precision of the graph. Default: the one that the backend prefers."""
+    """Precision of the graph. Default: the one that the backend prefers, never int8 or fp8."""
     threads: Count | None = None
     """CPU threads per operator."""
     look: Look = "panel"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 from ..core.metrics import AT_LEAST
 from ..core.verdict import Stage
@@ -18,6 +19,11 @@ SUMMARY_COLUMNS = (  # head, metric, title
     ("depth", "abs_rel", "AbsRel"), ("depth", "p99.9", "depth p99.9"), ("normals", "mean", "normals [deg]"),
     ("normals", "p99", "normals p99 [deg]"), ("alpha", "max", "alpha max"), ("alpha", "iou", "IoU"),
 )
+TASK_TITLES = {
+    "depth": {"abs_rel": "AbsRel"}, "normals": {"mean": "mean [deg]"}, "alpha": {"iou": "IoU", "mae": "MAE"},
+}
+TASK_COLUMNS = ("metric", "FP32", "eight bits", "change, 95 % interval", "margin", "verdict")
+POSITIVE = "A positive change is worse. A metric passes if its whole interval is at most the margin."
 
 
 def number(value: float) -> str:
@@ -78,3 +84,44 @@ def _count(number: int, what: str) -> str:
 def stage_status(stage: Stage) -> str:
     """The status of a stage, and whether an earlier run judged it."""
     return f"{stage.status}, judged earlier" if stage.earlier else stage.status
+
+
+class TaskRow(NamedTuple):
+    """A row of the table of the task's loss, by `TASK_COLUMNS`."""
+
+    metric: str
+    before: str
+    after: str
+    change: str
+    margin: str
+    verdict: str
+
+
+def task_rows(stage: Stage) -> list[TaskRow]:
+    """The table of the task's loss of a stage; empty if the task was not judged."""
+    return [
+        TaskRow(
+            f"{HEAD_TITLES[change.head]} {TASK_TITLES[change.head][change.metric]}", f"{change.before:.4g}",
+            f"{change.after:.4g}", f"{change.change:+.2g} ({change.low:+.2g} to {change.high:+.2g})",
+            "none" if change.margin is None else f"{change.margin:g}",
+            "failed" if not change.passed else "passed" if change.margin is not None else "shown only",
+        )
+        for change in (stage.task.changes if stage.task is not None else ())
+    ]
+
+
+def judged_by(stage: Stage) -> str:
+    """What decides on a stage in eight bits that ran; "" for any other."""
+    if not stage.eight_bits or stage.status == "not run":
+        return ""
+    if stage.task is not None:
+        return "judged by the loss of the task"
+    return "judged by the task of the frame graph" if stage.frame_decides else "judged by distance alone"
+
+
+def task_sentence(stage: Stage) -> str:
+    """What the task was judged on; "" if it was not."""
+    if stage.task is None:
+        return ""
+    against = f", against {stage.task.against}" if stage.task.against else ""
+    return f"{stage.task.judged_on[0].upper()}{stage.task.judged_on[1:]}{against}, {stage.task.resamples} resamples"

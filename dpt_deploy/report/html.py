@@ -20,8 +20,21 @@ from ..core.exhibit import Exhibit
 from ..core.manifest import Artifact
 from ..core.verdict import Fault, ParityReport, Stage
 from .colours import colour_alpha, colour_depth, colour_error, colour_normals, depth_range
-from .formatting import ERROR_UNITS, HEAD_TITLES, METRIC_TITLES, budget_share, compared, metric_value, number
-from .plots import line_colours, quantile_plot
+from .formatting import (
+    ERROR_UNITS,
+    HEAD_TITLES,
+    METRIC_TITLES,
+    POSITIVE,
+    TASK_COLUMNS,
+    budget_share,
+    compared,
+    judged_by,
+    metric_value,
+    number,
+    task_rows,
+    task_sentence,
+)
+from .plots import backend_colours, line_colours, quantile_plot, trials_plot
 from .templates import html_environment
 from .terminal import skipped_images
 
@@ -30,6 +43,7 @@ if TYPE_CHECKING:
 
 MAX_REASONS = 12
 MAX_PICTURE = 400  # longest side [pixels]
+MEASURED = (Fault.OVER_BUDGET, Fault.OVER_MARGIN)  # findings on maps that are valid
 MAX_LINE = 90  # of a dict that is shown as a line [characters]
 
 
@@ -74,9 +88,12 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
         heads=[head for head in HEADS if any(head in stage.heads for stage in report.stages)],
         titles=HEAD_TITLES, units=ERROR_UNITS,
         metrics=lambda stage, head: stage_metrics(stage, head, limits_of(report.budget, stage.precision)),
-        has_invalid_answer=_has_invalid_answer, compared=compared,
+        has_invalid_answer=_has_invalid_answer, compared=compared, judged_by=judged_by,
+        eight_bits=[stage for stage in report.stages if judged_by(stage)], task_rows=task_rows,
+        task_columns=TASK_COLUMNS, task_sentence=task_sentence, positive=POSITIVE,
         plots={head: plot for head, plot in plots.items() if plot}, legend=line_colours(drawn),
-        unpictured=_unpictured(report, exhibits),
+        unpictured=_unpictured(report, exhibits), trials_plot=trials_plot,
+        backend_colours=backend_colours,
         exhibits=[(exhibits[head], exhibit_pictures(exhibits[head])) for head in HEADS if head in exhibits],
         graphs=_engines_by_graph(bundle), orphans=_engines_without_graph(bundle),
         created=re.sub(r"T(\d\d:\d\d).*", r" \1 UTC", bundle.manifest.created),
@@ -93,7 +110,10 @@ def environment() -> Environment:
 
 
 def stage_metrics(stage: Stage, head: str, limits: Mapping[str, Mapping[str, float]]) -> list[Metric]:
-    """The metrics of a head that have a budget; if none has, the first one that was measured."""
+    """The metrics of a head that have a budget; if none has, the first one that was measured.
+
+    They come without the budget if the loss of the task decides.
+    """
     values, bounds, titles = stage.heads.get(head, {}), limits.get(head, {}), METRIC_TITLES[head]
     if not values:
         return []
@@ -101,7 +121,7 @@ def stage_metrics(stage: Stage, head: str, limits: Mapping[str, Mapping[str, flo
     for metric in [metric for metric in titles if metric in bounds] or list(titles)[:1]:
         value, bound = values.get(metric, math.nan), bounds.get(metric)
         title, text = titles[metric], metric_value(metric, value) if metric in values else "not measured"
-        if bound is None:
+        if bound is None or stage.by_task:
             found.append(Metric(title, text, None))
         else:
             share = share_of_budget(metric, value, bound)
@@ -192,7 +212,7 @@ def _unpictured(report: ParityReport, exhibits: Mapping[str, Exhibit]) -> list[s
 
 def stage_share(stage: Stage, head: str, report: ParityReport) -> float:
     """The largest share of its budget that a metric of `head` uses in a stage. Infinite for an invalid map."""
-    if any(finding.head == head and finding.fault is not Fault.OVER_BUDGET for finding in stage.findings):
+    if any(finding.head == head and finding.fault not in MEASURED for finding in stage.findings):
         return math.inf
     if head not in stage.heads:
         return -math.inf
@@ -201,7 +221,7 @@ def stage_share(stage: Stage, head: str, report: ParityReport) -> float:
 
 def _has_invalid_answer(stage: Stage, head: str) -> bool:
     """Whether a stage failed for `head` in another way than by a number that is out of budget."""
-    return any(finding.fault is not Fault.OVER_BUDGET for finding in stage.findings_of(head))
+    return any(finding.fault not in MEASURED for finding in stage.findings_of(head))
 
 
 def _engines_by_graph(bundle: Bundle) -> list[tuple[Artifact, list[Artifact]]]:

@@ -12,7 +12,17 @@ from ..core.bundle import MODEL_CARD, Bundle
 from ..core.files import write_text
 from ..core.manifest import Artifact
 from ..core.verdict import ParityReport
-from .formatting import SUMMARY_COLUMNS, compared, metric_cell, stage_status
+from .formatting import (
+    POSITIVE,
+    SUMMARY_COLUMNS,
+    TASK_COLUMNS,
+    compared,
+    judged_by,
+    metric_cell,
+    stage_status,
+    task_rows,
+    task_sentence,
+)
 from .templates import Markdown, markdown_environment
 from .terminal import skipped_images
 
@@ -64,6 +74,8 @@ def render_model_card(bundle: Bundle, report: ParityReport | None, hand_written:
         heads=_list(bundle.contract.heads), training=_flat(bundle.manifest.training),
         columns=[c for c in SUMMARY_COLUMNS if any(c[1] in stage.heads.get(c[0], {}) for stage in stages)],
         metric_cell=metric_cell, stage_status=stage_status, compared=compared, value_range=_value_range,
+        eight_bits=[stage for stage in stages if judged_by(stage)], judged_by=judged_by, task_rows=task_rows,
+        task_columns=TASK_COLUMNS, task_sentence=task_sentence, positive=POSITIVE,
         max_reasons=MAX_REASONS, skipped=skipped_images(bundle),
         latency=_measured_latency(bundle), marker=Markdown(HAND_WRITTEN_MARKER), hand_written=Markdown(hand_written),
     )

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Any
 from ..core.bundle import REPORT_HTML, SKIPPED_IMAGES, Bundle
 from ..core.manifest import Artifact, EngineDetails, GraphDetails
 from ..core.verdict import ParityReport, Stage
-from .formatting import SUMMARY_COLUMNS, compared_images, metric_cell, stage_status
+from .formatting import (
+    POSITIVE,
+    SUMMARY_COLUMNS,
+    TASK_COLUMNS,
+    compared_images,
+    judged_by,
+    metric_cell,
+    stage_status,
+    task_rows,
+    task_sentence,
+)
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -60,6 +70,7 @@ def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterabl
                        compared_images(stage),
                        *(metric_cell(stage, head, metric) for head, metric, _ in columns))
     console.print(stages)
+    _print_eight_bits(console, report)
     for stage in (*report.failed, *report.not_run):
         console.print(Text(_reasons(stage)))
     for line in (f"report   {bundle.folder / REPORT_HTML}", *(f"time it  {line}" for line in timing_commands)):
@@ -76,6 +87,24 @@ def skipped_images(bundle: Bundle) -> list[str]:
     """The images of --images that could not be read when the reference was made, one line each."""
     found = bundle.manifest.options.get(SKIPPED_IMAGES)
     return [str(line) for line in found] if isinstance(found, list) else []
+
+
+def _print_eight_bits(console: Console, report: ParityReport) -> None:
+    """How each stage in eight bits was judged, and the table of the task's loss."""
+    from rich.table import Table
+    from rich.text import Text
+
+    for stage in (stage for stage in report.stages if judged_by(stage)):
+        sentence = task_sentence(stage)
+        console.print(Text(f"{stage.name}: {judged_by(stage)}{f'. {sentence}' if sentence else ''}"), soft_wrap=True)
+        if stage.task is None:
+            continue
+        table = Table(*TASK_COLUMNS, padding=0, show_edge=False)
+        for row in task_rows(stage):
+            table.add_row(*map(Text, row[:-1]), Text(row.verdict, STATUS_COLOURS.get(row.verdict, "")))
+        console.print(table)
+    if any(stage.task is not None for stage in report.stages):
+        console.print(Text(POSITIVE), soft_wrap=True)
 
 
 def _reasons(stage: Stage) -> str:

@@ -18,7 +18,7 @@ from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
 from ..core.image_files import MAX_PIXELS, from_pil, is_pil, read_image
-from ..core.manifest import Artifact, Assumption, Precision
+from ..core.manifest import EIGHT_BITS, Artifact, Assumption, Precision
 from . import preference
 from .image import check_frames, postprocess, preprocess
 from .stream import QUEUE, ordered_map
@@ -231,6 +231,8 @@ def _available(
 ) -> list[Artifact]:
     """What a backend can run here, in order of preference. If nothing, `refuse` is called with the reason."""
     artifacts = candidate.candidates(bundle, graph, options.precision)
+    if options.precision is None:  # eight bits are never a default, whatever a backend offers
+        artifacts = [artifact for artifact in artifacts if artifact.precision not in EIGHT_BITS]
     if not artifacts:
         missing = candidate.no_candidate(bundle, graph, options.precision)
         # Building an artefact helps only if the backend can run on this machine or was requested.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
 from pathlib import Path
 
 import numpy as np
 import pytest
 from onnxruntime.capi.onnxruntime_pybind11_state import Fail
 
-from benchmarks import latency
+from benchmarks import latency, random_models
 from benchmarks.contenders import contenders
 from benchmarks.david_pipeline import DavidPipeline
 from benchmarks.latency_report import plot, show
@@ -19,8 +21,11 @@ from benchmarks.results import RESULTS
 from dpt_deploy import backends
 from dpt_deploy.backends.device import compute_capability
 from dpt_deploy.core.bundle import Bundle
-from dpt_deploy.core.manifest import Artifact
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.manifest import Artifact, Manifest
 from dpt_deploy.runtime import load
+from tests.eight_bits import add_eight_bits
 from tests.tiny import lively_model, photo
 
 PEER = "DAViD-style pipeline, ONNX Runtime cpu"
@@ -54,6 +59,52 @@ def test_every_row_ran_or_says_why_not(tiny_bundle: Path, tmp_path: Path, capsys
     assert set(result) == set(committed), "result files keep their format"
     same = next(row for row in committed["rows"] if row["name"] == "onnxruntime-cpu frame fp32")
     assert set(ran["onnxruntime-cpu frame fp32"]) == set(same)
+
+
+def test_eight_bits_are_rows_with_verdicts_of_their_own(tiny_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "eight"))
+    add_eight_bits(bundle, "int8", ("model", "frame"))
+    add_eight_bits(bundle, "fp8")
+    chosen = {row.name: row for row in contenders(bundle) if row.precision in ("int8", "fp8") and row.device == "cpu"}
+    assert set(chosen) == {
+        *(f"{backend} {graph}" for backend in ("openvino", "onnxruntime-cpu")
+          for graph in ("frame int8", "model int8, NumPy steps")),
+        "onnxruntime-cpu frame fp8", "cpp frame int8", "cpp frame fp8",
+    }
+    config = latency.LatencyConfig(frame_size=(90, 120), rounds=2, warm_up=1, quick=True)
+    wanted = ("openvino frame int8", "onnxruntime-cpu frame fp8")
+    result = latency.measure(bundle, config, [chosen[name] for name in wanted])
+    rows = {row["name"]: row for row in result["rows"]}
+    for name in wanted:
+        assert rows[name]["status"] == "ran" and rows[name]["parity"]["budget"] == "int8", rows[name]
+        assert rows[name]["parity"]["heads"]["depth"]["abs_rel"] > 1e-4
+    assert "in INT8; this processor has" in rows["openvino frame int8"]["note"]
+
+
+def test_calibration_images_are_for_the_default_bundle(tiny_bundle: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=r"expected no BUNDLE.*--precision int8 --calibrate"):
+        latency.main(latency.LatencyConfig(tiny_bundle, calibrate=tmp_path))
+
+
+def test_calibration_images_are_passed_on_to_the_export(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The export is not run: it takes minutes."""
+    folder = tmp_path / "engines" / "bench-vitb"
+    bundle = Bundle.create(folder, Manifest(name="bench-vitb", contract=Contract().to_json()))
+    bundle.save()
+    (folder / "parity.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    commands = []
+
+    def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
+        commands.append(command)
+        return subprocess.CompletedProcess(command, 0, "", "")
+
+    monkeypatch.setattr(random_models.subprocess, "run", run)
+    monkeypatch.setattr("dpt_deploy.model.create_multitask_dpt_model", lambda backbone: None)
+    monkeypatch.setattr("dpt_deploy.model.save_checkpoint", lambda path, model: None)
+    assert random_models.vit_base_bundle() == Path("engines") / "bench-vitb" and not commands, "it is there"
+    random_models.vit_base_bundle(tmp_path / "images")
+    assert commands[0][-4:] == ["--precision", "int8", "--calibrate", str(tmp_path / "images")]
 
 
 def test_a_committed_result_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:

@@ -62,7 +62,7 @@ def add_as_exported(bundle: Bundle, plan: PrecisionPlan) -> PrecisionPlan:
     """Write and register the model graph of a plan as the export does; the first and last layers stay wide."""
     path = bundle.folder / "model.fp32.onnx"
     fp32, size = onnx.load(path), bundle.contract.input_size
-    ranges = measured_ranges(bundle, fp32, "model")
+    ranges = measured_ranges(bundle, "model", plan.precision)
     by_module = {layer.module: ranges[layer.activation] for layer in layers_of(fp32, size)[0]}
     model = onnx.load(bundle.folder / f"model.{plan.rest}.onnx")
     layers, _ = layers_of(model, size)

@@ -11,7 +11,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from dpt_deploy.build.flops import eight_bit_share, input_sizes, matrix_work, modules_of
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BuildError
-from tests.eight_bits import WIDE, measured_ranges, quantized
+from dpt_deploy.core.manifest import PrecisionPlan
+from tests.eight_bits import WIDE, quantized
 from tests.tiny import lively_model, tiny_bundle  # noqa: F401
 
 
@@ -104,8 +105,7 @@ SIZES = input_sizes((160, 160))
 def eight_bit_graph(request, tiny_bundle):  # noqa: F811
     """The tiny model graph with all layers but `WIDE` in eight bits; the precision; and the FP32 graph."""
     path = tiny_bundle / "model.fp32.onnx"
-    model = onnx.load(path)
-    quantized(model, measured_ranges(Bundle.open(tiny_bundle), model, "model"), request.param, WIDE)
+    model = quantized(Bundle.open(tiny_bundle), "model", PrecisionPlan(request.param, (), wide=WIDE))
     return model, request.param, onnx.load(path)
 
 
@@ -128,8 +128,7 @@ def test_products_of_two_quantized_operands_are_work_in_eight_bits(eight_bit_gra
 
 
 def test_weights_alone_make_no_work_in_eight_bits(tiny_bundle):  # noqa: F811
-    model = onnx.load(tiny_bundle / "model.fp32.onnx")
-    quantized(model, {}, "int8", weights_only=True)
+    model = quantized(Bundle.open(tiny_bundle), "model", PrecisionPlan("int8", (), weights_only=True))
     assert eight_bit_share(model, SIZES) == 0
     assert modules_of(model) == modules_of(onnx.load(tiny_bundle / "model.fp32.onnx"))
 

@@ -13,7 +13,7 @@ import pytest
 
 from dpt_deploy import __version__, cli
 from dpt_deploy.cli import commands
-from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.errors import BadInput, MissingPackage
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -135,3 +135,23 @@ def test_a_train_py_in_the_working_folder_is_left_alone(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "dpt_deploy", "synthesize", "--help"], cwd=tmp_path,
                           capture_output=True, text=True, env=environment)
     assert done.returncode == 0 and "dpt synthesize" in done.stdout, done.stderr
+
+
+def test_a_module_of_training_is_found_and_a_missing_package_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    module = commands.training_module("train.labelled")
+    assert module.__name__.rpartition(".")[2] == "labelled" and callable(module.open_labelled)
+
+    def missing(name: str) -> None:
+        raise ImportError("no torch", name="torch.nn")
+
+    monkeypatch.setattr(commands.importlib, "import_module", missing)
+    with pytest.raises(MissingPackage, match=r"torch.* is needed to read labelled data and is not installed\. Run: "):
+        commands.training_module("train.labelled")
+
+    def broken(name: str) -> None:
+        raise ImportError("our own fault", name="dpt_train.labelled")
+
+    monkeypatch.setattr(commands.importlib, "import_module", broken)
+    with pytest.raises(ImportError, match="our own fault"):
+        commands.training_module("train.labelled")

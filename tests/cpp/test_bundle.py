@@ -230,15 +230,30 @@ def test_a_precision_that_the_bundle_lacks(toy):
 
 
 def test_the_same_artefact_is_chosen_as_in_python(toy):
-    onnx.save(toy_graph(toy.contract), toy.folder / "frame.fp16.onnx")
-    toy.add("frame.fp16.onnx", "onnx", graph="frame", precision="fp16")
-    for precision, file in ((None, FILE), ("fp16", "frame.fp16.onnx")):
+    others = [f"frame.{precision}.onnx" for precision in ("int8", "fp8", "fp16")]
+    for file in others:
+        onnx.save(toy_graph(toy.contract), toy.folder / file)
+        toy.add(file, "onnx", graph="frame", precision=file.split(".")[1])
+    for precision, file in ((None, FILE), *((file.split(".")[1], file) for file in others)):
         with (
             CppSession(toy, precision=precision) as session,
             load(toy.folder, backend="onnxruntime-cpu", precision=precision) as python,  # C++ has no OpenVINO
         ):
             assert session.reason.startswith(f"onnxruntime-cpu runs {file}")
             assert python.artifact.file == file
+
+
+def test_eight_bits_are_never_chosen_unasked(toy):
+    for precision in ("int8", "fp8"):
+        onnx.save(toy_graph(toy.contract), toy.folder / f"frame.{precision}.onnx")
+        toy.add(f"frame.{precision}.onnx", "onnx", graph="frame", precision=precision)
+    toy.remove(toy.find("onnx", file=FILE)[0])
+    with pytest.raises(BackendError, match=r"no backend can run this bundle(?s:.*)no ONNX file of the frame graph"):
+        CppSession(toy)
+    with pytest.raises(BackendError, match=r"CUDA provider has no int8 kernels.*Use an engine, or onnxruntime-cpu"):
+        CppSession(toy, "onnxruntime-cuda", precision="int8")
+    with CppSession(toy, precision="int8") as session:
+        assert session.reason.startswith("onnxruntime-cpu runs frame.int8.onnx")
 
 
 class TestOnnxRuntime:

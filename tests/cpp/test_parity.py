@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from dpt_deploy.backends.cpp import FORMATS, CppSession
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.parity.images import scene as photo
 from tests.cpp.conftest import run
+from tests.eight_bits import add_eight_bits
 
 # Frame sizes (H, W): the smallest of the default profile, odd sizes, both orientations, tiny ones.
 SIZES = [(64, 64), (65, 127), (160, 160), (101, 333), (517, 333), (480, 640), (1, 1), (3, 500)]
@@ -82,6 +84,20 @@ def test_the_fp16_graph_is_bit_identical(tiny_folder):
         dpt_deploy.load(tiny_folder, backend="onnxruntime-cpu", precision="fp16", threads=1) as python,
     ):
         assert "frame.fp16.onnx" in cpp.reason
+        assert_identical(cpp.run({"frame": frame}), python.session.run({"frame": frame}))
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize("weights_only", [False, True])
+def test_eight_bits_are_bit_identical(tiny_folder, tmp_path, precision, weights_only):
+    bundle = Bundle.open(shutil.copytree(tiny_folder, tmp_path / "eight"))
+    add_eight_bits(bundle, precision, weights_only=weights_only)
+    frame = photo(200, 333, 7)[None]
+    with (
+        CppSession(bundle, precision=precision, threads=1) as cpp,
+        dpt_deploy.load(bundle.folder, backend="onnxruntime-cpu", precision=precision, threads=1) as python,
+    ):
+        assert f"frame.{precision}.onnx" in cpp.reason
         assert_identical(cpp.run({"frame": frame}), python.session.run({"frame": frame}))
 
 

@@ -22,6 +22,18 @@ def by_subject(checks):
     return {check.subject: check for check in checks}
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [("avx2 avx512_vnni amx_int8", "AMX-INT8 and AVX-512 VNNI: INT8 graphs can run several times as fast"),
+     ("avx2", "no VNNI: INT8 graphs run, gain less, and 8-bit products may saturate"), ("", "measure INT8")],
+)
+def test_what_eight_bits_gain_on_this_processor_is_said(tmp_path, monkeypatch, no_gpu, flags, words):
+    monkeypatch.setattr(doctor.processor, "flags", lambda: frozenset(flags.split()))
+    monkeypatch.setattr(doctor.processor.platform, "machine", lambda: "x86_64")
+    check = by_subject(doctor.check_machine(tmp_path))["eight bits"]
+    assert words in check.finding and check.status == "ok" and not check.remedy
+
+
 @pytest.fixture
 def no_gpu(monkeypatch):
     monkeypatch.setattr(device, "compute_capability", lambda: None)

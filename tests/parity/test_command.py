@@ -17,7 +17,9 @@ from dpt_deploy.parity.__main__ import ParityConfig, main
 from dpt_deploy.parity.images import adversarial, built_in
 from dpt_deploy.report import print_outcome, write_report
 from tests.parity.conftest import loose_budget
+from tests.parity.test_eight_bits import quantize_weights
 from tests.tiny import lively_model, photo
+from train.synthetic import SyntheticConfig, write_dataset
 
 
 def test_the_exit_status_follows_the_verdict_and_json_is_alone(bundle, capsys, tmp_path):
@@ -103,3 +105,21 @@ def test_a_folder_is_read_past_its_bad_files_and_one_bad_file_is_an_error(tmp_pa
     good.unlink()
     with pytest.raises(BadInput, match=r"none of the 2 images tried.*bad\|\.png"):
         parity_inputs(tmp_path, 8, max_pixels=90 * 120)
+
+
+def test_labelled_data_decides_on_eight_bits_and_a_bundle_without_them_needs_none(bundle, tmp_path, capsys):
+    root = tmp_path / "people"
+    write_dataset(SyntheticConfig(root, count=20, image_size=bundle.contract.input_size, workers=0, prepared=True))
+    with pytest.raises(BadInput, match="expected a bundle with a graph or an engine in eight bits"):
+        main(ParityConfig(bundle.folder, data_root=root))
+    quantize_weights(bundle, levels=15)
+    status = main(ParityConfig(bundle.folder, data_root=root, json=True))
+    value = json.loads(capsys.readouterr().out)
+    (stage,) = [stage for stage in value["stages"] if stage["task"]]
+    task = stage["task"]
+    assert stage["name"] == "ONNX Runtime frame int8" and (task["images"], task["data"]) == (10, "people")
+    assert task["seen"] is None, "there is no training record"
+    assert stage["status"] == ("passed" if all(c["high"] <= c["margin"] for c in task["changes"]) else "failed")
+    assert status == (0 if value["passed"] else 1)
+    page = (bundle.folder / "report.html").read_text()
+    assert "10 images of people, not known whether training used them" in page and str(tmp_path) not in page

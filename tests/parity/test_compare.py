@@ -188,6 +188,10 @@ def test_another_budget_is_named_in_the_verdict(tmp_path):
         (lambda b: b["fp16"]["alpha"].clear(), "fp16.alpha lacks mean, max, iou"),
         (lambda b: b["fp16"]["alpha"].update(max="1"), 'fp16.alpha.max is "1"'),
         (lambda b: b["fp16"]["alpha"].update(max=math.nan), "NaN is not valid JSON"),
+        (lambda b: b["task"].pop("alpha"), "task lacks alpha"),
+        (lambda b: b["task"]["normals"].clear(), "task.normals lacks mean"),
+        (lambda b: b["task"]["alpha"].update(max=1.0), "task.alpha has max; expected iou, mae"),
+        (lambda b: b["task"]["depth"].update(abs_rel=None), "task.depth.abs_rel is null"),
     ],
 )
 def test_a_budget_that_lets_something_pass_unseen_is_refused(tmp_path, change, part):
@@ -196,6 +200,13 @@ def test_a_budget_that_lets_something_pass_unseen_is_refused(tmp_path, change, p
     path.write_text(json.dumps(changed if isinstance(changed, list) else budget))
     with pytest.raises(BadInput, match=f"expected a budget.*bf16 is held to fp16's.*{re.escape(part)}"):
         load_budget(path)
+
+
+@pytest.mark.parametrize("missing", [["int8"], ["task"], ["int8", "task"]])
+def test_a_budget_from_before_eight_bits_takes_the_projects_own_for_them(tmp_path, missing):
+    path = tmp_path / "budget.json"
+    path.write_text(json.dumps({key: limits for key, limits in BUDGET.items() if key not in missing}))
+    assert load_budget(path) == (BUDGET, "budget.json")
 
 
 def test_a_budget_that_is_not_json_is_refused(tmp_path):

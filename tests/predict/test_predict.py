@@ -11,10 +11,12 @@ import numpy as np
 import OpenEXR
 import pytest
 
+from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.runtime import load
 from dpt_deploy.runtime.image import read_image
+from tests.eight_bits import add_eight_bits
 from tests.tiny import photo
 
 
@@ -48,6 +50,16 @@ def test_an_image_gives_a_panel_and_its_maps(tiny_bundle: Path, folder: Path, tm
         depth = maps["depth"]
     with OpenEXR.File(str(out / "one.depth.exr"), separate_channels=True) as file:
         np.testing.assert_array_equal(file.channels()["Z"].pixels, depth)
+
+
+def test_int8_runs_if_it_is_asked_for(
+    own_bundle: Path, folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    add_eight_bits(Bundle.open(own_bundle))
+    image = (str(folder / "one.png"),)
+    for precision, file in ((None, "frame.fp32.onnx"), ("int8", "frame.int8.onnx")):
+        assert main(PredictConfig(own_bundle, image, tmp_path / "out", precision=precision)) == 0
+        assert f"openvino runs {file}" in capsys.readouterr().out
 
 
 def test_a_folder_skips_and_names_what_cannot_be_read(

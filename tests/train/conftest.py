@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
 from train.config import TrainConfig
 from train.synthetic import SyntheticConfig, write_dataset
 

@@ -15,9 +15,11 @@ import numpy as np
 import pytest
 import torch
 
+from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput, MissingPackage
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+from tests.eight_bits import add_eight_bits
 from train import check, demo
 from train.config import TrainConfig, read_yaml, to_yaml
 from train.data import exr
@@ -232,6 +234,16 @@ def test_a_bundle_scores_as_its_checkpoint(data, tmp_path, root):
               for model in (tmp_path / "m.pth", tmp_path / "bundle")]
     for name, value in tables[0].items():
         assert tables[1][name] == pytest.approx(value, rel=1e-3, abs=2e-3), name
+
+
+def test_a_bundle_is_scored_in_the_precision_that_is_asked_for(data, own_bundle):
+    add_eight_bits(Bundle.open(own_bundle))
+    tables = {}
+    for precision in (None, "int8"):
+        result = evaluate(EvaluateConfig(own_bundle, data, workers=0, max_samples=2, precision=precision))
+        assert f"frame.{precision or 'fp32'}.onnx" in result["model"]
+        tables[precision] = result["metrics"]["all"]
+    assert tables[None] != tables["int8"]
 
 
 # -- the command line ---------------------------------------------------------------------------------

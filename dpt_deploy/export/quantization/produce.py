@@ -19,10 +19,11 @@ from ...core.contract import Contract
 from ...core.files import temporary_folder
 from ...core.manifest import EightBitRecord, EightBitTrial, PrecisionPlan, digest
 from ...core.verdict import Budget
+from ...parity.task_loss import Labelled
 from ..frame_graph import Processing, export_frame_graph
 from ..graph import finish
 from ..pytorch_reference import preprocess
-from .bench import REFERENCE_BACKEND, Distance, GraphBench, runners
+from .bench import REFERENCE_BACKEND, Distance, GraphBench, TaskLoss, runners
 from .calibration import clips, measure_ranges
 from .insertion import FORMATS, insert
 from .layers import Layer, eight_bit, layers_of
@@ -43,6 +44,8 @@ class Request:
     budget: Budget
     search: bool
     opset: int
+    labelled: Labelled | None = None
+    """Decides on the plans of the search; None leaves that to the distances."""
 
 
 def choose_plan(
@@ -81,10 +84,11 @@ def choose_plan(
             images = [preprocess(frame, contract).numpy() for frame in _spread(request.images, SEARCHED)]
             with backends.get(REFERENCE_BACKEND).open(bundle, fp32, SessionOptions()) as session:
                 evidence = Distance(session, images, contract.heads, request.budget)
-            bench = GraphBench(folder / "trial", bundle, model, own, quantized.clips, evidence, plan.precision)
+                task = TaskLoss(session, request.labelled, contract, request.budget) if request.labelled else None
+            bench = GraphBench(folder / "trial", bundle, model, own, quantized.clips, evidence, plan.precision, task)
             search = Search(bench, own, total, plan, say)
             plan, _ = search.run()
-            trials, searched_on = search.trials, evidence.description
+            trials, searched_on = search.trials, (task or evidence).description
     return _record(key, plan, own, total, request, trials, searched_on), quantized
 
 
@@ -152,8 +156,12 @@ def _key(bundle: Bundle, request: Request) -> str:
     for image in request.images:
         images.update(repr(image.shape).encode() + image.tobytes())
     (fp32,) = bundle.find("onnx", graph="model", precision="fp32")
-    return digest([fp32.sha256, request.plan.to_json(), images.hexdigest(), request.budget["int8"], request.search,
-                   request.opset, list(runners(request.plan.precision)), VERSION])
+    searched = [request.budget["int8"], list(runners(request.plan.precision))] if request.search else None
+    if request.search and (labelled := request.labelled):
+        for i in range(len(labelled)):
+            images.update(labelled.frame(i).tobytes())
+        searched = [*searched, request.budget["task"], labelled.name]
+    return digest([fp32.sha256, request.plan.to_json(), images.hexdigest(), searched, request.opset, VERSION])
 
 
 def _spread(images: Sequence[np.ndarray], count: int) -> list[np.ndarray]:

@@ -36,13 +36,20 @@ class Outcome:
         return self.loss <= HEADROOM
 
 
+Judge = Callable[[PrecisionPlan, str], Outcome]
+
+
 class Bench(Protocol):
     """Makes and runs the graph of a plan."""
 
     backends: Sequence[str]
     """Names of the backends that run eight-bit graphs on this machine, in order of preference."""
 
-    def run(self, plan: PrecisionPlan, backend: str) -> Outcome: ...
+    def run(self, plan: PrecisionPlan, backend: str) -> Outcome:
+        """What decides on a plan: the loss of the task if there is labelled data, else the distance to FP32."""
+
+    def cost(self, plan: PrecisionPlan, backend: str) -> Outcome:
+        """The distance to FP32 on a few images, which compares parts of the network with each other."""
 
 
 class Search:
@@ -55,7 +62,7 @@ class Search:
         """`layers` are those of the network, `total_flops` those of all its matrix products, `plan` the start."""
         self.bench, self.layers, self.total, self.start, self.say = bench, layers, total_flops, plan, say
         self.trials: list[EightBitTrial] = []
-        self._known: dict[tuple[tuple[str, ...], str], Outcome] = {}
+        self._known: dict[tuple[tuple[str, ...], str, bool], Outcome] = {}
 
     def run(self) -> tuple[PrecisionPlan, bool]:
         """The plan, and whether it is within the limits. If no plan is, the plan to start from."""
@@ -87,7 +94,8 @@ class Search:
         for name in names:
             only = self._plan([module for module in everything if not covers([name], module)])
             flops = sum(layer.flops for layer in self.layers if covers([name], layer.module))
-            cost[name] = max(self._try(f"only {name}", only, one).loss for one in failing) / max(flops, 1)
+            losses = [self._try(f"only {name}", only, one, self.bench.cost).loss for one in failing]
+            cost[name] = max(losses) / max(flops, 1)
         order = sorted(names, key=lambda name: -cost[name])
         found, low, high = None, 1, len(order)
         while low <= high:
@@ -106,18 +114,19 @@ class Search:
         return dataclasses.replace(self.start, wide=(*self.start.wide, *(w for w in wide if w not in self.start.wide)))
 
     def _failing(self, name: str, plan: PrecisionPlan, backends: Sequence[str]) -> list[str]:
-        return [backend for backend in backends if not self._try(name, plan, backend).passed]
+        return [backend for backend in backends if not self._try(name, plan, backend, self.bench.run).passed]
 
-    def _try(self, name: str, plan: PrecisionPlan, backend: str) -> Outcome:
-        key = (plan.wide, backend)
+    def _try(self, name: str, plan: PrecisionPlan, backend: str, judge: Judge) -> Outcome:
+        key = (plan.wide, backend, judge == self.bench.run)
         if key not in self._known:
-            outcome = self._known[key] = self.bench.run(plan, backend)
+            outcome = self._known[key] = judge(plan, backend)
             share = self.share(plan)
             self.trials.append(EightBitTrial(
                 name=name, plan=plan, backend=backend, passed=outcome.passed, share=round(share, 4), loss=outcome.loss,
                 heads=outcome.heads, reasons=outcome.reasons,
             ))
-            verdict = "within the limits" if outcome.passed else "; ".join(outcome.reasons[:1]) or "over the headroom"
+            over = "; ".join(outcome.reasons[:1]) or f"more than {HEADROOM:.0%}"
+            verdict = "within the limits" if outcome.passed else over
             self.say(f"search   {len(self.trials)}: {name}, {backend}: {share:.1%} in eight bits, uses "
                      f"{outcome.loss:.0%} of its limits: {verdict}")
         return self._known[key]

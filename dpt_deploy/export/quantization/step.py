@@ -12,6 +12,7 @@ from ...core.bundle import Bundle
 from ...core.manifest import Assumption, EightBitRecord, PrecisionPlan
 from ...model import MultiTaskDPT
 from ...parity import load_budget
+from ...parity.task_loss import Labelled
 from ..calibration_images import calibration_images
 from ..config import CALIBRATION, ExportConfig
 from ..frame_graph import Processing
@@ -24,7 +25,7 @@ from .produce import Request, choose_plan
 def export_eight_bits(
     bundle: Bundle, model: MultiTaskDPT, plan: PrecisionPlan, config: ExportConfig,
     processing: Callable[[bool], Processing], key: Callable[[Bundle, str, PrecisionPlan, int], str],
-    say: Callable[[str], None],
+    say: Callable[[str], None], labelled: Labelled | None = None,
 ) -> None:
     """Calibrate, choose what stays wide, and export the eight-bit graphs.
 
@@ -36,6 +37,7 @@ def export_eight_bits(
         processing: Makes pre- and post-processing; the argument is whether they resize in FP32.
         key: The key of a graph, from the bundle, the graph's kind, its plan and opset.
         say: Receives progress lines.
+        labelled: Images with ground truth for the search.
     """
     images, skipped = [], []
     if config.calibrate is not None:
@@ -54,7 +56,8 @@ def export_eight_bits(
         return path
 
     budget, _ = load_budget(config.budget)
-    record, quantized = choose_plan(bundle, Request(plan, images, budget, config.search, config.opset), base, say)
+    request = Request(plan, images, budget, config.search, config.opset, labelled)
+    record, quantized = choose_plan(bundle, request, base, say)
     bundle.update(eight_bits=record, assumed=(*bundle.manifest.assumed, *_assumed(record, plan)))
     if quantized is None:
         say(f"reused   model and frame graph in {plan.precision} (same model, images and options)")
