@@ -36,7 +36,7 @@ def vit_base_bundle(calibrate: Path | None = None) -> Path:
     if platform.machine() != "x86_64" or not any(map(importlib.util.find_spec, ("tensorrt", "tensorrt_rtx"))):
         command += ["--builder", "none"]
     if calibrate is not None:
-        command += ["--precision", "int8", "--calibrate", str(calibrate)]
+        command += ["--precision", "int8", "--calibrate", str(calibrate), "--no-search"]
     log(f"exporting {folder}")
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode not in (0, 1) or not (folder / "parity.json").exists():  # 1: a verdict, and it failed

@@ -60,7 +60,7 @@ def unserved_gpu(artifact: Artifact, capability: str | None, folder: object = "B
     """
     details = artifact.details
     for_turing = details.builder == "tensorrt-rtx" and details.compute_capability == TURING
-    return unserved(details.builder, details.builder_version, capability, for_turing, folder)
+    return unserved(details.builder, details.builder_version, capability, for_turing, folder, artifact.precision)
 
 
 def incompatibility(bundle: Bundle, artifact: Artifact, version: str, capability: str | None) -> str | None:

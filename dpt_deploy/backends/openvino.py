@@ -23,7 +23,7 @@ from ..core.install import install_command
 from ..core.manifest import EIGHT_BITS, Artifact, Precision, PrecisionPlan
 from .base import Backend, Check, Refusal, SessionOptions, StageTask
 from .eight_bits import session_note, weights_only
-from .openvino_graph import add_missing_biases, prefer_convolution_kernel
+from .openvino_graph import prefer_convolution_kernel
 from .session import Session, host_array, reject_stream
 
 HINTS = {"fp32": "f32", "bf16": "bf16", "fp16": "f16", "int8": "f32"}
@@ -150,8 +150,6 @@ class OpenVINOSession(Session):
         try:
             graph = core.read_model(path)
             self._check(graph, artifact)
-            if eight_bits:
-                add_missing_biases(graph)
             if prefer_convolutions and HINTS[self.computes] == "f32":
                 prefer_convolution_kernel(graph)
             self._parts = _compile(core, graph, self.computes, options, artifact.graph == "frame")

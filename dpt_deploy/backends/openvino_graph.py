@@ -1,4 +1,4 @@
-"""Rewrites of a graph in memory, before OpenVINO compiles it. They do not change what it computes."""
+"""A rewrite of a graph in memory, before OpenVINO compiles it, which does not change what it computes."""
 
 from __future__ import annotations
 
@@ -7,39 +7,6 @@ from typing import Any
 import numpy as np
 
 MIN_IN_FEATURES = 3072  # larger linear layers are faster in the convolution kernel (docs/speed.md)
-BIASES = {"float32": 1e-30, "float16": 6e-8}
-"""By the type of a convolution, the bias that stands for none: too small to change a sum. OpenVINO removes zeros."""
-
-
-def add_missing_biases(graph: Any) -> int:
-    """Give every convolution without a bias one of `BIASES`, in place. Returns how many there are.
-
-    OpenVINO 2026.4.1 loses the scales of a quantized convolution without a bias whose output goes both into an
-    activation and into a residual sum: the result is a thousand times too small, without an error.
-    """
-    from openvino import opset13
-
-    found = 0
-    for node in [node for node in graph.get_ordered_ops() if node.get_type_name() == "Convolution"]:
-        readers = list(node.output(0).get_target_inputs())
-        if any(_adds_constant(reader.get_node()) for reader in readers):
-            continue
-        channels, dtype = node.get_output_partial_shape(0)[1].get_length(), node.get_output_element_type(0).to_dtype()
-        bias = opset13.constant(np.full((1, channels, 1, 1), BIASES[np.dtype(dtype).name], dtype))
-        total = opset13.add(node.output(0), bias)
-        for reader in readers:
-            reader.replace_source_output(total.output(0))
-        found += 1
-    return found
-
-
-def _adds_constant(node: Any) -> bool:
-    """Whether a node adds a constant that has, at most, been reshaped."""
-    if node.get_type_name() != "Add":
-        return False
-    sources = [value.get_node() for value in node.input_values()]
-    sources += [source.input_value(0).get_node() for source in sources if source.get_type_name() == "Reshape"]
-    return any(source.get_type_name() == "Constant" for source in sources)
 
 
 def prefer_convolution_kernel(graph: Any, min_in_features: int = MIN_IN_FEATURES) -> int:

@@ -19,6 +19,8 @@ RTX_SERVES = {  # first version of TensorRT-RTX -> what its engines run on by de
     (1, 0): ("8.6", "8.9", "12.0"),
     (1, 5): ("8.6", "8.9", "12.0", "12.1"),
 }
+FP8_FROM = "8.9"
+"""The lowest compute capability with FP8, in both builders. On Turing, TensorRT-RTX has no eight bits at all."""
 TENSORRT_SERVES_FROM = {(10, 0): "7.0", (10, 5): "7.5"}  # first version of TensorRT -> the lowest compute capability
 
 
@@ -29,13 +31,17 @@ class Unserved(NamedTuple):
     instead: str
 
 
-def rtx_capabilities(version: str) -> tuple[str, ...]:
+def rtx_capabilities(version: str, precision: str | None = None) -> tuple[str, ...]:
     """The compute capabilities that engines of a version of TensorRT-RTX run on by default."""
-    return _newest(RTX_SERVES, version)
+    capabilities = _newest(RTX_SERVES, version)
+    if precision == "fp8":
+        return tuple(one for one in capabilities if _number(one) >= _number(FP8_FROM))
+    return capabilities
 
 
 def unserved(
-    builder: str, version: str, capability: str | None, for_turing: bool = False, bundle: object = "BUNDLE"
+    builder: str, version: str, capability: str | None, for_turing: bool = False, bundle: object = "BUNDLE",
+    precision: str | None = None,
 ) -> Unserved | None:
     """Why a builder does not serve a GPU, or None if it does, or if that is not known.
 
@@ -45,10 +51,15 @@ def unserved(
         capability: Compute capability of the GPU, such as "9.0"; None if no GPU is visible.
         for_turing: Whether the engine is, or is to be, built for Turing alone (TensorRT-RTX).
         bundle: The bundle's folder, for the commands in `instead`.
+        precision: Precision of the engine; None for one that all of these GPUs compute in.
     """
     if capability is None:
         return None
     short = ".".join(version.split(".")[:2])
+    command = f"python -m dpt_deploy.build {bundle} --builder"
+    if precision == "fp8" and _number(capability) < _number(FP8_FROM):
+        return Unserved(f"FP8 needs a GPU of compute capability {FP8_FROM} or later, and this one has {capability}",
+                        "use the FP16 or INT8 graphs of an export with --precision fp16 or int8")
     onnxruntime = "ONNX Runtime CUDA runs the graphs without an engine: backend onnxruntime-cuda"
     if builder == "tensorrt":
         lowest = _newest(TENSORRT_SERVES_FROM, version)
@@ -61,7 +72,6 @@ def unserved(
         return None
     reason = (f"TensorRT-RTX {short} serves GPUs of compute capability {', '.join(rtx_capabilities(version))}, and "
               f"{TURING} in engines built for it alone; this one has {capability}")
-    command = f"python -m dpt_deploy.build {bundle} --builder"
     if capability in (*rtx_capabilities(version), TURING):
         return Unserved(reason, f"build for it: {command} tensorrt-rtx{' --turing' if capability == TURING else ''}")
     if _number(capability) < _number(list(TENSORRT_SERVES_FROM.values())[-1]):

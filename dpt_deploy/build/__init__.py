@@ -10,7 +10,7 @@ from ..backends import device
 from ..backends.served_gpus import unserved
 from ..core.bundle import Bundle, Recipe
 from ..core.errors import BadInput
-from ..core.manifest import Artifact, Certificate, ShapeRange, digest
+from ..core.manifest import EIGHT_BITS, Artifact, Certificate, ShapeRange, digest
 from .engine import Builder, build_engine, choose_builder, default_profile, find_builder
 from .options import BuilderChoice, EngineOptions
 
@@ -20,7 +20,7 @@ BUILD_VERSION = 2  # part of the key of an engine: raising it rebuilds all engin
 def build_engines(
     bundle: Bundle, options: EngineOptions, say: Callable[[str], None] = print, precisions: Sequence[str] = (),
 ) -> list[Artifact]:
-    """Build an engine for each half-precision graph of the bundle, or for each graph of `precisions`.
+    """Build an engine for each half-precision and eight-bit graph of the bundle, or for each graph of `precisions`.
 
     An engine of the same graph, builder, profile and options is reused. Engines of outdated graphs are removed.
 
@@ -46,17 +46,15 @@ def build_engines(
         return []
     if problem := unserved(builder.name, builder.version, device.compute_capability(), options.turing, bundle.folder):
         say(f"note     the engines will not run on this machine: {problem.reason}; here, {problem.instead}")
-    # A bundle exported with --precision fp32 has no half-precision graphs.
+    # A bundle exported with --precision fp32 has no other graphs.
     wanted = precisions or [precision for precision in present if precision != "fp32"] or present
     current = {artifact.sha256 for artifact in bundle.find("onnx")}
     for outdated in [engine for engine in bundle.find("engine") if engine.details.made_from not in current]:
         bundle.remove(outdated)
     engines = []
     for graph in [graph for graph in bundle.find("onnx") if graph.precision in wanted]:
-        plan = graph.details.plan
-        if options.turing and graph.graph == "frame" and (not plan or "resize" in plan.fp32):
-            say(f"skipped  {graph.file}: TensorRT-RTX has no FP32 matrix products on Turing, and its resize is FP32; "
-                "TensorRT builds it there")
+        if reason := _not_buildable(graph, builder, options):
+            say(f"skipped  {graph.file}: {reason}")
             continue
         profile = default_profile(bundle.contract, graph.graph, options.batch_range, options.frame_size_range)
         timings = bundle.folder / builder.timing_file if builder.name == "tensorrt" and options.timing_cache else None
@@ -71,6 +69,19 @@ def build_engines(
     return engines
 
 
+def _not_buildable(graph: Artifact, builder: Builder, options: EngineOptions) -> str | None:
+    """Why the builder cannot make an engine of a graph, or None if it can."""
+    plan = graph.details.plan
+    if options.turing and graph.precision in EIGHT_BITS:
+        return "TensorRT-RTX has no eight-bit kernels on Turing; --precisions fp16 builds the half-precision graphs"
+    if options.turing and graph.graph == "frame" and (not plan or "resize" in plan.fp32):
+        return "TensorRT-RTX has no FP32 matrix products on Turing, and its resize is FP32; TensorRT builds it there"
+    if builder.name == "tensorrt":  # it builds for the visible GPU
+        problem = unserved(builder.name, builder.version, device.compute_capability(), precision=graph.precision)
+        return f"{problem.reason}; {problem.instead}" if problem else None
+    return None
+
+
 def _recipe(
     bundle: Bundle, graph: Artifact, builder: Builder, profile: dict[str, ShapeRange], options: EngineOptions,
     timings: Path | None,
@@ -79,7 +90,7 @@ def _recipe(
         plan = graph.details.plan
         details = build_engine(
             bundle.path(graph), path, builder, profile, graph.precision, bundle.contract.input_size,
-            list(plan.fp32) if plan else None, options, timings,
+            plan, options, timings,
         )
         details["made_from"] = graph.sha256
         if graph.graph == "frame":
@@ -99,7 +110,14 @@ def _summary(certificate: Certificate) -> str:
     fused = f"attention {attention.status}"
     if attention.status == "passed":
         fused = f"attention {attention.layers}/{attention.blocks} blocks with {attention.sums.upper()} sums"
-    return f"{certificate.flops.share or 0:.1%} of matrix FLOPs in half precision, {fused}"
+    half = f"{certificate.flops.share or 0:.1%} of matrix FLOPs in half precision, {fused}"
+    eight_bits = certificate.eight_bits
+    if not eight_bits.type:
+        return half
+    name = eight_bits.type.upper()
+    if eight_bits.weights_only and not eight_bits.layers:
+        return f"weights of {eight_bits.weights_only} layers in {name}, {half}"
+    return f"{eight_bits.share or 0:.1%} of matrix FLOPs in {name}, {half}"
 
 
 def benchmark_command(bundle: Bundle, artifact: Artifact) -> str:

@@ -34,7 +34,7 @@ class BuildConfig:
     budget: Path | None = None
     """JSON file with parity budgets that replace the default ones. The report names it."""
     precisions: Precisions = ()
-    """Build engines in these precisions, such as fp16,fp32. Default: all half-precision graphs."""
+    """Build engines in these precisions, such as fp16,fp32. Default: all but FP32."""
     refit: Path | None = None
     """Refit instead of building: copy the refittable engines of this bundle, exported from another checkpoint of the
     same architecture, and set the weights of BUNDLE in them. Give BUNDLE itself to restore the weights of its stripped

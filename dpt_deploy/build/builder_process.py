@@ -5,21 +5,26 @@ Reads a request as JSON from standard input, and prints the result as one line o
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib
+import io
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 from ..backends import device
-from .certificate import Layer, cast_up, certify, not_inspected, read_inspection
+from ..core.plan import plan_from_json
+from .certificate import cast_up, certify, not_inspected, read_inspection
+from .eight_bits import compare_kernels, read_kernels
+from .layers import Layer
 
 
 def build(request: dict[str, Any]) -> dict[str, Any]:
     """Parse the graph, certify the network, build and inspect the engine. Writes no plan if the certificate failed."""
     import onnx
-    from polygraphy.backend.trt import CreateConfig, engine_bytes_from_network, network_from_onnx_path
+    from polygraphy.backend.trt import CreateConfig, network_from_onnx_path
     from polygraphy.backend.trt import Profile as TrtProfile
     from polygraphy.exception import PolygraphyException
 
@@ -31,11 +36,12 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     size, opset = tuple(request["size"]), max(entry.version for entry in graph.opset_import if not entry.domain)
     layers, work, modules = _layers(trt, network), matrix_work(graph, input_sizes(size)), modules_of(graph)
     raised = cast_up(layers)
+    precision_plan = plan_from_json(request["precision_plan"]) if request["precision_plan"] else None
 
     def certified(decomposable: set[str]) -> dict[str, Any]:
         named = [dataclasses.replace(layer, decomposable=layer.decomposable or layer.name in decomposable)
                  for layer in layers]
-        return certify(request["precision"], named, work, modules, _tensors(network), size, opset, request["fp32"])
+        return certify(request["precision"], named, work, modules, _tensors(network), size, opset, precision_plan)
 
     # No fused kernel supports FP32, but some builders have one for half precision that is cast up.
     fp32 = {layer.name for layer in layers if layer.kind == "ATTENTION_INPUT" and layer.dtype == "FLOAT"}
@@ -61,13 +67,13 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     _leave_memory_to_the_caller(trt, config)
     timings = {"save_timing_cache": request["new_timings"]} if request["new_timings"] else {}
     try:
-        plan = bytes(engine_bytes_from_network(parsed, config, **timings))
+        plan, log = _build_plan(parsed, config, timings)
     except PolygraphyException as error:
         if not raised:
             raise
         refusal = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         _decompose(trt, network, raised)
-        plan = bytes(engine_bytes_from_network(parsed, config, **timings))
+        plan, log = _build_plan(parsed, config, timings)
         certificate = result["certificate"] = certified(fp32)
         certificate["attention"]["reason"] += f" ({refusal.strip()[:200]})"
     certificate |= {
@@ -75,9 +81,29 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
         "builder_version": trt.__version__, "flags": _flags(trt, network, config), "gpu": device.compute_capability(),
     }
     _inspect(trt, request, plan, certificate)
+    if "eight_bits" in certificate:
+        # TensorRT lists its kernels in another form, for which a GPU is needed; the inspector has them.
+        listed = read_kernels(log) if request["builder"] == "tensorrt-rtx" else []
+        kernels = compare_kernels(request["precision"], listed, layers, work)
+        certificate["eight_bits"]["kernels"] = kernels
+        if kernels["status"] == "failed":
+            certificate |= {"status": "failed", "reasons": [*certificate["reasons"], kernels["reason"]]}
     if certificate["status"] == "passed":
         Path(request["plan"]).write_bytes(plan)
     return result
+
+
+def _build_plan(parsed: Any, config: Any, timings: dict[str, Any]) -> tuple[bytes, str]:
+    """The engine file, and the builder's verbose log, which is not printed."""
+    from polygraphy.backend.trt import engine_bytes_from_network
+    from polygraphy.logger import G_LOGGER
+
+    log = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(log), G_LOGGER.verbosity(G_LOGGER.EXTRA_VERBOSE):
+            return bytes(engine_bytes_from_network(parsed, config, **timings)), log.getvalue()
+    finally:
+        print("\n".join(line for line in log.getvalue().splitlines() if line.startswith(("[E]", "[W]", "[I]"))))
 
 
 def refit(request: dict[str, Any]) -> dict[str, Any]:

@@ -2,19 +2,22 @@
 
 A certificate is a plain JSON dictionary, stored in `details.certificate` of each engine:
 
-    asked            the requested precision: fp16, bf16 or fp32
+    asked            the requested precision: fp16, bf16, fp32, int8 or fp8
     status           passed or failed
     reasons          why it failed; empty if it passed
     layers           computing, half, share: layers that compute on floating-point maps, and those in half precision
-    flops            total, half, share: matrix FLOPs of a batch of one at `size`
+    flops            total, half, share: matrix FLOPs of a batch of one at `size`; products of eight-bit operands are
+                     not in half precision
     size             height and width [pixels] of the network's input
     fp32_islands     each connected group of FP32 layers in a half-precision network: name, layers, flops
+    eight_bits       only if asked for int8 or fp8: see `eight_bits`
     attention        status (passed, failed, not run), reason, blocks, layers, half, cast_up, decomposable, sums
     tensors          each input and output: name, mode, dtype, shape (-1 is dynamic)
-    inspector        result of the engine inspector: status, reason, layers, half, fused_attention
+    inspector        result of the engine inspector: status, reason, layers, half, eight_bits, fused_attention
 
 `builder_process` adds profile, plan_bytes, builder, builder_version, flags and gpu. Half precision is FP16 or BF16.
-Layers that only move data count with the type of the data; constants, casts and layers that compute shapes do not.
+Layers that only move data count with the type of the data; constants, casts, layers that quantize or dequantize, and
+layers that compute shapes do not. In eight bits, everything else has to be in the type that the plan has for the rest.
 
 Attention whose query, key and value are cast up from half precision (`cast_up`) is FP32 in the network, and so in
 `flops` and `fp32_islands`. A builder that recognises the casts takes a fused kernel with half-precision inputs and FP32
@@ -25,43 +28,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
+from ..core.plan import EIGHT_BITS, PrecisionPlan
+from . import eight_bits
 from .flops import Work
+from .layers import Layer, shorten
 
 HALF = {"fp16": "HALF", "bf16": "BF16"}
-FLOATS = ("HALF", "BF16", "FLOAT")
 MIN_HALF_SHARE = 0.5  # of the FLOPs of a half-precision network, unless the plan keeps more in FP32
-MAX_NAMES_SHOWN = 4
-
-
-@dataclass(frozen=True)
-class Layer:
-    """One layer of a parsed network, independent of the builder's objects."""
-
-    name: str
-    kind: str
-    """The builder's LayerType, such as MATRIX_MULTIPLY."""
-    dtype: str
-    """Type of the first output, such as HALF; for attention, of the first input."""
-    inputs: tuple[str, ...] = ()
-    """Names of the input tensors."""
-    outputs: tuple[str, ...] = ()
-    is_size: bool = False
-    """Whether it computes shapes instead of maps."""
-    decomposable: bool = False
-    """For attention: whether the builder may use separate kernels instead of a fused one."""
-
-    @property
-    def computes(self) -> bool:
-        """Whether it computes on floating-point maps."""
-        return self.dtype in FLOATS and not self.is_size and self.kind not in ("CONSTANT", "CAST", "SHAPE")
-
-    @property
-    def node(self) -> str:
-        """Name of the ONNX node that it was parsed from."""
-        return self.name.removesuffix("_AttentionInput").removesuffix("_AttentionOutput")
 
 
 def cast_up(layers: Sequence[Layer]) -> set[str]:
@@ -83,35 +58,46 @@ def cast_up(layers: Sequence[Layer]) -> set[str]:
 
 def certify(
     precision: str, layers: Sequence[Layer], work: Sequence[Work], modules: Mapping[str, str],
-    tensors: Sequence[Mapping[str, Any]], size: tuple[int, int], opset: int, fp32: Sequence[str] | None = None,
+    tensors: Sequence[Mapping[str, Any]], size: tuple[int, int], opset: int, plan: PrecisionPlan | None = None,
 ) -> dict[str, Any]:
     """Make the certificate of a parsed network.
 
     Args:
-        precision: The requested precision: fp16, bf16 or fp32.
+        precision: The requested precision: fp16, bf16, fp32, int8 or fp8.
         layers: Layers of the network in execution order.
         work: Result of `flops.matrix_work` for the ONNX graph.
         modules: Result of `flops.modules_of` for the ONNX graph.
         tensors: Inputs and outputs of the network: name, mode, dtype, shape.
         size: Height and width of the input [pixels].
         opset: Opset of the ONNX graph.
-        fp32: What the precision plan keeps in FP32; None if the plan is unknown.
+        plan: The precision plan of the graph; None if it is unknown.
     """
     computing = _computing(layers)
     half = [layer for layer in computing if layer.dtype != "FLOAT"]
     types = {layer.node: layer.dtype for layer in layers if layer.kind != "ATTENTION_OUTPUT"}
     in_half = [item for item in work if types.get(item.node) in HALF.values()]
-    certificate = {
+    narrow = {node for node, found in eight_bits.product_operands(layers).items() if found.eight_bits}
+    rest = precision
+    if precision in EIGHT_BITS:
+        rest = plan.rest if plan else "fp16" if half else "fp32"
+    certificate: dict[str, Any] = {
         "asked": precision, "status": "passed", "reasons": [],
         "layers": _share(len(half), len(computing), "computing"),
-        "flops": _share(sum(item.flops for item in in_half), sum(item.flops for item in work), "total"),
+        "flops": _share(sum(item.flops for item in in_half if item.node not in narrow),
+                        sum(item.flops for item in work), "total"),
         "size": list(size),
         "fp32_islands": _islands(computing, layers, work, modules, tensors) if half else [],
-        "attention": _attention(precision, layers, work, modules, opset),
+        "attention": _attention(rest, layers, work, modules, opset),
         "tensors": [dict(tensor) for tensor in tensors],
         "inspector": not_inspected("the engine has not been built yet"),
     }
-    certificate["reasons"] = _failures(certificate, [item for item in work if item not in in_half], fp32)
+    section = eight_bits.section(precision, layers, work, plan)
+    if section is not None:
+        certificate["eight_bits"] = section
+    certificate["reasons"] = [
+        *eight_bits.failures(precision, section, layers, work, plan),
+        *_failures(rest, certificate, work, in_half, plan.fp32 if plan else None),
+    ]
     certificate["status"] = "failed" if certificate["reasons"] else "passed"
     return certificate
 
@@ -124,8 +110,8 @@ def not_inspected(reason: str) -> dict[str, str]:
 def read_inspection(text: str) -> dict[str, Any]:
     """Summarise the JSON of an engine inspector (`get_engine_information`, detailed verbosity).
 
-    Returns status, layers, half (layers with a half-precision output) and fused_attention (fused attention layers, by
-    name or type). Follows the documented schemas of TensorRT 10 and 11; never tested on the output of an engine.
+    Returns status, layers, half (layers with a half-precision output), eight_bits (layers with an input in INT8 or FP8)
+    and fused_attention (fused attention layers, by name or type). Follows the documented schemas of TensorRT 10 and 11; never tested on the output of an engine.
     """
     try:
         layers = json.loads(text)["Layers"]
@@ -136,14 +122,18 @@ def read_inspection(text: str) -> dict[str, Any]:
     fused = [layer for layer in layers if _is_fused_attention(layer)]
     half = [layer for layer in layers
             if any(name in json.dumps(layer.get("Outputs", [])) for name in ("FP16", "Half", "BF16", "BFloat16"))]
-    return {"status": "passed", "layers": len(layers), "half": len(half), "fused_attention": len(fused)}
+    narrow = [layer for layer in layers
+              if any(name in json.dumps(layer.get("Inputs", [])) for name in ("Int8", "INT8", "FP8"))]
+    return {"status": "passed", "layers": len(layers), "half": len(half), "eight_bits": len(narrow),
+            "fused_attention": len(fused)}
 
 
 def failure_message(file: str, certificate: Mapping[str, Any]) -> str:
     """The error message for a certificate that failed."""
     precision = certificate["asked"]
+    options = f"--precision {precision} " + ("--calibrate DIR" if precision in EIGHT_BITS else "--opset 23")
     return (f"{file}: expected a network in {precision}, but {'; '.join(certificate['reasons'])}. Export the "
-            f"checkpoint again with --precision {precision} --opset 23, or with --precision fp32 if you want FP32.")
+            f"checkpoint again with {options}, or with --precision fp32 if you want FP32.")
 
 
 def _computing(layers: Sequence[Layer]) -> list[Layer]:
@@ -162,11 +152,14 @@ def _share(part: int, whole: int, name: str) -> dict[str, Any]:
     return {name: whole, "half": part, "share": part / whole if whole else None}
 
 
-def _failures(certificate: Mapping[str, Any], in_fp32: Sequence[Work], fp32: Sequence[str] | None) -> list[str]:
-    """How the network differs from the requested precision; `fp32` is that of the plan."""
+def _failures(
+    rest: str, certificate: Mapping[str, Any], work: Sequence[Work], in_half: Sequence[Work], fp32: Sequence[str] | None
+) -> list[str]:
+    """How the network differs from `rest`, the precision of what is not in eight bits; `fp32` is that of the plan."""
     failures = []
-    if certificate["asked"] in HALF:
-        share = certificate["flops"]["share"] or 0.0
+    if rest in HALF:
+        in_fp32 = [item for item in work if item not in in_half]
+        share = sum(item.flops for item in in_half) / max(1, sum(item.flops for item in work))
         others = [item for item in in_fp32 if not (item.is_attention and "attention" in (fp32 or ()))]
         modules = dict.fromkeys(item.module or "resize" for item in others)  # only the resize has no module
         unplanned = [module for module in modules
@@ -174,7 +167,7 @@ def _failures(certificate: Mapping[str, Any], in_fp32: Sequence[Work], fp32: Seq
         if share < MIN_HALF_SHARE and (unplanned or not in_fp32):
             failures.append(f"{1 - share:.1%} of its matrix FLOPs are in FP32")
         elif unplanned and fp32 is not None:
-            failures.append(f"these modules compute in FP32 but are not in the precision plan: {_shorten(unplanned)}")
+            failures.append(f"these modules compute in FP32 but are not in the precision plan: {shorten(unplanned)}")
     elif certificate["layers"]["half"]:
         failures.append(f"{certificate['layers']['half']} layers compute in half precision")
     if certificate["attention"]["status"] == "failed":
@@ -254,12 +247,7 @@ def _island_name(group: Sequence[Layer], modules: Mapping[str, str], tensors: Se
     ))
     used = {name for layer in group for name in layer.inputs + layer.outputs}
     ends = [f"{tensor['mode']} {tensor['name']}" for tensor in tensors if tensor["name"] in used]
-    return _shorten(own_modules or ends or [layer.name for layer in group])
-
-
-def _shorten(names: Sequence[str]) -> str:
-    more = len(names) - MAX_NAMES_SHOWN
-    return ", ".join(names[:MAX_NAMES_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return shorten(own_modules or ends or [layer.name for layer in group])
 
 
 def _is_fused_attention(layer: Mapping[str, Any]) -> bool:

@@ -25,7 +25,7 @@ from ..core.contract import Contract, Graph
 from ..core.errors import BackendError, BuildError
 from ..core.files import replacing
 from ..core.install import install_command
-from ..core.manifest import ShapeRange
+from ..core.manifest import PrecisionPlan, ShapeRange
 from .certificate import failure_message
 from .options import BuilderChoice, EngineOptions, check_builder
 
@@ -131,7 +131,7 @@ def default_profile(
 
 def build_engine(
     onnx: Path, plan: Path, builder: Builder, profile: dict[str, ShapeRange], precision: str, size: tuple[int, int],
-    fp32: list[str] | None = None, options: EngineOptions | None = None, timings: Path | None = None,
+    precision_plan: PrecisionPlan | None = None, options: EngineOptions | None = None, timings: Path | None = None,
 ) -> dict[str, Any]:
     """Build an engine in a separate process, and write it atomically.
 
@@ -140,9 +140,9 @@ def build_engine(
         plan: File of the engine to write.
         builder: The builder.
         profile: Shapes of each input.
-        precision: The requested precision: fp16, bf16 or fp32.
+        precision: The requested precision: fp16, bf16, fp32, int8 or fp8.
         size: The network's input size (H, W) [pixels].
-        fp32: What the precision plan keeps in FP32; None if the plan is unknown.
+        precision_plan: The precision plan of the graph; None if it is unknown.
         options: Kind of the engine; the default kind if None.
         timings: TensorRT's timing cache, which is read if it exists, and replaced.
 
@@ -159,7 +159,8 @@ def build_engine(
         new_timings = temporary.with_name("timings") if timings else None
         request = {
             "action": "build", "builder": builder.name, "module": MODULES[builder.name], "onnx": str(onnx),
-            "plan": str(temporary), "profile": shapes, "precision": precision, "size": list(size), "fp32": fp32,
+            "plan": str(temporary), "profile": shapes, "precision": precision, "size": list(size),
+            "precision_plan": precision_plan.to_json() if precision_plan else None,
             "variant": options.variant, "new_timings": str(new_timings) if new_timings else None,
             "old_timings": str(timings) if timings and timings.is_file() else None,
         }
@@ -172,7 +173,7 @@ def build_engine(
     capability, serves = device.compute_capability(), []
     if builder.name == "tensorrt-rtx":
         capability = TURING if options.turing else None
-        serves = [TURING] if options.turing else list(rtx_capabilities(builder.version))
+        serves = [TURING] if options.turing else list(rtx_capabilities(builder.version, precision))
     variant = {name: value for name, value in options.variant.items() if name != "turing"}
     return {"builder": builder.name, "builder_version": builder.version, "compute_capability": capability,
             "serves": serves, "profile": shapes, **variant, **result}

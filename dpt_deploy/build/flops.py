@@ -23,6 +23,12 @@ SHAPE_OPERATORS = (  # operators that shapes are computed with
     "Slice", "Squeeze", "Unsqueeze",
 )
 TYPES = {onnx.TensorProto.FLOAT16: "fp16", onnx.TensorProto.BFLOAT16: "bf16", onnx.TensorProto.FLOAT: "fp32"}
+EIGHT_BIT_TYPES = {
+    onnx.TensorProto.INT8: "int8", onnx.TensorProto.UINT8: "int8", onnx.TensorProto.FLOAT8E4M3FN: "fp8",
+    onnx.TensorProto.FLOAT8E5M2: "fp8",
+}
+QUANTIZERS = ("QuantizeLinear", "DequantizeLinear")
+MOVES = ("Flatten", "Identity", "Reshape", "Squeeze", "Transpose", "Unsqueeze")  # copy values, change none
 
 
 @dataclass(frozen=True)
@@ -39,6 +45,9 @@ class Work:
     for other products of two activations, such as the resize."""
     is_attention: bool = False
     """Whether it is an Attention operator, or one of the two products around a softmax."""
+    eight_bits: str | None = None
+    """int8 or fp8 if both operands were quantized to it. None for a product of floating-point values, such as one whose
+    weight is stored in eight bits and whose activation is not quantized."""
 
 
 def matrix_work(graph: Path | str | onnx.ModelProto, sizes: Mapping[str, int]) -> list[Work]:
@@ -54,6 +63,7 @@ def matrix_work(graph: Path | str | onnx.ModelProto, sizes: Mapping[str, int]) -
     model = graph if isinstance(graph, onnx.ModelProto) else onnx.load(graph, load_external_data=False)
     shapes, types = infer_shapes(model, sizes)
     modules, attention = modules_of(model), _attention_nodes(model)
+    operands = _Operands(model, types)
     work = []
     for node in model.graph.node:
         if node.op_type not in OPERATORS:
@@ -69,9 +79,15 @@ def matrix_work(graph: Path | str | onnx.ModelProto, sizes: Mapping[str, int]) -
         work.append(Work(
             node.name, node.op_type, _flops(node, ins, out),
             TYPES.get(dtype, onnx.TensorProto.DataType.Name(dtype).lower()), modules.get(node.name),
-            node.name in attention,
+            node.name in attention, operands.eight_bits(node),
         ))
     return work
+
+
+def eight_bit_share(graph: Path | str | onnx.ModelProto, sizes: Mapping[str, int]) -> float:
+    """The fraction of the matrix FLOPs whose operands are in eight bits. Arguments and errors as for `matrix_work`."""
+    work = matrix_work(graph, sizes)
+    return sum(item.flops for item in work if item.eight_bits) / max(1, sum(item.flops for item in work))
 
 
 def input_sizes(size: tuple[int, int], batch: int = 1) -> dict[str, int]:
@@ -106,15 +122,18 @@ def infer_shapes(
 def modules_of(model: onnx.ModelProto) -> dict[str, str]:
     """The module whose weights each node uses, by node name: backbone.blocks.0.attn.qkv for ...qkv.weight.
 
-    Attention, an operator or the products around a softmax, has no weights; it gets the nearest module upstream of its
-    first input.
+    The weights may be quantized. Nodes that quantize or dequantize have no module. Attention, an operator or the
+    products around a softmax, has no weights; it gets the nearest module upstream of its first input.
     """
     attention = _attention_nodes(model)
     weights = {tensor.name for tensor in model.graph.initializer if "." in tensor.name}
     producers = {name: node for node in model.graph.node for name in node.output}
     modules: dict[str, str] = {}
     for node in model.graph.node:
-        weight = next((name for name in node.input if name in weights), None)
+        if node.op_type in QUANTIZERS:
+            continue
+        sources = (_before_quantizers(name, producers) for name in node.input)
+        weight = next((name for name in sources if name in weights), None)
         if weight is not None:
             modules[node.name] = weight.removesuffix(".transposed").rpartition(".")[0]
         elif node.name in attention:
@@ -132,6 +151,46 @@ def _attention_nodes(model: onnx.ModelProto) -> set[str]:
     weights = {node.output[0] for node in model.graph.node if node.op_type == "Softmax"}
     return {node.name for node in model.graph.node if node.op_type == "Attention"
             or (node.op_type == "MatMul" and (node.output[0] in scores or node.input[0] in weights))}
+
+
+def _before_quantizers(name: str, producers: Mapping[str, onnx.NodeProto]) -> str:
+    """The tensor that a tensor was quantized and dequantized from, or the tensor itself."""
+    source, quantized = name, False
+    while (node := producers.get(source)) is not None and node.op_type in (*QUANTIZERS, *MOVES):
+        source, quantized = node.input[0], quantized or node.op_type in QUANTIZERS
+    return source if quantized else name
+
+
+class _Operands:
+    """Finds the products of a graph whose operands are in eight bits."""
+
+    def __init__(self, model: onnx.ModelProto, types: Mapping[str, int]) -> None:
+        self.types = types
+        self.constants = {tensor.name for tensor in model.graph.initializer}
+        self.producers = {name: node for node in model.graph.node for name in node.output}
+
+    def eight_bits(self, node: onnx.NodeProto) -> str | None:
+        """int8 or fp8 if both operands of a product are dequantized from it, else None."""
+        if node.op_type == "Attention":
+            return None
+        kinds = {self._quantized_to(name) for name in node.input[:2]}
+        return kinds.pop() if len(kinds) == 1 else None
+
+    def _quantized_to(self, name: str) -> str | None:
+        """int8 or fp8 if a tensor is dequantized from the output of QuantizeLinear, or from a constant."""
+        dequantizer = self.producers.get(self._unmoved(name))
+        if dequantizer is None or dequantizer.op_type != "DequantizeLinear":
+            return None
+        stored = self._unmoved(dequantizer.input[0])
+        source = self.producers.get(stored)
+        if stored not in self.constants and (source is None or source.op_type != "QuantizeLinear"):
+            return None
+        return EIGHT_BIT_TYPES.get(self.types.get(stored, 0))
+
+    def _unmoved(self, name: str) -> str:
+        while (node := self.producers.get(name)) is not None and node.op_type in MOVES:
+            name = node.input[0]
+        return name
 
 
 def _flops(node: onnx.NodeProto, ins: list, out: list[int]) -> int:

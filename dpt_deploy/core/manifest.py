@@ -9,7 +9,6 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -18,15 +17,15 @@ from pydantic import (
     BeforeValidator,
     ConfigDict,
     Field,
-    PlainSerializer,
     ValidationError,
-    WrapValidator,
     field_validator,
 )
 
 from .contract import Contract, Graph
 from .errors import BadBundle, BadInput
-from .task import EIGHT_BITS
+from .plan import EIGHT_BITS as EIGHT_BITS  # part of this module's interface, as PrecisionPlan is
+from .plan import Plan, Precision
+from .plan import PrecisionPlan as PrecisionPlan
 from .values import Number, Sha256, StrictBool, StrictFloat, StrictInt, parse_json
 from .verdict import Stage, stage_from_json, to_json
 
@@ -34,7 +33,6 @@ FORMAT = 1
 MAX_BYTES = 16 << 20
 """The largest `manifest.json` that is read. A typical one has 20 kB."""
 Kind = Literal["onnx", "data", "engine", "cache", "reference", "report"]
-Precision = Literal["fp16", "bf16", "fp32", "int8", "fp8"]
 Weights = Literal["fixed", "refittable", "stripped"]
 
 
@@ -46,50 +44,6 @@ class Record(BaseModel):
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values of the fields that were set explicitly."""
         return json.loads(self.model_dump_json(exclude_unset=True))
-
-
-@dataclass(frozen=True)
-class PrecisionPlan:
-    """The arithmetic precision of each part of a graph."""
-
-    precision: Precision = "fp16"
-    """The type of everything not listed in `fp32`. In eight bits: the type of the operands of matrix products."""
-    fp32: tuple[str, ...] = ("activations", "resize")
-    """Parts kept in FP32: module names such as decoder.fusion.2, or residual, attention, activations, resize."""
-    rest: Literal["fp32", "fp16"] = "fp32"
-    """Eight bits only: the type of everything but the quantized products. Norms, softmax, attention's products of
-    activations, additions and resizing are never in eight bits."""
-    wide: tuple[str, ...] = ()
-    """Eight bits only: modules that are not quantized, such as decoder.reassemble.0; they compute in `rest`."""
-    weights_only: bool = False
-    """Eight bits only: weights are stored in eight bits and activations are not quantized."""
-    weight_bits: Literal[8, 7] = 8
-    """int8 only: 7 halves the range of the weights. On processors without VNNI, sums of two products of full range
-    saturate in 16 bits."""
-    unknown: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-    """Keys of a newer version in the manifest that it was read from. They are written again."""
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values of the known fields."""
-        value = {"precision": self.precision, "fp32": list(self.fp32)}
-        if self.precision in EIGHT_BITS:
-            value |= {"rest": self.rest, "wide": list(self.wide), "weights_only": self.weights_only,
-                      "weight_bits": self.weight_bits}
-        return value
-
-
-def _keeping_unknown_keys(value: Any, validate: Any) -> PrecisionPlan:
-    if not isinstance(value, dict):
-        return validate(value)
-    known = [entry.name for entry in fields(PrecisionPlan) if entry.name != "unknown"]
-    plan = validate({key: item for key, item in value.items() if key in known})
-    return replace(plan, unknown={key: item for key, item in value.items() if key not in known})
-
-
-Plan = Annotated[
-    PrecisionPlan, WrapValidator(_keeping_unknown_keys), PlainSerializer(lambda plan: plan.unknown | plan.to_json()),
-]
-"""A precision plan as a field of a manifest."""
 
 
 class ShapeRange(Record):
@@ -121,12 +75,49 @@ class FlopsRecord(Record):
     """Fraction in half precision."""
 
 
+class KernelsRecord(Record):
+    """What the builder lists for the built engine."""
+
+    status: Literal["passed", "failed", "not run", ""] = ""
+    reason: str = ""
+    share: StrictFloat | None = None
+    """Fraction of the network's eight-bit FLOPs that are in kernels with eight-bit operands."""
+    islands: tuple[str, ...] = ()
+    """The modules that the network has in eight bits and the kernels in floating point."""
+
+
+class IslandRecord(Record):
+    """A module that was to be quantized and computes in floating point."""
+
+    name: str
+    flops: StrictInt = 0
+    reason: str = ""
+
+
+class EightBitFlops(Record):
+    """The eight-bit section of a certificate."""
+
+    type: Literal["int8", "fp8", ""] = ""
+    """The type that was asked for. Empty if the precision is not one of eight bits."""
+    layers: StrictInt = 0
+    """Number of layers that multiply in that type."""
+    weights_only: StrictInt = 0
+    """Number of layers whose weight is stored in that type, and which multiply in floating point."""
+    flops: StrictInt = 0
+    """Matrix FLOPs in that type."""
+    share: StrictFloat | None = None
+    """Fraction of all matrix FLOPs."""
+    islands: tuple[IslandRecord, ...] = ()
+    kernels: KernelsRecord = KernelsRecord()
+
+
 class Certificate(Record):
     """The precision that an engine really uses. `build.certificate` documents all keys."""
 
     status: Literal["passed", "failed", "none"] = "none"
     reasons: tuple[str, ...] = ()
     flops: FlopsRecord = FlopsRecord()
+    eight_bits: EightBitFlops = EightBitFlops()
     attention: AttentionRecord = AttentionRecord()
 
 

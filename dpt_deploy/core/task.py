@@ -9,8 +9,6 @@ from dataclasses import dataclass
 
 from .values import Number, StrictFloat, StrictInt
 
-EIGHT_BITS = ("int8", "fp8")
-"""The precisions whose matrix products have eight-bit operands."""
 TASK = {"depth": ("abs_rel",), "normals": ("mean",), "alpha": ("iou", "mae")}
 """The task's metrics by head, against ground truth. Normals are in degrees; of `iou`, more is better."""
 FEWEST = 8

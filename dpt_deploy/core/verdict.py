@@ -19,7 +19,8 @@ from .contract import Graph
 from .errors import Cause
 from .legacy import upgraded
 from .metrics import AT_LEAST
-from .task import EIGHT_BITS, TaskVerdict
+from .plan import EIGHT_BITS
+from .task import TaskVerdict
 from .values import Number, Sha256, StrictBool, StrictFloat
 
 Status = Literal["passed", "failed", "not run"]

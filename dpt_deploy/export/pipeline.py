@@ -327,8 +327,8 @@ def _labelled(
         say=say, **options)
     if len(data) < 2 * FEWEST:
         raise BadInput(f"--data-root {config.data_root}: expected at least {2 * FEWEST} labelled samples, half for the "
-                       f"search and half for the verdict, received {len(data)}. Add samples, or omit the option to judge "
-                       "by the distance to FP32.")
+                       f"search and half for the verdict, received {len(data)}. Add samples, or omit the option to "
+                       "judge by the distance to FP32.")
     return Part(data, range(0, len(data), 2)), Part(data, range(1, len(data), 2))
 
 

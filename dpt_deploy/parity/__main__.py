@@ -18,7 +18,7 @@ with cli.needing("cli"):
     from ..core.bundle import SKIPPED_IMAGES, Bundle
     from ..core.files import locked
     from ..core.image_files import MAX_PIXELS
-    from ..core.task import EIGHT_BITS
+    from ..core.plan import EIGHT_BITS
     from ..core.verdict import Stage
     from ..report import write_report
     from ..report.terminal import print_outcome, skipped_images

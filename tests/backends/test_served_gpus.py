@@ -50,6 +50,26 @@ def test_the_table() -> None:
     assert "TensorRT:" not in unserved("tensorrt-rtx", "1.7.1", "7.0").instead
 
 
+@pytest.mark.parametrize(("builder", "version"), [("tensorrt", "11.4.1"), ("tensorrt-rtx", "1.7.1")])
+def test_fp8_needs_a_gpu_that_has_it(builder: str, version: str) -> None:
+    assert rtx_capabilities("1.7.1", "fp8") == ("8.9", "12.0", "12.1")
+    assert rtx_capabilities("1.7.1", "int8") == rtx_capabilities("1.7.1")
+    problem = unserved(builder, version, "8.6", precision="fp8")
+    assert problem.reason == "FP8 needs a GPU of compute capability 8.9 or later, and this one has 8.6"
+    assert unserved(builder, version, "8.9", precision="fp8") is None
+    assert unserved(builder, version, "8.6", precision="int8") is None
+
+
+def test_tensorrt_skips_fp8_where_the_gpu_has_none(own_bundle: Path, gpu, monkeypatch) -> None:  # noqa: F811
+    gpu("8.0")
+    monkeypatch.setattr("dpt_deploy.build.choose_builder", lambda options: engine_module.Builder("tensorrt", "11.4.1"))
+    bundle, lines = Bundle.open(own_bundle), []
+    bundle.add("model.fp32.onnx", "onnx", graph="model", precision="fp8", details=bundle.find(
+        "onnx", file="model.fp32.onnx")[0].details)
+    assert build_engines(bundle, EngineOptions("tensorrt"), lines.append, ("fp8",)) == []
+    assert "skipped  model.fp32.onnx: FP8 needs a GPU of compute capability 8.9" in lines[-1]
+
+
 def test_the_documentation_has_the_same_table() -> None:
     text = (ROOT / "docs" / "engines.md").read_text(encoding="utf-8")
     assert f"| TensorRT-RTX 1.0 to 1.4 | {', '.join(rtx_capabilities('1.4'))}; 7.5 with `--turing` |" in text

@@ -13,10 +13,12 @@ import onnx
 import pytest
 
 from dpt_deploy.build import EngineOptions, build_engines
-from dpt_deploy.build.certificate import Layer, certify, failure_message, read_inspection
+from dpt_deploy.build.certificate import certify, failure_message, read_inspection
 from dpt_deploy.build.flops import Work
+from dpt_deploy.build.layers import Layer
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BuildError
+from dpt_deploy.core.manifest import PrecisionPlan
 from dpt_deploy.report.model_card import reset_model_card
 from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
 
@@ -127,7 +129,8 @@ TENSORS = [{"name": "image", "mode": "input"}, {"name": "depth", "mode": "output
 
 
 def judged(layers, asked="fp16", opset=23, plan=("activations", "resize"), work=WORK):
-    return certify(asked, layers, work, MODULES, TENSORS, (160, 160), opset, plan)
+    precision_plan = None if plan is None else PrecisionPlan(asked, tuple(plan))
+    return certify(asked, layers, work, MODULES, TENSORS, (160, 160), opset, precision_plan)
 
 
 def test_shares_and_islands():
@@ -233,9 +236,10 @@ def test_work_that_no_layer_of_the_network_does_is_not_counted_as_half():
     ids=["TensorRT 10", "TensorRT 11"],
 )
 def test_the_inspectors_answer_is_read(schema):
-    layers = [{"Name": "__myl_mha_v2_0", "LayerType": "kgen"} | schema, {"Name": "conv", "Outputs": []}]
+    layers = [{"Name": "__myl_mha_v2_0", "LayerType": "kgen"} | schema, {"Name": "conv", "Outputs": []},
+              {"Name": "narrow", "Inputs": [{"Name": "x", "Format/Datatype": "Int8 NHWC"}], "Outputs": []}]
     seen = read_inspection(json.dumps({"Layers": layers}))
-    assert seen == {"status": "passed", "layers": 2, "half": 1, "fused_attention": 1}
+    assert seen == {"status": "passed", "layers": 3, "half": 1, "eight_bits": 1, "fused_attention": 1}
 
 
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"Layers": ["conv", "relu"]}', '{"Layers": null}'])
@@ -246,7 +250,6 @@ def test_an_answer_that_cannot_be_read_is_not_run(text):
 def build_tiny(folder, opset, fp32):
     """The certificate of a model graph whose plan keeps `fp32` in FP32 as well."""
     from dpt_deploy.build.engine import build_engine, default_profile, find_builder
-    from dpt_deploy.core.manifest import PrecisionPlan
     from dpt_deploy.export.graph import export_graph
     from dpt_deploy.export.precision import typed
     from tests.tiny import lively_model
@@ -256,7 +259,7 @@ def build_tiny(folder, opset, fp32):
     export_graph(typed(model, plan), "model", contract, path, opset, {})
     profile = default_profile(contract, "model", (1, 2), ((64, 64), (64, 64)))
     details = build_engine(
-        path, folder / "engine", find_builder("tensorrt-rtx"), profile, "fp16", contract.input_size, list(plan.fp32)
+        path, folder / "engine", find_builder("tensorrt-rtx"), profile, "fp16", contract.input_size, plan
     )
     return details["certificate"]
 

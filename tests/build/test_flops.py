@@ -8,9 +8,11 @@ import torch
 from onnx import TensorProto, helper
 from torch.utils.flop_counter import FlopCounterMode
 
-from dpt_deploy.build.flops import input_sizes, matrix_work, modules_of
+from dpt_deploy.build.flops import eight_bit_share, input_sizes, matrix_work, modules_of
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BuildError
+from dpt_deploy.core.manifest import PrecisionPlan
+from tests.eight_bits import WIDE, quantized
 from tests.tiny import lively_model, tiny_bundle  # noqa: F401
 
 
@@ -94,3 +96,82 @@ def test_unknown_shapes_are_refused_and_not_counted_as_nothing():
     model = opset_23(helper.make_graph(nodes, "g", inputs, outputs))
     with pytest.raises(BuildError, match="product"):
         matrix_work(model, {})
+
+
+SIZES = input_sizes((160, 160))
+
+
+@pytest.fixture(scope="module", params=["int8", "fp8"])
+def eight_bit_graph(request, tiny_bundle):  # noqa: F811
+    """The tiny model graph with all layers but `WIDE` in eight bits; the precision; and the FP32 graph."""
+    path = tiny_bundle / "model.fp32.onnx"
+    model = quantized(Bundle.open(tiny_bundle), "model", PrecisionPlan(request.param, (), wide=WIDE))
+    return model, request.param, onnx.load(path)
+
+
+def test_a_quantized_node_keeps_its_module_and_its_work(eight_bit_graph):
+    model, _, fp32 = eight_bit_graph
+    assert modules_of(model) == modules_of(fp32)
+    assert [(item.node, item.flops) for item in matrix_work(model, SIZES)] == [
+        (item.node, item.flops) for item in matrix_work(fp32, SIZES)]
+
+
+def test_products_of_two_quantized_operands_are_work_in_eight_bits(eight_bit_graph):
+    model, precision, fp32 = eight_bit_graph
+    for item in matrix_work(model, SIZES):
+        wide = item.operator == "Attention" or item.module.startswith(WIDE)
+        assert item.eight_bits == (None if wide else precision) and item.dtype == "fp32", item
+    work = matrix_work(fp32, SIZES)
+    assert {item.eight_bits for item in work} == {None} and eight_bit_share(fp32, SIZES) == 0
+    wide = sum(item.flops for item in work if item.operator == "Attention" or item.module.startswith(WIDE))
+    assert eight_bit_share(model, SIZES) == pytest.approx(1 - wide / sum(item.flops for item in work))
+
+
+def test_weights_alone_make_no_work_in_eight_bits(tiny_bundle):  # noqa: F811
+    model = quantized(Bundle.open(tiny_bundle), "model", PrecisionPlan("int8", (), weights_only=True))
+    assert eight_bit_share(model, SIZES) == 0
+    assert modules_of(model) == modules_of(onnx.load(tiny_bundle / "model.fp32.onnx"))
+
+
+def product(weight="DQ", activation="QDQ", weight_type=TensorProto.INT8, between=()):
+    """A graph of one MatMul, with what is asked for before its operands, and `between` after the dequantized weight."""
+    nodes, tensors, operands = [], [], {"x": "x", "layer.weight": "layer.weight"}
+    for name, form, kind in (("x", activation, TensorProto.INT8), ("layer.weight", weight, weight_type)):
+        tensors += [helper.make_tensor(f"{name}/scale", TensorProto.FLOAT, [], [0.5]),
+                    helper.make_tensor(f"{name}/zero", kind, [], b"\0", raw=True)]
+        for letter in {"": "", "DQ": "D", "QDQ": "QD"}[form]:
+            operator = {"Q": "QuantizeLinear", "D": "DequantizeLinear"}[letter]
+            nodes.append(helper.make_node(operator, [operands[name], f"{name}/scale", f"{name}/zero"],
+                                          [f"{name}/{letter}"], f"{name}/{letter}"))
+            operands[name] = f"{name}/{letter}"
+    for operator in between:
+        nodes.append(helper.make_node(operator, [operands["layer.weight"]], ["moved"], operator))
+        operands["layer.weight"] = "moved"
+    stored = weight_type if weight == "DQ" else TensorProto.FLOAT
+    size = 4 if stored == TensorProto.FLOAT else 1
+    tensors.append(helper.make_tensor("layer.weight", stored, [4, 4], bytes(16 * size), raw=True))
+    nodes.append(helper.make_node("MatMul", list(operands.values()), ["y"], "product"))
+    source = helper.make_tensor_value_info("x", TensorProto.FLOAT, (3, 4))
+    return opset_23(helper.make_graph(nodes, "g", [source], [helper.make_tensor_value_info("y", 1, (3, 4))], tensors))
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        (product(), "int8"),
+        (product(weight="QDQ"), "int8"),  # a weight that is stored in FP32 and quantized in the graph
+        (product(between=("Transpose",)), "int8"),
+        (product(between=("Relu",)), None),  # dequantized, and then computed with
+        (product(activation=""), None),
+        (product(weight=""), None),
+        (product(weight_type=TensorProto.FLOAT8E4M3FN), None),  # one operand in each type
+    ],
+)
+def test_both_operands_have_to_be_quantized(graph, expected):
+    (item,) = matrix_work(graph, {})
+    assert item.eight_bits == expected
+
+
+def test_the_module_is_found_behind_quantizers_and_moves():
+    assert modules_of(product(between=("Transpose",)))["product"] == "layer"
+    assert modules_of(product(weight="QDQ")) == {"product": "layer"}

@@ -39,8 +39,9 @@ def exported(tiny_bundle: Path, calibration: Path, tmp_path_factory: pytest.Temp
 
     def export(**options: object):
         lines: list[str] = []
+        common = {"precision": "int8", "search": False, "wide_modules": WIDE, "parity": "quick"}
         config = ExportConfig(tiny_bundle.parent / "tiny.pth", folder, engines=EngineOptions(builder="none"),
-                              **{"precision": "int8", "search": False, "wide_modules": WIDE} | options)
+                              **common | options)
         return *export_checkpoint(config, lines.append), lines
 
     return export
@@ -50,8 +51,14 @@ def hashes(bundle: Bundle) -> dict[str, str]:
     return {artifact.file: artifact.sha256 for artifact in bundle.find("onnx")}
 
 
-def test_int8_graphs_stand_beside_the_others_and_are_judged_where_they_run(exported, calibration, tiny_bundle) -> None:
-    bundle, report, lines = exported(calibrate=calibration)
+@pytest.fixture(scope="module")
+def int8(exported, calibration: Path):
+    """The bundle, the report and what was said of an export in INT8."""
+    return exported(calibrate=calibration)
+
+
+def test_int8_graphs_stand_beside_the_others_and_are_judged_where_they_run(int8, tiny_bundle) -> None:
+    bundle, report, lines = int8
     before = hashes(Bundle.open(tiny_bundle))
     assert hashes(bundle).items() > before.items()
     assert set(hashes(bundle)) - set(before) == {"model.int8.onnx", "frame.int8.onnx"}
@@ -71,16 +78,37 @@ def test_int8_graphs_stand_beside_the_others_and_are_judged_where_they_run(expor
     assert bundle.manifest.precision.plan.precision == "fp16"
 
 
-def test_the_same_export_reuses_the_graphs_and_other_images_make_them_again(exported, calibration, tmp_path) -> None:
-    first, _, _ = exported(calibrate=calibration)
+def test_the_same_export_reuses_the_graphs(int8, exported, calibration) -> None:
+    first = hashes(int8[0])
     again, report, lines = exported(calibrate=calibration)
-    assert hashes(again) == hashes(first) and report.passed
+    assert hashes(again) == first and report.passed
     assert any(line.startswith("reused   model and frame graph in int8") for line in lines)
     assert not any("calibrat" in line for line in lines)
+
+
+@pytest.mark.slow  # two more exports
+def test_other_images_make_the_graphs_again(exported, calibration, tmp_path) -> None:
+    first = hashes(exported(calibrate=calibration)[0])
     cv2.imwrite(str(tmp_path / "other.png"), 255 - scene(64, 64, 3))
     other, _, _ = exported(calibrate=tmp_path)
-    changed = {file for file, digest in hashes(other).items() if digest != hashes(first)[file]}
+    changed = {file for file, digest in hashes(other).items() if digest != first[file]}
     assert changed == {"model.int8.onnx", "frame.int8.onnx"}
+
+
+def test_a_weight_that_was_changed_by_two_steps_is_found(int8, tiny_bundle, tmp_path) -> None:
+    bundle, _, _ = int8
+    model = load_exported_model(bundle, tiny_bundle.parent / "tiny.pth")
+    (artifact,) = bundle.find("onnx", file="model.int8.onnx")
+    graph = onnx.load(bundle.folder / artifact.file)
+    (tensor,) = [t for t in graph.graph.initializer if t.name == "backbone.blocks.3.mlp.fc1.weight.transposed"]
+    values = np.frombuffer(tensor.raw_data, np.int8).copy()
+    values[7] += 2 if values[7] < 0 else -2
+    tensor.raw_data = values.tobytes()
+    onnx.save(graph, tmp_path / artifact.file)
+    expected = {name: value.numpy() for name, value in fold_batch_norm(model).state_dict().items()
+                if value.is_floating_point()}
+    stage = compare_weights(tmp_path / artifact.file, artifact, expected)
+    assert [finding.name for finding in stage.findings] == ["backbone.blocks.3.mlp.fc1.weight"]
 
 
 def test_weights_only_needs_no_images_and_a_quarter_of_the_space(exported) -> None:
@@ -89,22 +117,6 @@ def test_weights_only_needs_no_images_and_a_quarter_of_the_space(exported) -> No
     assert sizes["model.int8.onnx"] < 0.4 * sizes["model.fp32.onnx"]
     assert bundle.manifest.eight_bits.share == 0 and bundle.manifest.eight_bits.calibration == 0
     assert report.passed, report.verdict
-
-
-def test_a_weight_that_was_changed_by_two_steps_is_found(exported, calibration, tiny_bundle) -> None:
-    bundle, _, _ = exported(calibrate=calibration)
-    model = load_exported_model(bundle, tiny_bundle.parent / "tiny.pth")
-    (artifact,) = bundle.find("onnx", file="model.int8.onnx")
-    graph = onnx.load(bundle.folder / artifact.file)
-    (tensor,) = [t for t in graph.graph.initializer if t.name == "backbone.blocks.3.mlp.fc1.weight.transposed"]
-    values = np.frombuffer(tensor.raw_data, np.int8).copy()
-    values[7] += 2 if values[7] < 0 else -2
-    tensor.raw_data = values.tobytes()
-    onnx.save(graph, bundle.folder / artifact.file)
-    expected = {name: value.numpy() for name, value in fold_batch_norm(model).state_dict().items()
-                if value.is_floating_point()}
-    stage = compare_weights(bundle.folder / artifact.file, artifact, expected)
-    assert [finding.name for finding in stage.findings] == ["backbone.blocks.3.mlp.fc1.weight"]
 
 
 def test_fp8_is_for_engines_and_its_rest_is_fp16(exported, calibration) -> None:
