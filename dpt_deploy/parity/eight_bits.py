@@ -106,13 +106,16 @@ class TaskJudge:
 def with_earlier_task(stage: Stage, earlier: Stage | None, budget: Budget) -> Stage:
     """A stage in eight bits with the verdict on the task of an earlier report, if that still holds.
 
-    It holds for the same file, backend and device, while the maps are valid and the distances to PyTorch FP32 are
-    within their budget or at most `DRIFT` times what they were.
+    It holds for the same file, backend, device and limitations of the machine, while the maps are valid and the
+    distances to PyTorch FP32 are within their budget or at most `DRIFT` times what they were.
     """
     if earlier is None or earlier.task is None or stage.task is not None or stage.status == "not run":
         return stage
     if stage.sha256 is None or stage.sha256 != earlier.sha256 or _invalid(stage):
         return stage
+    if not set(stage.notes) <= set(earlier.notes):  # such as a processor with other units
+        return _not_judged(stage, "an earlier verdict does not hold, because it was on a machine with other "
+                                  "limitations; judge it with labelled data again")
     limits = limits_of(budget, stage.precision)
     for head, values in stage.heads.items():
         now, then = (largest_share(found, limits.get(head, {})) for found in (values, earlier.heads.get(head, {})))
