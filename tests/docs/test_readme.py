@@ -74,6 +74,17 @@ def test_every_budget_in_the_readme_is_the_projects_own() -> None:
             assert printed == set(budget[precision][head].values()), (head, precision)
 
 
+def test_every_budget_of_eight_bits_in_the_docs_is_the_projects_own() -> None:
+    budget, _ = load_budget(None)
+    page = (ROOT / "docs/parity.md").read_text(encoding="utf-8")
+    table = page.split("| head | budget of distances, INT8 and FP8 | margins of the task |")[1].split("\n\n")[0]
+    rows = {cells[1].strip(): cells[2:4] for line in table.splitlines() if len(cells := line.split("|")) > 4}
+    for head in ("depth", "normals", "alpha"):
+        for cell, key in zip(rows[head], ("int8", "task"), strict=True):
+            printed = {float(number) for number in re.findall(r"\d+(?:\.\d+)?", cell)}
+            assert printed == set(budget[key][head].values()), (head, key)
+
+
 def test_the_speed_in_the_readme_is_that_of_the_results() -> None:
     rows = json.loads((ROOT / "benchmarks/results/cpu_latency.json").read_text(encoding="utf-8"))["rows"]
     (row,) = [row for row in rows if row["name"] == "openvino frame fp32"]
