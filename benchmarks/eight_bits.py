@@ -237,18 +237,20 @@ def plot(result: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
         axes = figure.add_subplot()
         markers = {"openvino": ("o", "#4269d0"), "onnxruntime-cpu": ("s", "#e8590c")}
+        names = list(dict.fromkeys(row["plan"] for row in result["rows"]))
         for row in result["rows"]:
             marker, colour = markers.get(row["backend"], ("^", "#2f9e44"))
             x, y = row["speed"]["median"], row["distances"]["B"]["depth"]["abs_rel"]["mean"]
             axes.plot([x], [y], marker, color=colour)
-            axes.annotate(row["plan"], (x, y), (6, 4), textcoords="offset points", fontsize=8, color=colour)
+            axes.annotate(str(names.index(row["plan"]) + 1), (x, y), (6, 4), textcoords="offset points", color=colour)
         for name, (marker, colour) in markers.items():
             axes.plot([], [], marker, color=colour, label=name)
+        for i, name in enumerate(names, 1):
+            axes.plot([], [], " ", label=f"{i} {name}")
         axes.set(xlabel="speed beside FP32 in the same backend", ylabel="mean AbsRel to FP32", yscale="log",
                  title=f"Eight bits, {result['model']}: speed against loss")
-        axes.margins(x=0.15)
         axes.grid(alpha=0.3)
-        axes.legend()
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1)
         figure.savefig(path)
 
 

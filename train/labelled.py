@@ -30,8 +30,9 @@ COUNT = 64
 
 
 def open_labelled(
-    root: Path | str, contract: Contract, training: Mapping[str, Any], count: int = COUNT, normal_axes: str = AXES,
-    max_pixels: int = MAX_PIXELS, max_broken: int = 20, say: Callable[[str], None] = print,
+    root: Path | str, contract: Contract, training: Mapping[str, Any], count: int = COUNT,
+    normal_axes: str | None = None, max_pixels: int = MAX_PIXELS, max_broken: int = 20,
+    say: Callable[[str], None] = print,
 ) -> LabelledData:
     """Choose labelled images: those that training held out, and if they are too few, others as well.
 
@@ -41,7 +42,7 @@ def open_labelled(
         training: The training record of the checkpoint, as `manifest.training`. It says which samples were held out
             and the focal length that depth is in. Without one, it is not known what training has seen.
         count: Largest number of images, evenly spaced over the data.
-        normal_axes: How the files store the components of normals.
+        normal_axes: How the files store the components of normals. None: as the training record says.
         max_pixels: Original files with more pixels are broken samples.
         max_broken: Broken and incomplete samples that are skipped and named before an error.
         say: Prints a line for each of them.
@@ -49,7 +50,8 @@ def open_labelled(
     Raises:
         BadInput: There are no samples, too many are broken, or they were prepared by another resize rule.
     """
-    source = open_source(root, normal_axes, max_pixels)
+    axes = normal_axes or training.get("config", {}).get("normal_axes") or AXES
+    source = open_source(root, axes, max_pixels)
     fraction = training.get("config", {}).get("val_fraction")
     chosen, seen = _chosen(source, fraction, count)
     focal = training.get("canonical_focal") or 0.0

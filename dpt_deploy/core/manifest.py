@@ -316,8 +316,8 @@ class Manifest(Record):
     versions: dict[str, str] = {}
     """Package versions used by the export."""
     precision: PrecisionRecord | None = None
-    eight_bits: EightBitRecord | None = None
-    """The choice of the eight-bit plan; None if the bundle was never exported in eight bits."""
+    eight_bits: dict[Precision, EightBitRecord] = {}
+    """How the plan of the graphs in int8 or fp8 was chosen, by precision."""
     artifacts: tuple[Artifact, ...] = ()
 
     @field_validator("contract")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -20,8 +21,16 @@ def calibration_paths(folder: Path) -> list[Path]:
     return found or find_images(folder).images
 
 
-def calibration_images(folder: Path, count: int, max_pixels: int = MAX_PIXELS) -> tuple[list[np.ndarray], list[str]]:
-    """Up to `count` images of a folder, evenly spaced, uint8 (H, W, 3) RGB, and a line for each one not readable.
+def calibration_images(
+    folder: Path, count: int, max_pixels: int = MAX_PIXELS, convert: Callable[[np.ndarray], np.ndarray] = np.asarray
+) -> tuple[list[np.ndarray], list[str]]:
+    """Up to `count` images of a folder, evenly spaced, and a line for each one that cannot be read.
+
+    Args:
+        folder: The folder.
+        count: The most images.
+        max_pixels: Images with more pixels cannot be read.
+        convert: Takes an image, uint8 (H, W, 3) RGB, and returns what is kept of it.
 
     Raises:
         BadInput: There is no image, or none can be read.
@@ -32,7 +41,7 @@ def calibration_images(folder: Path, count: int, max_pixels: int = MAX_PIXELS) -
     images, skipped = [], []
     for path in paths:
         try:
-            images.append(read_image(path, max_pixels))
+            images.append(convert(read_image(path, max_pixels)))
         except BadInput as error:
             skipped.append(str(error).replace(str(path), path.name))  # no paths of this machine in a bundle
     if not images:

@@ -81,7 +81,8 @@ class ExportConfig:
     rest: Literal["fp32", "fp16"] | None = None
     """For int8 and fp8: the type of everything that is not quantized. Default: fp32, and fp16 for fp8."""
     weights_only: bool = False
-    """For int8 and fp8: store weights in eight bits, and compute in the type of --rest. Needs no --calibrate."""
+    """For int8 and fp8: store weights in eight bits, and compute in the type of --rest. Needs no --calibrate
+    and no search."""
     seven_bit_weights: bool = False
     """For int8: weights use 7 of the 8 bits. For processors without VNNI, where sums of full range saturate."""
     data_root: Path | None = None

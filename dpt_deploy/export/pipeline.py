@@ -19,7 +19,7 @@ from ..core.bundle import Bundle, Recipe
 from ..core.contract import Contract
 from ..core.errors import BadInput, BuildError
 from ..core.files import locked
-from ..core.manifest import EIGHT_BITS, Assumption, Manifest, PrecisionPlan, PrecisionRecord
+from ..core.manifest import EIGHT_BITS, Artifact, Assumption, Manifest, PrecisionPlan, PrecisionRecord
 from ..core.task import FEWEST
 from ..core.verdict import ParityReport, Stage
 from ..core.version import __version__
@@ -120,7 +120,7 @@ def _fill(
         processing = _export_graphs(bundle, model, contract, half_plan, config.opset, finish_network, say)
     if config.precision in EIGHT_BITS:
         export_eight_bits(bundle, model, plan, config, processing, _graph_key, say, searched)
-    _remove_outdated_graphs(bundle)
+    _remove_outdated_graphs(bundle, say)
     stages = _judge_with_torch(bundle, model, record)
     failure = None
     try:
@@ -246,12 +246,31 @@ def _export_graphs(
     return processing
 
 
-def _remove_outdated_graphs(bundle: Bundle) -> None:
+def _remove_outdated_graphs(bundle: Bundle, say: Callable[[str], None]) -> None:
     """Remove the graphs that this version would make otherwise from the same checkpoint, plan and options."""
     for artifact in bundle.find("onnx"):
-        details = artifact.details
-        if not details.plan or artifact.key != _graph_key(bundle, artifact.graph, details.plan, details.opset):
+        if not _is_current(bundle, artifact):
+            say(f"removed  {artifact.file} (made with other versions or options)")
             bundle.remove(artifact)
+    present = {artifact.precision for artifact in bundle.find("onnx")}
+    bundle.update(
+        assumed=tuple(one for one in bundle.manifest.assumed if _concerns(one) is None or _concerns(one) & present),
+        eight_bits={key: record for key, record in bundle.manifest.eight_bits.items() if key in present})
+
+
+def _concerns(assumption: Assumption) -> set[str] | None:
+    """The precisions whose graphs an assumption is about; None for all."""
+    if assumption.fact == "fp32_modules":
+        return {"fp16", "bf16"}
+    if assumption.fact in ("wide_modules", "calibration"):
+        return {assumption.reason.partition(":")[0]}
+    return None
+
+
+def _is_current(bundle: Bundle, artifact: Artifact) -> bool:
+    """Whether this version would make a graph in the same way from the bundle's checkpoint and the graph's own plan."""
+    plan, opset = artifact.details.plan, artifact.details.opset
+    return plan is not None and artifact.key == _graph_key(bundle, artifact.graph, plan, opset)
 
 
 def _metadata(plan: PrecisionPlan) -> dict[str, str]:
@@ -259,7 +278,7 @@ def _metadata(plan: PrecisionPlan) -> dict[str, str]:
 
 
 def _graph_key(bundle: Bundle, graph: str, plan: PrecisionPlan, opset: int | None) -> str:
-    record = bundle.manifest.eight_bits
+    record = bundle.manifest.eight_bits.get(plan.precision)
     calibrated = [record.key if record else None] if plan.precision in EIGHT_BITS else []
     return bundle.manifest.key(graph, plan.to_json(), opset, *calibrated)
 
@@ -298,8 +317,8 @@ def _keep_earlier(bundle: Bundle, config: ExportConfig) -> None:
     earlier = bundle.previous
     if earlier is None or earlier.origin != bundle.manifest.origin:
         return
-    facts = ("fp32_modules",) if config.precision in EIGHT_BITS else ("wide_modules", "calibration")
-    kept = [one for one in earlier.assumed if one.fact in facts]
+    made = {config.precision} if config.precision in EIGHT_BITS else {"fp16", "bf16"}
+    kept = [one for one in earlier.assumed if (concerned := _concerns(one)) is not None and not concerned & made]
     bundle.update(eight_bits=earlier.eight_bits, assumed=(*bundle.manifest.assumed, *kept))
 
 
@@ -320,15 +339,13 @@ def _labelled(
     """The images of --data-root in two halves: for the search and for the verdict. None without the option."""
     if config.data_root is None:
         return None
-    axes = config.normal_axes or checkpoint.training.get("config", {}).get("normal_axes")
-    options = {"normal_axes": axes} if axes else {}
     data = training_module("train.labelled").open_labelled(
-        config.data_root, contract, checkpoint.training, count=config.data_images, max_pixels=config.max_pixels,
-        say=say, **options)
+        config.data_root, contract, checkpoint.training, count=config.data_images, normal_axes=config.normal_axes,
+        max_pixels=config.max_pixels, say=say)
     if len(data) < 2 * FEWEST:
         raise BadInput(f"--data-root {config.data_root}: expected at least {2 * FEWEST} labelled samples, half for the "
-                       f"search and half for the verdict, received {len(data)}. Add samples, or omit the option to "
-                       "judge by the distance to FP32.")
+                       f"search and half for the verdict, received {len(data)}. Add samples or raise --data-images, or "
+                       "omit the option to judge by the distance to FP32.")
     return Part(data, range(0, len(data), 2)), Part(data, range(1, len(data), 2))
 
 
@@ -338,7 +355,7 @@ def _requested_plan(model: MultiTaskDPT, config: ExportConfig) -> PrecisionPlan:
         return FP32
     eight_bits = config.precision in EIGHT_BITS
     fp32 = (*PrecisionPlan.fp32, *config.fp32_modules) if not eight_bits or config.rest_type == "fp16" else ()
-    check_plan(model, PrecisionPlan("fp16", (*fp32, *(config.wide_modules or ()))))
+    check_plan(model, PrecisionPlan("fp16", fp32))
     if not eight_bits:
         return PrecisionPlan(config.precision, fp32)
     return PrecisionPlan(config.precision, fp32, config.rest_type, config.wide_modules or (), config.weights_only,
@@ -348,7 +365,8 @@ def _requested_plan(model: MultiTaskDPT, config: ExportConfig) -> PrecisionPlan:
 def _earlier_half(bundle: Bundle) -> PrecisionRecord:
     """The half-precision plan of an earlier export whose graphs are still in the bundle, or that of FP32."""
     earlier = bundle.previous.precision if bundle.previous else None
-    if earlier is None or not bundle.find("onnx", graph="model", precision=earlier.plan.precision):
+    graphs = bundle.find("onnx", graph="model", precision=earlier.plan.precision) if earlier else []
+    if not any(_is_current(bundle, graph) for graph in graphs):
         return PrecisionRecord(plan=FP32)
     if earlier.stage is None:
         return earlier

@@ -50,6 +50,8 @@ class TaskJudge:
         self.labelled, self.heads = labelled, bundle.contract.heads
         self.fp32 = {task.id: task for task in tasks if task.id.graph == "frame" and task.id.precision == "fp32"}
         self._scores: dict[StageId, TaskScores | str] = {}
+        self.rejected: set[StageId] = set()
+        """FP32 stages that did not pass, which nothing is compared with."""
 
     def __call__(self, stage: Stage, task: StageTask, run: Run) -> Stage:
         """The stage with its verdict on the task, if it is one of a frame graph in eight bits.
@@ -79,9 +81,10 @@ class TaskJudge:
 
     def _before(self, stage: StageId) -> tuple[StageId, TaskScores] | str:
         """FP32 for a stage and its scores, or why there are none."""
-        same = [one for one in self.fp32 if (one.backend, one.device) == (stage.backend, stage.device)]
-        why = "the bundle has no frame graph in FP32 that runs here"
-        for one in [*same, *(one for one in self.fp32 if one.backend == FALLBACK)]:
+        passed = [one for one in self.fp32 if one not in self.rejected]
+        same = [one for one in passed if (one.backend, one.device) == (stage.backend, stage.device)]
+        why = "the bundle has no frame graph in FP32 that runs here and passed"
+        for one in [*same, *(one for one in passed if one.backend == FALLBACK)]:
             if one not in self._scores:
                 self._scores[one] = self._measured(one)
             if isinstance(found := self._scores[one], TaskScores):
@@ -128,22 +131,35 @@ def with_earlier_task(stage: Stage, earlier: Stage | None, budget: Budget) -> St
 def decided(stages: Sequence[Stage], budget: Budget) -> list[Stage]:
     """The stages, with a note on how each one in eight bits was judged.
 
-    The distances of a model graph do not decide where its frame graph is judged by the task.
+    The distances of a model graph do not decide where its frame graph is judged by the task and is about as far from
+    PyTorch FP32: they are two files, compiled apart, and one may be computed wrongly.
     """
-    judged = {_place(stage) for stage in stages if stage.id.graph == "frame" and stage.task is not None}
-    return [_decided(stage, judged, budget) for stage in stages]
+    judged = {_place(stage): stage for stage in stages if stage.id.graph == "frame" and stage.task is not None}
+    return [_decided(stage, judged.get(_place(stage)), budget) for stage in stages]
 
 
-def _decided(stage: Stage, judged: set[tuple[str, str, str]], budget: Budget) -> Stage:
+def _decided(stage: Stage, frame: Stage | None, budget: Budget) -> Stage:
     if not stage.eight_bits or stage.status == "not run":
         return stage
-    if stage.id.graph == "model" and _place(stage) in judged:
-        stage = held_to(dataclasses.replace(stage, frame_decides=True), budget)
+    if stage.id.graph == "model":
+        decides = frame is not None and _is_as_close(stage, frame, budget)
+        if decides or stage.frame_decides:
+            stage = held_to(dataclasses.replace(stage, frame_decides=decides), budget)
     note = BY_DISTANCE
     if stage.by_task:
         note = BY_FRAME if stage.task is None else BY_TASK.format(stage.task.judged_on)
     notes = [note, *([EARLIER] if stage.earlier and stage.task is not None else [])]
     return dataclasses.replace(stage, notes=(*stage.notes, *(one for one in notes if one not in stage.notes)))
+
+
+def _is_as_close(stage: Stage, other: Stage, budget: Budget) -> bool:
+    """Whether each head is within its budget of distances, or at most `DRIFT` times as far as in the other stage."""
+    limits = limits_of(budget, stage.precision)
+
+    def share(one: Stage, head: str) -> float:
+        return largest_share(one.heads.get(head, {}), limits.get(head, {}))
+
+    return all(share(stage, head) <= max(1.0, DRIFT * share(other, head)) for head in stage.heads)
 
 
 def _place(stage: Stage) -> tuple[str, str, str]:

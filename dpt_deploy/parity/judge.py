@@ -94,6 +94,8 @@ def judge(
     for task in tasks:
         progress(str(task.id))
         stages.append(_judge(bundle, task, reference, budget, worst, by_task))
+        if by_task is not None and stages[-1].status == "failed":
+            by_task.rejected.add(task.id)
     progress(str(_steps_id(bundle)))
     stages.append(_judge_steps(bundle, reference, budget, worst))
     stages = decided(_with_earlier(bundle, stages, digest, budget), budget)

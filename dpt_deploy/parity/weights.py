@@ -43,7 +43,7 @@ def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.nd
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and (tensor := tensors.get(node.input[0])) is not None:
             axis = next((attribute.i for attribute in node.attribute if attribute.name == "axis"), 1)
-            scale = numpy_helper.to_array(tensors[node.input[1]]).astype(np.float64)
+            scale = numpy_helper.to_array(tensors[node.input[1]])
             found[tensor.name], rounding[tensor.name] = _dequantized(numpy_helper.to_array(tensor), scale, axis,
                                                                      EIGHT_BIT_TYPES.get(tensor.data_type, ""))
     findings: list[Finding] = []
@@ -97,7 +97,9 @@ def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.nd
 def _dequantized(values: np.ndarray, scale: np.ndarray, axis: int, form: str) -> tuple[np.ndarray, np.ndarray]:
     """A weight in eight bits as float64, and how far each value may be from the checkpoint's."""
     others = tuple(i for i in range(values.ndim) if i != axis % values.ndim)
-    scale = np.broadcast_to(np.expand_dims(scale, others), values.shape)
+    # In FP16, the checkpoint's weights were rounded before.
+    rounded_before = (2.0**-11, 2.0**-25) if scale.dtype == np.float16 else (0.0, 0.0)  # relative and absolute
+    scale = np.broadcast_to(np.expand_dims(scale.astype(np.float64), others), values.shape)
     have = values.astype(np.float64) * scale
     if form == "fp8":  # 3 bits of mantissa, and steps of 2^-9 below 2^-6
         step = np.maximum(np.abs(have) * 2.0**-3, scale * 2.0**-9)
@@ -105,5 +107,4 @@ def _dequantized(values: np.ndarray, scale: np.ndarray, axis: int, form: str) ->
         step = scale
     else:
         return have, np.zeros(values.shape)
-    # In FP16, the checkpoint's weights were rounded before.
-    return have, step * (0.5 + ULP) + np.abs(have) * 2.0**-11
+    return have, step * (0.5 + ULP) + (np.abs(have) + step) * rounded_before[0] + rounded_before[1]

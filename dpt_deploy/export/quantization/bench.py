@@ -14,7 +14,7 @@ from ...backends import Session, SessionOptions
 from ...core.budget import largest_share, limits_of
 from ...core.bundle import Bundle
 from ...core.contract import Contract
-from ...core.errors import BackendError, MissingPackage
+from ...core.errors import BadInput, DptError, first_line
 from ...core.manifest import Artifact, PrecisionPlan
 from ...core.verdict import Budget, Fault, Stage, StageId, StageKind
 from ...parity import Case, Reference, compare
@@ -129,8 +129,10 @@ class GraphBench:
         try:
             with backends.get(backend).open(self._trial, artifact, SessionOptions()) as session:
                 return evidence.judge(session, plan.precision)
-        except (BackendError, MissingPackage) as error:
-            return Outcome(math.inf, reasons=(str(error),))
+        except BadInput:
+            raise
+        except (DptError, RuntimeError, ValueError, TypeError) as error:
+            return Outcome(math.inf, reasons=(first_line(error),))
 
     def _write(self, plan: PrecisionPlan) -> Artifact:
         for artifact in self._trial.find("onnx"):

@@ -141,10 +141,13 @@ class _Writer:
 
     def _add_scale(self, name: str, scale: np.ndarray, float_type: int, base: str) -> np.ndarray:
         """Add the scale, in the type of the tensor's values, and a zero point of zeros. Returns the rounded scale."""
-        rounded = scale.astype(helper.tensor_dtype_to_np_dtype(float_type))
-        if not (np.isfinite(rounded).all() and (rounded > 0).all()):
-            raise BuildError(f"{name}: expected a scale within the range of FP16, received {scale.min():.3g} to "
-                             f"{scale.max():.3g}. Export with --rest fp32.")
+        dtype = np.dtype(helper.tensor_dtype_to_np_dtype(float_type))
+        # Below the normal numbers, the rounding of a scale would be coarse. Such steps are finer than FP16 itself.
+        with np.errstate(over="ignore"):
+            rounded = np.maximum(scale, np.finfo(dtype).tiny).astype(dtype)
+        if not np.isfinite(rounded).all():
+            raise BuildError(f"{name}: expected steps up to 65504, the largest number in FP16, received "
+                             f"{scale.max():.3g}. Use --precision int8 with --rest fp32.")
         self._add(numpy_helper.from_array(rounded, f"{base}/scale"))
         self._add(helper.make_tensor(f"{base}/zero_point", self.form.onnx_type, scale.shape, bytes(scale.size),
                                      raw=True))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -15,14 +16,12 @@ import onnx
 from ... import backends
 from ...backends import SessionOptions
 from ...core.bundle import Bundle, Recipe
-from ...core.contract import Contract
 from ...core.files import temporary_folder
 from ...core.manifest import EightBitRecord, EightBitTrial, PrecisionPlan, digest
 from ...core.verdict import Budget
 from ...parity.task_loss import Labelled
 from ..frame_graph import Processing, export_frame_graph
 from ..graph import finish
-from ..pytorch_reference import preprocess
 from .bench import REFERENCE_BACKEND, Distance, GraphBench, TaskLoss, runners
 from .calibration import clips, measure_ranges
 from .insertion import FORMATS, insert
@@ -40,7 +39,7 @@ class Request:
     plan: PrecisionPlan
     """In int8 or fp8; the search may add to `wide`."""
     images: Sequence[np.ndarray]
-    """The calibration images, uint8 (H, W, 3) RGB."""
+    """The calibration images as the network's input, float32 (3, h, w)."""
     budget: Budget
     search: bool
     opset: int
@@ -49,7 +48,8 @@ class Request:
 
 
 def choose_plan(
-    bundle: Bundle, request: Request, base: Callable[[Path], Path], say: Callable[[str], None]
+    bundle: Bundle, request: Request, base: Callable[[Path], Path], graph_key: Callable[[str, PrecisionPlan], str],
+    say: Callable[[str], None],
 ) -> tuple[EightBitRecord, Quantized | None]:
     """Calibrate and search, or take the record of an earlier run with the same images, model and options.
 
@@ -57,22 +57,24 @@ def choose_plan(
         bundle: Has the FP32 model graph.
         request: What is asked for.
         base: Writes the model graph in FP16 to a path and returns it; used if `request.plan.rest` is fp16.
+        graph_key: The key of a graph, from its kind and plan, with the bundle's own record.
         say: Receives progress lines.
 
     Returns:
         The record, and what makes its graphs; None if the bundle has them.
     """
     key = _key(bundle, request)
-    earlier = bundle.previous.eight_bits if bundle.previous else None
+    earlier = bundle.previous.eight_bits.get(request.plan.precision) if bundle.previous else None
     if earlier is not None and earlier.key == key:
-        files = [bundle.find("onnx", file=f"{graph}.{request.plan.precision}.onnx") for graph in ("model", "frame")]
-        if all(found and bundle.intact(found[0]) for found in files):
+        graphs = [artifact for artifact in bundle.find("onnx", precision=earlier.plan.precision)
+                  if artifact.key == graph_key(artifact.graph, earlier.plan) and bundle.intact(artifact)]
+        if len(graphs) == 2:
             return earlier, None
     (fp32,) = bundle.find("onnx", graph="model", precision="fp32")
     contract = bundle.contract
     path, size = bundle.path(fp32), contract.input_size
     layers, total = layers_of(onnx.load(path), size)
-    ranges = {} if request.plan.weights_only else _ranges(path, layers, request, contract, say)
+    ranges = {} if request.plan.weights_only else _ranges(path, layers, request, say)
     with temporary_folder(bundle.folder / "eight-bits") as folder:
         model = onnx.load(path if request.plan.rest == "fp32" else base(folder / "model.fp16.onnx"))
         own, _ = layers_of(model, size)
@@ -80,8 +82,8 @@ def choose_plan(
         quantized = Quantized(model, own, {layer.activation: by_module[layer.module] for layer in own})
         names = runners(request.plan.precision)
         plan, trials, searched_on = request.plan, [], ""
-        if request.search and names:
-            images = [preprocess(frame, contract).numpy() for frame in _spread(request.images, SEARCHED)]
+        if request.search and names and request.images:
+            images = _spread(request.images, SEARCHED)
             with backends.get(REFERENCE_BACKEND).open(bundle, fp32, SessionOptions()) as session:
                 evidence = Distance(session, images, contract.heads, request.budget)
                 task = TaskLoss(session, request.labelled, contract, request.budget) if request.labelled else None
@@ -126,7 +128,7 @@ class Quantized:
 
 
 def _ranges(
-    graph: Path, layers: Sequence[Layer], request: Request, contract: Contract, say: Callable[[str], None]
+    graph: Path, layers: Sequence[Layer], request: Request, say: Callable[[str], None]
 ) -> dict[str, float]:
     """The clip of each activation."""
     count = len(request.images)
@@ -136,9 +138,8 @@ def _ranges(
         if number % 16 == 0 or number == count:
             say(f"calibrated on {number} of {count}")
 
-    images = (preprocess(frame, contract).numpy() for frame in request.images)
     form = FORMATS[request.plan.precision]
-    return clips(measure_ranges(graph, layers, images, progress), int(form.largest),
+    return clips(measure_ranges(graph, layers, request.images, progress), int(form.largest),
                  largest=request.plan.precision == "fp8")
 
 
@@ -156,10 +157,17 @@ def _key(bundle: Bundle, request: Request) -> str:
     for image in request.images:
         images.update(repr(image.shape).encode() + image.tobytes())
     (fp32,) = bundle.find("onnx", graph="model", precision="fp32")
-    searched = [request.budget["int8"], list(runners(request.plan.precision))] if request.search else None
+    names = runners(request.plan.precision)
+    versions = [importlib.import_module(backends.get(name).package).__version__ for name in names]
+    searched = [request.budget["int8"], names, versions] if request.search else None
     if request.search and (labelled := request.labelled):
         for i in range(len(labelled)):
-            images.update(labelled.frame(i).tobytes())
+            frame = labelled.frame(i)
+            flat = np.ones(frame.shape[:2], np.float32)
+            # The scores of constant maps stand for the ground truth.
+            maps = {"depth": flat, "normals": np.stack([0 * flat, 0 * flat, flat], 2), "alpha": flat}
+            scores = labelled.score(i, maps)
+            images.update(frame.tobytes() + repr(sorted(scores.items())).encode())
         searched = [*searched, request.budget["task"], labelled.name]
     return digest([fp32.sha256, request.plan.to_json(), images.hexdigest(), searched, request.opset, VERSION])
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import onnx
 
 from ...core.bundle import Bundle
+from ...core.errors import BadInput
 from ...core.manifest import Assumption, EightBitRecord, PrecisionPlan
 from ...model import MultiTaskDPT
 from ...parity import load_budget
@@ -18,7 +19,8 @@ from ..config import CALIBRATION, ExportConfig
 from ..frame_graph import Processing
 from ..graph import export_graph
 from ..precision import typed
-from .layers import ends, layers_of
+from ..pytorch_reference import preprocess
+from .layers import covers, ends, layers_of
 from .produce import Request, choose_plan
 
 
@@ -40,15 +42,22 @@ def export_eight_bits(
         labelled: Images with ground truth for the search.
     """
     images, skipped = [], []
+    contract = bundle.contract
     if config.calibrate is not None:
-        images, skipped = calibration_images(config.calibrate, config.calibration_images, config.max_pixels)
+        images, skipped = calibration_images(
+            config.calibrate, config.calibration_images, config.max_pixels,
+            lambda frame: preprocess(frame, contract).numpy())  # photographs would take gigabytes
     for line in skipped:
         say(f"skipped  {line}")
-    contract = bundle.contract
+    (fp32,) = bundle.find("onnx", graph="model", precision="fp32")
+    layers, _ = layers_of(onnx.load(bundle.path(fp32)), contract.input_size)
     if config.wide_modules is None and not plan.weights_only:
-        (fp32,) = bundle.find("onnx", graph="model", precision="fp32")
-        layers, _ = layers_of(onnx.load(bundle.path(fp32)), contract.input_size)
         plan = dataclasses.replace(plan, wide=ends(layers))
+    for name in plan.wide:
+        if not any(covers([name], layer.module) for layer in layers):
+            raise BadInput(f"--wide-modules {name}: expected modules with layers that can be quantized, such as "
+                           f"{layers[1].module}, decoder.fusion.0 or heads. Attention's products of activations and "
+                           "resizing are never quantized.")
 
     def base(path: Path) -> Path:
         half = PrecisionPlan("fp16", plan.fp32)
@@ -57,8 +66,10 @@ def export_eight_bits(
 
     budget, _ = load_budget(config.budget)
     request = Request(plan, images, budget, config.search, config.opset, labelled)
-    record, quantized = choose_plan(bundle, request, base, say)
-    bundle.update(eight_bits=record, assumed=(*bundle.manifest.assumed, *_assumed(record, plan)))
+    record, quantized = choose_plan(
+        bundle, request, base, lambda graph, chosen: key(bundle, graph, chosen, config.opset), say)
+    bundle.update(eight_bits=bundle.manifest.eight_bits | {plan.precision: record},
+                  assumed=(*bundle.manifest.assumed, *_assumed(record, plan)))
     if quantized is None:
         say(f"reused   model and frame graph in {plan.precision} (same model, images and options)")
         return
@@ -73,10 +84,10 @@ def export_eight_bits(
 def _assumed(record: EightBitRecord, requested: PrecisionPlan) -> list[Assumption]:
     """What the eight-bit graphs rest on: that the calibration images stand for those of the user."""
     assumed = []
-    if found := [name for name in record.plan.wide if name not in requested.wide]:
-        assumed.append(Assumption(fact="wide_modules", value=found, option="--wide-modules",
-                                  reason=f"found by a search: {record.searched_on}"))
+    if any(name not in requested.wide for name in record.plan.wide):
+        assumed.append(Assumption(fact="wide_modules", value=list(record.plan.wide), option="--wide-modules",
+                                  reason=f"{requested.precision}: found by a search, by the {record.searched_on}"))
     if not record.plan.weights_only and record.calibration < CALIBRATION[0]:
         assumed.append(Assumption(fact="calibration", value=f"{record.calibration} images", option="--calibrate",
-                                  reason=f"{CALIBRATION[0]} or more are expected"))
+                                  reason=f"{requested.precision}: {CALIBRATION[0]} or more are expected"))
     return assumed

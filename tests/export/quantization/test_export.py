@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 
@@ -62,7 +63,7 @@ def test_int8_graphs_stand_beside_the_others_and_are_judged_where_they_run(int8,
     before = hashes(Bundle.open(tiny_bundle))
     assert hashes(bundle).items() > before.items()
     assert set(hashes(bundle)) - set(before) == {"model.int8.onnx", "frame.int8.onnx"}
-    record = bundle.manifest.eight_bits
+    record = bundle.manifest.eight_bits["int8"]
     assert record.plan.precision == "int8" and record.plan.wide == WIDE and record.calibration == 6
     assert 0.02 < record.share < 0.2
     (assumed,) = [one for one in bundle.manifest.assumed if one.fact == "calibration"]
@@ -111,17 +112,31 @@ def test_a_weight_that_was_changed_by_two_steps_is_found(int8, tiny_bundle, tmp_
     assert [finding.name for finding in stage.findings] == ["backbone.blocks.3.mlp.fc1.weight"]
 
 
+@pytest.mark.slow  # two more exports
+def test_graphs_of_another_version_are_made_again_or_removed(exported, calibration) -> None:
+    bundle, _, _ = exported(calibrate=calibration)
+    path = bundle.folder / "manifest.json"
+    value = json.loads(path.read_text())
+    for artifact in value["artifacts"]:
+        if artifact["precision"] in ("fp16", "int8"):
+            artifact["key"] = "0" * 64
+    path.write_text(json.dumps(value))
+    again, report, _ = exported(calibrate=calibration)
+    assert {artifact.precision for artifact in again.find("onnx")} == {"fp32", "int8"}
+    assert report.passed, report.verdict
+
+
 def test_weights_only_needs_no_images_and_a_quarter_of_the_space(exported) -> None:
-    bundle, report, _ = exported(weights_only=True, wide_modules=None)
+    bundle, report, _ = exported(weights_only=True, wide_modules=None, search=True)
     sizes = {artifact.file: artifact.bytes for artifact in bundle.find("onnx")}
     assert sizes["model.int8.onnx"] < 0.4 * sizes["model.fp32.onnx"]
-    assert bundle.manifest.eight_bits.share == 0 and bundle.manifest.eight_bits.calibration == 0
+    assert bundle.manifest.eight_bits["int8"].share == 0
     assert report.passed, report.verdict
 
 
 def test_fp8_is_for_engines_and_its_rest_is_fp16(exported, calibration) -> None:
     bundle, report, _ = exported(calibrate=calibration, precision="fp8")
-    assert bundle.manifest.eight_bits.plan.rest == "fp16"
+    assert bundle.manifest.eight_bits["fp8"].plan.rest == "fp16"
     graph = onnx.load(bundle.folder / "model.fp8.onnx").graph
     assert {onnx.TensorProto.FLOAT16, onnx.TensorProto.FLOAT8E4M3FN} <= {t.data_type for t in graph.initializer}
     stages = {str(stage.id): stage.status for stage in report.stages if stage.precision == "fp8"}

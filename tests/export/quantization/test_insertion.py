@@ -12,8 +12,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from dpt_deploy.core.errors import BuildError
-from dpt_deploy.core.manifest import PrecisionPlan
+from dpt_deploy.core.manifest import Artifact, PrecisionPlan
 from dpt_deploy.export.quantization.insertion import insert
+from dpt_deploy.parity.weights import compare_weights
 
 INT8 = PrecisionPlan("int8", ())
 # Sums of full range saturate on processors without VNNI.
@@ -121,13 +122,30 @@ def test_a_channel_of_zeros_and_a_silent_activation_stay_zero() -> None:
     assert np.abs(y).max() < 1e-20
 
 
-def test_a_scale_beyond_the_range_of_fp16_is_an_error() -> None:
+def in_fp16(factor: float) -> onnx.ModelProto:
     model, _ = convolution()
     for tensor in model.graph.initializer:
-        values = numpy_helper.to_array(tensor) * (1e-7 if tensor.name.endswith("weight") else 1)
+        values = numpy_helper.to_array(tensor) * (factor if tensor.name.endswith("weight") else 1)
         tensor.CopyFrom(numpy_helper.from_array(values.astype(np.float16), tensor.name))
-    with pytest.raises(BuildError, match="within the range of FP16"):
-        insert(model, {"conv0"}, {"x": 2.0}, INT8)
+    return model
+
+
+@pytest.mark.parametrize("factor", [1.0, 1e-3, 1e-5, 1e-7])
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+def test_small_weights_in_fp16_are_rounded_and_not_clipped(factor: float, precision: str, tmp_path: Path) -> None:
+    model = in_fp16(factor)
+    expected = numpy_helper.to_array(model.graph.initializer[0]).astype(np.float32)
+    path = tmp_path / "graph.onnx"
+    onnx.save(insert(model, {"conv0"}, {"x": 2.0}, PrecisionPlan(precision, (), rest="fp16")), path)
+    artifact = Artifact(file=path.name, kind="onnx", sha256="0" * 64, bytes=1, graph="model", precision=precision)
+    bias = np.arange(5, dtype=np.float32)
+    stage = compare_weights(path, artifact, {"layer0.weight": expected, "layer0.bias": bias})
+    assert stage.passed, stage.reasons
+
+
+def test_a_scale_beyond_the_range_of_fp16_is_an_error() -> None:
+    with pytest.raises(BuildError, match="the largest number in FP16"):
+        insert(in_fp16(1.0), {"conv0"}, {"x": 1e8}, INT8)
 
 
 def test_another_operator_is_refused() -> None:
