@@ -19,7 +19,7 @@ from dpt_deploy.core.files import write_json
 from dpt_deploy.core.task import TaskChange, TaskVerdict
 from dpt_deploy.core.verdict import Fault, Finding, Stage, StageId, StageKind, not_run
 from dpt_deploy.parity.compare import load_budget
-from dpt_deploy.parity.eight_bits import with_earlier_task
+from dpt_deploy.parity.eight_bits import decided, with_earlier_task
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.judge import judge, stage_ids
 from dpt_deploy.report import write_report
@@ -300,3 +300,19 @@ def test_the_distances_of_a_model_graph_do_not_decide_where_its_frame_graph_is_j
         assert report.passed and model.frame_decides and model.task is None and model.heads["depth"]["abs_rel"] > 1e-9
         assert "the frame graph with the same network is judged by the loss of the task" in model.notes[-1]
     assert not model.earlier and named(report).earlier
+
+
+@pytest.mark.parametrize(("distance", "passed"), [(0.02, True), (0.15, True), (0.4, False)])
+def test_a_model_graph_that_is_much_further_than_its_frame_graph_fails(distance, passed):
+    """They are two files: the frame graph may be right, and the model graph computed wrongly."""
+    change = TaskChange("depth", "abs_rel", 0.1, 0.1, 0.0, 0.0, 0.0, 0.005, 8)
+    over = Finding(Fault.OVER_BUDGET, "depth", "abs_rel", distance, 0.045, "a")
+    frame = Stage(StageId(StageKind.GRAPH, "frame", "int8", "onnxruntime-cpu"), "passed", "0" * 64,
+                  {"depth": {"abs_rel": 0.08}}, task=TaskVerdict(8, "data", 2000, (change,)))
+    model = Stage(StageId(StageKind.GRAPH, "model", "int8", "onnxruntime-cpu"), "failed", "1" * 64,
+                  {"depth": {"abs_rel": distance}}, {"depth": "a"}, (over,))
+    _, found = decided([frame, model], BUDGET)
+    assert found.passed == passed and found.frame_decides == passed
+    # Without the frame graph's verdict, the distances decide again.
+    (alone,) = decided([dataclasses.replace(found, status="passed", findings=(), frame_decides=True)], BUDGET)
+    assert not alone.frame_decides and alone.passed == (distance <= 0.045)
