@@ -41,13 +41,14 @@ def build_engines(
     present = list(dict.fromkeys(graph.precision for graph in bundle.find("onnx")))
     if absent := [precision for precision in precisions if precision not in present]:
         raise BadInput(f"--precisions: {bundle.folder} has graphs in {', '.join(present)}, received "
-                       f"{', '.join(absent)}. Use one of those, or export with --precision {absent[0]}.")
+                       f"{', '.join(absent)}. Use one of those, or export with {export_option(absent[0])}.")
     if (builder := choose_builder(options)) is None:
         return []
     if problem := unserved(builder.name, builder.version, device.compute_capability(), options.turing, bundle.folder):
         say(f"note     the engines will not run on this machine: {problem.reason}; here, {problem.instead}")
-    # A bundle exported with --precision fp32 has no other graphs.
-    wanted = precisions or [precision for precision in present if precision != "fp32"] or present
+    # Eight bits are never chosen unasked, so a bundle without half precision needs engines in FP32 beside them.
+    half = [precision for precision in present if precision in ("fp16", "bf16")]
+    wanted = precisions or [*(half or ["fp32"]), *EIGHT_BITS]
     current = {artifact.sha256 for artifact in bundle.find("onnx")}
     for outdated in [engine for engine in bundle.find("engine") if engine.details.made_from not in current]:
         bundle.remove(outdated)
@@ -67,6 +68,11 @@ def build_engines(
                 bundle.add(timings.name, "cache")
         engines.append(engine)
     return engines
+
+
+def export_option(precision: str) -> str:
+    """The options of the export that make graphs in a precision."""
+    return f"--precision {precision}" + (" --calibrate DIR" if precision in EIGHT_BITS else "")
 
 
 def _not_buildable(graph: Artifact, builder: Builder, options: EngineOptions) -> str | None:

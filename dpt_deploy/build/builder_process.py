@@ -66,14 +66,16 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
             config.set_compute_capability(trt.ComputeCapability.SM75, 0)
     _leave_memory_to_the_caller(trt, config)
     timings = {"save_timing_cache": request["new_timings"]} if request["new_timings"] else {}
+    # TensorRT lists its kernels in another form, for which a GPU is needed; the inspector has them.
+    lists_kernels = "eight_bits" in certificate and request["builder"] == "tensorrt-rtx"
     try:
-        plan, log = _build_plan(parsed, config, timings)
+        plan, log = _build_plan(parsed, config, timings, lists_kernels)
     except PolygraphyException as error:
         if not raised:
             raise
         refusal = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
         _decompose(trt, network, raised)
-        plan, log = _build_plan(parsed, config, timings)
+        plan, log = _build_plan(parsed, config, timings, lists_kernels)
         certificate = result["certificate"] = certified(fp32)
         certificate["attention"]["reason"] += f" ({refusal.strip()[:200]})"
     certificate |= {
@@ -82,8 +84,7 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     }
     _inspect(trt, request, plan, certificate)
     if "eight_bits" in certificate:
-        # TensorRT lists its kernels in another form, for which a GPU is needed; the inspector has them.
-        listed = read_kernels(log) if request["builder"] == "tensorrt-rtx" else []
+        listed = read_kernels(log) if lists_kernels else []
         kernels = compare_kernels(request["precision"], listed, layers, work)
         certificate["eight_bits"]["kernels"] = kernels
         if kernels["status"] == "failed":
@@ -93,14 +94,15 @@ def build(request: dict[str, Any]) -> dict[str, Any]:
     return result
 
 
-def _build_plan(parsed: Any, config: Any, timings: dict[str, Any]) -> tuple[bytes, str]:
-    """The engine file, and the builder's verbose log, which is not printed."""
+def _build_plan(parsed: Any, config: Any, timings: dict[str, Any], verbose: bool) -> tuple[bytes, str]:
+    """The engine file, and the builder's log, whose verbose lines are not printed."""
     from polygraphy.backend.trt import engine_bytes_from_network
     from polygraphy.logger import G_LOGGER
 
     log = io.StringIO()
     try:
-        with contextlib.redirect_stdout(log), G_LOGGER.verbosity(G_LOGGER.EXTRA_VERBOSE):
+        severity = G_LOGGER.EXTRA_VERBOSE if verbose else G_LOGGER.INFO
+        with contextlib.redirect_stdout(log), G_LOGGER.verbosity(severity):
             return bytes(engine_bytes_from_network(parsed, config, **timings)), log.getvalue()
     finally:
         print("\n".join(line for line in log.getvalue().splitlines() if line.startswith(("[E]", "[W]", "[I]"))))

@@ -17,7 +17,7 @@ from ..backends.engines import MODULES, incompatibility, unserved_gpu
 from ..core.bundle import Bundle, Recipe
 from ..core.errors import BackendError, BadBundle, BuildError
 from ..core.files import replacing
-from ..core.manifest import Artifact, EngineDetails, digest
+from ..core.manifest import EIGHT_BITS, Artifact, EngineDetails, digest
 from .engine import find_builder, run_builder
 
 MAX_DIFFERENCES_SHOWN = 3
@@ -38,7 +38,12 @@ def refit_engines(bundle: Bundle, source: Bundle, say: Callable[[str], None] = p
         BackendError: No GPU is visible, or an engine does not fit this machine.
     """
     weights = "stripped" if bundle.folder.resolve() == source.folder.resolve() else "refittable"
-    engines = source.find("engine", weights=weights)
+    engines = []
+    for engine in source.find("engine", weights=weights):
+        if weights == "refittable" and engine.precision in EIGHT_BITS:  # the steps of activations are not weights
+            say(f"skipped  {engine.file}: in eight bits, another checkpoint needs its own calibration and build")
+        else:
+            engines.append(engine)
     if not engines:
         raise BadBundle(f"--refit: {source.folder} has no engine with {weights} weights. Build one with: "
                         f"python -m dpt_deploy.build {source.folder} --weights {weights}")

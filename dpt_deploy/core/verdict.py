@@ -312,7 +312,7 @@ class ParityReport:
         if self.quick:
             tail += f"; quick: judged on {len(self.inputs)} inputs only"
         if self.assumed:
-            facts = ", ".join(sentence.partition(" ")[0] for sentence in self.assumed)
+            facts = ", ".join(dict.fromkeys(sentence.partition(" ")[0] for sentence in self.assumed))
             tail += f"; assumed and not verified: {facts}"
         if self.failed:
             first = f"first {self.failed[0].name}: {self.blame[0]}"

@@ -296,7 +296,8 @@ def _choose_plan(
         return PrecisionRecord(plan=plan)
     budget, _ = load_budget(config.budget)
     reference_key = bundle.find("reference", file=FILE)[0].key
-    key = bundle.manifest.key(plan.to_json(), config.search, budget, reference_key, JUDGE_VERSION)
+    limits = {precision: budget[precision] for precision in ("fp32", "fp16")}
+    key = bundle.manifest.key(plan.to_json(), config.search, limits, reference_key, JUDGE_VERSION)
     title = f"PyTorch {plan.precision}"
     earlier = bundle.previous.precision if bundle.previous else None
     if earlier is not None and earlier.key == key and earlier.stage is not None:

@@ -43,7 +43,7 @@ def metric_value(metric: str, value: float) -> str:
 
 def budget_share(share: float) -> str:
     """The share of a budget that is used: "34%", "12 times" or "not finite"."""
-    if math.isinf(share):
+    if not math.isfinite(share):
         return "not finite"
     if share >= 10:
         return f"{share:.0f} times"
