@@ -106,7 +106,7 @@ def measure(config: EightBitsConfig) -> dict[str, Any]:
     with tempfile.TemporaryDirectory() as folder:
         trial = _Trial(Path(folder), bundle)
         for backend in runners("int8"):
-            with backends.get(backend).open(bundle, fp32, SessionOptions()) as full:
+            with backends.get(backend).open(bundle, fp32, SessionOptions(compile_eagerly=True)) as full:
                 wanted = {name: list(_maps(full, chosen)) for name, chosen in inputs.items()}
                 before = _task(full, labelled, bundle)
                 for name, plan in plans(ends(layers)).items():
@@ -147,7 +147,7 @@ class _Trial:
         artifact: Artifact = self.bundle.add("model.int8.onnx", "onnx", graph="model", precision="int8",
                                              details={"plan": plan.to_json()})
         self.bytes = artifact.bytes
-        return backends.get(backend).open(self.bundle, artifact, SessionOptions())
+        return backends.get(backend).open(self.bundle, artifact, SessionOptions(compile_eagerly=True))
 
 
 def _labelled(config: EightBitsConfig, bundle: Bundle) -> Labelled | None:

@@ -97,6 +97,10 @@ def test_calibration_images_are_passed_on_to_the_export(tmp_path: Path, monkeypa
 
     def run(command: list[str], **_: object) -> subprocess.CompletedProcess:
         commands.append(command)
+        (folder / "parity.json").write_text("{}")
+        if "int8" in command:
+            (folder / "frame.int8.onnx").write_bytes(b"graph")
+            Bundle.open(folder).add("frame.int8.onnx", "onnx", graph="frame", precision="int8")
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(random_models.subprocess, "run", run)
@@ -104,7 +108,14 @@ def test_calibration_images_are_passed_on_to_the_export(tmp_path: Path, monkeypa
     monkeypatch.setattr("dpt_deploy.model.save_checkpoint", lambda path, model: None)
     assert random_models.vit_base_bundle() == Path("engines") / "bench-vitb" and not commands, "it is there"
     random_models.vit_base_bundle(tmp_path / "images")
-    assert commands[0][-4:] == ["--precision", "int8", "--calibrate", str(tmp_path / "images")]
+    int8 = ["--precision", "int8", "--calibrate", str(tmp_path / "images"), "--no-search"]
+    assert len(commands) == 1 and commands[0][-5:] == int8
+    random_models.vit_base_bundle(tmp_path / "images")
+    assert len(commands) == 1, "it has such graphs"
+    bundle.save()  # without them
+    (folder / "parity.json").unlink()
+    random_models.vit_base_bundle(tmp_path / "images")
+    assert "--precision" not in commands[1] and commands[2][-5:] == int8, "half precision comes first"
 
 
 def test_a_committed_result_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
