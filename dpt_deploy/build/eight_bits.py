@@ -21,7 +21,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..core.plan import EIGHT_BITS, PrecisionPlan
+from ..core.plan import EIGHT_BITS, PrecisionPlan, covers
 from .flops import Work
 from .layers import Layer, shorten
 
@@ -205,7 +205,7 @@ def _islands(
 
 
 def _is_wide(module: str | None, plan: PrecisionPlan | None) -> bool:
-    return module is not None and plan is not None and any(f"{module}.".startswith(f"{name}.") for name in plan.wide)
+    return module is not None and plan is not None and covers(plan.wide, module)
 
 
 def _flops(nodes: Iterable[str], work: Sequence[Work]) -> int:

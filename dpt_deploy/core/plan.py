@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Literal
 
@@ -54,6 +55,11 @@ Plan = Annotated[
     PrecisionPlan, WrapValidator(_keeping_unknown_keys), PlainSerializer(lambda plan: plan.unknown | plan.to_json()),
 ]
 """A precision plan as a field of a manifest."""
+
+
+def covers(names: Collection[str], module: str) -> bool:
+    """Whether `names`, of modules or of what contains them, include a module."""
+    return any(module == name or module.startswith(f"{name}.") for name in names)
 
 
 def plan_from_json(value: dict[str, Any]) -> PrecisionPlan:

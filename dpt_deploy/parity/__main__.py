@@ -92,12 +92,9 @@ def _labelled(bundle: Bundle, config: ParityConfig, log: Callable[[str], None]) 
     if not any(bundle.find(kind, precision=precision) for kind in ("onnx", "engine") for precision in EIGHT_BITS):
         raise BadInput("--data-root: expected a bundle with a graph or an engine in eight bits, received "
                        f"{bundle.folder} without any. Export with --precision int8 or fp8, or omit the option.")
-    training = bundle.manifest.training
-    axes = config.normal_axes or training.get("config", {}).get("normal_axes")
-    options = {"normal_axes": axes} if axes else {}
     data = training_module("train.labelled").open_labelled(
-        config.data_root, bundle.contract, training, config.data_images, max_pixels=config.max_pixels, say=log,
-        **options)
+        config.data_root, bundle.contract, bundle.manifest.training, config.data_images, config.normal_axes,
+        config.max_pixels, say=log)
     return Part(data, range(1, len(data), 2))
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import onnx
 
 from ...build.flops import Work, input_sizes, matrix_work
+from ...core.plan import covers
 
 OPERATORS = ("MatMul", "Gemm", "Conv")
 """Transposed convolutions are not quantized: ONNX Runtime has no eight-bit kernel, and they are 0.1 % of the work."""
@@ -52,11 +53,6 @@ def ends(layers: Sequence[Layer]) -> tuple[str, ...]:
     """
     last = {layer.module.rpartition(".")[0]: layer.module for layer in layers if layer.module.startswith("heads.")}
     return (layers[0].module, *last.values())
-
-
-def covers(names: Collection[str], module: str) -> bool:
-    """Whether `names`, of modules or of what contains them, include a module."""
-    return any(module == name or module.startswith(f"{name}.") for name in names)
 
 
 def eight_bit(layers: Sequence[Layer], wide: Collection[str]) -> list[Layer]:

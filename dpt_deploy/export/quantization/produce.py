@@ -73,11 +73,14 @@ def choose_plan(
     (fp32,) = bundle.find("onnx", graph="model", precision="fp32")
     contract = bundle.contract
     path, size = bundle.path(fp32), contract.input_size
-    layers, total = layers_of(onnx.load(path), size)
+    fp32_model = onnx.load(path)
+    layers, total = layers_of(fp32_model, size)
     ranges = {} if request.plan.weights_only else _ranges(path, layers, request, say)
     with temporary_folder(bundle.folder / "eight-bits") as folder:
-        model = onnx.load(path if request.plan.rest == "fp32" else base(folder / "model.fp16.onnx"))
-        own, _ = layers_of(model, size)
+        model, own = fp32_model, layers
+        if request.plan.rest == "fp16":
+            model = onnx.load(base(folder / "model.fp16.onnx"))
+            own, _ = layers_of(model, size)
         by_module = {layer.module: ranges.get(layer.activation, 0.0) for layer in layers}
         quantized = Quantized(model, own, {layer.activation: by_module[layer.module] for layer in own})
         names = runners(request.plan.precision)

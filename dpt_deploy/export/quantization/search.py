@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from ...core.manifest import EightBitTrial, PrecisionPlan
-from .layers import Layer, covers, eight_bit, units
+from ...core.plan import covers
+from .layers import Layer, eight_bit, units
 
 HEADROOM = 0.8
 """The share of its limits that a plan may use in a trial. The verdict is on other images."""

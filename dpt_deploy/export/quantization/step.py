@@ -11,6 +11,7 @@ import onnx
 from ...core.bundle import Bundle
 from ...core.errors import BadInput
 from ...core.manifest import Assumption, EightBitRecord, PrecisionPlan
+from ...core.plan import covers
 from ...model import MultiTaskDPT
 from ...parity import load_budget
 from ...parity.task_loss import Labelled
@@ -20,7 +21,7 @@ from ..frame_graph import Processing
 from ..graph import export_graph
 from ..precision import typed
 from ..pytorch_reference import preprocess
-from .layers import covers, ends, layers_of
+from .layers import ends, layers_of
 from .produce import Request, choose_plan
 
 

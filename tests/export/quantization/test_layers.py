@@ -8,7 +8,8 @@ import onnx
 import pytest
 
 from dpt_deploy.core.bundle import Bundle
-from dpt_deploy.export.quantization.layers import Layer, covers, eight_bit, ends, layers_of, units
+from dpt_deploy.core.plan import covers
+from dpt_deploy.export.quantization.layers import Layer, eight_bit, ends, layers_of, units
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,10 @@ from dpt_deploy import backends
 from dpt_deploy.backends import SessionOptions
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.manifest import PrecisionPlan
+from dpt_deploy.core.plan import covers
 from dpt_deploy.export.quantization.bench import Distance, GraphBench, runners
 from dpt_deploy.export.quantization.calibration import clips, measure_ranges
-from dpt_deploy.export.quantization.layers import Layer, covers, eight_bit, ends, layers_of, units
+from dpt_deploy.export.quantization.layers import Layer, eight_bit, ends, layers_of, units
 from dpt_deploy.export.quantization.search import HEADROOM, Outcome, Search
 from dpt_deploy.parity import load_budget
 from dpt_deploy.parity.images import scene
