@@ -6,6 +6,7 @@ OpenCV's convention, where it is the index, need 0.5 added to cx and cy.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ import numpy as np
 
 from ..core.errors import BadInput, missing_package
 from ..core.files import existing_file
+from ..core.image_files import is_pil
 
 FILM_DIAGONAL = math.hypot(36, 24)
 """Diagonal of a 35 mm film frame [mm]. A 35 mm equivalent compares diagonals (CIPA DCG-001)."""
@@ -99,19 +101,19 @@ class Intrinsics:
         return cls.from_focal(focal, size, source or f"{millimetres:g} mm on 35 mm film", guessed)
 
     @classmethod
-    def from_exif(cls, path: Path | str, size: tuple[int, int]) -> Self | None:
-        """From FocalLengthIn35mmFilm in the EXIF of an image file; None if it has none.
+    def from_exif(cls, image: Any, size: tuple[int, int]) -> Self | None:
+        """From FocalLengthIn35mmFilm in the EXIF of an image file or a PIL image; None if it has none.
 
         It describes the whole sensor: an image that was cropped afterwards has a longer focal length than it says.
         Raises `MissingPackage` if Pillow, which reads EXIF, is not installed.
         """
         try:
-            from PIL import Image
+            from PIL import Image as files
         except ImportError as error:
             raise missing_package("PIL", "cli", "read EXIF") from error
         try:
-            with Image.open(path) as image:
-                film = float(image.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_35MM, 0))
+            with contextlib.nullcontext(image) if is_pil(image) else files.open(image) as opened:
+                film = float(opened.getexif().get_ifd(_EXIF_IFD).get(_FOCAL_35MM, 0))
         except Exception:  # Pillow raises many kinds for damaged EXIF, and such a file tells nothing
             return None
         if not 0 < film < 10_000:  # 0 stands for unknown
@@ -146,7 +148,7 @@ def find_intrinsics(given: Any, size: tuple[int, int], image: Any = None) -> Int
     Args:
         given: `Intrinsics`, a 3x3 matrix, a focal length [pixels], the path of a text file with a matrix, or None.
         size: (H, W) of the image.
-        image: Path of the image, for its EXIF. Anything else is ignored.
+        image: The image, for its EXIF: a path or a PIL image. Anything else is ignored.
 
     Raises:
         BadInput: `given` is none of these, has an impossible value, or belongs to an image of another size.
@@ -162,7 +164,7 @@ def find_intrinsics(given: Any, size: tuple[int, int], image: Any = None) -> Int
         return Intrinsics.from_focal(float(given), size)
     if given is not None:
         return Intrinsics.from_matrix(given, size)
-    found = Intrinsics.from_exif(image, size) if isinstance(image, str | os.PathLike) else None
+    found = Intrinsics.from_exif(image, size) if isinstance(image, str | os.PathLike) or is_pil(image) else None
     return found or Intrinsics.guess(size)
 
 
