@@ -63,7 +63,8 @@ class Prediction:
             BadInput: There is no depth, or the intrinsics or the image do not fit it.
         """
         if self.depth is None:
-            raise BadInput("points: expected a bundle with the head depth, received one without. Export it again with depth.")
+            raise BadInput("points: expected a bundle with the head depth, received one without. "
+                           "Export it again with depth.")
         camera = find_intrinsics(intrinsics, self.depth.shape, image)
         depth = self.in_metres(camera).depth
         return point_cloud(depth, camera, _pixels(image), self.normals, self.alpha, cut)
