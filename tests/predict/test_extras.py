@@ -99,7 +99,8 @@ def test_depth_of_a_network_with_a_canonical_focal_length(tmp_path: Path) -> Non
 
 @pytest.mark.parametrize(("values", "words"), [
     ({"points": "obj"}, "expected ply, glb or a file"), ({"mesh": True}, "expected --points as well"),
-    ({"focal": 500.0, "fov": 60.0}, "expected one of"), ({"focal": 0.0}, "focal length"), ({"fov": 200.0}, "field of view"),
+    ({"focal": 500.0, "fov": 60.0}, "expected one of"), ({"focal": 0.0}, "focal length"),
+    ({"fov": 200.0}, "field of view"),
     ({"point_alpha": 2.0}, "threshold"), ({"background": "puce"}, "expected blur, a colour"),
 ])
 def test_impossible_options_are_refused(values: dict, words: str) -> None:
