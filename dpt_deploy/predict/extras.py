@@ -128,10 +128,15 @@ class ExtraWriter:
         self._background = Background.parse(extras.background) if extras.background is not None else None
 
     def metric(self, prediction: Prediction, source: Path | None) -> Prediction:
-        """The prediction with depth in metres, if the network needs the focal length for that and it is known."""
-        if not prediction.canonical_focal or prediction.depth is None:
+        """The prediction with depth in metres, if the network needs the focal length for that and it is known.
+
+        Raises `BadInput` if the intrinsics of the options do not fit the image.
+        """
+        if prediction.depth is None or not (prediction.canonical_focal or self.extras.points):
             return prediction
         camera = self.extras.camera(prediction.depth.shape, source)
+        if not prediction.canonical_focal:
+            return prediction
         if camera.guessed:
             self.unscaled += 1
             return prediction
