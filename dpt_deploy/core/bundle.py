@@ -26,7 +26,7 @@ SKIPPED_IMAGES = "skipped_images"
 PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
 VERDICT_FILES = (PARITY_JSON, REPORT_HTML, MODEL_CARD)
 """The files that hold the parity verdict on the bundle."""
-REPRODUCIBLE = {"onnx": True, "data": True, "reference": True, "engine": False, "cache": False}
+REPRODUCIBLE = {"onnx": True, "data": True, "reference": True, "compat": True, "engine": False, "cache": False}
 """Whether making a file again from the same inputs gives the same bytes, by kind."""
 
 
@@ -140,6 +140,9 @@ class Bundle:
             return ""
         what = f"the bundle's parity verdict does not cover {artifact.file}" if report is not None else \
             "the bundle has no parity verdict, because its export was interrupted or its graphs were replaced"
+        if self.manifest.imported and not self.find("reference"):
+            return (f"the bundle around {self.manifest.checkpoint.file} has no parity verdict; make one with: "
+                    f"python -m dpt_deploy.export.importing {self.manifest.checkpoint.file}")
         return f"{what}; judge it with: python -m dpt_deploy.parity {self.folder}"
 
     def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:
