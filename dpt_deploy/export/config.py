@@ -90,6 +90,8 @@ class ExportConfig:
     data_images: Count = 128
     """Use at most this many samples of --data-root, evenly spaced: half of them for the search, the others for the
     verdict."""
+    compat: Literal["david"] | None = None
+    """david: also write david.onnx, which the estimator of the DAViD project runs unchanged."""
     normal_axes: Name | None = None
     """How the files of --data-root store the components of normals. Default: as in the training."""
 

@@ -27,8 +27,8 @@ def opset_of(model: onnx.ModelProto) -> int:
     """The opset of the bundle's graphs for a foreign model. Raises `BadInput` if it is too new."""
     have = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
     if have > OPSETS[-1]:
-        raise BadInput(f"expected a model of opset {OPSETS[-1]} or older, received opset {have}. Export it again with an "
-                       "older one.")
+        raise BadInput(f"expected a model of opset {OPSETS[-1]} or older, received opset {have}. Export it again with "
+                       "an older one.")
     return next(opset for opset in OPSETS if have <= opset)
 
 

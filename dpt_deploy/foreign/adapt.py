@@ -142,7 +142,8 @@ class _Nodes:
                           f"adapter/{head}_batch")
         last = self._add("Slice", [shape, self._ints(f"{head}_-2", [-2]), self._ints(f"{head}_end", [1 << 30])],
                          f"adapter/{head}_size")
-        wanted = self._add("Concat", [first, self._ints(f"{head}_channel", [1]), last], f"adapter/{head}_wanted", axis=0)
+        wanted = self._add("Concat", [first, self._ints(f"{head}_channel", [1]), last], f"adapter/{head}_wanted",
+                           axis=0)
         return self._add("Reshape", [value, wanted], f"adapter/{head}")
 
     def _add(self, kind: str, inputs: list[str], result: str, **attributes) -> str:

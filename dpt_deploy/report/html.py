@@ -94,7 +94,8 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
         plots={head: plot for head, plot in plots.items() if plot}, legend=line_colours(drawn),
         unpictured=_unpictured(report, exhibits), trials_plot=trials_plot,
         backend_colours=backend_colours,
-        exhibits=[(exhibits[head], exhibit_pictures(exhibits[head], report.against)) for head in HEADS if head in exhibits],
+        exhibits=[(exhibits[head], exhibit_pictures(exhibits[head], report.against))
+                  for head in HEADS if head in exhibits],
         graphs=_engines_by_graph(bundle), orphans=_engines_without_graph(bundle),
         created=re.sub(r"T(\d\d:\d\d).*", r" \1 UTC", bundle.manifest.created),
     )

@@ -168,9 +168,9 @@ def load(
     fastest. The result is stored in the user's cache folder; later loads on the same processor use it.
 
     Args:
-        bundle: The folder that an export wrote; or an ONNX file of another model, which gets a bundle in the user's cache
-            folder. That needs the package onnx, and the bundle has neither engines nor a verdict: `dpt import` gives
-            both.
+        bundle: The folder that an export wrote; or an ONNX file of another model, which gets a bundle in the user's
+            cache folder. That needs the package onnx, and the bundle has neither engines nor a verdict: `dpt import`
+            gives both.
         backend: Use only this backend, one of `dpt_deploy.backends.names()`.
         graph: "frame" resizes frames in the graph; "model" resizes them in NumPy. None takes the frame graph if the
             bundle has one.
