@@ -202,7 +202,7 @@ class Bundle:
         path = self.folder / part.file
         if not path.is_file():
             return BadBundle(f"{part.file} is missing from the bundle")
-        if path.is_symlink() and path.resolve().parent != self.folder.resolve():
+        if path.is_symlink() and path.resolve().parent not in self._places():
             return BadBundle(f"{part.file} is a symbolic link to a file outside the bundle; copy the bundle with "
                              "cp -rL")
         received = sha256(path) if path.stat().st_size == part.bytes else None
@@ -210,6 +210,16 @@ class Bundle:
             return BadBundle(f"{part.file} does not match {MANIFEST} (expected SHA-256 {part.sha256[:12]}...): the "
                              "file was modified, truncated or replaced")
         return None
+
+    def _places(self) -> set[Path]:
+        """The folders that files may lie in: the bundle's own.
+
+        In the cache of the Hugging Face Hub, whose snapshots/COMMIT holds links, also blobs beside snapshots.
+        """
+        here = self.folder.resolve()
+        snapshots = next((place for place in here.parents if place.name == "snapshots"), None)
+        blobs = {snapshots.parent / "blobs"} if snapshots and snapshots.parent.name.startswith("models--") else set()
+        return {here} | blobs
 
     def produce(self, recipe: Recipe) -> tuple[Artifact, bool]:
         """Produce or reuse the file of a recipe and register it. Returns the artefact and whether it was reused."""

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from .. import backends
+from .. import backends, hub
 from ..backends import Backend, Session, SessionOptions
 from ..backends.session import host_array
 from ..core.bundle import MANIFEST, Bundle
@@ -168,9 +168,10 @@ def load(
     fastest. The result is stored in the user's cache folder; later loads on the same processor use it.
 
     Args:
-        bundle: The folder that an export wrote; or an ONNX file of another model, which gets a bundle in the user's
-            cache folder. That needs the package onnx, and the bundle has neither engines nor a verdict: `dpt import`
-            gives both.
+        bundle: The folder that an export wrote, or its address on the Hugging Face Hub, hf://OWNER/NAME or
+            hf://OWNER/NAME@REVISION, which needs the extra hub. Or an ONNX file of another model, which gets a bundle
+            in the user's cache folder. That needs the package onnx, and the bundle has neither engines nor a verdict:
+            `dpt import` gives both.
         backend: Use only this backend, one of `dpt_deploy.backends.names()`.
         graph: "frame" resizes frames in the graph; "model" resizes them in NumPy. None takes the frame graph if the
             bundle has one.
@@ -197,7 +198,7 @@ def load(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise BadInput(f"threads: expected a number from 1, received {threads!r}.")
     tried = [backends.get(backend)] if backend is not None else [b for b in backends.registered() if b.automatic]
-    opened = _open(Path(bundle), description)
+    opened = _open(bundle, description)
     graph = graph or ("frame" if any(one.graph == "frame" for one in opened.artifacts) else "model")
     options = SessionOptions(threads, precision, compile_eagerly)
     refusals: dict[tuple[str, str], None] = {}
@@ -233,8 +234,9 @@ def load(
     raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def _open(path: Path, description: Path | str | None) -> Bundle:
-    """The bundle at `path`, or one around the foreign ONNX file there."""
+def _open(bundle: Path | str, description: Path | str | None) -> Bundle:
+    """The bundle at a path or an address of the hub, or one around the foreign ONNX file there."""
+    path = hub.download(bundle) if hub.is_address(bundle) else Path(bundle)
     foreign = path.suffix.lower() == ".onnx" and path.is_file()
     if foreign and (path.parent / MANIFEST).is_file():  # a graph of a bundle is loaded with its bundle
         foreign = not Bundle.open(path.parent).find("onnx", file=path.name)
