@@ -17,7 +17,6 @@ import os
 import tarfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, NamedTuple
 from zipfile import BadZipFile
@@ -188,7 +187,7 @@ class TarIndex:
     def __len__(self) -> int:
         return len(self.ends)
 
-    @cached_property
+    @property
     def names(self) -> list[str]:
         """The names of the members in their order in the archive."""
         text, ends = self.text.tobytes(), self.ends.tolist()
@@ -198,9 +197,6 @@ class TarIndex:
     def problems(self) -> list[str]:
         """Damages and refused members: one line each, which names the archive."""
         return [f"{places.shown(self.place)}: {one}" for one in self.found]
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key != "names"}
 
     def members(self) -> Iterator[Member]:
         """All members in their order in the archive."""
