@@ -15,7 +15,7 @@ import hashlib
 import io
 import os
 import tarfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -193,6 +193,12 @@ class TarIndex:
         text, ends = self.text.tobytes(), self.ends.tolist()
         return [text[a:b].decode() for a, b in zip([0, *ends], ends, strict=False)]
 
+    def names_of(self, numbers: Sequence[int]) -> list[str]:
+        """The names of some members."""
+        begins = [int(self.ends[number - 1]) if number else 0 for number in numbers]
+        return [self.text[begin : self.ends[number]].tobytes().decode()
+                for begin, number in zip(begins, numbers, strict=True)]
+
     @property
     def problems(self) -> list[str]:
         """Damages and refused members: one line each, which names the archive."""
@@ -203,7 +209,7 @@ class TarIndex:
         for name, start, length in zip(self.names, self.starts.tolist(), self.lengths.tolist(), strict=True):
             yield Member(name, start, length)
 
-    def read(self, numbers: list[int]) -> list[bytes | memoryview]:
+    def read(self, numbers: Sequence[int]) -> list[bytes | memoryview]:
         """The contents of members by number; neighbours are read in one go. Raises `BadInput` as `places.read` does."""
         starts, lengths = self.starts[numbers], self.lengths[numbers]
         low, high = int(starts.min()), int((starts + lengths).max())

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..build import EngineOptions, choose_builder
-from ..cli.options import Count, Heads, Name, Names, Pairs, Size, Triple
+from ..cli.options import Count, Heads, Name, Names, Pairs, Place, Size, Triple
 from ..core.contract import ResizeRule
 from ..core.errors import BadInput
 from ..core.files import existing_file
@@ -85,7 +85,7 @@ class ExportConfig:
     and no search."""
     seven_bit_weights: bool = False
     """For int8: weights use 7 of the 8 bits. For processors without VNNI, where sums of full range saturate."""
-    data_root: Path | None = None
+    data_root: Place | None = None
     """For int8 and fp8: labelled data as for training; the verdict is then the change of the task metrics."""
     data_images: Count = 128
     """Use at most this many samples of --data-root, evenly spaced: half of them for the search, the others for the

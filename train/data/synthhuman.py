@@ -18,6 +18,7 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
+from dpt_deploy.core import places
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.files import existing_file
 from dpt_deploy.core.image_files import MAX_PIXELS, decode, decode_bytes, image_from_bytes, read_image
@@ -75,6 +76,11 @@ class FolderSource:
 
     def read(self, position: int) -> Sample:
         return read_files(self.folders[position], self.names[position], self.normal_axes, self.max_pixels)
+
+    def files(self, position: int) -> list[tuple[str, bytes]]:
+        """Name and content of the five files of a sample, in the order of `FILES`. Raises `BadInput`."""
+        paths = [self.folders[position] / pattern.format(self.names[position]) for pattern in FILES]
+        return [(path.name, places.read(str(path))) for path in paths]
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
