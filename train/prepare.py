@@ -136,8 +136,7 @@ def fingerprint(source: Source, config: PrepareConfig) -> str:
 
 
 def verify(config: PrepareConfig) -> int:
-    """Read every sample of the cache or the shards; returns how many. Raises `BadInput` if it is damaged or out of date.
-    """
+    """Read every sample of the cache or the shards; returns how many. Raises `BadInput` if damaged or out of date."""
     if is_cache(config.out):
         made = CacheSource.open(config.out)
         made_from = made.source

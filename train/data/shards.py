@@ -89,13 +89,12 @@ class ShardSource:
 
 
 def is_sharded(root: Path | str) -> bool:
-    """Whether a data root stands for tars: an address, a tar, a pattern or a list of tars, or a folder with tars in it.
-    """
+    """Whether a data root stands for tars: an address, a tar, a pattern, a list of tars, or a folder with tars."""
     if places.is_address(str(root)):
         return True
     root = Path(root)
     if root.is_dir():
-        return any(root.glob(f"*{tar_index.SUFFIX}"))
+        return (root / shard_files.RECORD).is_file() or any(root.glob(f"*{tar_index.SUFFIX}"))
     return root.name.lower().endswith((tar_index.SUFFIX, *LIST_SUFFIXES))
 
 
@@ -113,8 +112,8 @@ def open_shards(root: Path | str, normal_axes: str = AXES, max_pixels: int = MAX
         MissingPackage: The package of an address's protocol is not installed.
     """
     text = str(root)
-    tars = shards_of(text)
     shard_files.check_whole(text)
+    tars = shards_of(text)
     found = _Found()
     for number, tar in enumerate(tars):
         found.add(number, tar_index.load_index(tar))
@@ -129,8 +128,9 @@ def open_shards(root: Path | str, normal_axes: str = AXES, max_pixels: int = MAX
         raise BadInput(f"data root {places.shown(text)}: expected original files or samples at training size, found "
                        "shards of both. Give one of them.")
     source = ShardSource(
-        places.shown(text), found.indexes, np.array(found.shards, np.int32), np.array(found.members, np.int32), found.names,
-        [kind_of_index(int(name)) for name in found.names], found.incomplete, normal_axes, max_pixels)
+        places.shown(text), found.indexes, np.array(found.shards, np.int32), np.array(found.members, np.int32),
+        found.names, [kind_of_index(int(name)) for name in found.names], found.incomplete, normal_axes,
+        max_pixels)
     if found.forms[0] == "prepared":
         source.prepared = shard_files.header(source.indexes[source.shards[0]], source.members[0].tolist())
         source.normal_axes = AXES  # they hold converted normals
@@ -165,7 +165,8 @@ class _Found:
             found.setdefault((form, sample), [None] * len(FILES))[place] = member
         forms = set()
         for (form, sample), members in sorted(found.items(), key=lambda one: (int(one[0][1]), one[0])):
-            wanted = shard_files.MEMBERS if form == "prepared" else [name.partition(".")[2] or name for name in FILES]
+            forms.add(form)
+            wanted = shard_files.MEMBERS if form == "prepared" else list(_ROLES)
             missing = [wanted[i] for i, member in enumerate(members) if member is None]
             if missing:
                 self.incomplete.append(f"{label}, sample {sample}: no {', '.join(missing)}")
@@ -173,7 +174,6 @@ class _Found:
                 self.incomplete.append(f"{label}, sample {sample}: there is one of this number already")
             else:
                 self._seen.add(sample)
-                forms.add(form)
                 self.shards.append(number)
                 self.members.append(members)
                 self.names.append(sample)
