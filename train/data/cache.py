@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
@@ -99,6 +100,11 @@ def content_box(sample: Sample) -> tuple[int, int, int, int]:
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
+def in_float32(values: np.ndarray) -> np.ndarray:
+    """float16 as float32. PyTorch does it several times as fast as NumPy."""
+    return torch.from_numpy(values if values.flags.writeable else values.copy()).float().numpy()
+
+
 def inside_of(box: tuple[int, ...], size: tuple[int, int]) -> np.ndarray | None:
     """Where the content is, bool (H, W), of its top, left, bottom and right; None if that is everywhere."""
     top, left, bottom, right = box
@@ -169,8 +175,8 @@ class CacheSource:
             raise BadInput(f"{self.root}: sample {name} is damaged (its checksum differs).")
         inside = inside_of(tuple(self.boxes[position].tolist()), self.input_size)
         return Sample(
-            name, self.kinds[position], maps["rgb"], maps["depth"].astype(np.float32),
-            maps["normals"].astype(np.float32), maps["alpha"] / np.float32(255), self.intrinsics[position], inside,
+            name, self.kinds[position], maps["rgb"], in_float32(maps["depth"]), in_float32(maps["normals"]),
+            maps["alpha"] / np.float32(255), self.intrinsics[position], inside,
         )
 
     def fingerprint(self) -> str:

@@ -29,7 +29,7 @@ from dpt_deploy.core.files import write_json
 from dpt_deploy.core.shard_writer import ShardWriter
 
 from ..commands import command
-from .cache import STORED, content_box, inside_of, stored
+from .cache import STORED, content_box, in_float32, inside_of, stored
 from .sample import Sample
 
 FORMAT = 1
@@ -98,6 +98,7 @@ def unpacked(name: str, place: str, members: Sequence[bytes | memoryview], commo
         if len(data) != length or bytes(data[: len(start)]) != start:
             raise _damaged(where, f"{map_name}.npy is not {np.dtype(dtype).name} of {'x'.join(map(str, shape))}")
         maps[map_name] = np.frombuffer(data, dtype, offset=len(start)).reshape(shape)
+    maps["rgb"].flags.writeable = False  # it may be the memory of the shard itself
     if checksum != record.get("crc32"):
         raise _damaged(where, "its checksum differs")
     try:
@@ -107,7 +108,7 @@ def unpacked(name: str, place: str, members: Sequence[bytes | memoryview], commo
         inside = inside_of(tuple(map(int, box)), common.input_size)
     except (KeyError, TypeError, ValueError) as error:
         raise _damaged(where, f"sample.json has no valid {error}") from error
-    return Sample(name, kind, maps["rgb"], maps["depth"].astype(np.float32), maps["normals"].astype(np.float32),
+    return Sample(name, kind, maps["rgb"], in_float32(maps["depth"]), in_float32(maps["normals"]),
                   maps["alpha"] / np.float32(255), intrinsics, inside)
 
 

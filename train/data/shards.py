@@ -13,14 +13,16 @@ does not matter: batches, shuffling and resuming are the same as for a folder.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from dpt_deploy.core import places, tar_index
-from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.errors import BadInput, first_line
 from dpt_deploy.core.image_files import MAX_PIXELS
 from dpt_deploy.core.storage import LIST_SUFFIXES, shards_of
 
@@ -55,6 +57,8 @@ class ShardSource:
     max_pixels: int = MAX_PIXELS
     prepared: shard_files.Header | None = None
     """What prepared samples have in common; None for original files."""
+    _maps: dict[int, mmap.mmap] = field(default_factory=dict, repr=False)
+    """The local shards of prepared samples that this process has read from, mapped into memory."""
 
     @property
     def input_size(self) -> tuple[int, int] | None:
@@ -67,6 +71,9 @@ class ShardSource:
     def __len__(self) -> int:
         return len(self.names)
 
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_maps": {}}  # every worker process maps the shards itself
+
     def files(self, position: int) -> list[tuple[str, bytes | memoryview]]:
         """Name and content of the members of a sample. Raises `BadInput` if its shard cannot be read."""
         index, numbers = self.indexes[self.shards[position]], self.members[position].tolist()
@@ -75,9 +82,29 @@ class ShardSource:
     def read(self, position: int) -> Sample:
         index, numbers = self.indexes[self.shards[position]], self.members[position].tolist()
         if self.prepared:
-            return shard_files.unpacked(self.names[position], index.place, index.read(numbers), self.prepared)
+            members = index.read(numbers) if places.is_address(index.place) else self._mapped(position)
+            return shard_files.unpacked(self.names[position], index.place, members, self.prepared)
         return read_bytes(places.shown(index.place), self.names[position], self.files(position), self.normal_axes,
                           self.max_pixels)
+
+    def _mapped(self, position: int) -> list[memoryview]:
+        """The members of a sample without a copy of them. Raises `BadInput` if the shard has become shorter."""
+        shard = int(self.shards[position])
+        index, members = self.indexes[shard], self.members[position]
+        starts, lengths = index.starts[members].tolist(), index.lengths[members].tolist()
+        try:
+            if (mapped := self._maps.get(shard)) is None:
+                with open(index.place, "rb") as file:
+                    # Nobody writes, but PyTorch takes memory without a copy only if it could be written.
+                    mapped = self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            size = min(len(mapped), mapped.size())  # a byte behind the end of the file would end the process
+        except (OSError, ValueError) as error:
+            raise BadInput(f"{index.place} cannot be read: {first_line(error)}. Check the path.") from error
+        if size < max(map(sum, zip(starts, lengths, strict=True))):
+            raise BadInput(f"{index.place}: expected {index.stamp.size} bytes, received {size}. The shard has changed "
+                           "or is truncated: fetch it again.")
+        view = memoryview(mapped)
+        return [view[start : start + length] for start, length in zip(starts, lengths, strict=True)]
 
     def fingerprint(self) -> str:
         """That of the folder, if these are its files in its order; so a run may go on with shards of its data."""
