@@ -94,6 +94,8 @@ class Shard:
     key: str
     """What the keys of its items begin with, without the slash: its own path; "" for nothing."""
     place: str
+    contents: bool = True
+    """A remote tar without an index is read from front to end, and items hold their content. False: it is indexed."""
 
     @property
     def remote(self) -> bool:
@@ -124,8 +126,10 @@ class Shard:
             say(str(error))
 
     def _members(self, say: Callable[[str], None], suffixes: Sequence[str]) -> Iterator[tuple[Member, bytes | None]]:
-        if not self.remote or (index := tar_index.kept_index(self.place)) is not None:
-            index = index if self.remote else tar_index.load_index(self.place)
+        index = tar_index.kept_index(self.place)
+        if index is None and not (self.remote and self.contents):
+            index = tar_index.load_index(self.place)
+        if index is not None:
             for line in index.problems:
                 say(line)
             yield from ((member, None) for member in index.members())
@@ -186,6 +190,8 @@ class Listing:
     share: tuple[int, int] = (0, 1)
     on_problem: Callable[[str], None] | None = None
     """Is told of each problem at once."""
+    contents: bool = True
+    """See `Shard`."""
     problems: int = 0
     """How many folders, tars and members could not be listed in the latest iteration. A run with any is not whole."""
     left_out: int = 0
@@ -214,7 +220,7 @@ class Listing:
                 key = _safe(prefix if source.single and prefix else f"{prefix}/{path}" if prefix else path)
                 name = places.base_name(place).lower()
                 if name.endswith(tar_index.SUFFIX):
-                    yield Shard("" if source.single and not prefix else key, place)
+                    yield Shard("" if source.single and not prefix else key, place, self.contents)
                 elif source.chosen or _fits(name, self.suffixes):
                     if not name.endswith(f"{tar_index.SUFFIX}{tar_index.INDEX_SUFFIX}"):
                         yield Item(key, place, size=size)
@@ -242,7 +248,7 @@ class Listing:
 
 def find_items(
     sources: Sequence[str | os.PathLike[str]], suffixes: Sequence[str] = (), recursive: bool = False,
-    share: tuple[int, int] = (0, 1), on_problem: Callable[[str], None] | None = None,
+    share: tuple[int, int] = (0, 1), on_problem: Callable[[str], None] | None = None, contents: bool = True,
 ) -> Listing:
     """Look at the sources, and return the listing of their items. Nothing below them is listed yet.
 
@@ -256,6 +262,8 @@ def find_items(
             (tar) at most. They are the same for every run while the sources list the same files.
         on_problem: Is told, in one line each, of what cannot be listed: damaged tars, refused members, folders without
             permission.
+        contents: Items of remote tars without an index hold their content, which saves a second request. False: such
+            a tar is indexed first, for programs that keep many items.
 
     Raises:
         BadInput: A source does not exist or cannot be listed, or `share` is out of range.
@@ -267,7 +275,8 @@ def find_items(
     if not sources:
         raise BadInput("expected a file, a folder, a glob, a list, a tar or an address, received nothing.")
     looked_at = [_look_at(places.normalized(source)) for source in sources]
-    return Listing(looked_at, tuple(suffix.lower() for suffix in suffixes), recursive, share, on_problem)
+    return Listing(looked_at, tuple(suffix.lower() for suffix in suffixes), recursive, share, on_problem,
+                   contents)
 
 
 def _look_at(text: str) -> _Source:

@@ -16,7 +16,7 @@ from ..core.files import existing_file
 from ..core.image_files import MAX_PIXELS
 from ..core.manifest import EIGHT_BITS, Precision
 from ..parity import load_budget
-from .calibration_images import calibration_paths
+from .calibration_images import calibration_items
 
 BF16_OPSET = 23  # of the two that --opset offers
 CALIBRATION = (64, 256)
@@ -71,8 +71,9 @@ class ExportConfig:
     search: bool = True
     """If half precision is out of budget, search for the smallest part that must stay in FP32; in eight bits, for the
     smallest part that must not be quantized."""
-    calibrate: Path | None = None
-    """For int8 and fp8: folder of 64 to 256 images like those that the model will see."""
+    calibrate: Place | None = None
+    """For int8 and fp8: folder of 64 to 256 images like those that the model will see, or tar shards or an address with
+    them."""
     calibration_images: Count = CALIBRATION[0]
     """Use at most this many images of that folder, evenly spaced; up to 256."""
     wide_modules: Names | None = None
@@ -142,7 +143,7 @@ def _check_eight_bits(config: ExportConfig) -> None:
     if config.calibrate is not None:
         if config.weights_only:
             raise BadInput("--weights-only: activations are not quantized, so nothing is calibrated. Omit --calibrate.")
-        calibration_paths(config.calibrate)
+        calibration_items(config.calibrate)
     if config.seven_bit_weights and (config.precision != "int8" or config.weights_only):
         raise BadInput("--seven-bit-weights: expected --precision int8 with quantized activations. Omit the option.")
     if config.rest == "fp32" and config.precision == "fp8":
