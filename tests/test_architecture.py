@@ -23,17 +23,18 @@ MOST_LINES = 400
 # command around it, may import the command line and the report besides.
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
+    "geometry": {"core"},
     "model": {"core"},
     "backends": {"core"},
     "foreign": {"core"},
     "hub": {"core"},
-    "runtime": {"core", "backends", "foreign", "hub"},
+    "runtime": {"core", "backends", "foreign", "geometry", "hub"},
     "parity": {"core", "backends", "runtime"},
     "build": {"core", "backends", "cli"},
-    "report": {"core", "runtime"},
+    "report": {"core", "geometry", "runtime"},
     "export": {"core", "cli", "model", "backends", "foreign", "hub", "runtime", "parity", "build", "report"},
     "doctor": {"core", "backends"},
-    "predict": {"core", "runtime", "report"},
+    "predict": {"core", "geometry", "runtime", "report"},
     "pytest_plugin": {"core", "parity"},
     "cli": {"core", "backends"},
     "__init__": {"core"},  # and anything inside its functions: names are loaded when asked for
@@ -45,7 +46,7 @@ ABOVE_ALL = {"cli", "report", "parity"}  # what the `__main__` of a part may imp
 WITHOUT_TORCH = set(ALLOWED) - {"model", "export", "train"}
 TORCH = {"torch", "torchvision", "timm"}
 # Parts of the base install: its dependencies are all they may need in order to be imported.
-BASE_PARTS = {"__init__", "core", "backends", "runtime"}
+BASE_PARTS = {"__init__", "core", "geometry", "backends", "runtime"}
 BASE_DEPENDENCIES = {"numpy", "cv2", "pydantic", "packaging", PACKAGE}
 
 
