@@ -32,6 +32,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"core", "cli", "model", "backends", "runtime", "parity", "build", "report"},
     "doctor": {"core", "backends"},
     "predict": {"core", "runtime", "report"},
+    "view": {"core", "runtime", "report"},
     "pytest_plugin": {"core", "parity"},
     "cli": {"core", "backends"},
     "__init__": {"core"},  # and anything inside its functions: names are loaded when asked for
