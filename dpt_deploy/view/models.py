@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import threading
 import time
@@ -13,6 +14,7 @@ import numpy as np
 from ..core.errors import BadInput, ContractError, DptError
 from ..core.image_files import image_from_bytes
 from ..core.image_header import header_of
+from ..report.colours import colour_depth
 from ..runtime import Prediction, Runtime
 from .answer import FORMS, Shown, pack, shrunk
 from .downloads import DOWNLOADS, Choices
@@ -54,7 +56,7 @@ class Models:
         return {
             "bundle": first.bundle.name, "labels": self.labels, "heads": first.bundle.contract.heads,
             "summaries": [one.summary for one in self.runtimes], "forms": FORMS, "downloads": list(DOWNLOADS),
-            "assumed": [str(one) for one in first.assumed],
+            "assumed": [str(one) for one in first.assumed], "colours": _colours(),
         }
 
     def look(self, data: bytes, compare: bool = False, live: bool = False) -> bytes:
@@ -133,6 +135,12 @@ class Models:
             if sum(map(_bytes, [*self._kept, result])) <= KEPT_BYTES:
                 self._kept.append(result)
         return result
+
+
+def _colours() -> str:
+    """The colours of depth, far to near, 256 times RGB in base64."""
+    ramp = colour_depth(np.linspace(1, 0, 256)[None], (0, 1))
+    return base64.b64encode(ramp.tobytes()).decode()
 
 
 def _bytes(result: Result) -> int:
