@@ -85,7 +85,9 @@ def _maps_exr(_image: np.ndarray, prediction: Prediction, _choices: Choices) -> 
 
 def _points_ply(image: np.ndarray, prediction: Prediction, choices: Choices) -> bytes:
     focal = focal_pixels(choices.focal, *image.shape[:2])
-    cloud = point_cloud(prediction.depth, image, focal, prediction.normals, prediction.alpha, choices.threshold)
+    # At the edge of the foreground, a pixel has the colour and the depth of neither side.
+    solid = (1 + choices.threshold) / 2
+    cloud = point_cloud(prediction.depth, image, focal, prediction.normals, prediction.alpha, solid)
     return ply_bytes(cloud, [
         "metres; x right, y up, z towards the viewer; the camera is in the origin",
         f"the focal length was assumed: {focal:.1f} pixels ({choices.focal:g} mm on 35 mm film)",

@@ -4,7 +4,7 @@ import {ARROWS} from "./panes.js";
 
 const MOST_POINTS = 400000;
 const FIELD = 0.6; // of the viewer's camera, vertical [radians]
-const HOME = {yaw: 0.42, pitch: 0.12, zoom: 1};
+const HOME = {yaw: 0.38, pitch: 0.1, zoom: 1};
 const JUMP = 0.05; // a neighbour that is farther by this share of the depth is another surface
 
 const VERTEX = `#version 300 es
@@ -189,7 +189,7 @@ export class Cloud {
     gl.uniform2f(this.at("lens"), lens / aspect, lens);
     gl.uniform1f(this.at("range"), range);
     // A point covers what its pixel covered, and a little more, so that there are no gaps.
-    gl.uniform1f(this.at("dots"), 1.5 * this.stride / focal * lens * h / 2);
+    gl.uniform1f(this.at("dots"), 2.4 * this.stride / focal * lens * h / 2);
     gl.drawArrays(gl.POINTS, 0, this.count);
   }
 

@@ -3,7 +3,7 @@
 import {read} from "./answer.js";
 import {Camera} from "./camera.js";
 import {Cloud} from "./cloud.js";
-import {cut, paintCutout, paintDepth, paintLight, paintNormals} from "./painters.js";
+import {paintCutout, paintDepth, paintLight, paintNormals, solid} from "./painters.js";
 import {append, Pane} from "./panes.js";
 import {download, info, predict} from "./server.js";
 import {bytes, differenceRows, valuesAt} from "./text.js";
@@ -62,7 +62,7 @@ function showPoints(view) {
   cloud.show(view, (i) => of(i).depth[i], (i, out, j) => {
     paint(i, out, j);
     const {alpha} = of(i);
-    out[j + 3] = !alpha || cut(alpha[i], state.threshold, false) ? 255 : 0;
+    out[j + 3] = !alpha || alpha[i] / 255 >= solid(state.threshold) ? 255 : 0;
   });
   cloud.setFocal(state.focal * Math.hypot(view.width, view.height) / FILM_DIAGONAL);
 }
@@ -75,6 +75,8 @@ function show(view, blob, name, live) {
   document.body.dataset.state = "shown";
   $("welcome").hidden = true;
   $("panes").hidden = $("readout").hidden = false;
+  $("compare").hidden = state.info.labels.length < 2;
+  document.body.classList.toggle("comparing", state.info.labels.length > 1);
   $("panes").style.setProperty("--aspect", view.width / view.height);
   const [height, width] = view.fullSize;
   const smaller = view.width !== width ? `, shown at ${view.width} × ${view.height}` : "";
@@ -396,7 +398,6 @@ async function start() {
   if (has("points")) cloud = new Cloud($("cloud"), $("cloud-note"));
   if (labels.length > 1) {
     state.compare = true;
-    $("compare").hidden = false;
     $("label-a").textContent = labels[0];
     $("label-b").textContent = labels[1];
   }

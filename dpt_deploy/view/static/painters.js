@@ -62,8 +62,14 @@ export function paintLight(out, model, photo, width, height, light, clay, fade) 
 }
 
 // What the threshold (0 to 1) leaves of alpha (0 to 255), as dpt_deploy/view/downloads.py cuts.
-export function cut(alpha, threshold, soft) {
+function cut(alpha, threshold, soft) {
   return alpha / 255 >= threshold ? (soft ? alpha : 255) : 0;
+}
+
+// A pixel is a point where it is more than half way from the threshold to full coverage: at the edge of the foreground, a
+// pixel has the colour and the depth of neither side. As dpt_deploy/view/downloads.py.
+export function solid(threshold) {
+  return (1 + threshold) / 2;
 }
 
 export function paintCutout(out, model, photo, threshold, soft) {

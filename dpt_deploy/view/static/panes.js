@@ -57,7 +57,7 @@ export class Pane {
       onWipe(Math.min(1, Math.max(0, (event.clientX - box.left) / box.width)));
     };
     this.line.addEventListener("pointerdown", (event) => { this.line.setPointerCapture(event.pointerId); drag(event); });
-    this.line.addEventListener("pointermove", (event) => { if (event.buttons) drag(event); });
+    this.line.addEventListener("pointermove", (event) => { if (event.buttons) drag(event); else onPoint(...at(event)); });
   }
 
   // A layer for each model; paint(out, model) fills the RGBA pixels of one.
