@@ -174,7 +174,7 @@ export class Cloud {
     const {extent, focal} = this;
     const metres = extent.z / focal;
     const aspect = w / h;
-    const tall = Math.max(extent.height * metres, extent.width * metres / aspect, 1e-3);
+    const tall = Math.max(extent.height * metres, (extent.width * metres + 0.4 * extent.depth) / aspect, 1e-3);
     const range = Math.max(tall, extent.depth);
     const distance = (0.56 * tall / Math.tan(FIELD / 2) + extent.depth / 2) / this.zoom;
     const lens = 1 / Math.tan(FIELD / 2);
