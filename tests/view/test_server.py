@@ -272,6 +272,7 @@ def test_who_comes_when_too_many_wait_is_asked_to_come_again(client: TestClient,
     assert client.post("/api/predict", content=png(photo(20, 30)), headers=IMAGE).status_code == 200
 
 
+@pytest.mark.slow  # exports a bundle of its own: half a minute
 def test_a_bundle_without_depth_says_so(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model = create_multitask_dpt_model("test_vit", features=32, heads=("alpha",)).eval()

@@ -16,6 +16,7 @@ export class Pane {
     this.canvas.tabIndex = 0;
     this.canvas.setAttribute("role", "img");
     this.name = figure.querySelector("h2").textContent;
+    this.setLabel("Read its values with the arrow keys.");
     this.layers = [];
     this.onDrag = null;
     this.wipe = 0.5;
@@ -118,7 +119,7 @@ export const ARROWS = {ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, -1],
 
 export function append(parent, tag, className = "", text = "") {
   const element = document.createElement(tag);
-  element.className = className;
+  if (className) element.className = className;
   element.textContent = text;
   parent.append(element);
   return element;
