@@ -23,16 +23,17 @@ MOST_LINES = 400
 # command around it, may import the command line and the report besides.
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
+    "geometry": {"core"},
     "model": {"core"},
     "backends": {"core"},
-    "runtime": {"core", "backends"},
+    "runtime": {"core", "backends", "geometry"},
     "parity": {"core", "backends", "runtime"},
     "build": {"core", "backends", "cli"},
-    "report": {"core", "runtime"},
+    "report": {"core", "geometry", "runtime"},
     "export": {"core", "cli", "model", "backends", "runtime", "parity", "build", "report"},
     "doctor": {"core", "backends"},
-    "predict": {"core", "runtime", "report"},
-    "view": {"core", "runtime", "report"},
+    "predict": {"core", "geometry", "runtime", "report"},
+    "view": {"core", "geometry", "runtime", "report"},
     "pytest_plugin": {"core", "parity"},
     "cli": {"core", "backends"},
     "__init__": {"core"},  # and anything inside its functions: names are loaded when asked for
@@ -44,7 +45,7 @@ ABOVE_ALL = {"cli", "report", "parity"}  # what the `__main__` of a part may imp
 WITHOUT_TORCH = set(ALLOWED) - {"model", "export", "train"}
 TORCH = {"torch", "torchvision", "timm"}
 # Parts of the base install: its dependencies are all they may need in order to be imported.
-BASE_PARTS = {"__init__", "core", "backends", "runtime"}
+BASE_PARTS = {"__init__", "core", "geometry", "backends", "runtime"}
 BASE_DEPENDENCIES = {"numpy", "cv2", "pydantic", "packaging", PACKAGE}
 
 

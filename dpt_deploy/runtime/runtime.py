@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -21,28 +19,11 @@ from ..core.image_files import MAX_PIXELS, from_pil, is_pil, read_image
 from ..core.manifest import EIGHT_BITS, Artifact, Assumption, Precision
 from . import preference
 from .image import check_frames, postprocess, preprocess
+from .prediction import Prediction
 from .stream import QUEUE, ordered_map
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8")
 BATCH = 8  # frames per call if the backend has no limit; larger batches are not faster
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The maps of one image at its own size. A map is None if the bundle lacks the head."""
-
-    depth: np.ndarray | None = None
-    """float32 (H, W), z-depth [m]."""
-    normals: np.ndarray | None = None
-    """float32 (H, W, 3), unit vectors in camera space: x right, y up, z towards the viewer."""
-    alpha: np.ndarray | None = None
-    """float32 (H, W), foreground coverage in [0, 1]."""
-
-    @property
-    def maps(self) -> dict[str, np.ndarray]:
-        """The maps that are not None, by head."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in found.items() if value is not None}
 
 
 class Runtime:
@@ -118,6 +99,7 @@ class Runtime:
         predictions: list[Prediction | None] = [None] * len(frames)
         for shape, indices in groups.items():
             size = self.session.largest_batch(shape[:2]) or BATCH
+            focal = self._canonical_focal(shape[:2])
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
                 # A single image and an array of images become a batch without a copy.
@@ -127,7 +109,8 @@ class Runtime:
                     batch = frames[chosen[0]][None] if len(chosen) == 1 else np.stack([frames[i] for i in chosen])
                 maps = self._run(batch)
                 for position, i in enumerate(chosen):
-                    predictions[i] = Prediction(**{name: value[position] for name, value in maps.items()})
+                    predictions[i] = Prediction(**{name: value[position] for name, value in maps.items()},
+                                                canonical_focal=focal)
         return predictions
 
     def _run(self, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -136,6 +119,13 @@ class Runtime:
             return self.session.run({"frame": frames})
         contract = self.bundle.contract
         return postprocess(self.session.run({"image": preprocess(frames, contract)}), contract, frames.shape[1:3])
+
+    def _canonical_focal(self, size: tuple[int, int]) -> float:
+        """The focal length of the training record [pixels of the network's input], in pixels of a frame of `size`."""
+        recorded = self.bundle.manifest.training.get("canonical_focal")
+        if not isinstance(recorded, int | float) or not recorded > 0:
+            return 0.0
+        return float(recorded) * size[1] / self.bundle.contract.content_box(size).width
 
     def close(self) -> None:
         """Release all resources. The runtime cannot be used afterwards."""

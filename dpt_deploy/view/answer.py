@@ -22,6 +22,8 @@ import numpy as np
 
 from ..core import metrics
 from ..core.compact import encode, form
+from ..geometry import Intrinsics
+from ..geometry.intrinsics import FILM_DIAGONAL
 from ..report.colours import depth_range
 from ..report.in_memory import jpeg_bytes
 from ..runtime import Prediction
@@ -41,6 +43,8 @@ class Shown:
     prediction: Prediction
     milliseconds: float
     """What the runtime took."""
+    canonical: bool = False
+    """Whether its depth depends on the focal length."""
 
 
 def shrunk(image: np.ndarray, most: int = SHOWN_PIXELS) -> np.ndarray:
@@ -53,13 +57,14 @@ def shrunk(image: np.ndarray, most: int = SHOWN_PIXELS) -> np.ndarray:
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA)
 
 
-def pack(image: np.ndarray, models: Sequence[Shown], full_size: tuple[int, int]) -> bytes:
+def pack(image: np.ndarray, models: Sequence[Shown], full_size: tuple[int, int], camera: Intrinsics) -> bytes:
     """The body for the page.
 
     Args:
         image: uint8 (H, W, 3) RGB, as the maps belong to it.
         models: One or two predictions of it. The first is the reference of the difference.
         full_size: (H, W) of the image that was received.
+        camera: That of `image`.
     """
     parts: list[bytes] = []
     at = 0
@@ -72,6 +77,8 @@ def pack(image: np.ndarray, models: Sequence[Shown], full_size: tuple[int, int])
 
     header: dict[str, Any] = {
         "size": image.shape[:2], "full_size": full_size, "picture": add(jpeg_bytes(image)), "models": [],
+        "film": camera.fx * FILM_DIAGONAL / math.hypot(*camera.size), "guessed": camera.guessed,
+        "canonical": any(one.canonical for one in models),
     }
     for model in models:
         maps = {head: _array(head, values, add) for head, values in model.prediction.maps.items()}

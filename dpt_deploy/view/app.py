@@ -29,7 +29,7 @@ TYPES = {suffix: f"text/{kind}; charset=utf-8" for suffix, kind in
 MOST_WAITING = 6
 """Requests that may wait for the models; more are asked to come again."""
 UPLOAD_SECONDS = 120
-FOCAL = (10.0, 400.0)
+FILM = (10.0, 400.0)
 """Focal lengths that the page offers [mm on 35 mm film]."""
 PLAIN = {404: "There is nothing at this address.", 405: "This address does not take such a request."}
 
@@ -66,15 +66,16 @@ class Page:
     async def predict(self, request: Request) -> Response:
         """The maps of the image in the body; `answer` describes the bytes."""
         compare, live = (request.query_params.get(name) == "1" for name in ("compare", "live"))
+        film = _film(request.query_params)
         data = await self._body(request)
-        body = await self._run(lambda: self.models.look(data, compare, live))
+        body = await self._run(lambda: self.models.look(data, compare, live, film))
         return Response(body, media_type="application/octet-stream")
 
     async def download(self, request: Request) -> Response:
         """A file made of the image in the body."""
         name, query = request.path_params["name"], request.query_params
         choices = Choices(_number(query, "threshold", 0.5, 0, 1), query.get("soft", "1") == "1",
-                          _number(query, "focal", 50, *FOCAL))
+                          _film(query))
         number = int(_number(query, "model", 0, 0, 1))
         data = await self._body(request)
         body = await self._run(lambda: self.models.download(data, name, choices, number))
@@ -110,6 +111,10 @@ class Page:
             return await anyio.to_thread.run_sync(work, limiter=self.limiter)
         finally:
             self.waiting -= 1
+
+
+def _film(query: QueryParams) -> float | None:
+    return _number(query, "film", 0, *FILM) if "film" in query else None
 
 
 def _number(query: QueryParams, name: str, default: float, least: float, most: float) -> float:

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..core.compact import encode
+from ..geometry import Cut, Intrinsics
+from ..geometry.files import ply_bytes
 from ..report.in_memory import exr_bytes, png_bytes
 from ..runtime import Prediction
-from .points import focal_pixels, ply_bytes, point_cloud
 
 MEDIA = {"png": "image/png", "exr": "image/x-exr", "ply": "application/octet-stream"}
 
@@ -23,8 +25,8 @@ class Choices:
     """Alpha [0, 1] below which a pixel is background."""
     soft: bool = True
     """Keep the values of alpha above the threshold, instead of 1."""
-    focal: float = 50.0
-    """Assumed focal length [mm on 35 mm film]."""
+    film: float | None = None
+    """Focal length [mm on 35 mm film]. None: that in the image's EXIF, or else a guess."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +35,15 @@ class Download:
 
     heads: tuple[str, ...]
     """The maps that it needs."""
-    make: Callable[[np.ndarray, Prediction, Choices], bytes]
+    make: Callable[[np.ndarray, Prediction, Intrinsics, Choices], bytes]
+    """From image, prediction with depth in metres, camera and choices."""
+
+
+def camera(data: bytes, size: tuple[int, int], film: float | None) -> Intrinsics:
+    """The camera of an image of `size` (H, W): with the focal length `film`, else that in its EXIF, else a guess."""
+    if film is not None:
+        return Intrinsics.from_film(film, size, f"{film:g} mm on 35 mm film, as set on the page")
+    return Intrinsics.from_exif(io.BytesIO(data), size) or Intrinsics.guess(size)
 
 
 def cut(alpha: np.ndarray, choices: Choices) -> np.ndarray:
@@ -42,20 +52,20 @@ def cut(alpha: np.ndarray, choices: Choices) -> np.ndarray:
     return np.where(alpha >= choices.threshold, alpha if choices.soft else np.float32(1), np.float32(0))
 
 
-def _depth_png(_image: np.ndarray, prediction: Prediction, _choices: Choices) -> bytes:
+def _depth_png(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
     return png_bytes(encode("depth", "uint16-mm", prediction.depth))
 
 
-def _depth_exr(_image: np.ndarray, prediction: Prediction, _choices: Choices) -> bytes:
+def _depth_exr(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
     return exr_bytes({"Z": prediction.depth})
 
 
-def _normals_png(_image: np.ndarray, prediction: Prediction, _choices: Choices) -> bytes:
+def _normals_png(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
     scaled = (np.clip(np.nan_to_num(prediction.normals), -1, 1) * np.float32(0.5) + np.float32(0.5)) * 65535
     return png_bytes(np.rint(scaled).astype(np.uint16))
 
 
-def _normals_exr(_image: np.ndarray, prediction: Prediction, _choices: Choices) -> bytes:
+def _normals_exr(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
     return exr_bytes(_planes(prediction.normals))
 
 
@@ -63,16 +73,16 @@ def _planes(normals: np.ndarray) -> dict[str, np.ndarray]:
     return {f"N.{axis}": normals[..., i] for i, axis in enumerate("XYZ")}
 
 
-def _cutout_png(image: np.ndarray, prediction: Prediction, choices: Choices) -> bytes:
+def _cutout_png(image: np.ndarray, prediction: Prediction, _camera: Intrinsics, choices: Choices) -> bytes:
     alpha = encode("alpha", "uint8", cut(prediction.alpha, choices))
     return png_bytes(np.dstack([image, alpha]))
 
 
-def _alpha_png(_image: np.ndarray, prediction: Prediction, _choices: Choices) -> bytes:
+def _alpha_png(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
     return png_bytes(np.rint(np.clip(np.nan_to_num(prediction.alpha), 0, 1) * 65535).astype(np.uint16))
 
 
-def _maps_exr(_image: np.ndarray, prediction: Prediction, _choices: Choices) -> bytes:
+def _maps_exr(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
     channels = {}
     if prediction.depth is not None:
         channels["Z"] = prediction.depth
@@ -83,15 +93,9 @@ def _maps_exr(_image: np.ndarray, prediction: Prediction, _choices: Choices) -> 
     return exr_bytes(channels)
 
 
-def _points_ply(image: np.ndarray, prediction: Prediction, choices: Choices) -> bytes:
-    focal = focal_pixels(choices.focal, *image.shape[:2])
+def _points_ply(image: np.ndarray, prediction: Prediction, camera: Intrinsics, choices: Choices) -> bytes:
     # At the edge of the foreground, a pixel has the colour and the depth of neither side.
-    solid = (1 + choices.threshold) / 2
-    cloud = point_cloud(prediction.depth, image, focal, prediction.normals, prediction.alpha, solid)
-    return ply_bytes(cloud, [
-        "metres; x right, y up, z towards the viewer; the camera is in the origin",
-        f"the focal length was assumed: {focal:.1f} pixels ({choices.focal:g} mm on 35 mm film)",
-    ])
+    return ply_bytes(prediction.points(camera, image, Cut((1 + choices.threshold) / 2)))
 
 
 DOWNLOADS = {

@@ -17,7 +17,7 @@ from ..core.image_header import header_of
 from ..report.colours import colour_depth
 from ..runtime import Prediction, Runtime
 from .answer import FORMS, Shown, pack, shrunk
-from .downloads import DOWNLOADS, Choices
+from .downloads import DOWNLOADS, Choices, camera
 
 KEPT_BYTES = 1 << 30
 """Results of an image are kept for its downloads if they take no more."""
@@ -59,8 +59,10 @@ class Models:
             "assumed": [str(one) for one in first.assumed], "colours": _colours(),
         }
 
-    def look(self, data: bytes, compare: bool = False, live: bool = False) -> bytes:
+    def look(self, data: bytes, compare: bool = False, live: bool = False, film: float | None = None) -> bytes:
         """The maps of an image file for the page, by one model or both. Results of live pictures are not kept.
+
+        `film` is the focal length [mm on 35 mm film]; see `downloads.camera`.
 
         Raises:
             Refused: The file is no image that can be read, or the models cannot run on it.
@@ -71,9 +73,10 @@ class Models:
         with self._lock:
             numbers = range(len(self.runtimes) if compare else 1)
             results = [self._result(digest, number, small) for number in numbers]
-        shown = [Shown(label, one.prediction, one.milliseconds)
+        lens = camera(data, small.shape[:2], film)
+        shown = [Shown(label, one.prediction.in_metres(lens), one.milliseconds, one.prediction.canonical_focal > 0)
                  for label, one in zip(self.labels, results, strict=False)]
-        return pack(small, shown, image.shape[:2])
+        return pack(small, shown, image.shape[:2], lens)
 
     def download(self, data: bytes, name: str, choices: Choices, number: int = 0) -> bytes:
         """The file `name` of `DOWNLOADS` for an image file, at the image's own size, by the model `number`.
@@ -90,7 +93,8 @@ class Models:
             raise Refused(404, f"This model predicts no {lacking[0]}, which {name} needs.")
         with self._lock:
             result = self._result(hashlib.sha256(data).hexdigest(), number, image)
-        return DOWNLOADS[name].make(image, result.prediction, choices)
+        lens = camera(data, image.shape[:2], choices.film)
+        return DOWNLOADS[name].make(image, result.prediction.in_metres(lens), lens, choices)
 
     def close(self) -> None:
         """Release the runtimes."""

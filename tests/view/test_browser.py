@@ -139,7 +139,9 @@ def test_sliders_change_what_they_say(page: sync_api.Page, save: Save, predictio
         assert (pixel(page, "cutout", int(x), int(y))[3] > 0) == there
         assert page.inner_text("output[for=threshold]") == f"{threshold} %"
     before = cloud_picture(page)
-    page.locator("#focal").fill("20")
+    assert page.inner_text("#film-source") == "Focal length, a guess" and page.inner_text("#film-value") == "50 mm"
+    page.locator("#film").fill("20")
+    assert page.inner_text("#film-source") == "Focal length, as set"
     assert np.abs(cloud_picture(page).astype(int) - before).mean() > 0.5
     page.click("[data-mode=clay]")
     page.wait_for_timeout(100)
@@ -245,7 +247,7 @@ def test_everything_by_keyboard(page: sync_api.Page, save: Save) -> None:
             break
     ids = [one.partition(":")[0] for one in reached]
     wanted = ["choose", "camera", "theme", "comparing", "wipe", "depth.png", "fade", "colours", "threshold", "soft",
-              "points.ply", "cloud", "reset", "focal"]
+              "points.ply", "cloud", "reset", "film"]
     assert [one for one in ids if one in wanted] == wanted
     assert not [one for one in reached if one.endswith(":") and not one.startswith("BODY")], "each has a name"
     page.locator("[data-pane=depth] .frame canvas").focus()

@@ -21,6 +21,7 @@ from dpt_deploy.build import EngineOptions
 from dpt_deploy.core import compact, metrics
 from dpt_deploy.export.config import ExportConfig
 from dpt_deploy.export.pipeline import export_checkpoint
+from dpt_deploy.geometry import Cut, Intrinsics
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
 from dpt_deploy.runtime import Prediction, Runtime, load
 from dpt_deploy.view.answer import FORMS, SHOWN_PIXELS, shrunk
@@ -167,22 +168,38 @@ def test_files_hold_the_maps(client: TestClient, runtimes: list[Runtime], tmp_pa
 def test_points_fall_on_the_pixels_that_they_come_from(client: TestClient, runtimes: list[Runtime]) -> None:
     image = photo(60, 80)
     want: Prediction = runtimes[0](image)
-    data = download(client, image, "points.ply", threshold=0.5, focal=35)
+    data = download(client, image, "points.ply", threshold=0.5, film=35)
     header, body = data.split(b"end_header\n", 1)
-    assert b"focal length was assumed" in header and b"format binary_little_endian 1.0" in header
+    assert b"35 mm on 35 mm film, as set on the page" in header and b"format binary_little_endian 1.0" in header
+    assert b"GUESSED" in download(client, image, "points.ply").split(b"end_header\n", 1)[0]
     kinds = {b"float": "<f4", b"uchar": "u1"}
     fields = [(name.decode(), kinds[kind]) for kind, name in re.findall(rb"property (\w+) (\w+)", header)]
     points = np.frombuffer(body, fields)
-    count = int(re.search(rb"element vertex (\d+)", header)[1])
-    assert len(points) == count == (want.alpha >= 0.75).sum() > 0
-    focal = 35 / 36 * np.hypot(80, 60) / np.hypot(36, 24) * 36  # the diagonal of the image is that of the film
-    column = points["x"] / -points["z"] * focal + 40 - 0.5
-    row = points["y"] / points["z"] * focal + 30 - 0.5
+    camera = Intrinsics.from_film(35, (60, 80))
+    assert len(points) == len(want.points(camera, image, Cut(0.75))) > 100
+    column = points["x"] / -points["z"] * camera.fx + 40 - 0.5
+    row = points["y"] / points["z"] * camera.fy + 30 - 0.5
     x, y = np.rint(column).astype(int), np.rint(row).astype(int)
     assert np.abs(column - x).max() < 0.01 and np.abs(row - y).max() < 0.01
     assert np.array_equal(-points["z"], want.depth[y, x])
     assert np.array_equal(np.stack([points[name] for name in ("red", "green", "blue")], 1), image[y, x])
-    assert np.array_equal(np.stack([points[name] for name in ("nx", "ny", "nz")], 1), want.normals[y, x])
+
+
+def test_the_focal_length_of_a_photo_is_taken_from_its_exif(client: TestClient) -> None:
+    exif, file = Image.Exif(), io.BytesIO()
+    exif.get_ifd(0x8769)[0xA405] = 28  # FocalLengthIn35mmFilm
+    Image.fromarray(photo(60, 80)).save(file, "JPEG", exif=exif)
+
+    def seen(data: bytes, **choices: object) -> tuple[float, bool]:
+        answer = client.post("/api/predict", content=data, headers=IMAGE, params=choices)
+        header = unpacked(answer.content)[0]
+        return pytest.approx(header["film"]), header["guessed"]
+
+    assert seen(file.getvalue()) == (28, False)
+    assert seen(file.getvalue(), film=90) == (90, False)
+    assert seen(png(photo(60, 80))) == (50, True)
+    found = client.post("/api/download/points.ply", content=file.getvalue(), headers=IMAGE)
+    assert b"EXIF: 28 mm on 35 mm film" in found.content
 
 
 BAD = {
@@ -218,7 +235,7 @@ def test_a_body_that_does_not_tell_its_length_is_limited_too(client: TestClient)
 
 @pytest.mark.parametrize(("path", "status"), [
     ("/api/download/depth.tiff", 404), ("/api/download/depth.png?threshold=2", 400),
-    ("/api/download/points.ply?focal=nan", 400), ("/api/download/points.ply?focal=wide", 400), ("/nothing", 404),
+    ("/api/download/points.ply?film=nan", 400), ("/api/download/points.ply?film=wide", 400), ("/nothing", 404),
     ("/api/info", 405), ("/static/../models.py", 404), ("/static/%2e%2e%2fmodels.py", 404),
 ])
 def test_requests_that_the_page_does_not_make(client: TestClient, path: str, status: int) -> None:

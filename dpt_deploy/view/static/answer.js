@@ -19,7 +19,7 @@ export async function read(buffer) {
   bitmap.close();
   return {
     width, height, fullSize: header.full_size, canvas, photo: context.getImageData(0, 0, width, height).data,
-    depthRange: header.depth_range || null, difference: header.difference || null,
+    film: header.film, guessed: header.guessed, canonical: header.canonical, depthRange: header.depth_range || null, difference: header.difference || null,
     models: header.models.map((model) => decode(model, buffer, base)),
   };
 }

@@ -5,7 +5,7 @@ import {ARROWS} from "./panes.js";
 const MOST_POINTS = 400000;
 const FIELD = 0.6; // of the viewer's camera, vertical [radians]
 const HOME = {yaw: 0.38, pitch: 0.1, zoom: 1};
-const JUMP = 0.05; // a neighbour that is farther by this share of the depth is another surface
+const SLOPE = Math.tan(85 * Math.PI / 180); // steeper steps are edges between two surfaces, as in dpt_deploy/geometry
 
 const VERTEX = `#version 300 es
 in float depth; in vec4 colour;
@@ -82,8 +82,9 @@ export class Cloud {
     this.buffers = [gl.createBuffer(), gl.createBuffer()];
   }
 
-  // depth(i) [mm, 0 for none] and tint(i, out, j), which writes RGB and 255, or 0 for a point that is cut away.
-  show(view, depth, tint) {
+  // focal [pixels]; depth(i) [mm, 0 for none]; tint(i, out, j) writes RGB and 255, or 0 for a point that is cut away.
+  show(view, focal, depth, tint) {
+    this.focal = focal;
     const {width, height} = view;
     this.stride = Math.max(1, Math.ceil(Math.sqrt(width * height / MOST_POINTS)));
     this.columns = Math.ceil(width / this.stride);
@@ -104,13 +105,18 @@ export class Cloud {
     this.upload();
   }
 
-  // Points between two surfaces hang in the air: those whose left or upper neighbour is much nearer or farther.
+  // Predicted depth passes over an edge in several pixels, and none of those between belongs to a surface.
   dropEdges() {
     const {depths, tints, columns} = this;
-    for (let k = this.count - 1; k >= 0; k--) {
-      for (const other of [k % columns ? k - 1 : k, k >= columns ? k - columns : k]) {
-        if (Math.abs(depths[k] - depths[other]) > JUMP * depths[k] * Math.max(1, this.stride / 2)) tints[4 * k + 3] = 0;
-      }
+    const slope = SLOPE * this.stride / this.focal;
+    const check = (k, other) => {
+      if (!depths[k] || !depths[other]) return;
+      if (Math.abs(depths[k] - depths[other]) <= slope * Math.min(depths[k], depths[other])) return;
+      tints[4 * k + 3] = tints[4 * other + 3] = 0;
+    };
+    for (let k = 0; k < this.count; k++) {
+      if (k % columns) check(k, k - 1);
+      if (k >= columns) check(k, k - columns);
     }
   }
 
@@ -148,11 +154,6 @@ export class Cloud {
     gl.bufferData(gl.ARRAY_BUFFER, this.tints, gl.DYNAMIC_DRAW);
     gl.enableVertexAttribArray(1);
     gl.vertexAttribPointer(1, 4, gl.UNSIGNED_BYTE, true, 0, 0);
-    this.draw();
-  }
-
-  setFocal(pixels) {
-    this.focal = pixels;
     this.draw();
   }
 

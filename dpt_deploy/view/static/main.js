@@ -12,8 +12,10 @@ const FILM_DIAGONAL = 43.2666; // of a 35 mm film frame [mm]
 const $ = (id) => document.getElementById(id);
 const state = {
   info: null, view: null, blob: null, name: "image", compare: false, wipe: 0.5, position: null, mode: "colours", paint: "photo",
-  fade: true, threshold: 0.5, soft: true, focal: 50, light: {x: -0.6, y: 0.7, z: 0.6}, colours: null,
+  fade: true, threshold: 0.5, soft: true, film: null, light: {x: -0.6, y: 0.7, z: 0.6}, colours: null,
 };
+// state.film is the focal length [mm on 35 mm film] that was set here; null is that of the image, or the server's guess.
+const asked = (choices) => state.film === null ? choices : {...choices, film: state.film};
 const panes = {};
 let cloud, sun, request = null;
 
@@ -59,15 +61,24 @@ function showPoints(view) {
     },
     normals: (i, out, j) => { for (let c = 0; c < 3; c++) out[j + c] = 127.5 + 127.5 * of(i).normals[3 * i + c]; },
   }[state.paint];
-  cloud.show(view, (i) => of(i).depth[i], (i, out, j) => {
+  const focal = (state.film ?? view.film) * Math.hypot(view.width, view.height) / FILM_DIAGONAL;
+  cloud.show(view, focal, (i) => of(i).depth[i], (i, out, j) => {
     paint(i, out, j);
     const {alpha} = of(i);
     out[j + 3] = !alpha || alpha[i] / 255 >= solid(state.threshold) ? 255 : 0;
   });
-  cloud.setFocal(state.focal * Math.hypot(view.width, view.height) / FILM_DIAGONAL);
 }
 
-function show(view, blob, name, live) {
+function showFilm() {
+  const {view, film} = state;
+  const source = film !== null ? "as set" : view.guessed ? "a guess" : "from the photo";
+  $("film-source").textContent = `Focal length, ${source}`;
+  if (film === null) $("film").value = Math.round(view.film);
+  $("film-value").textContent = `${Math.round(film ?? view.film)} mm`;
+  $("film").setAttribute("aria-valuetext", $("film-value").textContent);
+}
+
+function show(view, blob, name, live, again = false) {
   const first = !state.view || document.body.dataset.state !== "shown";
   const resized = !state.view || state.view.width !== view.width || state.view.height !== view.height;
   Object.assign(state, {view, blob, name});
@@ -85,13 +96,14 @@ function show(view, blob, name, live) {
     $("near").textContent = `${view.depthRange[0].toFixed(2)} m`;
     $("far").textContent = `${view.depthRange[1].toFixed(2)} m`;
   }
+  showFilm();
   showDifference();
   repaint("image", "depth", "normals", "cutout", "points");
   showValues();
   if (!live) {
     const times = view.models.map((model) => `${model.milliseconds.toFixed(0)} ms`).join(" | ");
     $("status").textContent = `Model: ${times}`;
-    if (cloud && has("points")) cloud.sweep();
+    if (cloud && has("points") && !again) cloud.sweep();
     if (first) $("main").focus({preventScroll: true});
   }
 }
@@ -173,7 +185,8 @@ function busy(waiting) {
 // ---- Images in, files out ------------------------------------------------------------------------------------------
 
 // Shows an image file. A newer one takes the place of one that is on its way.
-async function open(blob, name = "image") {
+async function open(blob, name = "image", again = false) {
+  if (!again) state.film = null;
   if (camera.running) stopCamera();
   if (request) request.abort();
   if (blob.size > state.info.max_bytes) {
@@ -183,13 +196,18 @@ async function open(blob, name = "image") {
   const mine = request = new AbortController();
   busy(true);
   try {
-    const view = await read(await predict(blob, {compare: state.compare, live: false, signal: mine.signal}));
-    if (request === mine) show(view, blob, name, false);
+    const view = await read(await predict(blob, asked({compare: state.compare ? 1 : 0}), mine.signal));
+    if (request === mine) show(view, blob, name, false, again);
   } catch (error) {
     if (request === mine && error.name !== "AbortError") problem(error.message);
   } finally {
     if (request === mine) { request = null; busy(false); }
   }
+}
+
+// Asks again for the image that is shown.
+function refresh() {
+  if (state.blob && !camera.running) open(state.blob, state.name, true);
 }
 
 function openFiles(files) {
@@ -203,7 +221,7 @@ async function save(button) {
   const file = button.dataset.file;
   button.disabled = true;
   try {
-    const choices = {threshold: state.threshold, soft: state.soft ? 1 : 0, focal: state.focal};
+    const choices = asked({threshold: state.threshold, soft: state.soft ? 1 : 0});
     await download(state.blob, file, `${state.name}.${file}`, choices);
     problem("");
   } catch (error) {
@@ -218,7 +236,7 @@ let shownFrames = [];
 let frozen = false;
 const camera = new Camera(async (blob) => {
   try {
-    const view = await read(await predict(blob, {compare: state.compare, live: true}));
+    const view = await read(await predict(blob, asked({compare: state.compare ? 1 : 0, live: 1})));
     if (!camera.running || frozen) return;
     show(view, blob, "camera", true);
     shownFrames = [...shownFrames, performance.now()].slice(-11);
@@ -306,11 +324,16 @@ function listen() {
   for (const button of document.querySelectorAll("[data-file]")) button.addEventListener("click", () => save(button));
 
   slider("threshold", " %", (value) => { state.threshold = value / 100; repaint("cutout", "points"); });
-  slider("focal", " mm", (value) => { state.focal = value; repaint("points"); });
   slider("wipe", " %", (value) => setWipe(value / 100));
   for (const axis of ["x", "y", "z"]) {
     slider(`light-${axis}`, "", (value) => { setLight(...Object.values({...state.light, [axis]: value / 100})); });
   }
+  $("film").addEventListener("input", () => {
+    state.film = Number($("film").value);
+    showFilm();
+    repaint("points");
+  });
+  $("film").addEventListener("change", () => { if (state.view.canonical) refresh(); });
   $("soft").addEventListener("change", () => { state.soft = $("soft").checked; repaint("cutout"); });
   $("fade").addEventListener("change", () => { state.fade = $("fade").checked; repaint("depth", "normals"); });
   segments("mode", (mode) => {
@@ -327,7 +350,7 @@ function listen() {
   $("reset").addEventListener("click", () => cloud.reset());
   $("comparing").addEventListener("change", () => {
     state.compare = $("comparing").checked;
-    if (state.blob && !camera.running) open(state.blob, state.name);
+    refresh();
   });
 
   window.addEventListener("paste", (event) => {

@@ -24,8 +24,8 @@ export async function info() {
   return (await ask("/api/info")).json();
 }
 
-export async function predict(blob, {compare, live, signal}) {
-  return (await upload(`/api/predict?compare=${compare ? 1 : 0}&live=${live ? 1 : 0}`, blob, signal)).arrayBuffer();
+export async function predict(blob, choices, signal) {
+  return (await upload(`/api/predict?${new URLSearchParams(choices)}`, blob, signal)).arrayBuffer();
 }
 
 // Has the server make a file from the image, and gives it to the browser under its name.
