@@ -35,6 +35,7 @@ ALLOWED: dict[str, set[str]] = {
     "export": {"core", "cli", "model", "backends", "foreign", "hub", "runtime", "parity", "build", "report"},
     "doctor": {"core", "backends"},
     "predict": {"core", "geometry", "runtime", "report"},
+    "view": {"core", "geometry", "runtime", "report"},
     "pytest_plugin": {"core", "parity"},
     "cli": {"core", "backends"},
     "__init__": {"core"},  # and anything inside its functions: names are loaded when asked for

@@ -34,6 +34,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         Row("build", "dpt_deploy.build.__main__", "engines for this machine, from a bundle", "cli"),
         Row("parity", "dpt_deploy.parity.__main__", "judge a bundle against PyTorch FP32", "cli"),
         Row("predict", "dpt_deploy.predict.__main__", "run on images, a video or a camera", "cli"),
+        Row("view", "dpt_deploy.view.__main__", "a page that shows the maps of an image or the camera", "view"),
         Row("doctor", "dpt_deploy.doctor.__main__", "what this machine has, and what a bundle needs", "cli"),
     ),
     "Train": (
