@@ -33,6 +33,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         Row("build", "dpt_deploy.build.__main__", "engines for this machine, from a bundle", "cli"),
         Row("parity", "dpt_deploy.parity.__main__", "judge a bundle against PyTorch FP32", "cli"),
         Row("predict", "dpt_deploy.predict.__main__", "run on images, a video or a camera", "cli"),
+        Row("triton", "dpt_deploy.serve.__main__", "a model repository for NVIDIA Triton, from a bundle", "cli"),
         Row("doctor", "dpt_deploy.doctor.__main__", "what this machine has, and what a bundle needs", "cli"),
     ),
     "Train": (
