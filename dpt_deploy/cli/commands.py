@@ -35,6 +35,7 @@ GROUPS: dict[str, tuple[Row, ...]] = {
         Row("parity", "dpt_deploy.parity.__main__", "judge a bundle against PyTorch FP32", "cli"),
         Row("predict", "dpt_deploy.predict.__main__", "run on images, a video or a camera", "cli"),
         Row("view", "dpt_deploy.view.__main__", "a page that shows the maps of an image or the camera", "view"),
+        Row("triton", "dpt_deploy.serve.__main__", "a model repository for NVIDIA Triton, from a bundle", "cli"),
         Row("doctor", "dpt_deploy.doctor.__main__", "what this machine has, and what a bundle needs", "cli"),
     ),
     "Train": (
