@@ -41,6 +41,16 @@ class Form:
         """Bytes per pixel."""
         return self.channels * np.dtype(self.dtype).itemsize
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is the form that the runtime gives."""
+        return self.name == "float32"
+
+    @property
+    def output(self) -> str:
+        """The name of the output of a served graph that has the map in this form, such as depth_uint16_mm."""
+        return self.head if self.plain else f"{self.head}_{self.name.replace('-', '_')}"
+
 
 def form(head: str, name: str) -> Form:
     """The form `name` of a head. Raises `BadInput` with the names that exist."""
@@ -50,6 +60,12 @@ def form(head: str, name: str) -> Form:
     if name not in forms:
         raise BadInput(f"{head}: expected one of the forms {', '.join(forms)}, received {name!r}.")
     return forms[name]
+
+
+def form_of_output(name: str) -> Form | None:
+    """The form in which an output of a served graph has its map; None if the output has another name."""
+    found = [one for forms in FORMS.values() for one in forms.values() if one.output == name]
+    return found[0] if found else None
 
 
 def encode(head: str, name: str, values: np.ndarray) -> np.ndarray:

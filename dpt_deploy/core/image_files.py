@@ -12,7 +12,7 @@ import numpy as np
 
 from .errors import BadInput
 from .files import existing_file
-from .image_header import Header, read_header
+from .image_header import Header, header_of, read_header
 
 SUFFIXES = (
     ".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".webp", ".avif", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".jp2", ".j2k",
@@ -64,13 +64,29 @@ def decode(path: Path, flags: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Decode an existing image file with `flags` of `cv2.imdecode`. Raises as `read_image` does."""
     try:
         header = read_header(path)
-        if header.unusable:
-            raise BadInput(f"{path}: expected an image, received a {header.format} file; {header.unusable}.")
-        if header.size:
-            check_pixels(str(path), header.size, max_pixels)
+        _check_header(str(path), header, max_pixels)
         data = np.fromfile(path, np.uint8)
     except OSError as error:
         raise BadInput(f"{path} cannot be read: {error.strerror}. Check its permissions.") from error
+    return _decode(str(path), header, data, flags, max_pixels)
+
+
+def image_from_bytes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Read an image file that is in memory, as `read_image` does; `name` stands for it in errors."""
+    header = header_of(data)
+    _check_header(name, header, max_pixels)
+    image = _decode(name, header, np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR, max_pixels)
+    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+
+
+def _check_header(name: str, header: Header, max_pixels: int) -> None:
+    if header.unusable:
+        raise BadInput(f"{name}: expected an image, received a {header.format} file; {header.unusable}.")
+    if header.size:
+        check_pixels(name, header.size, max_pixels)
+
+
+def _decode(name: str, header: Header, data: np.ndarray, flags: int, max_pixels: int) -> np.ndarray:
     if header.format == "AVIF":
         flags |= cv2.IMREAD_IGNORE_ORIENTATION  # its EXIF is for information; the properties hold
     # OpenCV would print a message to standard error in addition to the exception below.
@@ -85,10 +101,10 @@ def decode(path: Path, flags: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     if image is None:
         what = f"it is a {header.format} file that is" if header.format else "it is not an image,"
         raise BadInput(
-            f"{path}: expected an image, but its {data.size} bytes cannot be decoded: {what} truncated, damaged, or of "
+            f"{name}: expected an image, but its {data.size} bytes cannot be decoded: {what} truncated, damaged, or of "
             "a kind that OpenCV does not support. Convert it to PNG or JPEG."
         )
-    check_pixels(str(path), image.shape[:2], max_pixels)
+    check_pixels(name, image.shape[:2], max_pixels)
     return _upright(image, header)
 
 
@@ -106,6 +122,13 @@ def check_pixels(name: str, size: tuple[int, int], max_pixels: int = MAX_PIXELS)
             f"{name}: {size[0]}x{size[1]} are {size[0] * size[1] / 1e6:.4g} megapixels, more than the limit of "
             f"{max_pixels / 1e6:g}. Scale the image down, or raise the limit with --max-pixels, in Python max_pixels."
         )
+
+
+def decode_bytes(data: bytes | memoryview, name: str, flags: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image file that is in memory, as `decode` does; `name` stands for it in errors."""
+    header = header_of(data)
+    _check_header(name, header, max_pixels)
+    return _decode(name, header, np.frombuffer(data, np.uint8), flags, max_pixels)
 
 
 def from_pil(image: Any, name: str = "image", max_pixels: int = MAX_PIXELS) -> np.ndarray:

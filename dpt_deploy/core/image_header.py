@@ -5,6 +5,7 @@ Only the header is read, so that a picture too large for the memory is refused b
 
 from __future__ import annotations
 
+import io
 import re
 import struct
 from collections.abc import Iterator
@@ -51,10 +52,19 @@ class Header:
 def read_header(path: Path) -> Header:
     """Read the header of a file. A damaged one gives an empty `Header`. Raises `OSError` if the file cannot be read."""
     with open(path, "rb") as file:
-        try:
-            return _header(file)
-        except (struct.error, ValueError, LookupError, OverflowError, OSError):  # too short, or nonsense
-            return Header()
+        return _any_header(file)
+
+
+def header_of(data: bytes) -> Header:
+    """The header of a file that is in memory. A damaged one gives an empty `Header`."""
+    return _any_header(io.BytesIO(data))
+
+
+def _any_header(file: BinaryIO) -> Header:
+    try:
+        return _header(file)
+    except (struct.error, ValueError, LookupError, OverflowError, OSError):  # too short, or nonsense
+        return Header()
 
 
 def _header(file: BinaryIO) -> Header:

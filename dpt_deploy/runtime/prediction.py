@@ -20,7 +20,7 @@ class Prediction:
     """The maps of one image at its own size. A map is None if the bundle lacks the head."""
 
     depth: np.ndarray | None = None
-    """float32 (H, W), z-depth [m]."""
+    """float32 (H, W), z-depth [m]. Without unit if the contract of an imported model says relative."""
     normals: np.ndarray | None = None
     """float32 (H, W, 3), unit vectors in camera space: x right, y up, z towards the viewer."""
     alpha: np.ndarray | None = None
