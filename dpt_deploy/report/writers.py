@@ -5,7 +5,9 @@ Writes are atomic, and each file is read back before it gets its name: a library
 
 from __future__ import annotations
 
+import struct
 import zipfile
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -22,6 +24,28 @@ def write_png(path: Path | str, picture: np.ndarray) -> None:
     with replacing(path) as temporary:
         temporary.write_bytes(data)
         _check(path, np.array_equal(np.fromfile(temporary, np.uint8), data))
+
+
+def write_bytes(path: Path | str, data: bytes) -> None:
+    """Write the content of a file. Raises `BadInput` if it cannot be written."""
+    with replacing(path) as temporary:
+        temporary.write_bytes(data)
+        _check(path, temporary.stat().st_size == len(data))
+
+
+def png_bytes(values: np.ndarray, text: Mapping[str, str]) -> bytes:
+    """A PNG file with a line of text for each key (`tEXt`, Latin-1).
+
+    Args:
+        values: uint8 or uint16, (H, W), or (H, W, 3) in the order of the channels R, G, B.
+        text: Keyword -> text.
+    """
+    ordered = values if values.ndim == 2 else cv2.cvtColor(values, cv2.COLOR_RGB2BGR)
+    data = cv2.imencode(".png", ordered, [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
+    chunks = [b"tEXt" + key.encode("latin-1") + b"\0" + value.encode("latin-1") for key, value in text.items()]
+    header = 8 + 25  # signature and IHDR, which comes first
+    return b"".join([data[:header], *(struct.pack(">I", len(chunk) - 4) + chunk + struct.pack(">I", zlib.crc32(chunk))
+                                      for chunk in chunks), data[header:]])
 
 
 def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
