@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,6 +12,7 @@ from .. import cli
 from ..core.contract import Graph
 from ..core.errors import BadInput
 from ..core.image_files import MAX_PIXELS
+from ..core.places import is_address
 from ..runtime import Precision, Runtime
 
 with cli.needing("cli"):
@@ -22,7 +24,7 @@ from ..report.terminal import plain_console
 from .decoding import read_picture
 from .formats import FORMATS, FormatName
 from .job import Job, Picture
-from .reader import Reader, shown, video_file
+from .reader import Reader, camera_index, shown, video_file
 from .sources import find_sources, output_stems
 from .video import predict_video
 
@@ -98,8 +100,12 @@ class PredictConfig:
     def large(self) -> bool:
         """Whether an option makes this a large run, however many images there are."""
         in_shards = self.format is not None and FORMATS[self.format].shards is not None
-        return self.resume or self.verify or self.ray or self.ray_address is not None or self.shard != (1, 1) \
-            or in_shards
+        return self.resume or self.verify or self.with_ray or self.shard != (1, 1) or in_shards
+
+    @property
+    def with_ray(self) -> bool:
+        """Whether Ray predicts."""
+        return self.ray or self.ray_address is not None or self.actors is not None
 
     def job(self, large: bool) -> Job:
         """The options that each process needs."""
@@ -114,7 +120,9 @@ class Run:
 
     def __init__(self, config: PredictConfig) -> None:
         self.config, self.console = config, plain_console(soft_wrap=True)
-        self.sources = find_sources(config.sources, config.video, config.recursive)
+        # Other processes may have another working folder.
+        names = list(map(absolute, config.sources)) if config.with_ray else config.sources
+        self.sources = find_sources(names, config.video, config.recursive)
         items = None if config.large else self.sources.few(FEW)
         self.works = None if items is None else self.sources.few_works(items)
         self.large = self.works is None
@@ -126,6 +134,25 @@ class Run:
         if self.works is not None and not self.works and self.sources.listing is not None:
             self._check_any()
 
+    def with_ray(self) -> None:
+        """Predict the images with Ray, and print a short table of the files."""
+        from .ray_run import predict_with_ray
+
+        config = self.config
+        if self.sources.videos:
+            raise BadInput(f"--ray: expected images, received {shown(self.sources.videos[0])}. Predict it without "
+                           "--ray.")
+        with Stop() as stop:
+            self.tally = predict_with_ray(self.job, self.sources, self.share, config.resume, config.verify,
+                                          self.console, stop, config.ray_address, config.actors)
+        self.status = 128 + stop.signal if stop.signal else 0
+        self.finish_images()
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """The part of the images, from 0 on, and the number of parts."""
+        return self.config.shard[0] - 1, self.config.shard[1]
+
     def images(self, runtime: Runtime) -> None:
         """Predict the images, and print a table of the files."""
         config = self.config
@@ -133,8 +160,7 @@ class Run:
             if self.works is not None:
                 self.tally = predict_few(self.job, runtime, self.works, self.console, stop)
             else:
-                share = (config.shard[0] - 1, config.shard[1])
-                self.tally = predict_many(self.job, runtime, self.sources, share, config.resume, config.verify,
+                self.tally = predict_many(self.job, runtime, self.sources, self.share, config.resume, config.verify,
                                           self.console, stop)
         self.status = 128 + stop.signal if stop.signal else 0
         self.finish_images()
@@ -209,19 +235,28 @@ class Run:
         names = ", ".join(source.text for source in self.sources.listing.sources)
         if self.sources.results:
             raise BadInput(f"{names}: expected images, received only pictures that this command wrote.")
-        raise BadInput(f"{names}: expected images, found none; {self.sources.left_out_line() or 'it is empty'}. Check "
-                       "the path.")
+        raise BadInput(f"{names}: expected images, found none; {self.sources.left_out_line() or 'nothing is there'}. "
+                       "Check the path.")
+
+
+def absolute(name: str) -> str:
+    """A source as its whole path; addresses and numbers of cameras stay."""
+    mark, name = ("@", name[1:]) if name.startswith("@") else ("", name)
+    return mark + (name if is_address(name) or camera_index(name) is not None else os.path.abspath(name))
 
 
 def main(config: PredictConfig) -> int:
     """Exit status: 0 if everything was predicted, 1 if something was skipped, 130 if it was interrupted."""
     run = Run(config)
     sources = run.sources
+    if config.with_ray:
+        run.with_ray()
+        return run.finish()
     if run.single and run.works:
         read_picture(run.works[0].item, run.works[0].page, config.max_pixels)  # fail before an engine is loaded
     first = Reader(sources.videos[0]) if run.single and sources.videos else None
     with run.job.load() as runtime:
-        run.job.stored(runtime)  # options that do not fit the bundle end the run before it begins
+        run.job.stored(runtime.bundle)  # options that do not fit the bundle end the run before it begins
         run.console.print(runtime.reason if config.verbose else runtime.summary)
         if sources.listing is not None:
             run.images(runtime)

@@ -89,12 +89,14 @@ class Batches:
         batch: Images of one size in a call at most.
         workers: Threads that decode, and as many that encode.
         most_pixels: See `MOST_PIXELS`.
+        serial: Finish each image before the next one is taken.
     """
 
     def __init__(self, runtime: Runtime, output: Output, max_pixels: int, batch: int, workers: int,
-                 most_pixels: int = MOST_PIXELS) -> None:
+                 most_pixels: int = MOST_PIXELS, serial: bool = False) -> None:
         self.runtime, self.output, self.max_pixels = runtime, output, max_pixels
         self.batch, self.workers, self.most_pixels = batch, max(1, workers), most_pixels
+        self.serial = serial
         self._reading: deque[tuple[Work, Future[tuple[np.ndarray, str]]]] = deque()
         self._waiting: dict[tuple[int, ...], list[_Picture]] = {}
         self._encoding: deque[tuple[_Picture, Future[Encoded]]] = deque()
@@ -134,7 +136,7 @@ class Batches:
             writers.shutdown(cancel_futures=True)
 
     def _has_room(self) -> bool:
-        if self._held >= self.most_pixels:
+        if self.serial or self._held >= self.most_pixels:
             return not (self._reading or self._waiting or self._encoding)
         return len(self._reading) < 2 * self.workers + self.batch
 

@@ -18,7 +18,6 @@ from rich.table import Table
 from ..core.places import is_address
 from ..runtime import Runtime
 from .batches import Outcome, Work
-from .formats import FORMATS
 from .job import Job
 from .journal import FOLDER, Journal
 from .naming import Names, hashed
@@ -123,10 +122,10 @@ def predict_many(
         BadInput: The output folder has another run's results, another process works there, or it cannot be written.
         BackendError: The backend fails again and again.
     """
-    identity = job.identity(runtime, source_names(sources))
+    identity = job.identity(runtime.bundle, source_names(sources))
     journal = Journal(job.out, identity, f"{share[0] + 1}/{share[1]}", resume, verify)
     tally = Tally()
-    names = Names(journal.done.stems, dots=FORMATS[job.format].shards != "tar")
+    names = Names(journal.done.stems, dots=job.dots)
 
     def remaining() -> Iterator[Work]:
         for work in stop.until(sources.works(names, share)):
@@ -154,7 +153,7 @@ def source_names(sources: Sources) -> list[str]:
 
 def counts(tally: Tally) -> str:
     """One line on the state of a large run."""
-    speed = f", {tally.done / tally.seconds:.1f} images/s" if tally.seconds else ""
+    speed = f", {tally.done / tally.seconds:.1f} images/s" if tally.seconds and tally.done else ""
     return f"{tally.done} done, {tally.failed} failed, {tally.before} done before{speed}"
 
 

@@ -7,8 +7,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from ..core.bundle import Bundle
 from ..core.contract import HEADS, Graph
 from ..core.errors import BadInput
+from ..core.manifest import digest
 from ..runtime import Precision, Runtime, load
 from .batches import Batches, Outcome, Work
 from .formats import FORMATS
@@ -43,13 +45,18 @@ class Job:
     samples: int = 1000
     """Images in a shard."""
 
+    @property
+    def dots(self) -> bool:
+        """Whether the names of results may have dots; in tar shards they begin the suffix."""
+        return FORMATS[self.format].shards != "tar"
+
     def load(self) -> Runtime:
         """Load the bundle. Raises as `runtime.load`."""
         return load(self.bundle, self.backend, self.graph, self.precision, self.threads)
 
-    def stored(self, runtime: Runtime) -> dict[str, str]:
+    def stored(self, bundle: Bundle) -> dict[str, str]:
         """The form of each map that is stored. Raises `BadInput` if the bundle lacks a map, or a form does not fit."""
-        heads = tuple(head for head in HEADS if head in runtime.bundle.contract.heads)
+        heads = tuple(head for head in HEADS if head in bundle.contract.heads)
         if missing := [head for head in self.maps or () if head not in heads]:
             raise BadInput(f"--maps: expected names among {', '.join(heads)}, the heads of the bundle, received "
                            f"{', '.join(missing)}.")
@@ -61,25 +68,32 @@ class Job:
         chosen = tuple(head for head in heads if head in (self.maps or heads))
         return FORMATS[self.format].chosen_forms(self.format, dict(self.forms), chosen)
 
-    def identity(self, runtime: Runtime, sources: Iterable[str]) -> dict[str, Any]:
-        """What results depend on, as plain JSON: a run may go on only if it is the same."""
-        manifest = runtime.bundle.manifest
-        return {"checkpoint": manifest.checkpoint.sha256 or runtime.artifact.sha256, "contract": manifest.contract,
-                "graph": runtime.artifact.graph, "precision": runtime.artifact.precision, "format": self.format,
-                "maps": self.stored(runtime), "look": self.look, "sources": list(sources)}
+    def identity(self, bundle: Bundle, sources: Iterable[str]) -> dict[str, Any]:
+        """What results depend on, as plain JSON: a run may go on only if it is the same.
+
+        The backend is not part of it: a run may begin on one machine and go on on another.
+        """
+        manifest = bundle.manifest
+        weights = manifest.checkpoint.sha256 or digest(sorted(artifact.sha256 for artifact in manifest.artifacts))
+        return {"checkpoint": weights, "contract": digest([manifest.contract]), "graph": self.graph,
+                "precision": self.precision, "format": self.format, "maps": self.stored(bundle), "look": self.look,
+                "sources": list(sources)}
 
     def output(self, runtime: Runtime, part: Part | None, name: str) -> Output:
         """Where results go; `name` is what the names of shards begin with."""
-        options = self.out, self.format, self.stored(runtime), self.look
+        options = self.out, self.format, self.stored(runtime.bundle), self.look
         if FORMATS[self.format].shards is None or part is None:
             return Files(*options, part)
         return Shards(*options, part, name, self.samples)
 
-    def run(self, runtime: Runtime, works: Iterable[Work], part: Part | None, name: str) -> Iterator[Outcome]:
+    def run(
+        self, runtime: Runtime, works: Iterable[Work], part: Part | None, name: str, serial: bool = False
+    ) -> Iterator[Outcome]:
         """Predict images and store the results; failures go into the journal. Raises as `Batches.run`."""
         output = self.output(runtime, part, name)
+        batches = Batches(runtime, output, self.max_pixels, self.batch, self.workers, serial=serial)
         try:
-            for outcome in Batches(runtime, output, self.max_pixels, self.batch, self.workers).run(works):
+            for outcome in batches.run(works):
                 if outcome.failed is not None and part is not None:
                     part.failed(outcome.work.key, outcome.reason)
                 yield outcome

@@ -12,6 +12,7 @@ and the lines are
     {"key": "b.jpg", "failed": "why"}
     {"key": "c.jpg", "stem": "c", "size": [480, 640], "in": "maps-00000-000000.tar"}    done if its shard is
     {"shard": "maps-00000-000000.tar", "bytes": 12345, "crc": 987654}                   after the lines of its images
+    {"begun": "a.jpg"}                                   it alone is under way, after an earlier process has died
 
 An image is done if a line says so and its files are there in the sizes that the line gives. A shard gets its line
 before it gets its name: one that was killed between the two is missing, and its images are predicted again.
@@ -103,6 +104,10 @@ class Part:
         """An image cannot be predicted."""
         self._line({"key": key, "failed": reason})
 
+    def begun(self, key: str) -> None:
+        """An image is the only one under way."""
+        self._line({"begun": key})
+
     def shard(self, file: Written, images: Iterable[Mapping[str, Any]]) -> None:
         """A shard is complete, and is about to get its name. `images` have key, stem and size."""
         lines = [json.dumps(dict(image) | {"in": file.name}) for image in images]
@@ -142,6 +147,15 @@ class Done:
     count: int = 0
     """Images."""
 
+    def add(self, images: list[tuple[str, str]], holds: bool) -> None:
+        """Note images by key and stem, and whether their files are as they were."""
+        for key, stem in images:
+            owner = hashed(key)
+            self.stems.put(hashed(stem), owner)
+            if holds and owner not in self.keys:
+                self.keys.put(owner)
+                self.count += 1
+
 
 class Journal:
     """The journal of an output folder.
@@ -162,21 +176,15 @@ class Journal:
                  verify: bool = False) -> None:
         self.out, self.share = out, share
         self.folder = out / FOLDER
-        self.done = Done()
         self._open_run(identity, resume)
         self.number = self._new_number()
-        self.part = Part(self.path_of(self.number), share)
+        self.part = Part(part_path(self.folder, self.number), share)
         try:
             self._check_alone()
-            for path in self._parts():
-                self._read(path, verify)
+            self.done = read_done(self.folder, out, verify)
         except BaseException:
             self.part.close()
             raise
-
-    def path_of(self, number: int, block: int | None = None) -> Path:
-        """The file of a part, or of a block of work that a worker of this run does."""
-        return self.folder / (f"part-{number:05d}.jsonl" if block is None else f"part-{number:05d}-{block}.jsonl")
 
     def close(self) -> None:
         """Release the journal for other processes."""
@@ -184,7 +192,7 @@ class Journal:
 
     def _open_run(self, identity: Mapping[str, Any], resume: bool) -> None:
         path = self.folder / "run.json"
-        wanted = {"format": FORMAT} | json.loads(json.dumps(identity))
+        wanted = {"journal": FORMAT} | json.loads(json.dumps(identity))
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except FileNotFoundError:
@@ -201,23 +209,20 @@ class Journal:
                            "the same options, or choose another folder with --out.")
 
     def _new_number(self) -> int:
-        number = max((int(_PART.fullmatch(path.name)[1]) for path in self._parts()), default=-1) + 1
+        number = max((int(_PART.fullmatch(path.name)[1]) for path in _parts(self.folder)), default=-1) + 1
         while True:
             try:
-                os.close(os.open(self.path_of(number), os.O_CREAT | os.O_EXCL, 0o666))
+                os.close(os.open(part_path(self.folder, number), os.O_CREAT | os.O_EXCL, 0o666))
                 return number
             except FileExistsError:  # another share began at the same time
                 number += 1
             except OSError as error:
                 raise cannot_write(self.folder, error) from error
 
-    def _parts(self) -> list[Path]:
-        return sorted(path for path in self.folder.iterdir() if _PART.fullmatch(path.name))
-
     def _check_alone(self) -> None:
         """Raise `BadInput` if a living process works on a share that overlaps with this one."""
         part, parts = self.share.split("/")
-        for path in self._parts():
+        for path in _parts(self.folder):
             if path == self.part.path:
                 continue
             with open(path, "rb") as file:
@@ -228,52 +233,89 @@ class Journal:
             if parts != others or part == other:
                 raise _busy(path)
 
-    def _read(self, path: Path, verify: bool) -> None:
-        pending: dict[str, list[tuple[str, str]]] = {}
-        for line in _lines(path):
-            try:
-                if "files" in line:
-                    files = [Written(*file) for file in line["files"]]
-                    self._add([(line["key"], line["stem"])], all(self._holds(file, verify) for file in files))
-                elif "in" in line:
-                    pending.setdefault(line["in"], []).append((line["key"], line["stem"]))
-                elif "shard" in line:
-                    file = Written(line["shard"], line["bytes"], line["crc"])
-                    self._add(pending.pop(file.name, []), self._holds(file, verify))
-            except (LookupError, TypeError, ValueError):  # damaged
-                continue
 
-    def _add(self, images: list[tuple[str, str]], holds: bool) -> None:
-        for key, stem in images:
-            owner = hashed(key)
-            self.done.stems.put(hashed(stem), owner)
-            if holds and owner not in self.done.keys:
-                self.done.keys.put(owner)
-                self.done.count += 1
+def part_path(folder: Path, number: int, block: int | None = None) -> Path:
+    """The file of a part of a journal, or of a block of work that belongs to it."""
+    return folder / (f"part-{number:05d}.jsonl" if block is None else f"part-{number:05d}-{block}.jsonl")
 
-    def _holds(self, file: Written, verify: bool) -> bool:
-        path = self.out / file.name
+
+def read_done(folder: Path, out: Path, verify: bool = False) -> Done:
+    """What the parts of a journal say is done, and is: the files are there, and of the sizes that they had.
+
+    Args:
+        folder: Of the journal.
+        out: The output folder.
+        verify: Also compare the content of the files with the journal.
+    """
+    found = Done()
+
+    def holds(file: Written) -> bool:
+        path = out / file.name
         try:
             return path.stat().st_size == file.bytes and (not verify or checksum(path) == file.crc)
         except OSError:
             return False
 
+    for path in _parts(folder):
+        pending: dict[str, list[tuple[str, str]]] = {}
+        for line in _lines(path):
+            with contextlib.suppress(LookupError, TypeError, ValueError):  # damaged
+                if "run" in line:
+                    pending.clear()  # of a shard that its process did not complete
+                elif "files" in line:
+                    files = [Written(*file) for file in line["files"]]
+                    found.add([(line["key"], line["stem"])], all(map(holds, files)))
+                elif "in" in line:
+                    pending.setdefault(line["in"], []).append((line["key"], line["stem"]))
+                elif "shard" in line:
+                    file = Written(line["shard"], line["bytes"], line["crc"])
+                    found.add(pending.pop(file.name, []), holds(file))
+    return found
 
-def done_in_part(path: Path, out: Path) -> set[str]:
-    """Keys of images that one part says are done, and whose files are there. A missing part has none."""
-    found: set[str] = set()
+
+@dataclass
+class PartContent:
+    """What one part says, for a process that goes on with it."""
+
+    done: set[str] = field(default_factory=set)
+    """Keys of images that are done, and whose files are there."""
+    attempts: int = 0
+    """Processes that wrote it."""
+    died_with: list[str] = field(default_factory=list)
+    """Keys of images that were under way when a process died, where it said so."""
+
+
+def read_part(path: Path, out: Path) -> PartContent:
+    """The content of one part; that of a missing one is empty."""
+    found = PartContent()
     pending: set[str] = set()
+    begun: list[str] = []
     for line in _lines(path):
         with contextlib.suppress(LookupError, TypeError, OSError):
-            if "files" in line and all((out / name).stat().st_size == size for name, size, _ in line["files"]):
-                found.add(line["key"])
+            if "run" in line:
+                found.attempts += 1
+                found.died_with += begun
+                begun, pending = [], set()  # images of a shard that its process did not complete
+            elif "begun" in line:
+                begun = [line["begun"]]
+            elif "failed" in line:
+                begun = []
+            elif "files" in line:
+                begun = []
+                if all((out / name).stat().st_size == size for name, size, _ in line["files"]):
+                    found.done.add(line["key"])
             elif "in" in line:
                 pending.add(line["key"])
             elif "shard" in line:
-                complete = (out / line["shard"]).stat().st_size == line["bytes"]
-                found |= pending if complete else set()
+                begun, complete = [], (out / line["shard"]).stat().st_size == line["bytes"]
+                found.done |= pending if complete else set()
                 pending = set()
+    found.died_with += begun
     return found
+
+
+def _parts(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.iterdir() if _PART.fullmatch(path.name))
 
 
 def _lines(path: Path) -> Iterator[dict[str, Any]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import os
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -81,7 +81,8 @@ class Sources:
             if isinstance(unit, Work):
                 yield unit
             else:
-                yield from self.members(unit, names)
+                for item in self._items(unit):
+                    yield from _works(item, names)
 
     def units(self, names: Names, share: tuple[int, int] = (0, 1)) -> Iterator[Work | Shard]:
         """As `works`, but remote tars as a whole, so that who predicts their images fetches them."""
@@ -95,11 +96,6 @@ class Sources:
             for item in self._items(unit):
                 mine = next(number) % parts == part
                 yield from (work for work in _works(item, names) if mine)
-
-    def members(self, shard: Shard, names: Names) -> Iterator[Work]:
-        """The images of one tar."""
-        for item in self._items(shard):
-            yield from _works(item, names)
 
     def left_out_line(self) -> str:
         """What the latest iteration passed over; "" for nothing."""
@@ -120,6 +116,13 @@ class Sources:
                 self.results += 1
             else:
                 yield item
+
+
+def shard_works(shard: Shard, names: Names, problem: Callable[[str], None]) -> Iterator[Work]:
+    """The images of a tar, in another process than the one that lists the sources."""
+    for item in shard.items(SUFFIXES, problem):
+        if not item.key.endswith(RESULTS):
+            yield from _works(item, names)
 
 
 def find_sources(names: Sequence[str], video: bool = False, recursive: bool = False) -> Sources:
