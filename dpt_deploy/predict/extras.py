@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -12,11 +13,13 @@ import tyro
 
 from ..core.compact import encode
 from ..core.errors import BadInput
+from ..core.storage import Item
 from ..geometry import Cut, Intrinsics, find_intrinsics
 from ..geometry.files import SUFFIXES, trimesh, write_points
 from ..report.cutout import Background, composite, cutout
 from ..report.writers import write_depth_png, write_normals, write_picture, write_png
 from ..runtime import Prediction
+from .formats import FORMATS
 
 
 @dataclass(frozen=True)
@@ -93,29 +96,50 @@ class Extras:
         names = ("points", "cutout", "background", "alpha_png", "depth_png", "normals")
         return ["--" + name.replace("_", "-") for name in names if getattr(self, name)]
 
-    def check(self, heads: Iterable[str], images: int, videos: int) -> None:
-        """Raise `BadInput` unless a bundle with these heads and so many sources can give the files."""
+    def identity(self) -> dict[str, dict[str, str]]:
+        """The options that are not the default, as plain JSON: what a run that goes on must have in common."""
+        given = {field.name: str(getattr(self, field.name)) for field in fields(self)
+                 if getattr(self, field.name) != field.default}
+        return {"extras": given} if given else {}
+
+    def check_sources(self, images: int | None, videos: int) -> None:
+        """Raise `BadInput` unless so many sources can give the files. `images` is None for a large run."""
         if videos and (asked := self.asked()):
             raise BadInput(f"{asked[0]}: expected images, received a video or a camera. Save its frames as images.")
-        if images > 1 and self.own_file is not None:
+        if images != 1 and self.own_file is not None:
             kind = self.own_file.suffix.lower().lstrip(".")
-            raise BadInput(f"--points {self.own_file}: expected one image, received {images}. Pass --points {kind}.")
+            raise BadInput(f"--points {self.own_file}: expected one image, received {images or 'many'}. Pass --points "
+                           f"{kind}.")
+
+    def check(self, heads: Iterable[str], format: str) -> None:
+        """Raise `BadInput` unless a bundle with these heads and the format of the maps can give the files."""
         needs = {"points": "depth", "depth_png": "depth", "normals": "normals", "cutout": "alpha",
                  "background": "alpha", "alpha_png": "alpha"}
         for option, head in needs.items():
             if getattr(self, option) and head not in heads:
                 raise BadInput(f"--{option.replace('_', '-')}: expected a bundle with the head {head}, received one "
                                f"without. It has {', '.join(heads)}.")
+        if (asked := self.asked()) and FORMATS[format].shards is not None:
+            raise BadInput(f"{asked[0]}: expected a format with files of their own, received {format}. Choose --format "
+                           "npz.")
+        if format == "png16" and (same := {"--depth-png", "--normals", "--alpha-png"} & set(asked)):
+            raise BadInput(f"{min(same)}: --format png16 writes a file of that name. Choose --format npz.")
 
-    def camera(self, size: tuple[int, int], source: Path | None) -> Intrinsics:
+    def camera(self, size: tuple[int, int], item: Item | None) -> Intrinsics:
         """The intrinsics of an image of `size` (H, W): those of the options, of EXIF, or a guess."""
         if self.fov is not None:
             return Intrinsics.from_fov(self.fov, size)
-        return find_intrinsics(self.intrinsics if self.intrinsics is not None else self.focal, size, source)
+        given = self.intrinsics if self.intrinsics is not None else self.focal
+        if given is not None or item is None:
+            return find_intrinsics(given, size)
+        if item.path is not None:
+            return find_intrinsics(None, size, item.path)
+        with item.open() as file:
+            return find_intrinsics(None, size, file)
 
 
 class ExtraWriter:
-    """Writes the extra files of images, and remembers what is to be said about them at the end."""
+    """Writes the extra files of images, and remembers what is to be said about them at the end. Thread-safe."""
 
     def __init__(self, extras: Extras) -> None:
         self.extras = extras
@@ -123,50 +147,56 @@ class ExtraWriter:
         """Images whose focal length was guessed."""
         self.unscaled = 0
         """Images whose depth maps are not in metres, because nothing tells the focal length."""
-        self.empty: list[str] = []
+        self.empty = 0
         """Images of which no point is left."""
+        self._empty_names: list[str] = []
+        self._lock = threading.Lock()
         self._background = Background.parse(extras.background) if extras.background is not None else None
 
-    def metric(self, prediction: Prediction, source: Path | None) -> Prediction:
+    def metric(self, prediction: Prediction, item: Item | None) -> Prediction:
         """The prediction with depth in metres, if the network needs the focal length for that and it is known.
 
         Raises `BadInput` if the intrinsics of the options do not fit the image.
         """
         if prediction.depth is None or not (prediction.canonical_focal or self.extras.points):
             return prediction
-        camera = self.extras.camera(prediction.depth.shape, source)
+        camera = self.extras.camera(prediction.depth.shape, item)
         if not prediction.canonical_focal:
             return prediction
         if camera.guessed:
-            self.unscaled += 1
+            with self._lock:
+                self.unscaled += 1
             return prediction
         return prediction.in_metres(camera)
 
     def write(
-        self, folder: Path, stem: str, image: np.ndarray, prediction: Prediction, source: Path | None
+        self, base: Path, image: np.ndarray, prediction: Prediction, item: Item | None
     ) -> list[Path]:
         """Write the files of one image, and return them. Raises `BadInput` if one cannot be written.
 
         Args:
-            folder: Where they go.
-            stem: How their names begin.
+            base: Folder, and how the names of the files begin.
             image: uint8 (H, W, 3) RGB.
             prediction: Its maps.
-            source: The file of the image, for its EXIF.
+            item: The input, for its EXIF.
         """
         extras, files = self.extras, []
+        folder, stem = base.parent, base.name
         if extras.points is not None:
-            camera = extras.camera(image.shape[:2], source)
+            camera = extras.camera(image.shape[:2], item)
             kind = "mesh" if extras.mesh else "points"
             files.append(extras.own_file or folder / f"{stem}.{kind}.{extras.points}")
             make = prediction.mesh if extras.mesh else prediction.points
             points = make(camera, image, extras.cut)
             if len(points):
                 write_points(files[-1], points)
-                self.guessed += camera.guessed
+                with self._lock:
+                    self.guessed += camera.guessed
             else:
                 files.pop()
-                self.empty.append(stem)
+                with self._lock:
+                    self.empty += 1
+                    self._empty_names += [stem] if self.empty <= 5 else []
         if extras.cutout is not None:
             files.append(folder / f"{stem}.cutout.{extras.cutout}")
             write_picture(files[-1], cutout(image, prediction.alpha, not extras.keep_colours))
@@ -195,7 +225,7 @@ class ExtraWriter:
             found.append(f"depth: the network needs the focal length for metres, and {_images(self.unscaled)} did not "
                          f"tell it; such depth maps are as the network gave them. {advice}")
         if self.empty:
-            found.append(f"points: none is left of {_images(len(self.empty))} ({', '.join(self.empty[:5])}). Lower "
+            found.append(f"points: none is left of {_images(self.empty)} ({', '.join(self._empty_names)}). Lower "
                          "--point-alpha, or raise --max-slope and --max-angle.")
         return found
 
