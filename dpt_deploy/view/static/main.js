@@ -220,6 +220,7 @@ async function save(button) {
   if (!state.blob) return;
   const file = button.dataset.file;
   button.disabled = true;
+  busy(true);
   try {
     const choices = asked({threshold: state.threshold, soft: state.soft ? 1 : 0});
     await download(state.blob, file, `${state.name}.${file}`, choices);
@@ -228,6 +229,7 @@ async function save(button) {
     problem(error.message);
   }
   button.disabled = false;
+  busy(request !== null);
 }
 
 // ---- The camera ----------------------------------------------------------------------------------------------------
@@ -340,6 +342,7 @@ function listen() {
     state.mode = mode;
     $("lights").hidden = mode === "colours";
     panes.normals.onDrag = mode === "colours" ? null : moveLight;
+    panes.normals.stage.classList.toggle("deep", mode !== "colours"); // light fades into the dark
     placeSun();
     repaint("normals");
   });
@@ -416,6 +419,7 @@ async function start() {
     if (figure.dataset.pane !== "points") panes[figure.dataset.pane] = new Pane(figure, options);
   }
   for (const element of document.querySelectorAll("[data-needs]")) element.hidden = !heads.includes(element.dataset.needs);
+  $("panes").classList.toggle("flat", !has("points"));
   sun = append(panes.normals.frame, "div", "sun");
   sun.hidden = true;
   if (has("points")) cloud = new Cloud($("cloud"), $("cloud-note"));
