@@ -8,7 +8,7 @@
 
 SHELL := /bin/sh
 DPT_VENV ?= .venv
-DPT_EXTRAS ?= export,cpu,tensorrt-rtx,train,ray,view,points,docs,dev
+DPT_EXTRAS ?= export,cpu,tensorrt-rtx,train,ray,hub,view,points,docs,dev
 JOBS ?= 2
 PYTEST_ARGS ?=
 

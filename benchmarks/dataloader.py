@@ -1,6 +1,7 @@
-"""python -m benchmarks.dataloader: how long reading samples takes, from the original files and from a prepared cache.
+"""python -m benchmarks.dataloader: how long reading samples takes, from original files, a cache and tar shards.
 
-Milliseconds per sample of every stage, in one process, and samples per second with worker processes. Without
+Milliseconds per sample of every stage, in one process, and samples per second with worker processes. What is compared
+is read in turn, sample by sample and pass by pass, so that other load on the machine meets all alike. Without
 --data-root it generates samples of 512x512.
 """
 
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +26,7 @@ with cli.needing("train"):
     import cv2
     import torch
 
-    from dpt_deploy.cli.options import Json, Workers, resolve_workers
+    from dpt_deploy.cli.options import Count, Json, Workers, resolve_workers
     from train.data import exr
     from train.data.augmentation import Augment
     from train.data.dataset import MapDataset, ValBatches, create_loader
@@ -40,7 +42,7 @@ RENAMED = {"--samples": "--max-samples"}
 
 @dataclass(frozen=True)
 class DataloaderConfig:
-    """Measure reading of SynthHuman's files and of a prepared cache."""
+    """Measure reading of SynthHuman's files, of a prepared cache, and of tar shards of both."""
 
     data_root: Path | None = None
     """Folder of samples. Default: generated ones."""
@@ -50,6 +52,8 @@ class DataloaderConfig:
     """Samples to read."""
     workers: Workers = 2
     """Worker processes; auto is one per core, at most 8."""
+    passes: Count = 3
+    """Passes over the samples of each source with worker processes."""
     out: Path | None = None
     """Folder of the result file. Default: benchmarks/results."""
     name: str = "dataloader"
@@ -65,29 +69,37 @@ def main(config: DataloaderConfig) -> None:
 
 
 def measure(config: DataloaderConfig, folder: Path) -> dict[str, float]:
-    """All numbers by name. Generated samples and the cache go into `folder`."""
+    """All numbers by name. Generated samples, the cache and the shards go into `folder`."""
     root = config.data_root
     if root is None:
         root = folder / "data"
         write_dataset(SyntheticConfig(root, config.max_samples, (512, 512), seed=0))
-    prepare(PrepareConfig(root, folder / "cache", (config.input_size, config.input_size)))
-    originals, cache = open_source(root), open_source(folder / "cache")
-    contract = Contract(input_size=(config.input_size, config.input_size))
-    count, workers = min(config.max_samples, len(originals.names)), resolve_workers(config.workers)
+    size = (config.input_size, config.input_size)
+    prepare(PrepareConfig(root, folder / "cache", size))
+    prepare(PrepareConfig(root, folder / "shards", size, shards=True))
+    prepare(PrepareConfig(root, folder / "packed", shards=True, originals=True))
+    sources = {"originals": open_source(root), "originals in shards": open_source(folder / "packed"),
+               "cache": open_source(folder / "cache"), "shards": open_source(folder / "shards")}
+    contract = Contract(input_size=size)
+    count, workers = min(config.max_samples, len(sources["cache"].names)), resolve_workers(config.workers)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    result = {f"{name} [ms]": value for name, value in time_stages(originals, cache, contract, count).items()}
-    rates = {name: samples_per_second(source, contract, count, workers)
-             for name, source in (("originals", originals), ("cache", cache))}
+    result = time_stages(sources, contract, count) | time_sources(sources, contract, count)
+    result = {f"{name} [ms]": value for name, value in result.items()}
+    rates = samples_per_second(sources, contract, count, workers, config.passes)
     result |= {f"{name}, {workers} workers [samples/s]": rate for name, rate in rates.items()}
-    for suffix in ("", ", augmented"):
-        result[f"cache over originals, one process{suffix}"] = (
-            result[f"originals to tensors{suffix} [ms]"] / result[f"cache to tensors{suffix} [ms]"])
-    return result | {"cache over originals, with workers": rates["cache"] / rates["originals"]}
+    for faster, slower in (("cache", "originals"), ("shards", "originals"), ("shards", "cache"),
+                           ("originals in shards", "originals")):
+        for what in (": whole sample", " to tensors", " to tensors, augmented"):
+            result[f"{faster} over {slower}{what}"] = result[f"{slower}{what} [ms]"] / result[f"{faster}{what} [ms]"]
+        result[f"{faster} over {slower}, with workers"] = rates[faster] / rates[slower]
+    return result
 
 
-def time_stages(originals: FolderSource, cache: Any, contract: Contract, count: int) -> dict[str, float]:
-    """Milliseconds per sample of every stage, in one thread of this process."""
+def time_stages(sources: dict[str, Any], contract: Contract, count: int) -> dict[str, float]:
+    """Milliseconds per sample of every stage of reading original files, in one thread of this process."""
+    originals: FolderSource = sources["originals"]
+
     def file(i: int, pattern: str) -> str:
         return str(originals.folders[i] / pattern.format(originals.names[i]))
 
@@ -95,45 +107,62 @@ def time_stages(originals: FolderSource, cache: Any, contract: Contract, count: 
     resized = [to_network(sample, contract) for sample in raw]
     augment, n = Augment(color=0.3, blur=0.1, noise=0.1, jpeg=0.1), len(raw)
     rng = np.random.default_rng(0)
-    from_files, from_cache = (MapDataset(source, range(count), contract) for source in (originals, cache))
-    files_augmented, cache_augmented = (MapDataset(source, range(count), contract, augment)
-                                        for source in (originals, cache))
-    return {
-        "originals: PNG, image": median_ms(lambda i: cv2.imread(file(i, "rgb_{}.png")), count),
-        "originals: PNG, alpha": median_ms(lambda i: cv2.imread(file(i, "alpha_{}.png"), 0), count),
-        "originals: EXR, depth": median_ms(lambda i: exr.read_depth(file(i, "depth_{}.exr")), count),
-        "originals: EXR, normals": median_ms(lambda i: exr.read_vectors(file(i, "normal_{}.exr")), count),
-        "originals: whole sample": median_ms(originals.read, count),
-        "resize to the network": median_ms(lambda i: to_network(raw[i % n], contract), count),
-        "cache: whole sample, at size": median_ms(cache.read, count),
-        "augment: mirror and zoom": median_ms(lambda i: augment.geometry(raw[i % n], rng), count),
-        "augment: image": median_ms(lambda i: augment.image(resized[i % n].rgb, rng), count),
-        "originals to tensors": median_ms(lambda i: from_files[0, i], count),
-        "cache to tensors": median_ms(lambda i: from_cache[0, i], count),
-        "originals to tensors, augmented": median_ms(lambda i: files_augmented[0, i], count),
-        "cache to tensors, augmented": median_ms(lambda i: cache_augmented[0, i], count),
-    }
+    return median_ms({
+        "originals: PNG, image": lambda i: cv2.imread(file(i, "rgb_{}.png")),
+        "originals: PNG, alpha": lambda i: cv2.imread(file(i, "alpha_{}.png"), 0),
+        "originals: EXR, depth": lambda i: exr.read_depth(file(i, "depth_{}.exr")),
+        "originals: EXR, normals": lambda i: exr.read_vectors(file(i, "normal_{}.exr")),
+        "resize to the network": lambda i: to_network(raw[i % n], contract),
+        "augment: mirror and zoom": lambda i: augment.geometry(raw[i % n], rng),
+        "augment: image": lambda i: augment.image(resized[i % n].rgb, rng),
+    }, count)
 
 
-def median_ms(function: Callable[[int], object], count: int) -> float:
-    """Median time of `function(i)` over i = 0 ... count - 1 [ms]."""
-    times = []
+def time_sources(sources: dict[str, Any], contract: Contract, count: int) -> dict[str, float]:
+    """Milliseconds per sample of every source, in turn, in one thread of this process."""
+    augment = Augment(color=0.3, blur=0.1, noise=0.1, jpeg=0.1)
+    plain = {name: MapDataset(source, range(count), contract) for name, source in sources.items()}
+    augmented = {name: MapDataset(source, range(count), contract, augment) for name, source in sources.items()}
+    return (median_ms({f"{name}: whole sample": source.read for name, source in sources.items()}, count)
+            | median_ms({f"{name} to tensors": partial(tensors, dataset) for name, dataset in plain.items()}, count)
+            | median_ms({f"{name} to tensors, augmented": partial(tensors, dataset)
+                         for name, dataset in augmented.items()}, count))
+
+
+def tensors(dataset: MapDataset, i: int) -> dict[str, Any]:
+    """Sample `i` as the loader reads it."""
+    return dataset[0, i]
+
+
+def median_ms(functions: dict[str, Callable[[int], object]], count: int) -> dict[str, float]:
+    """Median times of functions of i = 0 ... count - 1 [ms]. They take turns, beginning with another one each time."""
+    times: dict[str, list[float]] = {name: [] for name in functions}
+    names = list(functions)
     for i in range(count):
-        start = time.perf_counter()
-        function(i)
-        times.append(1000 * (time.perf_counter() - start))
-    return float(np.median(times))
+        for name in names[i % len(names):] + names[: i % len(names)]:
+            start = time.perf_counter()
+            functions[name](i)
+            times[name].append(1000 * (time.perf_counter() - start))
+    return {name: float(np.median(values)) for name, values in times.items()}
 
 
-def samples_per_second(source: Any, contract: Contract, count: int, workers: int) -> float:
-    """Throughput of the loader without augmentation, on its second pass, when its processes are running."""
-    loader = create_loader(MapDataset(source, range(count), contract), ValBatches(count, 4, 0, 1), workers)
-    for _ in loader:
-        pass
-    start = time.perf_counter()
-    for _ in loader:
-        pass
-    return count / (time.perf_counter() - start)
+def samples_per_second(
+    sources: dict[str, Any], contract: Contract, count: int, workers: int, passes: int
+) -> dict[str, float]:
+    """Throughput of the loader of each source without augmentation: the median of passes that take turns.
+
+    The first pass of each, in which its processes start, does not count.
+    """
+    loaders = {name: create_loader(MapDataset(source, range(count), contract), ValBatches(count, 4, 0, 1), workers)
+               for name, source in sources.items()}
+    times: dict[str, list[float]] = {name: [] for name in sources}
+    for _ in range(1 + passes):
+        for name, loader in loaders.items():
+            start = time.perf_counter()
+            for _ in loader:
+                pass
+            times[name].append(time.perf_counter() - start)
+    return {name: count / float(np.median(values[1:])) for name, values in times.items()}
 
 
 def show(measured: dict[str, float]) -> None:

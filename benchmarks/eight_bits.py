@@ -29,7 +29,7 @@ from benchmarks.timing import interleave, speedup
 from dpt_deploy import backends, cli
 from dpt_deploy.backends import Session, SessionOptions
 from dpt_deploy.cli.commands import training_module
-from dpt_deploy.cli.options import Count, Json
+from dpt_deploy.cli.options import Count, Json, Place
 from dpt_deploy.core import metrics
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BadInput
@@ -52,7 +52,7 @@ class EightBitsConfig:
     """A bundle; its FP32 model graph is quantized."""
     calibrate: Path
     """Folder of images to calibrate on."""
-    data_root: Path | None = None
+    data_root: Place | None = None
     """Labelled data, of which halves A and B are made. Without it, A and B are images of --calibrate, and no task is
     judged."""
     calibration_images: Count = 64

@@ -101,8 +101,8 @@ def test_base_install_is_small() -> None:
 
 
 def test_extras_are_the_documented_ones() -> None:
-    assert set(EXTRAS) == {"cli", "cpu", "gpu", "export", "tensorrt", "tensorrt-rtx", "train", "batch", "ray", "view",
-                           "points", "docs", "dev"}
+    assert set(EXTRAS) == {"cli", "cpu", "gpu", "export", "tensorrt", "tensorrt-rtx", "train", "batch", "ray", "hub",
+                           "view", "points", "client", "docs", "dev"}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

@@ -9,13 +9,12 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from dataclasses import dataclass
-from pathlib import Path
 
 from dpt_deploy import cli
 from dpt_deploy.core.errors import BadInput
 
 with cli.needing("train"):
-    from dpt_deploy.cli.options import Count, Limit
+    from dpt_deploy.cli.options import Count, Limit, Place
     from dpt_deploy.core.image_files import MAX_PIXELS
 
     from .data.conventions import AXES, compare_conventions, require_assumed
@@ -28,8 +27,8 @@ with cli.needing("train"):
 class CheckConfig:
     """Check a data set: its files, the range of its depth, and the convention of its normals."""
 
-    data_root: Path
-    """Folder of samples, as for training."""
+    data_root: Place
+    """Folder of samples or tar shards, as for training."""
     max_samples: Limit = 32
     """Number of samples to read, evenly spaced over the data set."""
     normal_axes: str = AXES

@@ -14,7 +14,7 @@ from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
 import tyro
 from tyro.constructors import PrimitiveConstructorSpec
 
-from dpt_deploy.cli.options import Count, Heads, Limit, Names, Size, Workers, size_text
+from dpt_deploy.cli.options import Count, Heads, Limit, Names, Place, Size, Workers, size_text
 from dpt_deploy.core.contract import HEADS, ResizeRule
 from dpt_deploy.core.errors import BadInput, missing_package
 from dpt_deploy.core.files import existing_file
@@ -40,8 +40,9 @@ NOT_NEGATIVE = ("backbone_lr_scale", "weight_decay", "clip_norm", "early_stoppin
 class MainOptions:
     """The first options in --help."""
 
-    data_root: Path
-    """Folder of samples: one chunk (SynthHuman_0000), the parent of chunks, a flat folder, or a prepared cache."""
+    data_root: Place
+    """Folder of samples: one chunk (SynthHuman_0000), the parent of chunks, a flat folder, or a prepared cache; or tar
+    shards: a folder of them, a pattern such as shard-{000000..000123}.tar, or an address such as s3://bucket/shards."""
     out: Path = Path("runs/train")
     """Folder for checkpoints, sample pictures and logs."""
     config: Path | None = None

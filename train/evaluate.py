@@ -22,7 +22,7 @@ with cli.needing("train"):
     import tyro
     from tqdm import tqdm
 
-    from dpt_deploy.cli.options import Count, Json, Limit, Verbose, Workers
+    from dpt_deploy.cli.options import Count, Json, Limit, Place, Verbose, Workers
     from dpt_deploy.core.contract import Contract
     from dpt_deploy.core.image_files import MAX_PIXELS
     from dpt_deploy.model import load_model, read_checkpoint
@@ -45,8 +45,8 @@ class EvaluateConfig:
 
     model: Annotated[Path, tyro.conf.Positional]
     """best_model.pth, or the folder of an exported bundle."""
-    data_root: Path
-    """Folder of samples, or a prepared cache."""
+    data_root: Place
+    """Folder of samples, a prepared cache, or tar shards, as for training."""
     split: Literal["all", "val", "train"] = "all"
     """All samples, those that training held out, or the others; by the share that the checkpoint was trained with."""
     max_samples: Limit = None

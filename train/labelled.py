@@ -16,6 +16,7 @@ import torch
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.image_files import MAX_PIXELS
+from dpt_deploy.core.places import base_name
 from dpt_deploy.core.task import TASK
 
 from .data.conventions import AXES
@@ -37,7 +38,7 @@ def open_labelled(
     """Choose labelled images: those that training held out, and if they are too few, others as well.
 
     Args:
-        root: Folder of samples, or a prepared cache.
+        root: Folder of samples, a prepared cache, or tar shards, as for training.
         contract: Of the bundle: input size and resize rule.
         training: The training record of the checkpoint, as `manifest.training`. It says which samples were held out
             and the focal length that depth is in. Without one, it is not known what training has seen.
@@ -78,7 +79,7 @@ class LabelledData:
         trained_on: set[int] | None, broken: BrokenSamples,
     ) -> None:
         self.dataset = MapDataset(source, positions, contract)
-        self.name = Path(source.root).resolve().name
+        self.name = base_name(str(source.root)) or Path(source.root).resolve().name
         self.canonical_focal, self.trained_on, self.broken = canonical_focal, trained_on, broken
 
     @functools.cached_property

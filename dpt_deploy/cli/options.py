@@ -17,6 +17,7 @@ import math
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -24,6 +25,7 @@ from tyro.constructors import PrimitiveConstructorSpec
 
 from ..core.contract import HEADS
 from ..core.errors import BadInput
+from ..core.places import is_address, normalized
 
 MOST_WORKERS = 8
 
@@ -85,6 +87,13 @@ def _head(text: str) -> str:
     if text not in HEADS:
         raise ValueError(f"expected names among {','.join(HEADS)}, received {text!r}")
     return text
+
+
+def _place(text: str) -> Path | str:
+    if not text:
+        raise ValueError("expected a path or an address, received nothing")
+    text = normalized(text)
+    return text if is_address(text) else Path(text)
 
 
 def _finite(text: str) -> float:
@@ -175,6 +184,8 @@ Count = Annotated[int, _one("N", _positive)]
 """A number from 1."""
 Limit = Annotated[int | None, _one("N", _positive)]
 """At most this many; None is no limit."""
+Place = Annotated[Path | str, _one("PATH|ADDRESS", _place)]
+"""A local path, or an address such as s3://bucket/folder, which stays text: a `Path` would lose one of its slashes."""
 Json = Annotated[bool, tyro.conf.arg(help="Print the result as JSON on standard output, and nothing else.")]
 """A flag."""
 Verbose = Annotated[bool, tyro.conf.arg(aliases=["-v"], help="Also say why each preferred backend was not taken.")]

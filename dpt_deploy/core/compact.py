@@ -41,6 +41,16 @@ class Form:
         """Bytes per pixel."""
         return self.channels * np.dtype(self.dtype).itemsize
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is the form that the runtime gives."""
+        return self.name == "float32"
+
+    @property
+    def output(self) -> str:
+        """The name of the output of a served graph that has the map in this form, such as depth_uint16_mm."""
+        return self.head if self.plain else f"{self.head}_{self.name.replace('-', '_')}"
+
 
 def form(head: str, name: str) -> Form:
     """The form `name` of a head. Raises `BadInput` with the names that exist."""
@@ -50,6 +60,12 @@ def form(head: str, name: str) -> Form:
     if name not in forms:
         raise BadInput(f"{head}: expected one of the forms {', '.join(forms)}, received {name!r}.")
     return forms[name]
+
+
+def form_of_output(name: str) -> Form | None:
+    """The form in which an output of a served graph has its map; None if the output has another name."""
+    found = [one for forms in FORMS.values() for one in forms.values() if one.output == name]
+    return found[0] if found else None
 
 
 def encode(head: str, name: str, values: np.ndarray) -> np.ndarray:
@@ -90,6 +106,15 @@ def _to_int8(normals: np.ndarray) -> np.ndarray:
 
 def _from_int8(stored: np.ndarray) -> np.ndarray:
     return _unit(stored.astype(np.float32))
+
+
+def _to_uint16(normals: np.ndarray) -> np.ndarray:
+    half = np.clip(np.nan_to_num(normals), -1, 1) * np.float32(0.5)
+    return np.rint((half + np.float32(0.5)) * np.float32(65535)).astype(np.uint16)
+
+
+def _from_uint16(stored: np.ndarray) -> np.ndarray:
+    return _unit(stored.astype(np.float32) / np.float32(32767.5) - 1)
 
 
 def _octahedral(scale: float, dtype: type) -> Callable[[np.ndarray], np.ndarray]:
@@ -144,6 +169,7 @@ FORMS: Mapping[str, Mapping[str, Form]] = MappingProxyType({
         Form("normals", "float32", "float32", 3, "none", _to_float32, _to_float32),
         Form("normals", "float16", "float16", 3, "0.03 degrees", _to_float16, _to_float32, degrees=0.03),
         Form("normals", "int8", "int8", 3, "0.4 degrees", _to_int8, _from_int8, degrees=0.4),
+        Form("normals", "uint16", "uint16", 3, "0.0015 degrees", _to_uint16, _from_uint16, degrees=0.0015),
         Form("normals", "octahedral", "int8", 2, "1 degree", _octahedral(127, np.int8), _from_octahedral(127),
              degrees=1.0),
         Form("normals", "octahedral16", "int16", 2, "0.004 degrees", _octahedral(32767, np.int16),

@@ -201,6 +201,16 @@ def write_json(path: Path | str, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2) + "\n")
 
 
+def user_cache() -> Path | None:
+    """The folder for what can be made again, of this user; None for a user without a home folder."""
+    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
+    try:
+        # The specification ignores relative paths.
+        return (root if root.is_absolute() else Path.home() / ".cache") / "dpt-deploy"
+    except RuntimeError:
+        return None
+
+
 def sha256(path: Path | str) -> str:
     """SHA-256 of a file's content in hexadecimal."""
     with open(path, "rb") as file:

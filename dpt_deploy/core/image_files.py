@@ -124,6 +124,13 @@ def check_pixels(name: str, size: tuple[int, int], max_pixels: int = MAX_PIXELS)
         )
 
 
+def decode_bytes(data: bytes | memoryview, name: str, flags: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image file that is in memory, as `decode` does; `name` stands for it in errors."""
+    header = header_of(data)
+    _check_header(name, header, max_pixels)
+    return _decode(name, header, np.frombuffer(data, np.uint8), flags, max_pixels)
+
+
 def from_pil(image: Any, name: str = "image", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Convert a PIL image of any mode to uint8 (H, W, 3) RGB as `read_image` reads its file, upright by its EXIF.
 

@@ -42,6 +42,8 @@ class StageKind(StrEnum):
     """The PyTorch model in the precision of the plan."""
     GRAPH = "graph"
     """An ONNX graph in ONNX Runtime."""
+    COMPAT = "compat"
+    """A graph for the program of another project."""
     STEPS = "steps"
     """The Python runtime's pre- and post-processing around the model graph."""
     BACKEND = "backend"
@@ -237,6 +239,8 @@ class ParityReport:
     assumed: tuple[str, ...] = ()
     """The facts that the export assumed, one sentence each. The reference was made with them, so a pass does not
     confirm them."""
+    against: str = REFERENCE
+    """What made the reference: PyTorch, or an imported model's own file."""
 
     @property
     def passed(self) -> bool:
@@ -263,7 +267,7 @@ class ParityReport:
         for stage in self.failed:
             sources = self.sources(stage)
             if not any(source in self.failed for source in sources):
-                origin = CHECKPOINT if stage.id.kind is StageKind.WEIGHTS else REFERENCE
+                origin = CHECKPOINT if stage.id.kind is StageKind.WEIGHTS else self.against
                 sentences.append(f"the error enters between {sources[0].name if sources else origin} and {stage.name}")
         return tuple(sentences)
 

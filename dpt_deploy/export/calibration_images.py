@@ -2,32 +2,55 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
+from ..core import places
 from ..core.errors import BadInput
-from ..core.image_files import MAX_PIXELS, find_images, read_image
+from ..core.image_files import MAX_PIXELS, SUFFIXES, find_images, image_from_bytes, read_image
+from ..core.storage import Item, find_items
+from ..core.tar_index import SUFFIX
+
+_OF_A_SAMPLE = re.compile(r"(?:.*/)?(?:rgb_\d+|\d+\.rgb)\.png")
 
 
-def calibration_paths(folder: Path) -> list[Path]:
-    """The images of a folder, sorted by name; of data in SynthHuman's format, the files rgb_*.png of all chunks.
+def calibration_items(source: Path | str) -> list[Item]:
+    """The images of a source, sorted by name; of data in SynthHuman's format, the colour images of all its samples.
+
+    Args:
+        source: A folder of images, of samples or of tar shards; a tar, a pattern of them, or an address of one.
 
     Raises:
         BadInput: There is no image.
+        MissingPackage: The package of an address's protocol is not installed.
     """
-    found = sorted(folder.glob("rgb_*.png")) + sorted(folder.glob("*/rgb_*.png"))
-    return found or find_images(folder).images
+    folder = places.local(places.normalized(str(source)))
+    if folder is not None and folder.is_dir():
+        found = sorted(folder.glob("rgb_*.png")) + sorted(folder.glob("*/rgb_*.png"))
+        if not found and not any(folder.glob(f"*{SUFFIX}")):
+            found = find_images(folder).images
+        if found:
+            return [Item(path.name, str(path)) for path in found]
+    problems: list[str] = []
+    items = list(find_items([str(source)], SUFFIXES, on_problem=problems.append, contents=False))
+    if not items:
+        reason = f" ({problems[0]})" if problems else ""
+        raise BadInput(f"{places.shown(str(source))}: expected images or tar shards with images, found none{reason}. "
+                       "Check the path.")
+    return [item for item in items if _OF_A_SAMPLE.fullmatch(item.key)] or items
 
 
 def calibration_images(
-    folder: Path, count: int, max_pixels: int = MAX_PIXELS, convert: Callable[[np.ndarray], np.ndarray] = np.asarray
+    source: Path | str, count: int, max_pixels: int = MAX_PIXELS,
+    convert: Callable[[np.ndarray], np.ndarray] = np.asarray,
 ) -> tuple[list[np.ndarray], list[str]]:
-    """Up to `count` images of a folder, evenly spaced, and a line for each one that cannot be read.
+    """Up to `count` images, evenly spaced, and a line for each one that cannot be read.
 
     Args:
-        folder: The folder.
+        source: See `calibration_items`.
         count: The most images.
         max_pixels: Images with more pixels cannot be read.
         convert: Takes an image, uint8 (H, W, 3) RGB, and returns what is kept of it.
@@ -35,15 +58,22 @@ def calibration_images(
     Raises:
         BadInput: There is no image, or none can be read.
     """
-    paths = calibration_paths(folder)
-    if len(paths) > count:
-        paths = [paths[i] for i in np.linspace(0, len(paths) - 1, count).astype(int)]
+    items = calibration_items(source)
+    if len(items) > count:
+        items = [items[i] for i in np.linspace(0, len(items) - 1, count).astype(int)]
     images, skipped = [], []
-    for path in paths:
+    for item in items:
         try:
-            images.append(convert(read_image(path, max_pixels)))
-        except BadInput as error:
-            skipped.append(str(error).replace(str(path), path.name))  # no paths of this machine in a bundle
+            images.append(convert(_read(item, max_pixels)))
+        except BadInput as error:  # no paths of this machine in a bundle
+            skipped.append(str(error).replace(places.shown(item.place), places.base_name(item.place)))
     if not images:
-        raise BadInput(f"--calibrate {folder}: none of the {len(paths)} images can be read. The first: {skipped[0]}")
+        raise BadInput(f"--calibrate {places.shown(str(source))}: none of the {len(items)} images can be read. The "
+                       f"first: {skipped[0]}")
     return images, skipped
+
+
+def _read(item: Item, max_pixels: int) -> np.ndarray:
+    if item.path is not None:
+        return read_image(item.path, max_pixels)
+    return image_from_bytes(item.read(), item.label, max_pixels)

@@ -9,14 +9,15 @@ from typing import Annotated, Literal
 import tyro
 
 from ..build import EngineOptions, choose_builder
-from ..cli.options import Count, Heads, Name, Names, Pairs, Size, Triple
+from ..cli.options import Count, Heads, Name, Names, Pairs, Place, Size, Triple
 from ..core.contract import ResizeRule
 from ..core.errors import BadInput
 from ..core.files import existing_file
 from ..core.image_files import MAX_PIXELS
 from ..core.manifest import EIGHT_BITS, Precision
+from ..hub import check_repository
 from ..parity import load_budget
-from .calibration_images import calibration_paths
+from .calibration_images import calibration_items
 
 BF16_OPSET = 23  # of the two that --opset offers
 CALIBRATION = (64, 256)
@@ -71,8 +72,9 @@ class ExportConfig:
     search: bool = True
     """If half precision is out of budget, search for the smallest part that must stay in FP32; in eight bits, for the
     smallest part that must not be quantized."""
-    calibrate: Path | None = None
-    """For int8 and fp8: folder of 64 to 256 images like those that the model will see."""
+    calibrate: Place | None = None
+    """For int8 and fp8: folder of 64 to 256 images like those that the model will see, or tar shards or an address with
+    them."""
     calibration_images: Count = CALIBRATION[0]
     """Use at most this many images of that folder, evenly spaced; up to 256."""
     wide_modules: Names | None = None
@@ -85,11 +87,15 @@ class ExportConfig:
     and no search."""
     seven_bit_weights: bool = False
     """For int8: weights use 7 of the 8 bits. For processors without VNNI, where sums of full range saturate."""
-    data_root: Path | None = None
+    data_root: Place | None = None
     """For int8 and fp8: labelled data as for training; the verdict is then the change of the task metrics."""
     data_images: Count = 128
     """Use at most this many samples of --data-root, evenly spaced: half of them for the search, the others for the
     verdict."""
+    compat: Literal["david"] | None = None
+    """david: also write david.onnx, which the estimator of the DAViD project runs unchanged."""
+    push: Name | None = None
+    """Upload the bundle to this repository of the Hugging Face Hub, OWNER/NAME, if the verdict passed."""
     normal_axes: Name | None = None
     """How the files of --data-root store the components of normals. Default: as in the training."""
 
@@ -116,6 +122,8 @@ def check_options(config: ExportConfig) -> None:
     if not config.checkpoint.is_dir():
         existing_file(config.checkpoint, "a checkpoint file such as best_model.pth")
     load_budget(config.budget)
+    if config.push is not None:
+        check_repository(config.push)
     choose_builder(config.engines)
 
 
@@ -142,7 +150,7 @@ def _check_eight_bits(config: ExportConfig) -> None:
     if config.calibrate is not None:
         if config.weights_only:
             raise BadInput("--weights-only: activations are not quantized, so nothing is calibrated. Omit --calibrate.")
-        calibration_paths(config.calibrate)
+        calibration_items(config.calibrate)
     if config.seven_bit_weights and (config.precision != "int8" or config.weights_only):
         raise BadInput("--seven-bit-weights: expected --precision int8 with quantized activations. Omit the option.")
     if config.rest == "fp32" and config.precision == "fp8":

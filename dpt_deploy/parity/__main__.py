@@ -14,7 +14,7 @@ with cli.needing("cli"):
     import tyro
 
     from ..cli.commands import training_module
-    from ..cli.options import Count, Json, Name
+    from ..cli.options import Count, Json, Name, Place
     from ..core.bundle import SKIPPED_IMAGES, Bundle
     from ..core.files import locked
     from ..core.image_files import MAX_PIXELS
@@ -46,7 +46,7 @@ class ParityConfig:
     outputs for --images."""
     budget: Path | None = None
     """JSON file with other parity budgets."""
-    data_root: Path | None = None
+    data_root: Place | None = None
     """Labelled data as for training: graphs and engines in eight bits are judged by the change of the task metrics."""
     data_images: Count = 128
     """Use at most this many samples of --data-root, evenly spaced. Every second one gives the verdict; the others are

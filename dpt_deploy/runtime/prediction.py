@@ -20,7 +20,7 @@ class Prediction:
     """The maps of one image at its own size. A map is None if the bundle lacks the head."""
 
     depth: np.ndarray | None = None
-    """float32 (H, W), z-depth [m]."""
+    """float32 (H, W), z-depth [m]. Without unit if the contract of an imported model says relative."""
     normals: np.ndarray | None = None
     """float32 (H, W, 3), unit vectors in camera space: x right, y up, z towards the viewer."""
     alpha: np.ndarray | None = None
@@ -63,7 +63,8 @@ class Prediction:
             BadInput: There is no depth, or the intrinsics or the image do not fit it.
         """
         if self.depth is None:
-            raise BadInput("points: expected a bundle with the head depth, received one without. Export it again with depth.")
+            raise BadInput("points: expected a bundle with the head depth, received one without. "
+                           "Export it again with depth.")
         camera = find_intrinsics(intrinsics, self.depth.shape, image)
         depth = self.in_metres(camera).depth
         return point_cloud(depth, camera, _pixels(image), self.normals, self.alpha, cut)

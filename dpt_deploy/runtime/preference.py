@@ -25,7 +25,7 @@ from ..backends import Backend, Session, SessionOptions
 from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, MissingPackage
-from ..core.files import write_json
+from ..core.files import user_cache, write_json
 from ..core.manifest import Artifact
 from ..core.processor import cpuinfo
 from ..core.version import __version__
@@ -196,13 +196,8 @@ def cache_file(bundle: Bundle, graph: Graph, found: Sequence[Contender], threads
              if hasattr(os, "sched_getaffinity") else os.cpu_count(),
              [(backend.name, artifact.file, _version(backend)) for backend, artifact in found]]
     key = hashlib.sha256(json.dumps(facts).encode()).hexdigest()
-    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    try:
-        # The specification ignores relative paths.
-        folder = root if root.is_absolute() else Path.home() / ".cache"
-    except RuntimeError:
-        return None
-    return folder / "dpt-deploy" / "preference" / f"{key[:32]}.json"
+    folder = user_cache()
+    return folder and folder / "preference" / f"{key[:32]}.json"
 
 
 def _processor() -> list[str]:

@@ -9,10 +9,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from .. import backends
+from .. import backends, hub
 from ..backends import Backend, Session, SessionOptions
 from ..backends.session import host_array
-from ..core.bundle import Bundle
+from ..core.bundle import MANIFEST, Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
 from ..core.image_files import MAX_PIXELS, from_pil, is_pil, read_image
@@ -142,10 +142,11 @@ class Runtime:
 
 
 def load(
-    bundle: Path | str, backend: str | None = None, graph: Graph = "frame", precision: Precision | None = None,
+    bundle: Path | str, backend: str | None = None, graph: Graph | None = None, precision: Precision | None = None,
     threads: int | None = None, max_pixels: int = MAX_PIXELS, measure: bool = True, compile_eagerly: bool = False,
+    description: Path | str | None = None,
 ) -> Runtime:
-    """Load a bundle on the best available backend. `Runtime.reason` explains the choice.
+    """Load a bundle, or a foreign ONNX model, on the best available backend. `Runtime.reason` explains the choice.
 
     It also says so if no parity verdict covers the file, for instance because the export was interrupted.
 
@@ -157,9 +158,13 @@ def load(
     fastest. The result is stored in the user's cache folder; later loads on the same processor use it.
 
     Args:
-        bundle: The folder that an export wrote.
+        bundle: The folder that an export wrote, or its address on the Hugging Face Hub, hf://OWNER/NAME or
+            hf://OWNER/NAME@REVISION, which needs the extra hub. Or an ONNX file of another model, which gets a bundle
+            in the user's cache folder. That needs the package onnx, and the bundle has neither engines nor a verdict:
+            `dpt import` gives both.
         backend: Use only this backend, one of `dpt_deploy.backends.names()`.
-        graph: "frame" resizes frames in the graph; "model" resizes them in NumPy.
+        graph: "frame" resizes frames in the graph; "model" resizes them in NumPy. None takes the frame graph if the
+            bundle has one.
         precision: Use only this precision: "fp16", "bf16", "fp32", "int8" or "fp8". Eight bits are used only if
             they are requested here. OpenVINO computes the FP32 graph in BF16 if the bundle has no BF16 graph.
         threads: CPU threads per operator. None uses the backend's default.
@@ -168,19 +173,23 @@ def load(
             order above.
         compile_eagerly: TensorRT-RTX compiles the kernels of a shape in its first call, which takes longer. False runs
             generic kernels until those of the shape have been compiled in the background.
+        description: Of a foreign ONNX model: a YAML or JSON file that says what its inputs and outputs mean, or
+            "david". Default: the file of the same name beside it.
 
     Raises:
         BadInput: An option has an invalid value.
         BackendError: No backend, or not the requested one, can run the bundle on this machine.
         BadBundle, ContractError: The bundle is incomplete or was modified.
     """
-    _check_name("graph", graph, ("frame", "model"))
+    if graph is not None:
+        _check_name("graph", graph, ("frame", "model"))
     if precision is not None:
         _check_name("precision", precision, PRECISIONS)
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise BadInput(f"threads: expected a number from 1, received {threads!r}.")
     tried = [backends.get(backend)] if backend is not None else [b for b in backends.registered() if b.automatic]
-    opened = Bundle.open(bundle)
+    opened = _open(bundle, description)
+    graph = graph or ("frame" if any(one.graph == "frame" for one in opened.artifacts) else "model")
     options = SessionOptions(threads, precision, compile_eagerly)
     refusals: dict[tuple[str, str], None] = {}
 
@@ -213,6 +222,21 @@ def load(
     if backend:
         raise BackendError(" ".join(lines))
     raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def _open(bundle: Path | str, description: Path | str | None) -> Bundle:
+    """The bundle at a path or an address of the hub, or one around the foreign ONNX file there."""
+    path = hub.download(bundle) if hub.is_address(bundle) else Path(bundle)
+    foreign = path.suffix.lower() == ".onnx" and path.is_file()
+    if foreign and (path.parent / MANIFEST).is_file():  # a graph of a bundle is loaded with its bundle
+        foreign = not Bundle.open(path.parent).find("onnx", file=path.name)
+    if not foreign:
+        if description is not None:
+            raise BadInput(f"description: expected an ONNX file to describe, received the bundle {path}. Omit it.")
+        return Bundle.open(path)
+    from ..foreign.bundle import cached_bundle
+
+    return Bundle.open(cached_bundle(path, description))
 
 
 def _available(

@@ -17,6 +17,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
@@ -27,7 +28,8 @@ from .conventions import AXES
 from .sample import Sample
 
 FORMAT = 1
-_MAPS = {"rgb": (np.uint8, 3), "depth": (np.float16, 0), "normals": (np.float16, 3), "alpha": (np.uint8, 0)}
+STORED = {"rgb": (np.uint8, 3), "depth": (np.float16, 0), "normals": (np.float16, 3), "alpha": (np.uint8, 0)}
+"""Map -> its type, and its channels; 0 stands for (H, W)."""
 
 
 def is_cache(root: Path) -> bool:
@@ -58,16 +60,16 @@ def write_cache(root: Path, samples: Iterable[Sample], count: int, contract: Con
         arrays = {
             name: np.lib.format.open_memmap(
                 root / f"{name}.npy", "w+", dtype, (count, h, w, *((channels,) if channels else ()))
-            ) for name, (dtype, channels) in _MAPS.items()
+            ) for name, (dtype, channels) in STORED.items()
         }
         names, kinds, intrinsics, boxes, checksums = [], [], [], [], []
         for i, sample in enumerate(samples):
-            for name, array in arrays.items():
-                array[i] = np.rint(sample.alpha * 255) if name == "alpha" else getattr(sample, name)
+            for name, values in stored(sample).items():
+                arrays[name][i] = values
             names.append(sample.name)
             kinds.append(sample.kind)
             intrinsics.append(sample.intrinsics)
-            boxes.append(_box(sample))
+            boxes.append(content_box(sample))
             checksums.append(_checksum({name: array[i] for name, array in arrays.items()}))
         for array in arrays.values():
             array.flush()
@@ -83,7 +85,13 @@ def write_cache(root: Path, samples: Iterable[Sample], count: int, contract: Con
     return len(names)
 
 
-def _box(sample: Sample) -> tuple[int, int, int, int]:
+def stored(sample: Sample) -> dict[str, np.ndarray]:
+    """The maps of a sample in the types of `STORED`, each contiguous."""
+    maps = {"rgb": sample.rgb, "depth": sample.depth, "normals": sample.normals, "alpha": np.rint(sample.alpha * 255)}
+    return {name: np.ascontiguousarray(values, STORED[name][0]) for name, values in maps.items()}
+
+
+def content_box(sample: Sample) -> tuple[int, int, int, int]:
     """Top, left, bottom and right of the content, without padding."""
     h, w = sample.alpha.shape
     if sample.inside is None:
@@ -92,9 +100,24 @@ def _box(sample: Sample) -> tuple[int, int, int, int]:
     return int(rows[0]), int(columns[0]), int(rows[-1]) + 1, int(columns[-1]) + 1
 
 
+def in_float32(values: np.ndarray) -> np.ndarray:
+    """float16 as float32. PyTorch does it several times as fast as NumPy."""
+    return torch.from_numpy(values if values.flags.writeable else values.copy()).float().numpy()
+
+
+def inside_of(box: tuple[int, ...], size: tuple[int, int]) -> np.ndarray | None:
+    """Where the content is, bool (H, W), of its top, left, bottom and right; None if that is everywhere."""
+    top, left, bottom, right = box
+    if (top, left, bottom, right) == (0, 0, *size):
+        return None
+    inside = np.zeros(size, bool)
+    inside[top:bottom, left:right] = True
+    return inside
+
+
 def _checksum(maps: dict[str, np.ndarray]) -> int:
     checksum = 0
-    for name in _MAPS:
+    for name in STORED:
         checksum = zlib.crc32(np.ascontiguousarray(maps[name]).data, checksum)
     return checksum
 
@@ -143,21 +166,17 @@ class CacheSource:
     def read(self, position: int) -> Sample:
         if not self._arrays:
             try:
-                self._arrays = {name: np.load(self.root / f"{name}.npy", mmap_mode="r") for name in _MAPS}
+                self._arrays = {name: np.load(self.root / f"{name}.npy", mmap_mode="r") for name in STORED}
             except (OSError, ValueError) as error:
                 raise BadInput(f"{self.root}: the cache cannot be read ({error}).") from error
         maps = {name: np.array(array[position]) for name, array in self._arrays.items()}
         name = self.names[position]
         if _checksum(maps) != self.checksums[position]:
             raise BadInput(f"{self.root}: sample {name} is damaged (its checksum differs).")
-        top, left, bottom, right = self.boxes[position]
-        inside = None
-        if (top, left, bottom, right) != (0, 0, *self.input_size):
-            inside = np.zeros(self.input_size, bool)
-            inside[top:bottom, left:right] = True
+        inside = inside_of(tuple(self.boxes[position].tolist()), self.input_size)
         return Sample(
-            name, self.kinds[position], maps["rgb"], maps["depth"].astype(np.float32),
-            maps["normals"].astype(np.float32), maps["alpha"] / np.float32(255), self.intrinsics[position], inside,
+            name, self.kinds[position], maps["rgb"], in_float32(maps["depth"]), in_float32(maps["normals"]),
+            maps["alpha"] / np.float32(255), self.intrinsics[position], inside,
         )
 
     def fingerprint(self) -> str:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 import tempfile
 import threading
 from collections.abc import Iterator, Mapping
@@ -28,38 +29,47 @@ from dpt_deploy.core.image_files import MAX_PIXELS, check_pixels
 from dpt_deploy.report.writers import write_exr
 
 _VECTOR_NAMES = (("B", "G", "R"), ("X", "Y", "Z"))  # the names of x, y, z in a file
+_IN_MEMORY = "dpt-exr"
 _SAME = 0.02  # lossy compression changes R, G and B of a gray picture differently; relative
 _stderr = threading.Lock()
 
 
-def read_channels(path: Path | str, max_pixels: int = MAX_PIXELS) -> dict[str, np.ndarray]:
+def read_channels(
+    path: Path | str, max_pixels: int = MAX_PIXELS, data: bytes | memoryview | None = None
+) -> dict[str, np.ndarray]:
     """All channels of all parts by name, each float32 (H, W).
 
-    Raises `BadInput` if the file cannot be read completely, or has more than `max_pixels`.
+    Args:
+        path: The file.
+        max_pixels: A file with more is refused.
+        data: The content of the file, if it is in memory; `path` is then its name in messages.
+
+    Raises:
+        BadInput: The file cannot be read completely, or has more than `max_pixels`.
     """
     try:
         import OpenEXR
     except ImportError as error:
         raise missing_package("OpenEXR", "train", "read .exr files") from error
-    if not Path(path).is_file():
+    if data is None and not Path(path).is_file():
         raise BadInput(f"{path}: expected an OpenEXR file, but it is missing.")
     messages: list[str] = []
     try:
-        with _library_messages() as messages:
-            with OpenEXR.File(str(path), header_only=True) as file:
+        with _library_messages() as messages, _on_disk(path, data) as source:
+            with OpenEXR.File(source, header_only=True) as file:
                 headers = [dict(part.header) for part in file.parts]
             for header in headers:
                 low, high = header["dataWindow"]
                 width, height = (high.astype(np.int64) - low + 1).tolist()
                 check_pixels(str(path), (height, width), max_pixels)
-            with OpenEXR.File(str(path), separate_channels=True) as file:
+            with OpenEXR.File(source, separate_channels=True) as file:
                 parts = [({name: np.asarray(channel.pixels, np.float32) for name, channel in part.channels.items()})
                          for part in file.parts]
             if len(parts) != len(headers):  # the library leaves out damaged parts
                 raise ValueError("its pixels are damaged or truncated")
     except (RuntimeError, ValueError, OSError, TypeError, KeyError, MemoryError, OverflowError) as error:
         detail = (messages or [str(error)])[0]
-        detail = detail.removeprefix(f"{path}: ").removesuffix(".")
+        detail = re.sub(rf"^(?:{re.escape(str(path))}|\S*{_IN_MEMORY}\S*): ", "", detail).removesuffix(".")
         raise BadInput(f"{path}: expected an OpenEXR file, but it cannot be read ({detail}).") from error
     if len(parts) == 1:
         return parts[0]
@@ -67,9 +77,31 @@ def read_channels(path: Path | str, max_pixels: int = MAX_PIXELS) -> dict[str, n
             for i, (header, part) in enumerate(zip(headers, parts, strict=True)) for name, pixels in part.items()}
 
 
-def read_depth(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A depth map, float32 (H, W), in the unit of the file. Raises `BadInput` if it is not clear where it is."""
-    channels = read_channels(path, max_pixels)
+@contextlib.contextmanager
+def _on_disk(path: Path | str, data: bytes | memoryview | None) -> Iterator[str]:
+    """The name under which the library can open a file; of one in memory, that of a file without a disk."""
+    if data is None:
+        yield str(path)
+    elif hasattr(os, "memfd_create"):
+        with open(os.memfd_create(_IN_MEMORY), "wb") as file:
+            file.write(data)
+            file.flush()
+            yield f"/proc/self/fd/{file.fileno()}"
+    else:
+        with tempfile.NamedTemporaryFile(prefix=_IN_MEMORY, suffix=".exr") as file:
+            file.write(data)
+            file.flush()
+            yield file.name
+
+
+def read_depth(
+    path: Path | str, max_pixels: int = MAX_PIXELS, data: bytes | memoryview | None = None
+) -> np.ndarray:
+    """A depth map, float32 (H, W), in the unit of the file. Raises `BadInput` if it is not clear where it is.
+
+    For the arguments, see `read_channels`.
+    """
+    channels = read_channels(path, max_pixels, data)
     layers = _layers(channels)
     ranks: tuple[list[str], ...] = ([], [], [])
     for layer, names in layers.items():
@@ -87,9 +119,14 @@ def read_depth(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     raise BadInput(f"{path}: expected a depth channel such as Z, depth or Y, received {_listed(channels)}.")
 
 
-def read_vectors(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A vector map, float32 (H, W, 3): x, y, z. Raises `BadInput` if it is not clear which channels these are."""
-    channels = read_channels(path, max_pixels)
+def read_vectors(
+    path: Path | str, max_pixels: int = MAX_PIXELS, data: bytes | memoryview | None = None
+) -> np.ndarray:
+    """A vector map, float32 (H, W, 3): x, y, z. Raises `BadInput` if it is not clear which channels these are.
+
+    For the arguments, see `read_channels`.
+    """
+    channels = read_channels(path, max_pixels, data)
     triples = {}
     for layer, names in _layers(channels).items():
         for wanted in _VECTOR_NAMES:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
+from dpt_deploy.core import places
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.image_files import MAX_PIXELS
 
@@ -14,13 +16,14 @@ from ..commands import command
 from .cache import CacheSource, is_cache
 from .conventions import AXES, parse_axes
 from .sample import Sample
+from .shards import is_sharded, open_shards
 from .synthhuman import KINDS, find_samples
 
 
 class Source(Protocol):
     """Samples by position."""
 
-    root: Path
+    root: Path | str
     names: Sequence[str]
     kinds: Sequence[str]
     incomplete: Sequence[str]
@@ -44,10 +47,11 @@ class Source(Protocol):
 
 
 def open_source(root: Path | str, normal_axes: str = AXES, max_pixels: int = MAX_PIXELS) -> Source:
-    """Find the samples of a folder.
+    """Find the samples of a data root.
 
     Args:
-        root: A prepared cache, one chunk (SynthHuman_0000), the parent of chunks, or a flat folder.
+        root: A prepared cache, one chunk (SynthHuman_0000), the parent of chunks, or a flat folder; or tar shards: a
+            tar, a folder of tars, a glob, a brace pattern such as shard-{000000..000123}.tar, or an address of one.
         normal_axes: How the files store the components of normals. A cache holds them converted.
         max_pixels: Original files with more pixels are broken samples.
 
@@ -55,14 +59,29 @@ def open_source(root: Path | str, normal_axes: str = AXES, max_pixels: int = MAX
         BadInput: There are no samples.
     """
     parse_axes(normal_axes)
-    root = Path(root)
+    if not is_sharded(root):
+        root = Path(root)
+    elif (folder := _samples_beside_tars(root, normal_axes, max_pixels)) is not None:
+        return folder
+    else:
+        return open_shards(root, normal_axes, max_pixels)
     if not root.is_dir():
         what = "a file" if root.is_file() else "nothing there"
         raise BadInput(
-            f"data root {root}: expected a folder of SynthHuman samples, found {what}. Give --data-root the folder of "
-            f"SynthHuman_0000, or generate data: {command('train.synthetic')} --out data/synthetic"
+            f"data root {root}: expected a folder of SynthHuman samples or tar shards, found {what}. Give --data-root "
+            f"the folder of SynthHuman_0000, or generate data: {command('train.synthetic')} --out data/synthetic"
         )
     return CacheSource.open(root) if is_cache(root) else find_samples(root, normal_axes, max_pixels)
+
+
+def _samples_beside_tars(root: Path | str, normal_axes: str, max_pixels: int) -> Source | None:
+    """The samples of a folder that has unpacked ones or is a cache, and tars besides; None if it only has tars."""
+    if not places.is_address(str(root)) and Path(root).is_dir():
+        if is_cache(Path(root)):
+            return CacheSource.open(Path(root))
+        with contextlib.suppress(BadInput):
+            return find_samples(Path(root), normal_axes, max_pixels)
+    return None
 
 
 def split(names: Sequence[str], kinds: Sequence[str], val_fraction: float) -> tuple[list[int], list[int]]:

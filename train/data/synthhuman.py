@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
@@ -17,9 +18,10 @@ from typing import ClassVar
 import cv2
 import numpy as np
 
+from dpt_deploy.core import places
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.files import existing_file
-from dpt_deploy.core.image_files import MAX_PIXELS, decode, read_image
+from dpt_deploy.core.image_files import MAX_PIXELS, decode, decode_bytes, image_from_bytes, read_image
 
 from ..commands import command
 from . import exr
@@ -35,6 +37,7 @@ LARGEST_DEPTH = 20_000.0
 """Depths from here on [cm] mean "unknown" too, because lossy compression (DWAA, DWAB) changes `NO_DEPTH`: to 51000 at
 its usual levels, to 27000 at extreme ones."""
 _CAMERA_BYTES = 4096  # a matrix takes 250
+_CAMERA = "expected a 3x3 matrix of intrinsics [pixels]"
 _SHORTEST_FOCAL, _LONGEST_FOCAL = 0.05, 1000.0  # relative to the longer side of the image
 FILES = ("rgb_{}.png", "alpha_{}.png", "depth_{}.exr", "normal_{}.exr", "cam_{}.txt")
 _FILE = re.compile("|".join(pattern.replace(".", r"\.").format(r"(\d+)") + "$" for pattern in FILES))
@@ -74,6 +77,11 @@ class FolderSource:
     def read(self, position: int) -> Sample:
         return read_files(self.folders[position], self.names[position], self.normal_axes, self.max_pixels)
 
+    def files(self, position: int) -> list[tuple[str, bytes]]:
+        """Name and content of the five files of a sample, in the order of `FILES`. Raises `BadInput`."""
+        paths = [self.folders[position] / pattern.format(self.names[position]) for pattern in FILES]
+        return [(path.name, places.read(str(path))) for path in paths]
+
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for folder, name in zip(self.folders, self.names, strict=True):
@@ -109,16 +117,49 @@ def find_samples(root: Path, normal_axes: str = AXES, max_pixels: int = MAX_PIXE
 
 def read_files(folder: Path, name: str, normal_axes: str = AXES, max_pixels: int = MAX_PIXELS) -> Sample:
     """Read the five files of sample `name`. Raises `BadInput` that names the file that is missing or broken."""
-    rgb_path, alpha_path, depth_path, normal_path, cam_path = (folder / pattern.format(name) for pattern in FILES)
-    rgb, alpha = read_image(rgb_path, max_pixels), _read_alpha(alpha_path, max_pixels)
-    centimetres = exr.read_depth(depth_path, max_pixels)
-    normals = with_axes(exr.read_vectors(normal_path, max_pixels), normal_axes)
-    sizes = {path.name: array.shape[:2] for path, array in (
-        (rgb_path, rgb), (alpha_path, alpha), (depth_path, centimetres), (normal_path, normals))}
+    rgb, alpha, depth, normal, cam = (folder / pattern.format(name) for pattern in FILES)
+    files = rgb.name, alpha.name, depth.name, normal.name
+    return _assembled(
+        name, str(folder), files, read_image(rgb, max_pixels),
+        decode(existing_file(alpha, "an alpha image"), cv2.IMREAD_UNCHANGED, max_pixels),
+        exr.read_depth(depth, max_pixels), exr.read_vectors(normal, max_pixels), cam, _camera_text(cam), normal_axes)
+
+
+def read_bytes(
+    where: str, name: str, files: Sequence[tuple[str, bytes | memoryview]], normal_axes: str = AXES,
+    max_pixels: int = MAX_PIXELS,
+) -> Sample:
+    """Read a sample from the contents of its files.
+
+    Args:
+        where: What holds them, such as a tar.
+        name: Of the sample.
+        files: Name and content of rgb, alpha, depth, normal and cam, in the order of `FILES`.
+        normal_axes: How the files store the components of normals.
+        max_pixels: Files with more pixels are refused.
+
+    Raises:
+        BadInput: A file is broken; the message names it.
+    """
+    (rgb, alpha, depth, normal, cam), data = ([f"{where}: {file}" for file, _ in files], [data for _, data in files])
+    return _assembled(
+        name, where, [file for file, _ in files[:4]], image_from_bytes(data[0], rgb, max_pixels),
+        decode_bytes(data[1], alpha, cv2.IMREAD_UNCHANGED, max_pixels), exr.read_depth(depth, max_pixels, data[2]),
+        exr.read_vectors(normal, max_pixels, data[3]), cam, bytes(data[4]), normal_axes)
+
+
+def _assembled(
+    name: str, where: str, files: Sequence[str], rgb: np.ndarray, alpha: np.ndarray, centimetres: np.ndarray,
+    normals: np.ndarray, camera: Path | str, text: bytes, normal_axes: str,
+) -> Sample:
+    """The sample that decoded files make; `files` are the names of the four maps, `text` the content of `camera`."""
+    alpha = _coverage(f"{where}: {files[1]}", alpha)
+    normals = with_axes(normals, normal_axes)
+    sizes = {file: array.shape[:2] for file, array in zip(files, (rgb, alpha, centimetres, normals), strict=True)}
     if len(set(sizes.values())) != 1:
-        raise BadInput(f"{folder}: expected one size for all maps of a sample, received "
+        raise BadInput(f"{where}: expected one size for all maps of a sample, received "
                        + ", ".join(f"{file} {h}x{w}" for file, (h, w) in sizes.items()) + ".")
-    intrinsics = _read_intrinsics(cam_path, rgb.shape[:2])
+    intrinsics = _intrinsics(camera, text, rgb.shape[:2])
     valid = (centimetres > 0) & (centimetres < LARGEST_DEPTH)  # NaN is neither
     normals = np.where(np.isfinite(normals).all(axis=2, keepdims=True), normals, 0)
     length = np.linalg.norm(normals, axis=2, keepdims=True)
@@ -131,26 +172,32 @@ def read_files(folder: Path, name: str, normal_axes: str = AXES, max_pixels: int
     )
 
 
-def _read_alpha(path: Path, max_pixels: int) -> np.ndarray:
+def _coverage(label: str, alpha: np.ndarray) -> np.ndarray:
     """Coverage in [0, 1], float32 (H, W): the alpha channel, or the first of a file without."""
-    alpha = decode(existing_file(path, "an alpha image"), cv2.IMREAD_UNCHANGED, max_pixels)
     if alpha.dtype not in (np.uint8, np.uint16):
-        raise BadInput(f"{path}: expected an alpha image of 8 or 16 bits, received {alpha.dtype}.")
+        raise BadInput(f"{label}: expected an alpha image of 8 or 16 bits, received {alpha.dtype}.")
     alpha = alpha if alpha.ndim == 2 else alpha[..., -1 if alpha.shape[2] == 4 else 0]
     return (alpha / np.float32(np.iinfo(alpha.dtype).max)).astype(np.float32)
 
 
-def _read_intrinsics(path: Path, size: tuple[int, int]) -> np.ndarray:
-    """The 3x3 matrix of a camera [pixels] for an image of `size` (H, W)."""
-    what = f"{path}: expected a 3x3 matrix of intrinsics [pixels]"
+def _camera_text(path: Path) -> bytes:
+    """The content of a camera's file, and no more of it than a matrix needs."""
     try:
-        if (count := path.stat().st_size) > _CAMERA_BYTES:
-            raise BadInput(f"{what}, received a file of {count} bytes.")
-        lines = (line.partition("#")[0] for line in path.read_text().splitlines())
+        with open(path, "rb") as file:
+            return file.read(_CAMERA_BYTES + 1)
+    except OSError as error:
+        raise BadInput(f"{path}: {_CAMERA}, but it cannot be read ({error.strerror}).") from error
+
+
+def _intrinsics(path: Path | str, text: bytes, size: tuple[int, int]) -> np.ndarray:
+    """The 3x3 matrix of a camera [pixels] for an image of `size` (H, W)."""
+    what = f"{path}: {_CAMERA}"
+    if len(text) > _CAMERA_BYTES:
+        raise BadInput(f"{what}, received a file of more than {_CAMERA_BYTES} bytes.")
+    try:
+        lines = (line.partition("#")[0] for line in text.decode().splitlines())
         rows = [line.split() for line in lines if line.strip()]
         matrix = np.array([[float(value) for value in row] for row in rows])
-    except OSError as error:
-        raise BadInput(f"{what}, but it cannot be read ({error.strerror}).") from error
     except ValueError as error:
         raise BadInput(f"{what}, but it cannot be read ({str(error)[:80]}).") from error
     if matrix.shape != (3, 3):

@@ -85,13 +85,14 @@ def parallel(
         return
     chunk = max(1, min(16, len(items) // (4 * workers)))
     chunks = (items[i : i + chunk] for i in range(0, len(items), chunk))
-    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _one_opencv_thread)
+    # Each process receives the function once: it may hold the names of all samples.
+    pool = ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), _begin, (function,))
     with _one_thread_each(), pool:
-        waiting = [pool.submit(_run, function, chunk) for chunk in islice(chunks, 3 * workers)]
+        waiting = [pool.submit(_run, chunk) for chunk in islice(chunks, 3 * workers)]
         while waiting:
             results = waiting.pop(0).result()
             if following := next(chunks, None):
-                waiting.append(pool.submit(_run, function, following))
+                waiting.append(pool.submit(_run, following))
             yield from results
 
 
@@ -107,8 +108,17 @@ def _one_thread_each() -> Iterator[None]:
             os.environ.pop(variable, None)
 
 
-def _run(function: Callable[[Any], Any], items: Sequence[Any]) -> list[Any]:
-    return [function(item) for item in items]
+_function: Callable[[Any], Any]
+
+
+def _begin(function: Callable[[Any], Any]) -> None:
+    global _function
+    _function = function
+    _one_opencv_thread()
+
+
+def _run(items: Sequence[Any]) -> list[Any]:
+    return [_function(item) for item in items]
 
 
 def _one_opencv_thread() -> None:

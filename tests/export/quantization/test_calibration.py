@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 from pathlib import Path
 
 import cv2
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.export.calibration_images import calibration_images, calibration_paths
+from dpt_deploy.export.calibration_images import calibration_images, calibration_items
 from dpt_deploy.export.quantization.calibration import BINS, Histogram
 
 
@@ -67,17 +68,35 @@ def test_values_that_are_not_finite_are_refused(value: float) -> None:
         histogram(np.array([1.0, value]))
 
 
-def write(path: Path) -> None:
+def write(path: Path, value: int = 90) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    cv2.imwrite(str(path), np.full((8, 8, 3), 90, np.uint8))
+    cv2.imwrite(str(path), np.full((8, 8, 3), value, np.uint8))
 
 
 def test_of_labelled_data_only_the_photographs_are_images(tmp_path: Path) -> None:
     for chunk in ("SynthHuman_0000", "SynthHuman_0001"):
         for kind in ("rgb", "alpha"):
             write(tmp_path / chunk / f"{kind}_0000001.png")
-    assert [path.name for path in calibration_paths(tmp_path)] == ["rgb_0000001.png"] * 2
-    assert len(calibration_paths(tmp_path / "SynthHuman_0000")) == 1
+    assert [item.key for item in calibration_items(tmp_path)] == ["rgb_0000001.png"] * 2
+    assert len(calibration_items(tmp_path / "SynthHuman_0000")) == 1
+
+
+def test_images_in_tar_shards_are_those_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    for i in range(4):
+        write(tmp_path / "in" / f"rgb_{i}.png", i)
+        write(tmp_path / "in" / f"alpha_{i}.png", i)
+    (tmp_path / "in" / "rgb_2.png").write_bytes(b"no image")
+    (tmp_path / "tars").mkdir()
+    subprocess.run(["tar", "--sort=name", "-C", tmp_path / "in", "-cf", tmp_path / "tars" / "a.tar", "."], check=True)
+    folder, shards = (calibration_images(tmp_path / name, 10) for name in ("in", "tars"))
+    assert [image[0, 0, 0] for image in shards[0]] == [0, 1, 3] == [image[0, 0, 0] for image in folder[0]]
+    assert shards[1][0].startswith("a.tar: rgb_2.png: expected an image") and str(tmp_path) not in shards[1][0]
+    with pytest.raises(BadInput, match="no such file"):
+        calibration_items(tmp_path / "{0..3}.tar")
+    (tmp_path / "tars" / "a.tar").write_bytes(b"")
+    with pytest.raises(BadInput, match=r"found none .*received an empty file"):
+        calibration_items(tmp_path / "tars")
 
 
 def test_images_are_taken_evenly_and_a_broken_one_is_named(tmp_path: Path) -> None:

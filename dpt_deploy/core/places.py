@@ -1,0 +1,296 @@
+"""Local files and addresses such as s3://bucket/key through the same few functions.
+
+A *place* is text: a local path, or an address with a protocol that fsspec knows (s3://, gs://, http://, memory://,
+file://, ...). fsspec is imported for addresses only. Credentials come from the environment, as each protocol's package
+documents it; messages never show a password or the query of an address.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import shutil
+import tempfile
+import time
+import urllib.parse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Literal, NamedTuple, TypeVar
+
+from .errors import BadInput, MissingPackage, first_line, missing_package
+
+Result = TypeVar("Result")
+_ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_WEB = ("http", "https")
+_LOCAL = ("file", "local")
+_PACKAGES = {"http": "aiohttp requests", "https": "aiohttp requests", "sftp": "paramiko", "ssh": "paramiko",
+             "hdfs": "pyarrow", "smb": "smbprotocol"}
+"""Packages of protocols whose class does not stand in a package of its own."""
+ATTEMPTS = 3
+"""How often a request is made that fails for a reason that may pass."""
+_FINAL = (PermissionError, NotImplementedError, IsADirectoryError, NotADirectoryError, ValueError, TypeError,
+          LookupError)
+_PAUSE = 0.5  # seconds before the second attempt; doubled before the third
+_BLOCK = 1 << 20  # bytes that a remote file is read ahead by
+
+
+class Entry(NamedTuple):
+    """One thing in a folder."""
+
+    name: str
+    """Without its folder."""
+    place: str
+    is_folder: bool
+    size: int | None
+    """Bytes; None for folders, and where the listing does not tell."""
+
+
+class Stamp(NamedTuple):
+    """What changes when a file is written again."""
+
+    size: int | None
+    version: str
+    """The time of change or the ETag; "" where the protocol tells neither."""
+
+
+def is_address(place: str) -> bool:
+    """Whether `place` has a protocol."""
+    return _ADDRESS.match(place) is not None
+
+
+def normalized(place: str | os.PathLike[str]) -> str:
+    """The place as text, file:// addresses as local paths."""
+    place = os.fspath(place)
+    found = _ADDRESS.match(place)
+    if found and found[1].lower() in _LOCAL:
+        return urllib.parse.unquote(place[found.end():])
+    return place
+
+
+def shown(place: str) -> str:
+    """`place` for messages: without user, password, query and fragment of an address."""
+    if not is_address(place):
+        return place
+    place = re.sub(r"//[^/@]*@", "//...@", place, count=1)
+    return re.sub(r"[?#].*", "", place) if place.lower().startswith(_WEB) else place
+
+
+def base_name(place: str) -> str:
+    """The last component of a place, as people write it."""
+    if is_address(place) and _protocol(place) in _WEB:
+        return urllib.parse.unquote(urllib.parse.urlsplit(place).path.rstrip("/").rpartition("/")[2])
+    return place.rstrip("/").rpartition("/")[2]
+
+
+def joined(folder: str, name: str) -> str:
+    """The place of `name` in a folder."""
+    return f"{folder.rstrip('/')}/{name}" if folder.rstrip("/") else f"{folder}{name}"
+
+
+def kind(place: str) -> Literal["file", "folder"] | None:
+    """What is at `place`; None for nothing. On a web server, a folder's address ends with a slash.
+
+    Raises:
+        BadInput: An address cannot be asked.
+        MissingPackage: The package of its protocol is not installed.
+    """
+    if not is_address(place):
+        return "folder" if os.path.isdir(place) else "file" if os.path.exists(place) else None
+    if _protocol(place) in _WEB and place.endswith("/"):
+        return "folder"
+    try:
+        found = _ask(place, lambda system, path: system.info(path))
+    except FileNotFoundError:
+        return None
+    return "folder" if found.get("type") == "directory" else "file"
+
+
+def entries(folder: str) -> list[Entry]:
+    """What is in a folder, in the order of the paths below it. Raises `BadInput` if it cannot be listed."""
+    if is_address(folder):
+        found = _remote_entries(folder)
+    else:
+        try:
+            with os.scandir(folder or ".") as scanned:
+                found = [Entry(one.name, joined(folder, one.name) if folder else one.name, one.is_dir(), None)
+                         for one in scanned]
+        except OSError as error:
+            raise BadInput(f"{folder} cannot be listed: {error.strerror}. Check the path and its permissions.") \
+                from error
+    return sorted(found, key=lambda one: f"{one.name}/" if one.is_folder else one.name)
+
+
+def _remote_entries(folder: str) -> list[Entry]:
+    try:
+        listed = _ask(folder, lambda system, path: system.ls(path, detail=True))
+    except FileNotFoundError as error:
+        raise BadInput(f"{shown(folder)}: expected a folder, but there is none. Check the address.") from error
+    found = []
+    for one in listed:
+        full = str(one["name"])
+        web = is_address(full)
+        name = base_name(full) if web else full.rstrip("/").rpartition("/")[2]
+        if not name or "?" in full or full.strip("/") == _ADDRESS.sub("", folder).strip("/"):
+            continue  # a web page's links that sort it, and the mark of an empty folder in a bucket
+        is_folder = one.get("type") == "directory"
+        found.append(Entry(name, full if web else joined(folder, name), is_folder,
+                           None if is_folder else one.get("size")))
+    return found
+
+
+def stamp(place: str) -> Stamp:
+    """Size and version of a file. Raises `BadInput` if there is none."""
+    if not is_address(place):
+        try:
+            found = os.stat(place)
+        except OSError as error:
+            raise _unreadable(place, error) from error
+        return Stamp(found.st_size, str(found.st_mtime_ns))
+    try:
+        info = _ask(place, lambda system, path: system.info(path))
+    except FileNotFoundError as error:
+        raise _unreadable(place, error) from error
+    version = next((str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "updated", "created")
+                    if info.get(key)), "")
+    return Stamp(info.get("size"), version)
+
+
+def read(place: str, start: int = 0, length: int | None = None) -> bytes:
+    """The bytes of a file from `start` on; without `length`, to its end.
+
+    Raises:
+        BadInput: It does not exist, cannot be read, or is shorter than that.
+        MissingPackage: The package of its protocol is not installed.
+    """
+    try:
+        if is_address(place):
+            data = _read_remote(place, start, length)
+        elif length is None:
+            with open(place, "rb") as file:
+                file.seek(start)
+                return file.read()
+        else:
+            data = _read_range(place, start, length)
+    except OSError as error:
+        raise _unreadable(place, error) from error
+    if length is not None and len(data) != length:
+        raise BadInput(f"{shown(place)}: expected {length} bytes from byte {start} on, received {len(data)}. The file "
+                       "has changed or is truncated: fetch it again.")
+    return data
+
+
+def _read_range(place: str, start: int, length: int) -> bytes:
+    descriptor = os.open(place, os.O_RDONLY | getattr(os, "O_CLOEXEC", 0))
+    try:
+        if length > os.fstat(descriptor).st_size - start:
+            return b""  # a size that a damaged index tells must not become memory
+        data = os.pread(descriptor, length, start)
+        while 0 < len(data) < length and (more := os.pread(descriptor, length - len(data), start + len(data))):
+            data += more
+        return data
+    finally:
+        os.close(descriptor)
+
+
+def _read_remote(place: str, start: int, length: int | None) -> bytes:
+    end = None if length is None else start + length
+    whole = start == 0 and length is None
+    data = _ask(place, lambda system, path: system.cat_file(path) if whole else system.cat_file(path, start, end))
+    if length is not None and len(data) > length:  # a web server that does not know of ranges sends everything
+        return data[start:end]
+    return data
+
+
+@contextlib.contextmanager
+def opened(place: str) -> Any:
+    """A context with a file open for reading that can seek; what cannot is fetched into a temporary file first.
+
+    Raises `BadInput` if it cannot be opened, `MissingPackage` if the package of its protocol is not installed.
+    """
+    with contextlib.ExitStack() as stack:
+        try:
+            if is_address(place):
+                file = stack.enter_context(_ask(place, lambda system, path: system.open(
+                    path, "rb", block_size=_BLOCK, cache_type="readahead")))
+                if not file.seekable() or getattr(file, "size", 0) is None:
+                    file = stack.enter_context(_fetched(file))
+            else:
+                file = stack.enter_context(open(place, "rb"))
+        except OSError as error:
+            raise _unreadable(place, error) from error
+        yield file
+
+
+@contextlib.contextmanager
+def _fetched(stream: Any) -> Any:
+    with tempfile.TemporaryFile() as copy:
+        shutil.copyfileobj(stream, copy, _BLOCK)
+        copy.seek(0)
+        yield copy
+
+
+def _unreadable(place: str, error: OSError) -> BadInput:
+    if isinstance(error, FileNotFoundError):
+        return BadInput(f"{shown(place)}: there is no such file. Check the path.")
+    return BadInput(f"{shown(place)} cannot be read: {error.strerror or first_line(error)}. Check its permissions and "
+                    "the connection.")
+
+
+def _protocol(place: str) -> str:
+    return _ADDRESS.match(place)[1].lower()
+
+
+def _ask(place: str, request: Callable[[Any, str], Result]) -> Result:
+    """`request(file system, path)` of an address; failures that may pass are tried again.
+
+    Raises `FileNotFoundError`; `BadInput` for all other failures.
+    """
+    system, path = _file_system(place)
+    for attempt in range(ATTEMPTS):
+        try:
+            return request(system, path)
+        except FileNotFoundError:
+            raise
+        except Exception as error:  # each package has its own errors, and most are no OSError
+            if attempt == ATTEMPTS - 1 or isinstance(error, _FINAL) or 400 <= getattr(error, "status", 0) < 500:
+                raise _refused(place, error) from error
+            time.sleep(_PAUSE * 2**attempt)
+    raise AssertionError
+
+
+def _refused(place: str, error: Exception) -> BadInput:
+    reason = first_line(error) or type(error).__name__
+    return BadInput(f"{shown(place)} cannot be read: {type(error).__name__}: {_without_secrets(reason)[:200]}. Check "
+                    "the address, the credentials in the environment and the connection.")
+
+
+def _without_secrets(text: str) -> str:
+    return re.sub(r"(\w+://\S+?)\?\S*", r"\1", re.sub(r"//[^/@\s]*@", "//...@", text))
+
+
+def _file_system(place: str) -> tuple[Any, str]:
+    """The fsspec file system of an address, and the path in it."""
+    protocol = _protocol(place)
+    try:
+        from fsspec.core import url_to_fs
+        from fsspec.registry import known_implementations
+    except ImportError as error:
+        raise missing_package("fsspec", "batch", f"read {protocol}:// addresses") from error
+    try:
+        return url_to_fs(place)
+    except ImportError as error:
+        entry = known_implementations.get(protocol, {})
+        packages = _PACKAGES.get(protocol) or entry.get("class", protocol).partition(".")[0]
+        raise MissingPackage(f"{packages.partition(' ')[0]} is needed to read {protocol}:// addresses and is not "
+                             f"installed. Run: python -m pip install {packages}") from error
+    except ValueError as error:
+        raise BadInput(f"{shown(place)}: expected a local path or an address that fsspec knows, such as s3://, gs://, "
+                       f"https:// or memory://, received the protocol {protocol}://.") from error
+    except Exception as error:  # such as credentials that the package refuses
+        raise _refused(place, error) from error
+
+
+def local(place: str) -> Path | None:
+    """The local file of a place; None for an address."""
+    return None if is_address(place) else Path(place)

@@ -1,0 +1,152 @@
+"""Writing tar shards in WebDataset's naming: the members of a sample share a stem up to the first dot."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+import tarfile
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from . import tar_index
+from .errors import BadInput
+from .files import cannot_write, temporary_folder
+from .places import Stamp
+
+MOST_BYTES = 1 << 30
+MOST_SAMPLES = 10_000
+_BLOCK = tarfile.BLOCKSIZE
+
+
+class ShardWriter:
+    """Writes samples to shard-000000.tar, shard-000001.tar, ... and an index beside each. A context.
+
+    A shard appears under its name when it is whole; a killed process leaves none that is not. Of the same samples,
+    every run writes the same bytes.
+
+        with ShardWriter(Path("out")) as writer:
+            writer.add("0000000", {"rgb.png": data, "json": text})     # members 0000000.rgb.png and 0000000.json
+        writer.paths                                                   # what was written
+
+    Args:
+        folder: Made if it does not exist.
+        name: What the names of the shards begin with. Several processes that write to one folder each need their own.
+        first: Number of the first shard.
+        most_bytes: A shard is closed before it would get larger, unless by a single sample.
+        most_samples: A shard holds at most this many.
+    """
+
+    def __init__(
+        self, folder: Path, name: str = "shard", first: int = 0, most_bytes: int = MOST_BYTES,
+        most_samples: int = MOST_SAMPLES,
+    ) -> None:
+        self.folder, self.name, self.number = Path(folder), name, first
+        self.most_bytes, self.most_samples = most_bytes, most_samples
+        self.paths: list[Path] = []
+        """The shards that are whole, in order."""
+        self._open: contextlib.ExitStack | None = None
+        self._file: io.BufferedWriter
+        self._members: list[tar_index.Member] = []
+        self._samples = 0
+
+    @property
+    def path(self) -> Path:
+        """The shard that the next sample goes to, if it still fits."""
+        return self.folder / f"{self.name}-{self.number:06d}.tar"
+
+    def add(self, stem: str, members: Mapping[str, bytes | memoryview]) -> Path:
+        """Add a sample.
+
+        Args:
+            stem: Such as "0000000" or "folder/0000000". No dots in its last component: readers take what follows the
+                first dot for the suffix.
+            members: Suffix without the first dot -> content.
+
+        Returns:
+            The shard that it goes to. It exists under this name when the writer has gone on to the next, or is closed.
+
+        Raises:
+            BadInput: The stem has a dot, leads upwards or cannot be printed, or the disk cannot be written.
+        """
+        parts = stem.split("/")
+        if "." in parts[-1] or "\\" in stem or not stem.isprintable() or any(part in ("", ".", "..") for part in parts):
+            raise BadInput(f"shard: expected the name of a sample without dots in its last component, such as 0000000, "
+                           f"received {stem!r}.")
+        size = sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in members.values())
+        if self._samples and (self._samples >= self.most_samples or self._size + size > self.most_bytes):
+            self.finish()
+        try:
+            if self._open is None:
+                self._begin()
+            for suffix, data in members.items():
+                self._add(f"{stem}.{suffix}", data)
+        except OSError as error:
+            raise cannot_write(self.path, error) from error
+        self._samples += 1
+        return self.path
+
+    @property
+    def _size(self) -> int:
+        return self._file.tell() if self._open else 0
+
+    def _begin(self) -> None:
+        with contextlib.ExitStack() as stack:
+            folder = stack.enter_context(temporary_folder(self.path))
+            self._file = stack.enter_context(open(folder / self.path.name, "wb"))
+            self._open = stack.pop_all()
+
+    def _add(self, name: str, data: bytes | memoryview) -> None:
+        info = tarfile.TarInfo(name)
+        info.size = len(data)  # time 0, user 0: the same bytes in every run
+        self._file.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+        self._members.append(tar_index.Member(name, self._file.tell(), len(data)))
+        self._file.write(data)
+        self._file.write(bytes(-len(data) % _BLOCK))
+
+    def finish(self) -> Path | None:
+        """Close the present shard and give it its name, so that a reader can take it; None if it has no sample.
+
+        The next sample begins another one. Raises `BadInput` if the disk cannot be written.
+        """
+        if self._open is None:
+            return None
+        path = self.path
+        temporary = Path(self._file.name)
+        with self._open:
+            try:
+                self._file.write(bytes(2 * _BLOCK))
+                self._file.close()
+                temporary.replace(path)
+                found = path.stat()
+            except OSError as error:
+                raise cannot_write(path, error) from error
+        stamp = Stamp(found.st_size, str(found.st_mtime_ns))
+        tar_index.write_index(tar_index.from_members(str(path), stamp, self._members, []),
+                              path.with_name(f"{path.name}{tar_index.INDEX_SUFFIX}"))
+        self.paths.append(path)
+        self._open, self._members, self._samples = None, [], 0
+        self.number += 1
+        return path
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Finish the last shard; after an error, discard it."""
+        if error is None:
+            self.finish()
+        elif self._open is not None:
+            self._open.close()
+            self._open = None
+
+
+def next_number(folder: Path, name: str = "shard") -> int:
+    """The number behind the last shard of a folder, for a writer that goes on where another one was killed."""
+    pattern = re.compile(re.escape(name) + r"-(\d{6,})\.tar")
+    found = [int(match[1]) for path in Path(folder).glob(f"{name}-*.tar") if (match := pattern.fullmatch(path.name))]
+    return max(found, default=-1) + 1

@@ -1,0 +1,384 @@
+"""Inputs from everywhere: folders, globs, lists, tars of several writers, memory:// and a web server."""
+
+from __future__ import annotations
+
+import functools
+import http.server
+import importlib.util
+import io
+import itertools
+import os
+import pickle
+import subprocess
+import tarfile
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dpt_deploy.core import places, tar_index
+from dpt_deploy.core.errors import BadInput, MissingPackage
+from dpt_deploy.core.patterns import expand
+from dpt_deploy.core.shard_writer import ShardWriter, next_number
+from dpt_deploy.core.storage import Listing, Shard, find_items, shards_of
+
+fsspec = pytest.importorskip("fsspec")
+
+PICTURES = (".png", ".jpg")
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Indexes are kept here and not in the user's own cache."""
+    folder = tmp_path_factory.mktemp("cache")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(folder))
+    return folder
+
+
+def fill(folder: Path, *names: str) -> Path:
+    """Files whose content is their name."""
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(name.encode())
+    return folder
+
+
+def contents(listing: Listing) -> dict[str, bytes]:
+    return {item.key: item.read() for item in listing}
+
+
+def keys(*sources: str | Path, **options: object) -> list[str]:
+    return [item.key for item in find_items([str(source) for source in sources], **options)]
+
+
+def tar_with(path: Path, *members: tarfile.TarInfo | tuple[str, bytes], form: int = tarfile.GNU_FORMAT) -> Path:
+    with tarfile.open(path, "w", format=form) as archive:
+        for member in members:
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                archive.addfile(info, io.BytesIO(member[1]))
+    return path
+
+
+def test_a_folder_is_listed_in_order_and_what_is_passed_over_is_named(tmp_path: Path) -> None:
+    fill(tmp_path, "b.png", "a.PNG", "notes.md", "sub/c.jpg", "sub.png", ".hidden.png")
+    listing = find_items([tmp_path], PICTURES)
+    assert [item.key for item in listing] == ["a.PNG", "b.png", "sub.png"]
+    assert listing.left_out_line() == "left out 2 that are no image files: notes.md, sub/"
+    assert keys(tmp_path, suffixes=PICTURES, recursive=True) == ["a.PNG", "b.png", "sub.png", "sub/c.jpg"]
+    item = next(iter(listing))
+    assert item.path == tmp_path / "a.PNG" and item.read() == b"a.PNG" == pickle.loads(pickle.dumps(item)).read()
+    with item.open() as file:
+        assert file.read() == b"a.PNG"
+
+
+def test_globs_lists_and_several_sources_have_keys_that_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path / "one", "x/1.png", "x/2.jpg", "y/1.png", "y/z/1.png", "[1].png")
+    fill(tmp_path / "two" / "one", "1.png")
+    assert keys(tmp_path / "one" / "*" / "1.png") == ["x/1.png", "y/1.png"]
+    assert keys(tmp_path / "one" / "**" / "1.png") == ["x/1.png", "y/1.png", "y/z/1.png"]
+    assert keys(tmp_path / "one" / "**" / "*" / "**" / "1.png") == ["x/1.png", "y/1.png", "y/z/1.png"]
+    assert keys(tmp_path / "one" / "[1].png") == ["[1].png"], "a file of this name goes before the pattern"
+    assert keys(tmp_path / "one" / "{x,y}" / "1.png") == ["x/1.png", "y/1.png"]
+    assert keys(tmp_path / "one" / "x", tmp_path / "two" / "one", tmp_path / "one" / "x") == [
+        "x/1.png", "x/2.jpg", "one/1.png", "x-2/1.png", "x-2/2.jpg"]
+    files = [tmp_path / "one" / "x" / "1.png", tmp_path / "one" / "y" / "1.png"]
+    assert keys(*files) == ["1.png", "1-2.png"]
+    outside = fill(tmp_path / "far", "3.png") / "3.png"
+    (tmp_path / "one" / "list.txt").write_text(f"x/1.png\n# a comment\n\n../two/one/1.png\n{outside}\nx/gone.png\n")
+    listed = list(find_items([tmp_path / "one" / "list.txt"]))
+    assert [item.key for item in listed] == ["x/1.png", "up/two/one/1.png", str(outside)[1:], "x/gone.png"]
+    assert [item.read() for item in listed[:3]] == [b"x/1.png", b"1.png", b"3.png"]
+    with pytest.raises(BadInput, match=r"gone\.png: there is no such file"):
+        listed[3].read()
+    monkeypatch.chdir(tmp_path / "one")
+    assert keys(".", recursive=True)[0] == "[1].png" and keys("*/1.png") == ["x/1.png", "y/1.png"]
+
+
+def test_names_that_are_not_utf_8_become_keys_that_can_be_written(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / name).write_bytes(b"1")
+    (item,) = find_items([tmp_path])
+    assert item.key.encode() == rb"caf\xe9.png" and item.read() == b"1"
+
+
+def test_a_link_to_a_folder_above_is_entered_once(tmp_path: Path) -> None:
+    fill(tmp_path, "a/1.png")
+    (tmp_path / "a" / "loop").symlink_to(tmp_path)
+    said: list[str] = []
+    listing = find_items([tmp_path], recursive=True, on_problem=said.append)
+    assert [item.key for item in listing] == ["a/1.png"] and listing.problems == 1 and "loop is a link" in said[0]
+
+
+@pytest.mark.parametrize(("sources", "what"), [
+    (["gone"], "gone: expected a file, a folder.*no such file or folder"), ([], "received nothing"),
+    (["x/*.png"], "x cannot be listed: No such file"), (["shard-{5..1}.tar"], r"range such as.*\{5\.\.1\}"),
+    (["{0..999}{0..999}{0..999}"], "at most 1000000 files"), (["zzz://bucket/a"], "fsspec knows.*protocol zzz://"),
+    (["memory://gone.png"], "no such address"),
+])
+def test_what_does_not_exist_is_one_sentence(sources: list[str], what: str) -> None:
+    with pytest.raises(BadInput, match=what) as caught:
+        list(find_items(sources))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(("address", "package"), [("s3://user:secret@bucket/a", "s3fs"), ("gs://bucket/a", "gcsfs")])
+def test_a_missing_protocol_names_its_package(address: str, package: str) -> None:
+    if importlib.util.find_spec(package):
+        pytest.skip(f"{package} is installed")
+    with pytest.raises(MissingPackage, match=rf"{package} is needed.*pip install {package}$") as caught:
+        find_items([address])
+    assert "secret" not in str(caught.value)
+
+
+def test_braces_count_with_the_zeros_of_the_first_number() -> None:
+    assert list(expand("s-{08..10}.{a,b}{c}")) == [f"s-{n}.{x}{{c}}" for n in ("08", "09", "10") for x in "ab"]
+
+
+@pytest.mark.parametrize("parts", [1, 3, 7, 16])
+def test_shares_are_disjoint_whole_and_equal(parts: int, tmp_path: Path) -> None:
+    fill(tmp_path, *(f"{i % 3}/{i}.png" for i in range(20)))
+    tar_with(tmp_path / "t.tar", *((f"{i}.png", b"") for i in range(15)))
+    shares = [keys(tmp_path, recursive=True, share=(part, parts)) for part in range(parts)]
+    together = list(itertools.chain(*shares))
+    assert sorted(together) == sorted(keys(tmp_path, recursive=True)) and len(together) == 35
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+    with pytest.raises(BadInput, match="share: expected a part from 0"):
+        find_items([tmp_path], share=(parts, parts))
+
+
+def test_units_can_be_read_in_other_processes(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "2.txt")
+    tar_with(tmp_path / "t.tar", ("a.png", b"a"), ("a.txt", b"t"))
+    listing = find_items([tmp_path], PICTURES)
+    units = pickle.loads(pickle.dumps(list(listing.units())))
+    assert [item.key for unit in units for item in unit.items(PICTURES)] == [item.key for item in listing]
+    assert contents(listing) == {"1.png": b"1.png", "t.tar/a.png": b"a"}
+
+
+WRITERS = ("gnu tar", "posix tar", "webdataset", "python", "ours")
+
+
+def written(writer: str, folder: Path) -> tuple[Path, dict[str, bytes]]:
+    """A tar by one of several programs, and what is in it."""
+    long = "l" * 150
+    inside = {f"sub/{i:03d}.rgb.png": bytes([i]) * (i * 300) for i in range(8)} | {f"sub/{long}.cls": b"7"}
+    path = folder / "shard-000000.tar"
+    if writer.endswith("tar"):
+        for name, data in inside.items():
+            fill(folder / "in", name).joinpath(name).write_bytes(data)
+        form = "gnu" if writer.startswith("gnu") else "posix"
+        subprocess.run(["tar", f"--format={form}", "--sort=name", "-C", folder / "in", "-cf", path, "."], check=True)
+    elif writer == "webdataset":
+        webdataset = pytest.importorskip("webdataset")
+        with webdataset.TarWriter(str(path)) as sink:
+            for name, data in inside.items():
+                stem, _, suffix = name.partition(".")
+                sink.write({"__key__": stem, suffix: data})
+    elif writer == "python":
+        tar_with(path, *inside.items(), form=tarfile.PAX_FORMAT)
+    else:
+        with ShardWriter(folder) as sink:
+            for name, data in inside.items():
+                stem, _, suffix = name.partition(".")
+                sink.add(stem, {suffix: data})
+    return path, inside
+
+
+@pytest.mark.parametrize("writer", WRITERS)
+def test_tars_of_every_writer_are_read_and_read_at_random(writer: str, tmp_path: Path, cache: Path) -> None:
+    path, inside = written(writer, tmp_path)
+    said: list[str] = []
+    assert contents(find_items([path], on_problem=said.append)) == inside and not said
+    assert contents(find_items([path], (".cls",))) == {key: b"7" for key in inside if key.endswith(".cls")}
+    index = tar_index.load_index(str(path))
+    for numbers in ([3, 1], [0, len(index) - 1], [5]):
+        assert [bytes(data) for data in index.read(numbers)] == [inside[index.names[i]] for i in numbers]
+    assert pickle.loads(pickle.dumps(index)).names == index.names
+    assert bool(list(cache.rglob("tar-index/*"))) == (writer != "ours"), "our own writer leaves the index beside it"
+
+
+def test_an_index_is_made_anew_when_the_tar_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tar_with(tmp_path / "a.tar", ("1.png", b"1"))
+    assert tar_index.load_index(str(path)).names == ["1.png"]
+    monkeypatch.setattr(tar_index, "make_index", lambda place: pytest.fail("the kept index was not used"))
+    assert tar_index.load_index(str(path)).names == ["1.png"]
+    monkeypatch.undo()
+    tar_with(path, ("2.png", b"2"))
+    os.utime(path, ns=(1, 1))
+    assert tar_index.load_index(str(path)).names == ["2.png"]
+
+
+def test_a_damaged_index_and_a_home_that_cannot_be_written_cost_only_time(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tar_with(tmp_path / "a.tar", ("1.png", b"1"), ("2.png", b"2"))
+    tar_index.load_index(str(path))
+    (kept,) = cache.rglob("tar-index/*")
+    whole = kept.read_bytes()
+    for damaged in (b"", whole[: len(whole) // 2], whole[:300] + bytes(100) + whole[400:], b"PK\x03\x04"):
+        kept.write_bytes(damaged)
+        assert tar_index.load_index(str(path)).names == ["1.png", "2.png"]
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
+    assert tar_index.load_index(str(path)).names == ["1.png", "2.png"]
+
+
+def test_the_whole_members_of_a_truncated_tar_are_read_and_the_damage_is_named(tmp_path: Path) -> None:
+    path = tar_with(tmp_path / "a.tar", *((f"{i}.png", bytes([i]) * 3000) for i in range(4)))
+    whole, step = path.read_bytes(), 512 + 3072
+    for length, count, what in (
+        (3 * step + 1000, 3, "truncated: '3.png' has 488 of its 3000 bytes"),
+        (3 * step + 100, 3, "from byte 10752 on"),
+        (3 * step, 3, "the mark at its end is missing"), (4 * step - 10, 4, "the mark at its end is missing"),
+        (0, 0, "received an empty file"), (100, 0, "no header of one"),
+    ):
+        path.write_bytes(whole[:length])
+        said: list[str] = []
+        listing = find_items([path], on_problem=said.append)
+        assert contents(listing) == {f"{i}.png": bytes([i]) * 3000 for i in range(count)}
+        assert listing.problems == 1 and what in said[0] and str(path) in said[0], (said, what)
+
+
+def test_members_behind_a_damage_are_found_again(tmp_path: Path) -> None:
+    path = tar_with(tmp_path / "a.tar", *((f"{i}.png", bytes([i]) * 3000) for i in range(4)))
+    whole, step = path.read_bytes(), 512 + 3072
+    for damage, lost, what in (
+        (b"\xff" * 700, "1.png", "damaged or truncated from byte 3584 to 7168"),
+        (bytes(1024), "1.png", "an end mark at byte 3584, and more members from byte 7168"),
+    ):
+        path.write_bytes(whole[:step] + damage + whole[step + len(damage):])
+        said: list[str] = []
+        assert sorted(contents(find_items([path], on_problem=said.append))) == sorted(
+            {"0.png", "1.png", "2.png", "3.png"} - {lost})
+        assert len(said) == 1 and what in said[0]
+    path.write_bytes(whole + tar_with(tmp_path / "b.tar", ("b.png", b"")).read_bytes())  # cat a.tar b.tar
+    assert keys(path)[-2:] == ["3.png", "b.png"]
+
+
+@pytest.mark.parametrize("name", ["/etc/passwd", "../up.png", "a/../../up.png", "C:/x.png", "a\\b.png", "a\nb.png"])
+def test_members_that_lead_out_of_the_archive_are_refused_by_name(name: str, tmp_path: Path) -> None:
+    path = tar_with(tmp_path / "a.tar", ("1.png", b"1"), (name, b"x"), ("./2.png", b"2"), ("1.png", b"again"))
+    said: list[str] = []
+    assert contents(find_items([path], on_problem=said.append)) == {"1.png": b"1", "2.png": b"2"}
+    assert len(said) == 2 and "refused" in said[0] and ascii(name).strip("'").replace("\\\\", "\\")[:4] in said[0]
+    assert "'1.png' refused: the archive has this name already" in said[1] and all("\n" not in line for line in said)
+
+
+def test_links_and_devices_are_refused_by_name(tmp_path: Path) -> None:
+    members = []
+    for name, kind in (("l", tarfile.SYMTYPE), ("h", tarfile.LNKTYPE), ("d", tarfile.CHRTYPE), ("f", tarfile.FIFOTYPE)):
+        info = tarfile.TarInfo(f"{name}.png")
+        info.type, info.linkname = kind, "/etc/passwd"
+        members.append(info)
+    said: list[str] = []
+    assert keys(tar_with(tmp_path / "a.tar", *members, ("1.png", b"1")), on_problem=said.append) == ["1.png"]
+    assert [line.rpartition("a.tar: ")[2].partition(" refused")[0] for line in said] == [
+        "'l.png'", "'h.png'", "'d.png'", "'f.png'"]
+
+
+def test_a_header_that_claims_to_be_huge_takes_no_memory(tmp_path: Path) -> None:
+    info = tarfile.TarInfo("././@LongLink")
+    info.type, info.size = tarfile.GNUTYPE_LONGNAME, 1 << 40
+    path = tmp_path / "a.tar"
+    tar_with(path, ("1.png", b"1"))
+    body = path.read_bytes()[:1024]
+    path.write_bytes(body + info.tobuf() + body.replace(b"1.png", b"2.png"))
+    said: list[str] = []
+    assert keys(path, on_problem=said.append)[0] == "1.png" and said
+    path.write_bytes(b"\x1f\x8b" + bytes(1000))
+    assert keys(path, on_problem=said.append) == [] and "gzip data" in said[-1] and "Decompress it." in said[-1]
+    path.write_text("<html>not found</html>" * 100)
+    assert keys(path, on_problem=said.append) == [] and "no header of one" in said[-1]
+
+
+def test_buckets_have_folders_globs_tars_and_lists(tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    for name in ("b/x/1.png", "b/x/2.png", "b/y/3.png", "b/notes.md"):
+        system.pipe(f"/{name}", name.encode())
+    path = tar_with(tmp_path / "a.tar", ("m/1.png", b"m1"), ("m/1.txt", b"t"), ("../bad.png", b""))
+    system.pipe("/b/a.tar", path.read_bytes())
+    said: list[str] = []
+    listing = find_items(["memory://b"], PICTURES, recursive=True, on_problem=said.append)
+    assert contents(listing) == {"a.tar/m/1.png": b"m1", "x/1.png": b"b/x/1.png", "x/2.png": b"b/x/2.png",
+                                 "y/3.png": b"b/y/3.png"}
+    assert said == ["memory://b/a.tar: '../bad.png' refused: its path leads out of the archive"]
+    assert keys("memory://b/*/1.png") == ["x/1.png"] and keys("memory://b/x/{1,2}.png") == ["1.png", "2.png"]
+    system.pipe("/b/list.txt", b"x/1.png\nmemory://b/y/3.png\n")
+    assert keys("memory://b/list.txt") == ["x/1.png", "b/y/3.png"]
+    assert shards_of("memory://b/a.tar") == shards_of("memory://b") == ["memory://b/a.tar"]
+    index = tar_index.load_index("memory://b/a.tar")
+    assert index.names == ["m/1.png", "m/1.txt"] and [bytes(data) for data in index.read([1, 0])] == [b"t", b"m1"]
+    (item,) = Shard("", "memory://b/a.tar").items(PICTURES)
+    assert item.data is None and item.read() == b"m1", "an index is kept now, so the content is read on demand"
+    assert keys(f"file://{tmp_path}") == ["a.tar/m/1.png", "a.tar/m/1.txt"]
+    with pytest.raises(BadInput, match="changed or is truncated"):
+        places.read("memory://b/x/1.png", 5, 100)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
+    """A web server over a folder, which knows nothing of byte ranges: Python's own."""
+    class Quiet(http.server.SimpleHTTPRequestHandler):
+        def log_message(self, *arguments: object) -> None: ...
+
+    folder = tmp_path / "served"
+    folder.mkdir()
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as running:
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{running.server_port}", folder
+        running.shutdown()
+        thread.join()
+
+
+def test_a_web_server_is_read(server: tuple[str, Path]) -> None:
+    address, folder = server
+    if not importlib.util.find_spec("aiohttp"):
+        with pytest.raises(MissingPackage, match="pip install aiohttp requests"):
+            find_items([f"{address}/a.tar"])
+        pytest.skip("aiohttp is not installed; that the message says so was tried")
+    fill(folder, "x/1 a.png", "x/2.png")
+    tar_with(folder / "a.tar", ("m/1.png", b"m1" * 5000), ("m/2.png", b"m2"))
+    assert contents(find_items([f"{address}/x/"])) == {"1 a.png": b"x/1 a.png", "2.png": b"x/2.png"}
+    assert contents(find_items([f"{address}/x/2.png?signature=secret"])) == {"2.png": b"x/2.png"}
+    assert contents(find_items([f"{address}/a.tar"])) == {"m/1.png": b"m1" * 5000, "m/2.png": b"m2"}
+    index = tar_index.load_index(f"{address}/a.tar")
+    assert [bytes(data) for data in index.read([1])] == [b"m2"]
+    with pytest.raises(BadInput, match="no such address") as caught:
+        find_items([f"{address}/gone.png?signature=secret"])
+    assert "secret" not in str(caught.value)
+
+
+def test_shards_have_a_largest_size_and_count_and_the_same_bytes_every_time(tmp_path: Path) -> None:
+    for folder in (tmp_path / "one", tmp_path / "two"):
+        with ShardWriter(folder, most_samples=4, most_bytes=20_000) as writer:
+            for i in range(10):
+                writer.add(f"{i:07d}", {"png": bytes([i]) * (9000 if i > 7 else 10), "json": b"{}"})
+        assert [path.name for path in writer.paths] == [f"shard-{i:06d}.tar" for i in range(4)]
+    shards = [sorted((tmp_path / name).iterdir()) for name in ("one", "two")]
+    assert [path.name for path in shards[0]] == [f"shard-{i:06d}.tar{end}" for i in range(4) for end in ("", ".index")]
+    for a, b in zip(*shards, strict=True):
+        assert a.suffix == ".index" or a.read_bytes() == b.read_bytes()
+    assert len(keys(tmp_path / "one")) == 20 and next_number(tmp_path / "one") == 4 == len(shards_of(tmp_path / "one"))
+    listed = subprocess.run(["tar", "-tf", shards[0][0]], capture_output=True, text=True, check=True)
+    assert listed.stdout.splitlines()[:2] == ["0000000.png", "0000000.json"] and not listed.stderr
+
+
+def test_a_writer_that_fails_leaves_no_shard_that_is_not_whole(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), ShardWriter(tmp_path, most_samples=2) as writer:
+        for i in range(3):
+            writer.add(f"{i}", {"png": b"1"})
+        raise ZeroDivisionError
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["shard-000000.tar", "shard-000000.tar.index"]
+    for stem in ("a.b", "../a", "/a", "a\n", "", "a//b"):
+        with pytest.raises(BadInput, match="expected the name of a sample"), ShardWriter(tmp_path) as writer:
+            writer.add(stem, {"png": b""})
+    (tmp_path / "file").write_text("")
+    with pytest.raises(BadInput, match="cannot write"), ShardWriter(tmp_path / "file") as writer:
+        writer.add("a", {"png": b""})
