@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
@@ -65,17 +65,22 @@ def glb_bytes(cloud: PointCloud) -> bytes:
 
     glTF has the same axes and the same unit. Raises `MissingPackage` if trimesh is not installed.
     """
+    library = trimesh()
+    if isinstance(cloud, Mesh):
+        thing = library.Trimesh(cloud.vertices, cloud.faces, vertex_normals=cloud.normals,
+                                vertex_colors=cloud.colours, process=False, validate=False)
+    else:
+        thing = library.PointCloud(cloud.vertices, colors=cloud.colours)
+    scene = library.Scene(thing)
+    scene.metadata = {"comments": list(cloud.comments), "intrinsics": cloud.intrinsics.matrix.tolist(),
+                      "focal_length_is_a_guess": cloud.intrinsics.guessed}
+    return library.exchange.gltf.export_glb(scene, include_normals=isinstance(cloud, Mesh))
+
+
+def trimesh() -> ModuleType:
+    """The library that writes .glb. Raises `MissingPackage` if it is not installed."""
     try:
         import trimesh
     except ImportError as error:
         raise missing_package("trimesh", "points", "write .glb files") from error
-    thing: Any
-    if isinstance(cloud, Mesh):
-        thing = trimesh.Trimesh(cloud.vertices, cloud.faces, vertex_normals=cloud.normals,
-                                vertex_colors=cloud.colours, process=False, validate=False)
-    else:
-        thing = trimesh.PointCloud(cloud.vertices, colors=cloud.colours)
-    scene = trimesh.Scene(thing)
-    scene.metadata = {"comments": list(cloud.comments), "intrinsics": cloud.intrinsics.matrix.tolist(),
-                      "focal_length_is_a_guess": cloud.intrinsics.guessed}
-    return trimesh.exchange.gltf.export_glb(scene, include_normals=isinstance(cloud, Mesh))
+    return trimesh

@@ -13,6 +13,7 @@ from .intrinsics import Intrinsics
 CHANNELS = "metres; x right, y up, z towards the viewer; the camera is in the origin"
 """Units and axes of points and normals: those of the normals, of OpenGL and of glTF."""
 _GRID = 512  # pixels; maps of larger images are enlarged ones, and their normals come from as much wider steps
+_COMPARED = 100  # parts of the longer side; normals are compared over such steps, since noise turns those of short ones
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class Cut:
     max_slope: float = 85.0
     """Largest angle between the surface, from one pixel to its neighbour, and the image plane [degrees]. Steeper steps
     are edges between two surfaces: the pixels on both sides are left out, and no triangle spans one. 90 keeps all."""
-    max_angle: float = 60.0
+    max_angle: float = 75.0
     """Largest angle between the predicted normal and that of the depth's surface [degrees]. 180 keeps all."""
     step: int = 1
     """Keep every n-th row and column."""
@@ -93,14 +94,13 @@ def point_cloud(
         if alpha is not None:
             kept &= alpha >= cut.threshold
     position = positions(np.where(solid, depth, np.nan), intrinsics)
-    if normals is None or cut.max_angle < 180:
-        surface = surface_normals(position, kept)
-        if normals is None:
-            normals = surface
-        else:
-            # A pixel whose surface has no normal, because its neighbours are cut, is not judged.
-            known = (surface != 0).any(axis=2)
-            kept &= ~known | (_cosine(normals, surface) >= math.cos(math.radians(cut.max_angle)))
+    if normals is None:
+        normals = surface_normals(position, kept)
+    elif cut.max_angle < 180:
+        surface = surface_normals(position, kept, max(1, round(max(kept.shape) / _COMPARED)))
+        # A pixel whose surface has no normal, because its neighbours are cut, is not judged.
+        known = (surface != 0).any(axis=2)
+        kept &= ~known | (_cosine(normals, surface) >= math.cos(math.radians(cut.max_angle)))
     kept &= np.isfinite(normals).all(axis=2) & (np.abs(normals).max(axis=2) > 1e-6)
     grid = np.zeros_like(kept)
     grid[:: cut.step, :: cut.step] = True

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from .. import cli
+from ..core.bundle import Bundle
 from ..core.contract import Graph
 from ..core.errors import BadInput, ContractError
 from ..core.image_files import MAX_PIXELS
@@ -22,6 +23,7 @@ with cli.needing("cli"):
     from ..cli.options import Count, Limit, Name, Verbose, size_text
 from ..report.prediction_files import write_prediction
 from ..report.terminal import plain_console
+from .extras import Extras, ExtraWriter
 from .reader import Reader, shown, video_file
 from .sources import Image, find_sources, output_stems
 from .video import Look, matte, predict_video
@@ -62,6 +64,7 @@ class PredictConfig:
     """Stop after this many frames of each video, camera or stream."""
     max_pixels: Count = MAX_PIXELS
     """Skip images with more pixels than this."""
+    extras: Annotated[Extras, tyro.conf.arg(name="")] = field(default_factory=Extras)
     verbose: Verbose = False
 
 
@@ -73,6 +76,7 @@ class Run:
         self.sources = find_sources(config.sources, config.video, config.recursive)
         self.single = len(self.sources) == 1
         self.skipped = self.sources.skipped
+        self.extras = ExtraWriter(config.extras)
         self.written = 0
         self.interrupted = False
 
@@ -86,13 +90,14 @@ class Run:
                 progress.update(task, description=image.label)
                 try:
                     frame = image.read(self.config.max_pixels)
-                    prediction = runtime(frame)
+                    prediction = self.extras.metric(runtime(frame), image.path)
                     picture = matte(frame, prediction) if self.config.look == "matte" else None
                 except (BadInput, ContractError) as error:
                     self.skip(str(image.path), error)
                 else:
                     files = write_prediction(self.config.out / image.folder, stem, frame, prediction, image.label,
                                              picture)
+                    files += self.extras.write(self.config.out / image.folder, stem, frame, prediction, image.path)
                     table.add_row(str(image.folder / image.label), size_text(frame.shape[:2]),
                                   "\n".join(file.name for file in files))
                     self.written += 1
@@ -133,7 +138,7 @@ class Run:
 
     def finish(self) -> int:
         """Print what was skipped, and return the exit status."""
-        for line in self.sources.notes:
+        for line in [*self.sources.notes, *self.extras.lines()]:
             self.console.print(line)
         for line in self.skipped:
             self.console.print(f"skipped  {line}")
@@ -142,7 +147,7 @@ class Run:
         if not self.written:
             raise BadInput(f"none of {len(self.sources)} images and videos could be predicted. "
                            "The lines above say why.")
-        return 1 if self.skipped else 0
+        return 1 if self.skipped or self.extras.empty else 0
 
 
 def main(config: PredictConfig) -> int:
@@ -152,6 +157,7 @@ def main(config: PredictConfig) -> int:
     if run.single and sources.images:
         sources.images[0].read(config.max_pixels)  # fail before an engine is loaded
     first = Reader(sources.videos[0]) if run.single and sources.videos else None
+    config.extras.check(Bundle.open(config.bundle).contract.heads, len(sources.images), len(sources.videos))
     with load(config.bundle, config.backend, config.graph, config.precision, config.threads) as runtime:
         run.console.print(runtime.reason if config.verbose else runtime.summary)
         if sources.images:

@@ -92,7 +92,7 @@ def cutout(image: np.ndarray, alpha: np.ndarray, decontaminate: bool = True) -> 
     return np.dstack([_to_uint8(colours), _to_uint8(_clean(alpha) * 255)])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Background:
     """What a composite is put over."""
 
@@ -100,13 +100,14 @@ class Background:
     """"colour", "image" or "blur", which is the background of the picture itself."""
     colour: tuple[int, int, int] = (0, 0, 0)
     """RGB."""
-    path: Path | None = None
+    image: np.ndarray | None = None
+    """uint8 (h, w, 3) RGB."""
 
     @classmethod
     def parse(cls, text: str) -> Background:
         """"blur", a colour such as white, #00b140 or 0,177,64, or else the name of an image file.
 
-        Raises `BadInput` if the text is none of these.
+        Raises `BadInput` if the text is none of these, or the image cannot be read.
         """
         name = text.strip().lower()
         if name == "blur":
@@ -120,14 +121,14 @@ class Background:
         if not Path(text).is_file():
             raise BadInput(f"background: expected blur, a colour ({', '.join(_COLOURS)}, #00b140 or 0,177,64) or an "
                            f"image file, received {text!r}.")
-        return cls("image", path=Path(text))
+        return cls("image", image=read_image(text))
 
     def picture(self, image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-        """float32 or uint8, (H, W, 3), or a colour (3,). Raises `BadInput` if the image file cannot be read."""
+        """What is behind the foreground of `image`: float32 or uint8, (H, W, 3), or a colour (3,)."""
         if self.kind == "colour":
             return np.array(self.colour, np.float32)
         if self.kind == "image":
-            return covering(read_image(self.path), image.shape[:2])
+            return covering(self.image, image.shape[:2])
         return blurred_background(image, alpha)
 
 

@@ -11,8 +11,11 @@ from .panel import panel
 from .writers import write_depth_exr, write_npz, write_png
 
 PANEL_SUFFIX, MATTE_SUFFIX = ".panel.png", ".matte.png"
-PICTURES = (PANEL_SUFFIX, MATTE_SUFFIX)
-"""How the names of the pictures end that a prediction gives."""
+PICTURES = (
+    PANEL_SUFFIX, MATTE_SUFFIX, ".cutout.png", ".cutout.webp", ".composite.png", ".alpha.png", ".depth.png",
+    ".normals.png",
+)
+"""How the names of the pictures end that a prediction gives. In a folder, they are results and not images."""
 
 
 def write_prediction(
