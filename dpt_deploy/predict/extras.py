@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -93,13 +94,16 @@ class Extras:
         names = ("points", "cutout", "background", "alpha_png", "depth_png", "normals")
         return ["--" + name.replace("_", "-") for name in names if getattr(self, name)]
 
-    def check(self, heads: Iterable[str], images: int, videos: int) -> None:
-        """Raise `BadInput` unless a bundle with these heads and so many sources can give the files."""
+    def check_sources(self, images: int, videos: int) -> None:
+        """Raise `BadInput` unless so many sources can give the files."""
         if videos and (asked := self.asked()):
             raise BadInput(f"{asked[0]}: expected images, received a video or a camera. Save its frames as images.")
         if images > 1 and self.own_file is not None:
             kind = self.own_file.suffix.lower().lstrip(".")
             raise BadInput(f"--points {self.own_file}: expected one image, received {images}. Pass --points {kind}.")
+
+    def check_heads(self, heads: Iterable[str]) -> None:
+        """Raise `BadInput` unless a bundle with these heads can give the files."""
         needs = {"points": "depth", "depth_png": "depth", "normals": "normals", "cutout": "alpha",
                  "background": "alpha", "alpha_png": "alpha"}
         for option, head in needs.items():
@@ -119,13 +123,20 @@ class ExtraWriter:
 
     def __init__(self, extras: Extras) -> None:
         self.extras = extras
-        self.guessed = 0
+        self.guessed: list[str] = []  # threads append to lists, and would lose counts
         """Images whose focal length was guessed."""
-        self.unscaled = 0
+        self.unscaled: list[Path | None] = []
         """Images whose depth maps are not in metres, because nothing tells the focal length."""
         self.empty: list[str] = []
         """Images of which no point is left."""
         self._background = Background.parse(extras.background) if extras.background is not None else None
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """What the files depend on, as plain JSON; None if nothing is written."""
+        if not self.extras.asked():
+            return None
+        return {name: str(value) for name, value in dataclasses.asdict(self.extras).items() if value is not None}
 
     def metric(self, prediction: Prediction, source: Path | None) -> Prediction:
         """The prediction with depth in metres, if the network needs the focal length for that and it is known.
@@ -138,7 +149,7 @@ class ExtraWriter:
         if not prediction.canonical_focal:
             return prediction
         if camera.guessed:
-            self.unscaled += 1
+            self.unscaled.append(source)
             return prediction
         return prediction.in_metres(camera)
 
@@ -163,7 +174,7 @@ class ExtraWriter:
             points = make(camera, image, extras.cut)
             if len(points):
                 write_points(files[-1], points)
-                self.guessed += camera.guessed
+                self.guessed += [stem] if camera.guessed else []
             else:
                 files.pop()
                 self.empty.append(stem)
@@ -189,11 +200,11 @@ class ExtraWriter:
         found = []
         advice = "Pass --focal, --fov or --intrinsics if you know it."
         if self.guessed:
-            found.append(f"points: the focal length was guessed for {_images(self.guessed)}, so shapes may be "
+            found.append(f"points: the focal length was guessed for {_images(len(self.guessed))}, so shapes may be "
                          f"stretched. {advice}")
         if self.unscaled:
-            found.append(f"depth: the network needs the focal length for metres, and {_images(self.unscaled)} did not "
-                         f"tell it; such depth maps are as the network gave them. {advice}")
+            found.append(f"depth: the network needs the focal length for metres, and {_images(len(self.unscaled))} did "
+                         f"not tell it; such depth maps are as the network gave them. {advice}")
         if self.empty:
             found.append(f"points: none is left of {_images(len(self.empty))} ({', '.join(self.empty[:5])}). Lower "
                          "--point-alpha, or raise --max-slope and --max-angle.")

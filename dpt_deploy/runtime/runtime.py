@@ -188,7 +188,7 @@ def load(
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise BadInput(f"threads: expected a number from 1, received {threads!r}.")
     tried = [backends.get(backend)] if backend is not None else [b for b in backends.registered() if b.automatic]
-    opened = _open(bundle, description)
+    opened = open_bundle(bundle, description)
     graph = graph or ("frame" if any(one.graph == "frame" for one in opened.artifacts) else "model")
     options = SessionOptions(threads, precision, compile_eagerly)
     refusals: dict[tuple[str, str], None] = {}
@@ -224,7 +224,7 @@ def load(
     raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
 
 
-def _open(bundle: Path | str, description: Path | str | None) -> Bundle:
+def open_bundle(bundle: Path | str, description: Path | str | None = None) -> Bundle:
     """The bundle at a path or an address of the hub, or one around the foreign ONNX file there."""
     path = hub.download(bundle) if hub.is_address(bundle) else Path(bundle)
     foreign = path.suffix.lower() == ".onnx" and path.is_file()

@@ -12,7 +12,8 @@ from ..core.compact import encode
 from ..core.errors import BadInput
 from ..geometry import Cut, Intrinsics
 from ..geometry.files import ply_bytes
-from ..report.in_memory import exr_bytes, png_bytes
+from ..report.in_memory import exr_bytes
+from ..report.writers import png_bytes
 from ..runtime import Prediction
 
 MEDIA = {"png": "image/png", "exr": "image/x-exr", "ply": "application/octet-stream"}

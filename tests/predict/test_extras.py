@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.predict.extras import Extras, ExtraWriter
@@ -108,12 +107,12 @@ def test_impossible_options_are_refused(values: dict, words: str) -> None:
         Extras(**values)
 
 
-def test_what_the_sources_or_the_bundle_cannot_give_is_refused(tiny_bundle: Path) -> None:
-    heads = Bundle.open(tiny_bundle).contract.heads
+def test_what_the_sources_or_the_bundle_cannot_give_is_refused() -> None:
     with pytest.raises(BadInput, match="expected one image, received 2"):
-        Extras(points="a.ply").check(heads, 2, 0)
+        Extras(points="a.ply").check_sources(2, 0)
     with pytest.raises(BadInput, match="expected images, received a video"):
-        Extras(cutout="png").check(heads, 0, 1)
+        Extras(cutout="png").check_sources(0, 1)
     with pytest.raises(BadInput, match="head alpha"):
-        Extras(cutout="png").check(("depth", "normals"), 1, 0)
-    Extras().check(("depth",), 0, 3)
+        Extras(cutout="png").check_heads(("depth", "normals"))
+    Extras().check_sources(0, 3)
+    Extras().check_heads(("depth",))
