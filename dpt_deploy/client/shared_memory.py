@@ -49,8 +49,8 @@ class Region:
             if isinstance(translated, BackendError) and "gave no answer" in str(translated):
                 raise translated from error
             raise BackendError(f"{self._transport.address} cannot open shared memory of this machine ({translated}) "
-                               "Leave out shared_memory, or run the server on this machine, in a container with --ipc=host.",
-                               backend="triton") from error
+                               "Leave out shared_memory, or run the server on this machine; a container needs "
+                               "--ipc=host.", backend="triton") from error
 
     def write(self, frames: np.ndarray) -> None:
         """Copy an array to the start of the region."""

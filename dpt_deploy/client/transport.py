@@ -34,7 +34,8 @@ class Transport:
         scheme = (found[1] or "grpc") if found else ""
         if scheme not in SCHEMES:
             raise BadInput(f"address: expected HOST:PORT, grpc://HOST:PORT or http://HOST:PORT, received "
-                           f"{address!r:.200}. Triton's ports are 8001 for gRPC and 8000 for HTTP unless the server was told otherwise.")
+                           f"{address!r:.200}. Triton's ports are 8001 for gRPC and 8000 for HTTP by "
+                           "default.")
         self.address = address
         self.timeout = timeout
         self._kind, self._secure = SCHEMES[scheme]
@@ -188,5 +189,6 @@ def check_map(form: Form, value: np.ndarray | None, frames: tuple[int, ...], add
     if value is None or value.dtype != form.dtype or value.shape != shape:
         received = "fewer bytes" if value is None else f"{value.dtype} {list(value.shape)}"
         raise BackendError(f"{address}: expected {form.output} as {form.dtype} {list(shape)}, received {received}. "
-                           "Look into the server's log; NumPy 2 in an old Triton gives empty outputs.", backend="triton")
+                           "Look into the server's log; NumPy 2 in an old Triton gives empty outputs.",
+                           backend="triton")
     return form.decode(value)
