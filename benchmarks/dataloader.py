@@ -53,7 +53,7 @@ class DataloaderConfig:
     workers: Workers = 2
     """Worker processes; auto is one per core, at most 8."""
     passes: Count = 3
-    """Passes over the samples of each source with worker processes."""
+    """Passes over the samples of each source, in one process and with worker processes."""
     out: Path | None = None
     """Folder of the result file. Default: benchmarks/results."""
     name: str = "dataloader"
@@ -84,9 +84,11 @@ def measure(config: DataloaderConfig, folder: Path) -> dict[str, float]:
     count, workers = min(config.max_samples, len(sources["cache"].names)), resolve_workers(config.workers)
     torch.set_num_threads(1)
     cv2.setNumThreads(1)
-    result = time_stages(sources, contract, count) | time_sources(sources, contract, count)
+    result = time_stages(sources, contract, count) | time_sources(sources, contract, count, config.passes)
     result = {f"{name} [ms]": value for name, value in result.items()}
-    rates = samples_per_second(sources, contract, count, workers, config.passes)
+    # Those at training size take a tenth of the time, so they pass ten times as often.
+    rates = samples_per_second(dict(list(sources.items())[:2]), contract, count, workers, config.passes)
+    rates |= samples_per_second(dict(list(sources.items())[2:]), contract, count, workers, 10 * config.passes)
     result |= {f"{name}, {workers} workers [samples/s]": rate for name, rate in rates.items()}
     for faster, slower in (("cache", "originals"), ("shards", "originals"), ("shards", "cache"),
                            ("originals in shards", "originals")):
@@ -118,15 +120,16 @@ def time_stages(sources: dict[str, Any], contract: Contract, count: int) -> dict
     }, count)
 
 
-def time_sources(sources: dict[str, Any], contract: Contract, count: int) -> dict[str, float]:
+def time_sources(sources: dict[str, Any], contract: Contract, count: int, passes: int) -> dict[str, float]:
     """Milliseconds per sample of every source, in turn, in one thread of this process."""
     augment = Augment(color=0.3, blur=0.1, noise=0.1, jpeg=0.1)
     plain = {name: MapDataset(source, range(count), contract) for name, source in sources.items()}
     augmented = {name: MapDataset(source, range(count), contract, augment) for name, source in sources.items()}
-    return (median_ms({f"{name}: whole sample": source.read for name, source in sources.items()}, count)
-            | median_ms({f"{name} to tensors": partial(tensors, dataset) for name, dataset in plain.items()}, count)
+    return (median_ms({f"{name}: whole sample": source.read for name, source in sources.items()}, count, passes)
+            | median_ms({f"{name} to tensors": partial(tensors, dataset) for name, dataset in plain.items()},
+                        count, passes)
             | median_ms({f"{name} to tensors, augmented": partial(tensors, dataset)
-                         for name, dataset in augmented.items()}, count))
+                         for name, dataset in augmented.items()}, count, passes))
 
 
 def tensors(dataset: MapDataset, i: int) -> dict[str, Any]:
@@ -134,11 +137,11 @@ def tensors(dataset: MapDataset, i: int) -> dict[str, Any]:
     return dataset[0, i]
 
 
-def median_ms(functions: dict[str, Callable[[int], object]], count: int) -> dict[str, float]:
+def median_ms(functions: dict[str, Callable[[int], object]], count: int, passes: int = 1) -> dict[str, float]:
     """Median times of functions of i = 0 ... count - 1 [ms]. They take turns, beginning with another one each time."""
     times: dict[str, list[float]] = {name: [] for name in functions}
     names = list(functions)
-    for i in range(count):
+    for i in [*range(count)] * passes:
         for name in names[i % len(names):] + names[: i % len(names)]:
             start = time.perf_counter()
             functions[name](i)

@@ -76,6 +76,12 @@ def test_the_lower_bounds_work(extra: str, tiny_bundle: Path, tmp_path: Path) ->
                   "from dpt_deploy.geometry.files import write_points; "
                   "cloud = point_cloud(numpy.ones((4, 4)), Intrinsics.guess((4, 4))); "
                   "write_points('a.glb', cloud); write_points('b.glb', triangulate(cloud))")
+    if extra == "client":
+        for scheme in ("grpc", "http"):
+            run("-c", "from dpt_deploy.client import Client; from dpt_deploy import DptError\n"
+                      f"try: Client('{scheme}://localhost:1')\n"
+                      "except DptError as e: assert 'gave no answer' in str(e), e\n"
+                      "else: raise SystemExit('something answered')")
     if extra == "train":
         run("-m", "dpt_deploy", "synthesize", "--help")
         run("-m", "dpt_deploy", "train", "--help")

@@ -302,9 +302,10 @@ def _look_at(text: str) -> _Source:
         folder, rest = patterns.fixed_part(text)
         return _walked(text, folder, lambda listing: rest)
     if there is None:
-        what = "address" if places.is_address(text) else "file or folder"
+        address = places.is_address(text)
+        what, where = ("address", "it, and that the server answers") if address else ("file or folder", "the path")
         raise BadInput(f"{places.shown(text)}: expected a file, a folder, a glob, a list, a tar or an address, but "
-                       f"there is no such {what}. Check the path.")
+                       f"there is no such {what}. Check {where}.")
     if there == "folder":
         return _walked(text, text, lambda listing: "**" if listing.recursive else "*")
     name = places.base_name(text)

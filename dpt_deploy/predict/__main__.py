@@ -109,12 +109,12 @@ class PredictConfig:
         """Whether Ray predicts."""
         return self.ray or self.ray_address is not None or self.actors is not None
 
-    def job(self, large: bool) -> Job:
+    def job(self, large: bool, extras: ExtraWriter) -> Job:
         """The options that each process needs."""
         return Job(self.bundle, self.out, self.backend, self.graph, self.precision, self.threads, self.maps,
                    self.format or ("npz" if large else "full"), tuple(sorted(self.forms.items())),
                    self.look or ("none" if large else "panel"), self.max_pixels, self.batch,
-                   max(1, resolve_workers(self.workers)), self.shard_size, self.extras)
+                   max(1, resolve_workers(self.workers)), self.shard_size, extras)
 
 
 class Run:
@@ -128,10 +128,10 @@ class Run:
         items = None if config.large else self.sources.few(FEW)
         self.works = None if items is None else self.sources.few_works(items)
         self.large = self.works is None
-        self.job = config.job(self.large)
-        self.single = not self.large and len(self.works) + len(self.sources.videos) == 1
-        config.extras.check_sources(None if self.works is None else len(self.works), len(self.sources.videos))
         self.extras = ExtraWriter(config.extras)
+        self.job = config.job(self.large, self.extras)
+        self.single = not self.large and len(self.works) + len(self.sources.videos) == 1
+        config.extras.check_sources(2 if self.large else len(self.works), len(self.sources.videos))
         self.tally = Tally()
         self.skipped: list[str] = []
         self.written = self.status = 0
@@ -162,10 +162,10 @@ class Run:
         config = self.config
         with Stop() as stop:
             if self.works is not None:
-                self.tally = predict_few(self.job, runtime, self.works, self.console, stop, self.extras)
+                self.tally = predict_few(self.job, runtime, self.works, self.console, stop)
             else:
                 self.tally = predict_many(self.job, runtime, self.sources, self.share, config.resume, config.verify,
-                                          self.console, stop, self.extras)
+                                          self.console, stop)
         self.status = 128 + stop.signal if stop.signal else 0
         self.finish_images()
 
@@ -215,12 +215,12 @@ class Run:
 
     def finish(self) -> int:
         """Print what was skipped, and return the exit status."""
-        if line := self.sources.left_out_line():
+        for line in [self.sources.left_out_line(), *self.extras.lines()]:
+            if not line:
+                continue
             self.console.print(line)
         if self.sources.results:
             self.console.print(f"left out {self.sources.results} pictures that this command wrote")
-        for line in self.extras.lines():
-            self.console.print(line)
         self.skipped += self.sources.problems
         for line in self.skipped:
             self.console.print(f"skipped  {line}")

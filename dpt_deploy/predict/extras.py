@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import threading
+import dataclasses
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import tyro
@@ -19,7 +19,6 @@ from ..geometry.files import SUFFIXES, trimesh, write_points
 from ..report.cutout import Background, composite, cutout
 from ..report.writers import write_depth_png, write_normals, write_picture, write_png
 from ..runtime import Prediction
-from .formats import FORMATS
 
 
 @dataclass(frozen=True)
@@ -96,62 +95,53 @@ class Extras:
         names = ("points", "cutout", "background", "alpha_png", "depth_png", "normals")
         return ["--" + name.replace("_", "-") for name in names if getattr(self, name)]
 
-    def identity(self) -> dict[str, dict[str, str]]:
-        """The options that are not the default, as plain JSON: what a run that goes on must have in common."""
-        given = {field.name: str(getattr(self, field.name)) for field in fields(self)
-                 if getattr(self, field.name) != field.default}
-        return {"extras": given} if given else {}
-
-    def check_sources(self, images: int | None, videos: int) -> None:
-        """Raise `BadInput` unless so many sources can give the files. `images` is None for a large run."""
+    def check_sources(self, images: int, videos: int) -> None:
+        """Raise `BadInput` unless so many sources can give the files."""
         if videos and (asked := self.asked()):
             raise BadInput(f"{asked[0]}: expected images, received a video or a camera. Save its frames as images.")
-        if images != 1 and self.own_file is not None:
+        if images > 1 and self.own_file is not None:
             kind = self.own_file.suffix.lower().lstrip(".")
-            raise BadInput(f"--points {self.own_file}: expected one image, received {images or 'many'}. Pass --points "
-                           f"{kind}.")
+            raise BadInput(f"--points {self.own_file}: expected one image, received {images}. Pass --points {kind}.")
 
-    def check(self, heads: Iterable[str], format: str) -> None:
-        """Raise `BadInput` unless a bundle with these heads and the format of the maps can give the files."""
+    def check_heads(self, heads: Iterable[str]) -> None:
+        """Raise `BadInput` unless a bundle with these heads can give the files."""
         needs = {"points": "depth", "depth_png": "depth", "normals": "normals", "cutout": "alpha",
                  "background": "alpha", "alpha_png": "alpha"}
         for option, head in needs.items():
             if getattr(self, option) and head not in heads:
                 raise BadInput(f"--{option.replace('_', '-')}: expected a bundle with the head {head}, received one "
                                f"without. It has {', '.join(heads)}.")
-        if (asked := self.asked()) and FORMATS[format].shards is not None:
-            raise BadInput(f"{asked[0]}: expected a format with files of their own, received {format}. Choose --format "
-                           "npz.")
-        if format == "png16" and (same := {"--depth-png", "--normals", "--alpha-png"} & set(asked)):
-            raise BadInput(f"{min(same)}: --format png16 writes a file of that name. Choose --format npz.")
 
     def camera(self, size: tuple[int, int], item: Item | None) -> Intrinsics:
         """The intrinsics of an image of `size` (H, W): those of the options, of EXIF, or a guess."""
         if self.fov is not None:
             return Intrinsics.from_fov(self.fov, size)
         given = self.intrinsics if self.intrinsics is not None else self.focal
-        if given is not None or item is None:
-            return find_intrinsics(given, size)
-        if item.path is not None:
-            return find_intrinsics(None, size, item.path)
-        with item.open() as file:
+        if given is not None or item is None or item.path is not None:
+            return find_intrinsics(given, size, item and item.path)
+        with item.open() as file:  # a member of a tar, or behind an address
             return find_intrinsics(None, size, file)
 
 
 class ExtraWriter:
-    """Writes the extra files of images, and remembers what is to be said about them at the end. Thread-safe."""
+    """Writes the extra files of images, and remembers what is to be said about them at the end."""
 
     def __init__(self, extras: Extras) -> None:
         self.extras = extras
-        self.guessed = 0
+        self.guessed: list[str] = []  # threads append to lists, and would lose counts
         """Images whose focal length was guessed."""
-        self.unscaled = 0
+        self.unscaled: list[str] = []
         """Images whose depth maps are not in metres, because nothing tells the focal length."""
-        self.empty = 0
+        self.empty: list[str] = []
         """Images of which no point is left."""
-        self._empty_names: list[str] = []
-        self._lock = threading.Lock()
         self._background = Background.parse(extras.background) if extras.background is not None else None
+
+    @property
+    def identity(self) -> dict[str, Any] | None:
+        """What the files depend on, as plain JSON; None if nothing is written."""
+        if not self.extras.asked():
+            return None
+        return {name: str(value) for name, value in dataclasses.asdict(self.extras).items() if value is not None}
 
     def metric(self, prediction: Prediction, item: Item | None) -> Prediction:
         """The prediction with depth in metres, if the network needs the focal length for that and it is known.
@@ -164,24 +154,23 @@ class ExtraWriter:
         if not prediction.canonical_focal:
             return prediction
         if camera.guessed:
-            with self._lock:
-                self.unscaled += 1
+            self.unscaled.append(item.key if item else "")
             return prediction
         return prediction.in_metres(camera)
 
     def write(
-        self, base: Path, image: np.ndarray, prediction: Prediction, item: Item | None
+        self, folder: Path, stem: str, image: np.ndarray, prediction: Prediction, item: Item | None
     ) -> list[Path]:
         """Write the files of one image, and return them. Raises `BadInput` if one cannot be written.
 
         Args:
-            base: Folder, and how the names of the files begin.
+            folder: Where they go.
+            stem: How their names begin.
             image: uint8 (H, W, 3) RGB.
             prediction: Its maps.
             item: The input, for its EXIF.
         """
         extras, files = self.extras, []
-        folder, stem = base.parent, base.name
         if extras.points is not None:
             camera = extras.camera(image.shape[:2], item)
             kind = "mesh" if extras.mesh else "points"
@@ -190,13 +179,10 @@ class ExtraWriter:
             points = make(camera, image, extras.cut)
             if len(points):
                 write_points(files[-1], points)
-                with self._lock:
-                    self.guessed += camera.guessed
+                self.guessed += [stem] if camera.guessed else []
             else:
                 files.pop()
-                with self._lock:
-                    self.empty += 1
-                    self._empty_names += [stem] if self.empty <= 5 else []
+                self.empty.append(stem)
         if extras.cutout is not None:
             files.append(folder / f"{stem}.cutout.{extras.cutout}")
             write_picture(files[-1], cutout(image, prediction.alpha, not extras.keep_colours))
@@ -219,13 +205,13 @@ class ExtraWriter:
         found = []
         advice = "Pass --focal, --fov or --intrinsics if you know it."
         if self.guessed:
-            found.append(f"points: the focal length was guessed for {_images(self.guessed)}, so shapes may be "
+            found.append(f"points: the focal length was guessed for {_images(len(self.guessed))}, so shapes may be "
                          f"stretched. {advice}")
         if self.unscaled:
-            found.append(f"depth: the network needs the focal length for metres, and {_images(self.unscaled)} did not "
-                         f"tell it; such depth maps are as the network gave them. {advice}")
+            found.append(f"depth: the network needs the focal length for metres, and {_images(len(self.unscaled))} did "
+                         f"not tell it; such depth maps are as the network gave them. {advice}")
         if self.empty:
-            found.append(f"points: none is left of {_images(self.empty)} ({', '.join(self._empty_names)}). Lower "
+            found.append(f"points: none is left of {_images(len(self.empty))} ({', '.join(self.empty[:5])}). Lower "
                          "--point-alpha, or raise --max-slope and --max-angle.")
         return found
 

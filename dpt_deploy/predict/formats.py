@@ -6,6 +6,7 @@ import functools
 import io
 import json
 import tempfile
+import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,7 +67,12 @@ def store(maps: Maps, forms: Forms) -> dict[str, np.ndarray]:
 
 def _npz(stored: Maps, forms: Forms) -> dict[str, bytes]:
     data = io.BytesIO()
-    np.savez_compressed(data, forms=json.dumps(dict(forms)), **stored)
+    # np.savez_compressed takes level 6: up to three times as long, for files that are 3 % smaller.
+    with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
+        for name, values in {"forms": np.array(json.dumps(dict(forms))), **stored}.items():
+            member = io.BytesIO()
+            np.lib.format.write_array(member, values, allow_pickle=False)
+            file.writestr(f"{name}.npy", member.getvalue())
     return {"npz": data.getvalue()}
 
 
@@ -82,9 +88,9 @@ def _exr(stored: Maps, forms: Forms) -> dict[str, bytes]:
 
 
 def _png(stored: Maps, forms: Forms) -> dict[str, bytes]:
-    texts = {"uint16-mm": DEPTH_TEXT, "uint16": normals_text()}
-    return {f"{head}.png": png_bytes(values, {PNG_KEY: json.dumps(description(head, forms[head]))}
-                                     | (texts.get(forms[head], {}) if head != "alpha" else {}))
+    texts = {("depth", "uint16-mm"): DEPTH_TEXT, ("normals", "uint16"): normals_text()}
+    return {f"{head}.png": png_bytes(values, {PNG_KEY: json.dumps(description(head, forms[head])),
+                                              **texts.get((head, forms[head]), {})})
             for head, values in stored.items()}
 
 

@@ -18,7 +18,6 @@ from rich.table import Table
 from ..core.places import is_address
 from ..runtime import Runtime
 from .batches import Outcome, Work
-from .extras import ExtraWriter
 from .job import Job
 from .journal import FOLDER, Journal
 from .naming import Names, hashed
@@ -98,14 +97,12 @@ class Stop:
             yield work
 
 
-def predict_few(
-    job: Job, runtime: Runtime, works: Sequence[Work], console: Console, stop: Stop, extras: ExtraWriter
-) -> Tally:
+def predict_few(job: Job, runtime: Runtime, works: Sequence[Work], console: Console, stop: Stop) -> Tally:
     """Predict images without a journal. All of them have a row in the tally, in their order."""
     outcomes: dict[str, Outcome] = {}
     with progress(console, len(works)) as bar:
         task = bar.add_task("", total=len(works))
-        for outcome in job.run(runtime, stop.until(works), None, "", extras=extras):
+        for outcome in job.run(runtime, stop.until(works), None, ""):
             outcomes[outcome.work.key] = outcome
             bar.update(task, advance=1, description=outcome.work.label)
     tally = Tally()
@@ -117,7 +114,7 @@ def predict_few(
 
 def predict_many(
     job: Job, runtime: Runtime, sources: Sources, share: tuple[int, int], resume: bool, verify: bool, console: Console,
-    stop: Stop, extras: ExtraWriter,
+    stop: Stop,
 ) -> Tally:
     """Predict a share of the images with a journal.
 
@@ -140,7 +137,7 @@ def predict_many(
     with contextlib.closing(journal), progress(console, None) as bar:
         task = bar.add_task("", total=None)
         start = time.perf_counter()
-        for outcome in job.run(runtime, remaining(), journal.part, f"maps-{journal.number:05d}", extras=extras):
+        for outcome in job.run(runtime, remaining(), journal.part, f"maps-{journal.number:05d}"):
             tally.add(outcome, ROWS)
             tally.seconds = time.perf_counter() - start
             bar.update(task, description=counts(tally))

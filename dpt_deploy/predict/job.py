@@ -13,12 +13,13 @@ from ..core.errors import BadInput
 from ..core.manifest import digest
 from ..runtime import Precision, Runtime, load
 from .batches import Batches, Outcome, Work
-from .extras import Extras, ExtraWriter
+from .extras import ExtraWriter
 from .formats import FORMATS
 from .journal import Part
 from .outputs import Files, Output, Shards
 
 Picture = Literal["panel", "matte", "none"]
+_OF_PNG16 = {"--depth-png", "--normals", "--alpha-png"}
 
 
 @dataclass(frozen=True)
@@ -45,8 +46,8 @@ class Job:
     """Threads that decode, and as many that encode."""
     samples: int = 1000
     """Images in a shard."""
-    extras: Extras = field(default_factory=Extras)
-    """Files besides the maps."""
+    extras: ExtraWriter | None = field(default=None, compare=False)
+    """Writes the files besides the maps."""
 
     @property
     def dots(self) -> bool:
@@ -68,7 +69,13 @@ class Job:
                            "panel.")
         if self.look != "none" and FORMATS[self.format].shards == "zarr":
             raise BadInput(f"--look {self.look}: a zarr shard holds arrays only. Choose --format tar or npz.")
-        self.extras.check(heads, self.format)
+        if FORMATS[self.format].shards and self.extras is not None and (asked := self.extras.extras.asked()):
+            raise BadInput(f"{asked[0]}: expected a format of separate files, received --format {self.format}, whose "
+                           "shards hold maps only. Choose --format npz.")
+        if self.extras is not None:
+            self.extras.extras.check_heads(heads)
+            if self.format == "png16" and (same := _OF_PNG16 & set(self.extras.extras.asked())):
+                raise BadInput(f"{min(same)}: --format png16 writes a file of that name. Choose --format npz.")
         chosen = tuple(head for head in heads if head in (self.maps or heads))
         return FORMATS[self.format].chosen_forms(self.format, dict(self.forms), chosen)
 
@@ -81,21 +88,21 @@ class Job:
         weights = manifest.checkpoint.sha256 or digest(sorted(artifact.sha256 for artifact in manifest.artifacts))
         return {"checkpoint": weights, "contract": digest([manifest.contract]), "graph": self.graph,
                 "precision": self.precision, "format": self.format, "maps": self.stored(bundle), "look": self.look,
-                "sources": list(sources), **self.extras.identity()}
+                "extras": None if self.extras is None else self.extras.identity,
+                "sources": list(sources)}
 
-    def output(self, runtime: Runtime, part: Part | None, name: str, extras: ExtraWriter | None = None) -> Output:
-        """Where results go; `name` is what the names of shards begin with, and `extras` counts what is to be said."""
-        options = self.out, self.format, self.stored(runtime.bundle), self.look, extras or ExtraWriter(self.extras)
+    def output(self, runtime: Runtime, part: Part | None, name: str) -> Output:
+        """Where results go; `name` is what the names of shards begin with."""
+        options = self.out, self.format, self.stored(runtime.bundle), self.look
         if FORMATS[self.format].shards is None or part is None:
-            return Files(*options, part)
-        return Shards(*options, part, name, self.samples)
+            return Files(*options, part, self.extras)
+        return Shards(*options, part, name, self.samples, self.extras)
 
     def run(
-        self, runtime: Runtime, works: Iterable[Work], part: Part | None, name: str, serial: bool = False,
-        extras: ExtraWriter | None = None,
+        self, runtime: Runtime, works: Iterable[Work], part: Part | None, name: str, serial: bool = False
     ) -> Iterator[Outcome]:
         """Predict images and store the results; failures go into the journal. Raises as `Batches.run`."""
-        output = self.output(runtime, part, name, extras)
+        output = self.output(runtime, part, name)
         batches = Batches(runtime, output, self.max_pixels, self.batch, self.workers, serial=serial)
         try:
             for outcome in batches.run(works):

@@ -43,8 +43,13 @@ class Done:
 class Output(Protocol):
     """A place for results."""
 
-    def encode(self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item) -> Encoded:
-        """Encode the maps of one image. Thread-safe. Raises `BadInput` if they cannot be stored."""
+    def encode(
+        self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item | None
+    ) -> Encoded:
+        """Encode the maps of one image. Thread-safe. Raises `BadInput` if they cannot be stored.
+
+        `item` is the input, for its EXIF.
+        """
 
     def add(self, done: Done) -> list[str]:
         """Store them. Returns the names of the files."""
@@ -61,19 +66,25 @@ class Files:
         format: One of `FORMATS` without shards.
         forms: By head.
         look: The picture besides: panel, matte or none.
-        extras: Writes the files besides.
         part: The journal; None for none.
+        extras: Writes the files besides the maps; None for none.
     """
 
     def __init__(
-        self, out: Path, format: str, forms: Forms, look: str, extras: ExtraWriter, part: Part | None
+        self, out: Path, format: str, forms: Forms, look: str, part: Part | None, extras: ExtraWriter | None = None
     ) -> None:
-        self.out, self.format, self.forms, self.look, self.extras, self.part = out, format, forms, look, extras, part
+        self.out, self.format, self.forms, self.look, self.part = out, format, forms, look, part
+        self.extras = extras
 
-    def encode(self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item) -> list[Path]:
+    def encode(
+        self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item | None
+    ) -> list[Path]:
         base = self.out / stem
+        if self.extras is None:
+            return self._maps(base, image, prediction, caption)
         prediction = self.extras.metric(prediction, item)
-        return [*self._maps(base, image, prediction, caption), *self.extras.write(base, image, prediction, item)]
+        files = self._maps(base, image, prediction, caption)
+        return files + self.extras.write(base.parent, base.name, image, prediction, item)
 
     def _maps(self, base: Path, image: np.ndarray, prediction: Prediction, caption: str) -> list[Path]:
         if FORMATS[self.format].encode is None:
@@ -106,24 +117,25 @@ class Shards:
         format: One of `FORMATS` with shards.
         forms: By head.
         look: As for `Files`.
-        extras: Gives depth in metres.
         part: The journal.
         name: What the names of the shards begin with; no other process has it.
         samples: Images in a shard.
+        extras: Gives depth in metres; None leaves it as it is.
     """
 
-    def __init__(
-        self, out: Path, format: str, forms: Forms, look: str, extras: ExtraWriter, part: Part, name: str, samples: int
-    ) -> None:
-        self.out, self.format, self.forms, self.look, self.extras, self.part = out, format, forms, look, extras, part
+    def __init__(self, out: Path, format: str, forms: Forms, look: str, part: Part, name: str, samples: int,
+                 extras: ExtraWriter | None = None) -> None:
+        self.out, self.format, self.forms, self.look, self.part = out, format, forms, look, part
+        self.extras = extras
         self._images: list[dict[str, Any]] = []
         kind = ShardWriter if FORMATS[format].shards == "tar" else ZarrWriter
         self._writer = kind(out, name, most_samples=samples, before=self._complete)
 
     def encode(
-        self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item
+        self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item | None
     ) -> dict[str, bytes]:
-        prediction = self.extras.metric(prediction, item)
+        if self.extras is not None:
+            prediction = self.extras.metric(prediction, item)
         return encoded(self.format, self.forms, self.look, image, prediction, caption)
 
     def add(self, done: Done) -> list[str]:

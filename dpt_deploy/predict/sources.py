@@ -25,6 +25,8 @@ VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".3gp", ".ogv",
 )
 """Names of videos, for the error about a file that is neither an image nor a video."""
+RESULTS = (*PICTURES, ".depth.png", ".normals.png", ".alpha.png")
+"""How the names of pictures end that this command writes, and does not predict."""
 STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "mms", "mmsh", "mmst")
 """Protocols of network streams. http and https are too, unless the address names an image, a tar, a list or a folder;
 others are those of buckets."""
@@ -110,7 +112,7 @@ class Sources:
 
     def _items(self, unit: Unit) -> Iterator[Item]:
         for item in unit.items(SUFFIXES, self.problems.append, self.listing._left_out):
-            if item.key.endswith(PICTURES) and item.place not in self.named:
+            if item.key.endswith(RESULTS) and item.place not in self.named:
                 self.results += 1
             else:
                 yield item
@@ -119,7 +121,7 @@ class Sources:
 def shard_works(shard: Shard, names: Names, problem: Callable[[str], None]) -> Iterator[Work]:
     """The images of a tar, in another process than the one that lists the sources."""
     for item in shard.items(SUFFIXES, problem):
-        if not item.key.endswith(PICTURES):
+        if not item.key.endswith(RESULTS):
             yield from _works(item, names)
 
 

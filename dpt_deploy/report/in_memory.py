@@ -10,15 +10,6 @@ import numpy as np
 
 from ..core.errors import missing_package
 
-_TO_OPENCV = {3: cv2.COLOR_RGB2BGR, 4: cv2.COLOR_RGBA2BGRA}
-
-
-def png_bytes(picture: np.ndarray) -> bytes:
-    """A PNG file of a picture, uint8 or uint16: (H, W) gray, (H, W, 3) RGB or (H, W, 4) RGBA."""
-    if picture.ndim == 3:
-        picture = cv2.cvtColor(picture, _TO_OPENCV[picture.shape[2]])
-    return cv2.imencode(".png", picture)[1].tobytes()
-
 
 def jpeg_bytes(picture: np.ndarray, quality: int = 92) -> bytes:
     """A JPEG file of a picture, uint8 (H, W, 3) RGB."""

@@ -73,8 +73,8 @@ class Runtime:
             ContractError: A size is outside the engine's profile.
         """
         if isinstance(images, list | tuple):
-            return self._predict([_frame(image, f"images[{i}]", self.max_pixels) for i, image in enumerate(images)])
-        frames = _frame(images, "image", self.max_pixels, batch=True)
+            return self._predict([as_frame(image, f"images[{i}]", self.max_pixels) for i, image in enumerate(images)])
+        frames = as_frame(images, "image", self.max_pixels, batch=True)
         return self._predict([frames])[0] if frames.ndim == 3 else self._predict(frames)
 
     def stream(self, frames: Iterable[Any], queue: int = QUEUE) -> Iterator[Prediction]:
@@ -90,7 +90,7 @@ class Runtime:
         return ordered_map(self._one, frames, queue, self.session.concurrency)
 
     def _one(self, image: Any) -> Prediction:
-        return self._predict([_frame(image, "frame", self.max_pixels)])[0]
+        return self._predict([as_frame(image, "frame", self.max_pixels)])[0]
 
     def _predict(self, frames: Sequence[np.ndarray]) -> list[Prediction]:
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -275,7 +275,7 @@ def _check_name(what: str, value: Any, names: Sequence[str]) -> None:
         raise BadInput(f"{what}: expected one of {', '.join(names)}, received {value!r}.")
 
 
-def _frame(image: Any, name: str, max_pixels: int, batch: bool = False) -> np.ndarray:
+def as_frame(image: Any, name: str, max_pixels: int, batch: bool = False) -> np.ndarray:
     """Convert a path or array to a contiguous uint8 frame (H, W, 3), or also (N, H, W, 3) if `batch`."""
     if isinstance(image, str | os.PathLike):
         return read_image(image, max_pixels)

@@ -85,8 +85,8 @@ class TritonPythonModel:
                            f"{frames.shape}.")
         count, height, width, _ = frames.shape
         if count * height * width > self.max_pixels:
-            raise BadInput(f"frame: expected at most {self.max_pixels} pixels in a request, received {count} frames of "
-                           f"{height}x{width}. Send smaller frames, or fewer in a request.")
+            raise BadInput(f"frame: expected at most {self.max_pixels} pixels in a request, received "
+                           f"{count}x{height}x{width}. Send smaller frames, or fewer in a request.")
         names = request.requested_output_names()
         if unknown := [name for name in names if self.outputs.get(name) is None]:
             raise BadInput(f"outputs: expected names among {', '.join(self.outputs)}, received {', '.join(unknown)}.")
@@ -136,19 +136,21 @@ class TritonPythonModel:
 
 
 def check_numpy(triton: Any) -> None:
-    """Raise `BackendError` unless arrays pass through the server's tensors unchanged.
+    """Raise `BackendError` if arrays of this NumPy do not pass through the server's tensors.
 
-    Triton 2.51 and older give empty outputs with NumPy 2, and no error.
+    Triton 2.51 reads the size of a NumPy 2 array as zero: outputs would be empty, without an error. With NumPy 1 there
+    is nothing to try, and `from_dlpack` would end the process.
     """
-    sent = np.arange(1, 7, dtype=np.float32).reshape(2, 3)
+    if int(np.__version__.partition(".")[0]) < 2:
+        return
+    sent = np.arange(1, 7, dtype=np.float32)
     try:
-        received = triton.Tensor("probe", sent).as_numpy()
-        good = received.shape == sent.shape and received.dtype == sent.dtype and bool((received == sent).all())
+        good = np.array_equal(triton.Tensor.from_dlpack("probe", sent).as_numpy(), sent)
     except Exception:  # a conversion that does not work raises exceptions of many types
         good = False
     if not good:
         raise BackendError(f"NumPy {np.__version__} does not work with this server's Python backend: outputs would be "
-                           "empty. Install numpy<2 in the server's Python, or use a newer Triton release.")
+                           "empty. Install 'numpy<2' in the server's Python, or use a newer Triton release.")
 
 
 def _visible_gpu(index: int) -> str:

@@ -197,8 +197,7 @@ def _notes(bundle: Bundle, options: ServeOptions, served_by: ServedBy, artifact:
     if unjudged := bundle.unjudged(artifact):
         yield f"{artifact.file} was never judged: {unjudged}."
     report = bundle.last_report()
-    stages = report.stages if report is not None else ()
-    if any(stage.sha256 == artifact.sha256 and stage.status == "failed" for stage in stages):
+    if report is not None and artifact.sha256 in {stage.sha256 for stage in report.failed}:
         yield f"{artifact.file} failed its parity verdict; see {bundle.folder / PARITY_JSON}."
     if served_by == "tensorrt":
         built_by = artifact.details.builder_version

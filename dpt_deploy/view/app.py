@@ -14,7 +14,6 @@ import anyio.to_thread
 from starlette.applications import Starlette
 from starlette.datastructures import QueryParams
 from starlette.exceptions import HTTPException
-from starlette.middleware import Middleware
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
@@ -42,15 +41,15 @@ class Page:
         self.waiting = 0
         self.limiter = anyio.CapacityLimiter(2)  # one computes, one decodes or packs
         self.files = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in TYPES}
-        self.app = Starlette(
+        routes = Starlette(
             routes=[
                 Route("/", self.file), Route("/static/{name}", self.file), Route("/api/info", self.info),
                 Route("/api/predict", self.predict, methods=["POST"]),
                 Route("/api/download/{name}", self.download, methods=["POST"]),
             ],
-            middleware=[Middleware(Guard, names=names)],
             exception_handlers={Refused: _refused, HTTPException: _plain, ClientDisconnect: _gone, Exception: _failed},
         )
+        self.app = Guard(routes, names)  # around everything, so that answers to failures have its headers too
 
     async def file(self, request: Request) -> Response:
         """A file of the page."""

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.compact import encode
+from ..core.errors import BadInput
 from ..geometry import Cut, Intrinsics
 from ..geometry.files import ply_bytes
-from ..report.in_memory import exr_bytes, png_bytes
+from ..report.in_memory import exr_bytes
+from ..report.writers import png_bytes
 from ..runtime import Prediction
 
 MEDIA = {"png": "image/png", "exr": "image/x-exr", "ply": "application/octet-stream"}
@@ -95,7 +97,10 @@ def _maps_exr(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _
 
 def _points_ply(image: np.ndarray, prediction: Prediction, camera: Intrinsics, choices: Choices) -> bytes:
     # At the edge of the foreground, a pixel has the colour and the depth of neither side.
-    return ply_bytes(prediction.points(camera, image, Cut((1 + choices.threshold) / 2)))
+    cloud = prediction.points(camera, image, Cut((1 + choices.threshold) / 2))
+    if not len(cloud):
+        raise BadInput("No point is left of this image. Lower the threshold of the cut-out.")
+    return ply_bytes(cloud)
 
 
 DOWNLOADS = {

@@ -94,7 +94,10 @@ class Models:
         with self._lock:
             result = self._result(hashlib.sha256(data).hexdigest(), number, image)
         lens = camera(data, image.shape[:2], choices.film)
-        return DOWNLOADS[name].make(image, result.prediction.in_metres(lens), lens, choices)
+        try:
+            return DOWNLOADS[name].make(image, result.prediction.in_metres(lens), lens, choices)
+        except BadInput as error:
+            raise Refused(422, str(error)) from error
 
     def close(self) -> None:
         """Release the runtimes."""

@@ -14,6 +14,7 @@ from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.predict.extras import Extras, ExtraWriter
+from dpt_deploy.predict.job import Job
 from dpt_deploy.runtime import load
 from tests.geometry.bodies import scene
 from tests.runtime.test_prediction import prediction
@@ -110,19 +111,19 @@ def test_impossible_options_are_refused(values: dict, words: str) -> None:
 
 
 def test_what_the_sources_or_the_bundle_cannot_give_is_refused(tiny_bundle: Path) -> None:
-    heads = Bundle.open(tiny_bundle).contract.heads
     with pytest.raises(BadInput, match="expected one image, received 2"):
         Extras(points="a.ply").check_sources(2, 0)
     with pytest.raises(BadInput, match="expected images, received a video"):
         Extras(cutout="png").check_sources(0, 1)
     with pytest.raises(BadInput, match="head alpha"):
-        Extras(cutout="png").check(("depth", "normals"), "full")
-    with pytest.raises(BadInput, match="files of their own, received tar"):
-        Extras(cutout="png").check(heads, "tar")
+        Extras(cutout="png").check_heads(("depth", "normals"))
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(BadInput, match="separate files, received --format tar"):
+        Job(tiny_bundle, Path("out"), format="tar", extras=ExtraWriter(Extras(cutout="png"))).stored(bundle)
     with pytest.raises(BadInput, match="--format png16 writes a file of that name"):
-        Extras(depth_png=True).check(heads, "png16")
+        Job(tiny_bundle, Path("out"), format="png16", extras=ExtraWriter(Extras(depth_png=True))).stored(bundle)
     Extras().check_sources(0, 3)
-    Extras().check(("depth",), "zarr")
+    Extras().check_heads(("depth",))
 
 
 def test_a_large_run_writes_them_too_and_goes_on_with_the_same_ones_only(

@@ -306,6 +306,23 @@ def test_a_bundle_without_depth_says_so(tmp_path: Path) -> None:
         assert refused.status_code == 404 and "predicts no depth" in refused.json()["error"]
 
 
+def test_a_model_that_fails_is_told_and_the_server_goes_on(tiny_bundle: Path) -> None:
+    runtime = load(tiny_bundle, "onnxruntime-cpu", precision="fp32")
+    app = Page(Models([runtime], MAX_PIXELS), MAX_BYTES).app
+    with TestClient(app, base_url="http://localhost", raise_server_exceptions=False) as client:
+        runtime.close()
+        for _ in range(2):
+            failed = client.post("/api/predict", content=png(photo(20, 30)), headers=IMAGE)
+            assert failed.status_code == 500 and failed.json()["error"].endswith(".")
+            assert failed.headers["X-Content-Type-Options"] == "nosniff"
+        assert client.get("/api/info").status_code == 200
+
+
+def test_points_of_an_image_without_any_are_refused(client: TestClient) -> None:
+    refused = client.post("/api/download/points.ply?threshold=1", content=png(photo(20, 30)), headers=IMAGE)
+    assert refused.status_code == 422 and "Lower the threshold" in refused.json()["error"]
+
+
 _written: list[str] | None = None
 
 

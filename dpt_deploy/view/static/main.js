@@ -1,174 +1,16 @@
-// The page: what is shown, what the controls say, and where images come from.
+// The page: where images come from, what the controls do, and how it starts.
 
 import {read} from "./answer.js";
 import {Camera} from "./camera.js";
 import {Cloud} from "./cloud.js";
-import {paintCutout, paintDepth, paintLight, paintNormals, solid} from "./painters.js";
 import {append, Pane} from "./panes.js";
 import {download, info, predict} from "./server.js";
-import {bytes, differenceRows, valuesAt} from "./text.js";
+import {placeSun, repaint, setLight, setPosition, setWipe, show, showFilm} from "./showing.js";
+import {$, asked, has, panes, state} from "./state.js";
+import {bytes} from "./text.js";
+import {theme} from "./theme.js";
 
-const FILM_DIAGONAL = 43.2666; // of a 35 mm film frame [mm]
-const $ = (id) => document.getElementById(id);
-const state = {
-  info: null, view: null, blob: null, name: "image", compare: false, wipe: 0.5, position: null, mode: "colours", paint: "photo",
-  fade: true, threshold: 0.5, soft: true, film: null, light: {x: -0.6, y: 0.7, z: 0.6}, colours: null,
-};
-// state.film is the focal length [mm on 35 mm film] that was set here; null is that of the image, or the server's guess.
-const asked = (choices) => state.film === null ? choices : {...choices, film: state.film};
-const panes = {};
-let cloud, sun, request = null;
-
-// ---- Showing -------------------------------------------------------------------------------------------------------
-
-const painting = {
-  image: (pane, view) => pane.showPicture(view),
-  depth: (pane, view) => pane.show(view, view.models, (out, model) =>
-    paintDepth(out, model, view.depthRange, state.colours, state.fade)),
-  normals: (pane, view) => pane.show(view, view.models, (out, model) => {
-    if (state.mode === "colours") return paintNormals(out, model, state.fade);
-    return paintLight(out, model, view.photo, view.width, view.height, state.light, state.mode === "clay", state.fade);
-  }),
-  cutout: (pane, view) => pane.show(view, view.models, (out, model) =>
-    paintCutout(out, model, view.photo, state.threshold, state.soft)),
-  points: (_pane, view) => showPoints(view),
-};
-const dirty = new Set();
-
-function repaint(...names) {
-  if (!dirty.size) requestAnimationFrame(() => {
-    const now = [...dirty];
-    dirty.clear();
-    for (const name of now) if (state.view && has(name)) painting[name](panes[name], state.view);
-  });
-  for (const name of names) dirty.add(name);
-}
-
-const HEAD = {depth: "depth", normals: "normals", cutout: "alpha", points: "depth"};
-const has = (name) => !HEAD[name] || state.info.heads.includes(HEAD[name]);
-
-function showPoints(view) {
-  const [first, second = first] = view.models;
-  const split = second === first ? view.width : state.wipe * view.width;
-  const of = (i) => i % view.width < split ? first : second;
-  const [near, far] = view.depthRange;
-  const paint = {
-    photo: (i, out, j) => { for (let c = 0; c < 3; c++) out[j + c] = view.photo[4 * i + c]; },
-    depth: (i, out, j) => {
-      const share = (far - of(i).depth[i] / 1000) / (far - near);
-      const level = 3 * Math.round(255 * Math.min(1, Math.max(0, share)));
-      for (let c = 0; c < 3; c++) out[j + c] = state.colours[level + c];
-    },
-    normals: (i, out, j) => { for (let c = 0; c < 3; c++) out[j + c] = 127.5 + 127.5 * of(i).normals[3 * i + c]; },
-  }[state.paint];
-  const focal = (state.film ?? view.film) * Math.hypot(view.width, view.height) / FILM_DIAGONAL;
-  cloud.show(view, focal, (i) => of(i).depth[i], (i, out, j) => {
-    paint(i, out, j);
-    const {alpha} = of(i);
-    out[j + 3] = !alpha || alpha[i] / 255 >= solid(state.threshold) ? 255 : 0;
-  });
-}
-
-function showFilm() {
-  const {view, film} = state;
-  const source = film !== null ? "as set" : view.guessed ? "a guess" : "from the photo";
-  $("film-source").textContent = `Focal length, ${source}`;
-  if (film === null) $("film").value = Math.round(view.film);
-  $("film-value").textContent = `${Math.round(film ?? view.film)} mm`;
-  $("film").setAttribute("aria-valuetext", $("film-value").textContent);
-}
-
-function show(view, blob, name, live, again = false) {
-  const first = !state.view || document.body.dataset.state !== "shown";
-  const resized = !state.view || state.view.width !== view.width || state.view.height !== view.height;
-  Object.assign(state, {view, blob, name});
-  if (resized) setPosition(null);
-  document.body.dataset.state = "shown";
-  $("welcome").hidden = true;
-  $("panes").hidden = $("readout").hidden = false;
-  $("compare").hidden = state.info.labels.length < 2;
-  document.body.classList.toggle("comparing", state.info.labels.length > 1);
-  $("panes").style.setProperty("--aspect", view.width / view.height);
-  const [height, width] = view.fullSize;
-  const smaller = view.width !== width ? `, shown at ${view.width} × ${view.height}` : "";
-  $("size").textContent = `${width} × ${height}${smaller}`;
-  if (view.depthRange) {
-    $("near").textContent = `${view.depthRange[0].toFixed(2)} m`;
-    $("far").textContent = `${view.depthRange[1].toFixed(2)} m`;
-  }
-  showFilm();
-  showDifference();
-  repaint("image", "depth", "normals", "cutout", "points");
-  showValues();
-  if (!live) {
-    const times = view.models.map((model) => `${model.milliseconds.toFixed(0)} ms`).join(" | ");
-    $("status").textContent = `Model: ${times}`;
-    if (cloud && has("points") && !again) cloud.sweep();
-    if (first) $("main").focus({preventScroll: true});
-  }
-}
-
-function showDifference() {
-  const list = $("difference");
-  list.replaceChildren();
-  const found = state.view.difference;
-  const rows = found ? differenceRows(found) : [];
-  if (found && !rows.length) rows.push(["Difference", "the models have no map in common"]);
-  for (const [name, text] of rows) {
-    const row = append(list, "div");
-    append(row, "dt", "", name);
-    append(row, "dd", "", text);
-  }
-}
-
-function setPosition(position) {
-  state.position = position;
-  for (const pane of Object.values(panes)) pane.setPosition(position);
-  showValues();
-}
-
-function showValues() {
-  const {view, position} = state;
-  const line = $("values");
-  line.replaceChildren();
-  if (!view) return;
-  if (!position) {
-    append(line, "span", "faint", "Point at a picture to read its values.");
-    return;
-  }
-  const [x, y] = position;
-  const rows = [["Pixel", `${x}, ${y}`], ...valuesAt(view.models, y * view.width + x)];
-  for (const [name, text] of rows) {
-    const span = append(line, "span");
-    append(span, "i", "", name);
-    span.append(text);
-  }
-  for (const pane of Object.values(panes)) pane.setLabel(rows.map((row) => row.join(" ")).join(", "));
-}
-
-function setWipe(share) {
-  state.wipe = share;
-  $("wipe").value = Math.round(100 * share);
-  for (const pane of Object.values(panes)) pane.setWipe(share);
-  if (state.view && state.view.models.length > 1) repaint("points");
-}
-
-function setLight(x, y, z = state.light.z) {
-  state.light = {x, y, z};
-  for (const [axis, value] of Object.entries(state.light)) $(`light-${axis}`).value = Math.round(100 * value);
-  placeSun();
-  repaint("normals");
-}
-
-// The lamp's place over the picture, whose longer side spans -1 to 1.
-function placeSun() {
-  const {view, light, mode} = state;
-  sun.hidden = mode === "colours" || !view;
-  if (sun.hidden) return;
-  const longest = Math.max(view.width, view.height);
-  sun.style.left = `${50 + 50 * light.x * longest / view.width}%`;
-  sun.style.top = `${50 - 50 * light.y * longest / view.height}%`;
-}
+let request = null; // the one that is on its way
 
 // ---- Errors and waiting --------------------------------------------------------------------------------------------
 
@@ -220,6 +62,7 @@ async function save(button) {
   if (!state.blob) return;
   const file = button.dataset.file;
   button.disabled = true;
+  busy(true);
   try {
     const choices = asked({threshold: state.threshold, soft: state.soft ? 1 : 0});
     await download(state.blob, file, `${state.name}.${file}`, choices);
@@ -228,6 +71,7 @@ async function save(button) {
     problem(error.message);
   }
   button.disabled = false;
+  busy(request !== null);
 }
 
 // ---- The camera ----------------------------------------------------------------------------------------------------
@@ -340,6 +184,7 @@ function listen() {
     state.mode = mode;
     $("lights").hidden = mode === "colours";
     panes.normals.onDrag = mode === "colours" ? null : moveLight;
+    panes.normals.stage.classList.toggle("deep", mode !== "colours"); // light fades into the dark
     placeSun();
     repaint("normals");
   });
@@ -347,7 +192,7 @@ function listen() {
   for (const input of document.getElementsByName("backdrop")) {
     input.addEventListener("change", () => { panes.cutout.stage.className = `stage ${input.value}`; });
   }
-  $("reset").addEventListener("click", () => cloud.reset());
+  $("reset").addEventListener("click", () => state.cloud.reset());
   $("comparing").addEventListener("change", () => {
     state.compare = $("comparing").checked;
     refresh();
@@ -376,30 +221,10 @@ function moveLight(x, y) {
   setLight((2 * x - width) / longest, (height - 2 * y) / longest);
 }
 
-// ---- Light and dark ------------------------------------------------------------------------------------------------
-
-function theme() {
-  const system = window.matchMedia("(prefers-color-scheme: dark)");
-  let chosen = null;
-  try { chosen = localStorage.getItem("theme"); } catch { /* storage is off */ }
-  const apply = () => {
-    const dark = chosen ? chosen === "dark" : system.matches;
-    document.documentElement.dataset.theme = dark ? "dark" : "light";
-    $("theme").setAttribute("aria-label", dark ? "Switch to light colours" : "Switch to dark colours");
-  };
-  system.addEventListener("change", apply);
-  $("theme").addEventListener("click", () => {
-    chosen = document.documentElement.dataset.theme === "dark" ? "light" : "dark";
-    try { localStorage.setItem("theme", chosen); } catch { /* storage is off */ }
-    apply();
-  });
-  apply();
-}
-
 // ---- Start ---------------------------------------------------------------------------------------------------------
 
 async function start() {
-  theme();
+  theme($("theme"));
   try {
     state.info = await info();
   } catch (error) {
@@ -416,9 +241,10 @@ async function start() {
     if (figure.dataset.pane !== "points") panes[figure.dataset.pane] = new Pane(figure, options);
   }
   for (const element of document.querySelectorAll("[data-needs]")) element.hidden = !heads.includes(element.dataset.needs);
-  sun = append(panes.normals.frame, "div", "sun");
-  sun.hidden = true;
-  if (has("points")) cloud = new Cloud($("cloud"), $("cloud-note"));
+  $("panes").classList.toggle("flat", !has("points"));
+  state.sun = append(panes.normals.frame, "div", "sun");
+  state.sun.hidden = true;
+  if (has("points")) state.cloud = new Cloud($("cloud"), $("cloud-note"));
   if (labels.length > 1) {
     state.compare = true;
     $("label-a").textContent = labels[0];
