@@ -61,7 +61,7 @@ def test_parity_takes_the_servers_address(server, bundle):
     stages = judge_server(bundle, server.address("grpc"), "all", small, load_budget(None)[0])
     assert [stage.status for stage in stages] == ["passed"] * len(stages)
     assert {stage.id.kind for stage in stages} == {StageKind.SERVER}
-    judged = {output for stage in stages for output in str(stage).split()[-1].split(",")}
+    judged = {output for stage in stages for output in stage.name.split()[-1].split(",")}
     assert {"depth_uint16_mm", "depth_float16", "normals_int8", "normals_octahedral", "normals_octahedral16",
             "alpha_uint8"} <= judged
     assert stages[0].heads["depth"]["abs_rel"] < 1e-5 and any("uint16" in note for s in stages[1:] for note in s.notes)
