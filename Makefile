@@ -3,12 +3,14 @@
 #   PYTHON      the Python that makes the environment        make test PYTHON=python3.12
 #   DPT_VENV    the environment's folder, default .venv      DPT_VENV=/data/dpt-venv make test
 #   DPT_EXTRAS  what is installed; on a GPU machine, say     export DPT_EXTRAS=export,gpu,tensorrt,train,dev
+#   DPT_SERVE_VENV  the folder of serve-test's environment, default .venv-serve
 #   JOBS        test processes, default 2                    make test JOBS=8
 #   PYTEST_ARGS more arguments for pytest                    make test PYTEST_ARGS="-k contract"
 
 SHELL := /bin/sh
 DPT_VENV ?= .venv
-DPT_EXTRAS ?= export,cpu,tensorrt-rtx,train,ray,view,docs,dev
+DPT_EXTRAS ?= export,cpu,tensorrt-rtx,train,ray,hub,view,points,docs,dev
+DPT_SERVE_VENV ?= .venv-serve
 JOBS ?= 2
 PYTEST_ARGS ?=
 
@@ -30,11 +32,20 @@ KEY := $(shell $(PYTHON) -c 'import hashlib, sys; \
 COMPLETE := $(DPT_VENV)/.complete-$(KEY)
 RUN := $(DPT_VENV)/bin/python
 
+# The environment of the Triton server, whose packages exclude those of the main one.
+SERVE_KEY := $(shell $(PYTHON) -c 'import hashlib, sys; \
+  made_from = [open(name).read() for name in ("pyproject.toml", "constraints-serve.txt")]; \
+  made_from += [sys.version, sys.base_prefix]; \
+  print(hashlib.sha256("\n".join(made_from).encode()).hexdigest()[:16])' 2>/dev/null)
+SERVE_COMPLETE := $(DPT_SERVE_VENV)/.complete-$(SERVE_KEY)
+SERVE_RUN := $(DPT_SERVE_VENV)/bin/python
+
 # This clone comes first, wherever the environment lies and whichever clone made it.
 export PYTHONPATH := $(CURDIR)
 
 .DEFAULT_GOAL := help
-.PHONY: help setup key demo demo-train test test-all cpp cpp-test cpp-test-all lint docs clean distclean
+.PHONY: help setup key serve-key serve-setup demo demo-train test test-all serve-test cpp cpp-test cpp-test-all lint docs \
+  clean distclean
 
 help:  ## Print this list.
 	@sed -n 's/^\([a-z][a-z-]*\):.*## \(.*\)/  make \1|\2/p' $(firstword $(MAKEFILE_LIST)) | \
@@ -51,6 +62,10 @@ test: setup lint  ## Lint, then the tests: what CI runs.
 
 test-all: setup lint  ## Lint, then all the tests, slow and GPU ones too.
 	$(RUN) -m pytest -n $(JOBS) --dist loadfile --max-worker-restart 0 $(PYTEST_ARGS)
+
+serve-test: setup serve-setup  ## The tests of the Triton server and its client, in an environment of their own; CI runs them.
+	$(RUN) -m tests.serve.tiny_bundle build-serve
+	DPT_SERVE_BUNDLE=build-serve/tiny $(SERVE_RUN) -m pytest tests/serve/server -p no:cacheprovider $(PYTEST_ARGS)
 
 cpp:  ## Build the C++ runtime into build-cpp/release; needs CMake and a C++ compiler, fetches the headers it lacks.
 	@for tool in cmake c++; do command -v $$tool >/dev/null || { \
@@ -75,8 +90,13 @@ docs: setup  ## Build the documentation into site/, without a network; a broken 
 
 setup: $(COMPLETE)  ## Make or renew the environment (6 GB), and nothing else.
 
+serve-setup: $(SERVE_COMPLETE)
+
 key:
 	@echo $(KEY)
+
+serve-key:
+	@echo $(SERVE_KEY)
 
 # The marker .dpt-deploy comes first, so that only a folder made here is ever removed; .complete-* comes last, so
 # that an interrupted set-up starts over. A folder outside the clone may serve several clones: it holds the
@@ -96,9 +116,25 @@ $(COMPLETE):
 	@case "$(abspath $(DPT_VENV))" in "$(CURDIR)"/*) ;; *) $(RUN) -I -m pip uninstall --yes --quiet dpt-deploy ;; esac
 	@touch "$@"
 
+# The folder numpy2 is for the test of what the server does with it. The rest is as above.
+$(SERVE_COMPLETE):
+	@if [ -e "$(DPT_SERVE_VENV)" ] && [ ! -e "$(DPT_SERVE_VENV)/.dpt-deploy" ]; then \
+	  echo "error: $(DPT_SERVE_VENV) exists and was not made by this Makefile. Remove it," \
+	    "or choose another folder: DPT_SERVE_VENV=FOLDER make ..." >&2; exit 2; fi
+	@echo "Setting up $(DPT_SERVE_VENV) for the Triton server. The first time downloads 300 MB."
+	rm -rf "$(DPT_SERVE_VENV)"
+	mkdir -p "$(DPT_SERVE_VENV)" && touch "$(DPT_SERVE_VENV)/.dpt-deploy"
+	$(PYTHON) -m venv "$(DPT_SERVE_VENV)"
+	$(SERVE_RUN) -I -m pip install --disable-pip-version-check -c constraints-serve.txt -e '.[cpu,client]' \
+	  nvidia-pytriton onnx pytest
+	$(SERVE_RUN) -I -m pip install --disable-pip-version-check -c constraints.txt --no-deps \
+	  --target "$(DPT_SERVE_VENV)/numpy2" numpy
+	$(SERVE_RUN) -I -m pip uninstall --yes --quiet dpt-deploy
+	@touch "$@"
+
 clean:  ## Remove caches and build folders; the environment, runs and engines stay.
-	rm -rf build build-cpp dist site *.egg-info .pytest_cache .ruff_cache
+	rm -rf build build-cpp build-serve dist site *.egg-info .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -not -path "./.venv/*" -prune -exec rm -rf {} +
 
-distclean: clean  ## Remove the environment in .venv as well.
-	rm -rf .venv
+distclean: clean  ## Remove the environments in .venv and .venv-serve as well.
+	rm -rf .venv .venv-serve

@@ -7,6 +7,7 @@ import platform
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 from benchmarks.results import log
 from dpt_deploy import cli
@@ -52,8 +53,11 @@ def _has_int8(folder: Path) -> bool:
     return bool(Bundle.open(folder).find("onnx", precision="int8"))
 
 
-def frame_graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEADS) -> Path:
-    """A bundle that holds only the FP32 frame graph, without a verdict; created once, in `folder`."""
+def frame_graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEADS, **options: Any) -> Path:
+    """A bundle that holds only the FP32 frame graph, without a verdict; created once, in `folder`.
+
+    `options` are more of `create_multitask_dpt_model`.
+    """
     if (folder / MANIFEST).exists():
         return folder
     with cli.needing("export"):
@@ -65,7 +69,7 @@ def frame_graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEA
 
     log(f"exporting {folder.name}")
     torch.manual_seed(0)
-    model = create_multitask_dpt_model(backbone, heads=heads).eval()
+    model = create_multitask_dpt_model(backbone, heads=heads, **options).eval()
     contract, file = model.contract(), "frame.fp32.onnx"
     manifest = Manifest(name=folder.name, contract=contract.to_json(),
                         model=ModelRecord.model_validate(model.config.to_json()))

@@ -23,15 +23,21 @@ MOST_LINES = 400
 # command around it, may import the command line and the report besides.
 ALLOWED: dict[str, set[str]] = {
     "core": set(),
+    "geometry": {"core"},
     "model": {"core"},
     "backends": {"core"},
-    "runtime": {"core", "backends"},
-    "parity": {"core", "backends", "runtime"},
+    "foreign": {"core"},
+    "hub": {"core"},
+    "runtime": {"core", "backends", "foreign", "geometry", "hub"},
+    "parity": {"core", "backends", "runtime", "client"},
     "build": {"core", "backends", "cli"},
-    "report": {"core", "runtime"},
-    "export": {"core", "cli", "model", "backends", "runtime", "parity", "build", "report"},
+    "report": {"core", "geometry", "runtime"},
+    "export": {"core", "cli", "model", "backends", "foreign", "hub", "runtime", "parity", "build", "report"},
     "doctor": {"core", "backends"},
-    "predict": {"core", "runtime", "report"},
+    "predict": {"core", "geometry", "runtime", "report"},
+    "view": {"core", "geometry", "runtime", "report"},
+    "client": {"core", "runtime"},
+    "serve": {"core", "backends", "runtime"},
     "pytest_plugin": {"core", "parity"},
     "cli": {"core", "backends"},
     "__init__": {"core"},  # and anything inside its functions: names are loaded when asked for
@@ -43,7 +49,7 @@ ABOVE_ALL = {"cli", "report", "parity"}  # what the `__main__` of a part may imp
 WITHOUT_TORCH = set(ALLOWED) - {"model", "export", "train"}
 TORCH = {"torch", "torchvision", "timm"}
 # Parts of the base install: its dependencies are all they may need in order to be imported.
-BASE_PARTS = {"__init__", "core", "backends", "runtime"}
+BASE_PARTS = {"__init__", "core", "geometry", "backends", "runtime", "client"}
 BASE_DEPENDENCIES = {"numpy", "cv2", "pydantic", "packaging", PACKAGE}
 
 

@@ -71,6 +71,17 @@ def test_the_lower_bounds_work(extra: str, tiny_bundle: Path, tmp_path: Path) ->
                   "from dpt_deploy.model import create_multitask_dpt_model; "
                   "m = create_multitask_dpt_model('test_vit', features=32).eval(); "
                   "export_graph(m, 'model', m.contract(), Path('m.onnx'), 23, {})")
+    if extra == "points":
+        run("-c", "import numpy; from dpt_deploy.geometry import Intrinsics, point_cloud, triangulate; "
+                  "from dpt_deploy.geometry.files import write_points; "
+                  "cloud = point_cloud(numpy.ones((4, 4)), Intrinsics.guess((4, 4))); "
+                  "write_points('a.glb', cloud); write_points('b.glb', triangulate(cloud))")
+    if extra == "client":
+        for scheme in ("grpc", "http"):
+            run("-c", "from dpt_deploy.client import Client; from dpt_deploy import DptError\n"
+                      f"try: Client('{scheme}://localhost:1')\n"
+                      "except DptError as e: assert 'gave no answer' in str(e), e\n"
+                      "else: raise SystemExit('something answered')")
     if extra == "train":
         run("-m", "dpt_deploy", "synthesize", "--help")
         run("-m", "dpt_deploy", "train", "--help")

@@ -85,14 +85,19 @@ def documented_combinations() -> dict[str, set[str]]:
     return found
 
 
-def constraints() -> dict[str, str]:
-    """Canonical name -> exact version, from constraints.txt."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+def constraints_file(extra: str) -> str:
+    """The file with the tested versions of an extra: the client's exclude those of the others."""
+    return "constraints-serve.txt" if extra == "client" else "constraints.txt"
+
+
+def constraints(file: str = "constraints.txt") -> dict[str, str]:
+    """Canonical name -> exact version, from a file of constraints."""
+    lines = (ROOT / file).read_text(encoding="utf-8").splitlines()
     pins = [line for line in lines if line and not line.startswith("#")]
     inexact = [line for line in pins if not re.fullmatch(r"[A-Za-z0-9._-]+==[A-Za-z0-9.]+", line)]
     assert not inexact, f"each line names one exact version, unlike {inexact}"
     found = {canonicalize_name(line.split("==")[0]): line.split("==")[1] for line in pins}
-    assert len(found) == len(pins), "a package stands in constraints.txt twice"
+    assert len(found) == len(pins), f"a package stands in {file} twice"
     return found
 
 
@@ -101,7 +106,8 @@ def test_base_install_is_small() -> None:
 
 
 def test_extras_are_the_documented_ones() -> None:
-    assert set(EXTRAS) == {"cli", "cpu", "gpu", "export", "tensorrt", "tensorrt-rtx", "train", "docs", "dev"}
+    assert set(EXTRAS) == {"cli", "cpu", "gpu", "export", "tensorrt", "tensorrt-rtx", "train", "batch", "ray", "hub",
+                           "view", "points", "client", "docs", "dev"}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)
@@ -146,11 +152,13 @@ def test_messages_name_extras_that_exist() -> None:
 
 
 def test_every_direct_dependency_has_a_tested_version_within_its_bounds() -> None:
-    pins = constraints()
-    for requirement in direct(set(EXTRAS)):
-        name = canonicalize_name(requirement.name)
-        assert name in pins, f"{name} has no exact version in constraints.txt"
-        assert requirement.specifier.contains(pins[name]), f"{requirement} excludes the tested {pins[name]}"
+    tested = {"constraints.txt": set(EXTRAS) - {"client"}, "constraints-serve.txt": {"client", "cpu"}}
+    for file, extras in tested.items():
+        pins = constraints(file)
+        for requirement in direct(extras):
+            name = canonicalize_name(requirement.name)
+            assert name in pins, f"{name} has no exact version in {file}"
+            assert requirement.specifier.contains(pins[name]), f"{requirement} excludes the tested {pins[name]}"
 
 
 def test_this_environment_has_the_tested_versions() -> None:
@@ -334,7 +342,7 @@ def test_pip_resolves_the_extra(extra: str, tmp_path: Path) -> None:
     copy = copied(tmp_path / "source")
     report = tmp_path / "report.json"
     command = [sys.executable, "-m", "pip", "install", "--dry-run", "--ignore-installed", "--quiet"]
-    command += ["--report", report, "-c", ROOT / "constraints.txt", f"{copy}[{extra}]" if extra else copy]
+    command += ["--report", report, "-c", ROOT / constraints_file(extra), f"{copy}[{extra}]" if extra else copy]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     if done.returncode and extra == "tensorrt" and "tensorrt_cu" in done.stderr:
         pytest.skip("TensorRT's libraries come from NVIDIA's package index, which does not answer here")
@@ -345,6 +353,7 @@ def test_pip_resolves_the_extra(extra: str, tmp_path: Path) -> None:
                  for one in json.loads(report.read_text(encoding="utf-8"))["install"]}
     assert len(ONNX_RUNTIMES & set(installed)) == (extra in {"cpu", "gpu"})
     asked = {canonicalize_name(requirement.name) for requirement in direct({extra} - {""})}
-    assert {name: installed[name] for name in asked} == {name: constraints()[name] for name in asked}
+    assert {name: installed[name] for name in asked} == \
+        {name: constraints(constraints_file(extra))[name] for name in asked}
     if not extra:
         assert {"dpt-deploy", *BASE} <= set(installed) and not set(installed) & set(HEAVY)

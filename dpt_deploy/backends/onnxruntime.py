@@ -173,6 +173,11 @@ class OnnxRuntimeSession(Session):
             raise ContractError(f"{path}: expected inputs and outputs {[*self.inputs, *self.outputs]}, received "
                                 f"{names}. Export the checkpoint again.")
         self._session = session
+        batch = session.get_inputs()[0].shape[0]
+        self._batch = batch if isinstance(batch, int) else None
+
+    def largest_batch(self, size: tuple[int, int]) -> int | None:
+        return self._batch
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, Any]:
         session = self._session

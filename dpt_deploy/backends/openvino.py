@@ -150,6 +150,8 @@ class OpenVINOSession(Session):
         try:
             graph = core.read_model(path)
             self._check(graph, artifact)
+            batch = graph.inputs[0].get_partial_shape()[0]
+            self._batch = batch.get_length() if batch.is_static else None
             if prefer_convolutions and HINTS[self.computes] == "f32":
                 prefer_convolution_kernel(graph)
             self._parts = _compile(core, graph, self.computes, options, artifact.graph == "frame")
@@ -161,6 +163,9 @@ class OpenVINOSession(Session):
                                "FP32 on this processor. Use precision fp32.", backend=self.backend)
         self.note = session_note(artifact) or _note(self.computes, units)
         self._lock = threading.Lock()
+
+    def largest_batch(self, size: tuple[int, int]) -> int | None:
+        return self._batch
 
     def _check(self, graph: Any, artifact: Artifact) -> None:
         """Raise `ContractError` if the inputs or outputs of the file differ from the contract."""

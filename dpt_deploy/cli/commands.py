@@ -30,9 +30,12 @@ class Row(NamedTuple):
 GROUPS: dict[str, tuple[Row, ...]] = {
     "Deploy": (
         Row("export", "dpt_deploy.export.__main__", "checkpoint to ONNX graphs, engines and a verdict", "export"),
+        Row("import", "dpt_deploy.export.importing", "another project's ONNX model to a judged bundle", "export"),
         Row("build", "dpt_deploy.build.__main__", "engines for this machine, from a bundle", "cli"),
         Row("parity", "dpt_deploy.parity.__main__", "judge a bundle against PyTorch FP32", "cli"),
         Row("predict", "dpt_deploy.predict.__main__", "run on images, a video or a camera", "cli"),
+        Row("view", "dpt_deploy.view.__main__", "a page that shows the maps of an image or the camera", "view"),
+        Row("triton", "dpt_deploy.serve.__main__", "a model repository for NVIDIA Triton, from a bundle", "cli"),
         Row("doctor", "dpt_deploy.doctor.__main__", "what this machine has, and what a bundle needs", "cli"),
     ),
     "Train": (

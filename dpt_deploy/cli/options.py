@@ -125,6 +125,23 @@ def _pairs_text(pairs: dict[str, Any]) -> str:
     return ",".join(f"{name}={value}" for name, value in pairs.items())
 
 
+def _choices(text: str) -> dict[str, str]:
+    chosen: dict[str, str] = {}
+    for part in text.split(","):
+        name, equals, value = (piece.strip() for piece in part.partition("="))
+        if not name or not equals or not value or name in chosen:
+            raise ValueError(f"expected NAME=CHOICE, each name once, received {part!r}")
+        chosen[name] = value
+    return chosen
+
+
+def _share(text: str) -> tuple[int, int]:
+    part, slash, parts = text.partition("/")
+    if not (part.isdecimal() and slash and parts.isdecimal() and 1 <= int(part) <= int(parts)):
+        raise ValueError(f"expected K/N with K from 1 to N, such as 3/16, received {text!r}")
+    return int(part), int(parts)
+
+
 def _one(metavar: str, parse: Callable[[str], Any], show: Callable[[Any], str] = str) -> PrimitiveConstructorSpec:
     return PrimitiveConstructorSpec(
         nargs=1, metavar=metavar, instance_from_str=lambda arguments: parse(arguments[0]),
@@ -174,6 +191,10 @@ Triple = Annotated[tuple[float, float, float], _several("R,G,B", _finite, lambda
 """Three numbers, one per colour."""
 Pairs = Annotated[dict[str, Any], _one("NAME=VALUE,...", _pairs, _pairs_text)]
 """Names with values that are whole numbers, numbers, sizes (HEIGHTxWIDTH), true or false."""
+Choices = Annotated[dict[str, str], _one("NAME=CHOICE,...", _choices, _pairs_text)]
+"""Names with one of several choices each."""
+Share = Annotated[tuple[int, int], _one("K/N", _share, lambda share: f"{share[0]}/{share[1]}")]
+"""Part K of N, K from 1 on."""
 Precisions = Annotated[tuple[str, ...], _several("PRECISION,...", _text)]
 """Precisions such as fp16 and fp32."""
 Backends = Annotated[tuple[str, ...], _several("BACKEND,...", _text)]

@@ -26,7 +26,7 @@ SKIPPED_IMAGES = "skipped_images"
 PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
 VERDICT_FILES = (PARITY_JSON, REPORT_HTML, MODEL_CARD)
 """The files that hold the parity verdict on the bundle."""
-REPRODUCIBLE = {"onnx": True, "data": True, "reference": True, "engine": False, "cache": False}
+REPRODUCIBLE = {"onnx": True, "data": True, "reference": True, "compat": True, "engine": False, "cache": False}
 """Whether making a file again from the same inputs gives the same bytes, by kind."""
 
 
@@ -140,6 +140,9 @@ class Bundle:
             return ""
         what = f"the bundle's parity verdict does not cover {artifact.file}" if report is not None else \
             "the bundle has no parity verdict, because its export was interrupted or its graphs were replaced"
+        if self.manifest.imported and not self.find("reference"):
+            return (f"the bundle around {self.manifest.checkpoint.file} has no parity verdict; make one with: "
+                    f"python -m dpt_deploy.export.importing {self.manifest.checkpoint.file}")
         return f"{what}; judge it with: python -m dpt_deploy.parity {self.folder}"
 
     def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:
@@ -199,7 +202,7 @@ class Bundle:
         path = self.folder / part.file
         if not path.is_file():
             return BadBundle(f"{part.file} is missing from the bundle")
-        if path.is_symlink() and path.resolve().parent != self.folder.resolve():
+        if path.is_symlink() and path.resolve().parent not in self._places():
             return BadBundle(f"{part.file} is a symbolic link to a file outside the bundle; copy the bundle with "
                              "cp -rL")
         received = sha256(path) if path.stat().st_size == part.bytes else None
@@ -207,6 +210,16 @@ class Bundle:
             return BadBundle(f"{part.file} does not match {MANIFEST} (expected SHA-256 {part.sha256[:12]}...): the "
                              "file was modified, truncated or replaced")
         return None
+
+    def _places(self) -> set[Path]:
+        """The folders that files may lie in: the bundle's own.
+
+        In the cache of the Hugging Face Hub, whose snapshots/COMMIT holds links, also blobs beside snapshots.
+        """
+        here = self.folder.resolve()
+        snapshots = next((place for place in here.parents if place.name == "snapshots"), None)
+        blobs = {snapshots.parent / "blobs"} if snapshots and snapshots.parent.name.startswith("models--") else set()
+        return {here} | blobs
 
     def produce(self, recipe: Recipe) -> tuple[Artifact, bool]:
         """Produce or reuse the file of a recipe and register it. Returns the artefact and whether it was reused."""

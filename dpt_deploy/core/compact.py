@@ -41,6 +41,16 @@ class Form:
         """Bytes per pixel."""
         return self.channels * np.dtype(self.dtype).itemsize
 
+    @property
+    def plain(self) -> bool:
+        """Whether it is the form that the runtime gives."""
+        return self.name == "float32"
+
+    @property
+    def output(self) -> str:
+        """The name of the output of a served graph that has the map in this form, such as depth_uint16_mm."""
+        return self.head if self.plain else f"{self.head}_{self.name.replace('-', '_')}"
+
 
 def form(head: str, name: str) -> Form:
     """The form `name` of a head. Raises `BadInput` with the names that exist."""
@@ -50,6 +60,12 @@ def form(head: str, name: str) -> Form:
     if name not in forms:
         raise BadInput(f"{head}: expected one of the forms {', '.join(forms)}, received {name!r}.")
     return forms[name]
+
+
+def form_of_output(name: str) -> Form | None:
+    """The form in which an output of a served graph has its map; None if the output has another name."""
+    found = [one for forms in FORMS.values() for one in forms.values() if one.output == name]
+    return found[0] if found else None
 
 
 def encode(head: str, name: str, values: np.ndarray) -> np.ndarray:
@@ -92,6 +108,18 @@ def _from_int8(stored: np.ndarray) -> np.ndarray:
     return _unit(stored.astype(np.float32))
 
 
+def _to_unsigned(scale: float, dtype: type) -> Callable[[np.ndarray], np.ndarray]:
+    def to_unsigned(normals: np.ndarray) -> np.ndarray:
+        components = np.clip(np.nan_to_num(normals), -1, 1) * np.float32(0.5) + np.float32(0.5)
+        return np.rint(components * np.float32(scale)).astype(dtype)
+
+    return to_unsigned
+
+
+def _from_unsigned(scale: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda stored: _unit(stored.astype(np.float32) * np.float32(2 / scale) - np.float32(1))
+
+
 def _octahedral(scale: float, dtype: type) -> Callable[[np.ndarray], np.ndarray]:
     def to_octahedral(normals: np.ndarray) -> np.ndarray:
         normals = np.nan_to_num(normals)
@@ -120,12 +148,12 @@ def _unit(vectors: np.ndarray) -> np.ndarray:
     return vectors / np.maximum(length, np.float32(1e-12))
 
 
-def _to_uint8(alpha: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(np.nan_to_num(alpha), 0, 1) * np.float32(255)).astype(np.uint8)
+def _to_fraction(scale: float, dtype: type) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda alpha: np.rint(np.clip(np.nan_to_num(alpha), 0, 1) * np.float32(scale)).astype(dtype)
 
 
-def _from_uint8(stored: np.ndarray) -> np.ndarray:
-    return stored.astype(np.float32) / np.float32(255)
+def _from_fraction(scale: float) -> Callable[[np.ndarray], np.ndarray]:
+    return lambda stored: stored.astype(np.float32) / np.float32(scale)
 
 
 def _forms(*forms: Form) -> Mapping[str, Form]:
@@ -144,6 +172,10 @@ FORMS: Mapping[str, Mapping[str, Form]] = MappingProxyType({
         Form("normals", "float32", "float32", 3, "none", _to_float32, _to_float32),
         Form("normals", "float16", "float16", 3, "0.03 degrees", _to_float16, _to_float32, degrees=0.03),
         Form("normals", "int8", "int8", 3, "0.4 degrees", _to_int8, _from_int8, degrees=0.4),
+        Form("normals", "uint8", "uint8", 3, "0.4 degrees", _to_unsigned(255, np.uint8), _from_unsigned(255),
+             degrees=0.4),
+        Form("normals", "uint16", "uint16", 3, "0.0016 degrees", _to_unsigned(65535, np.uint16), _from_unsigned(65535),
+             degrees=0.0016),
         Form("normals", "octahedral", "int8", 2, "1 degree", _octahedral(127, np.int8), _from_octahedral(127),
              degrees=1.0),
         Form("normals", "octahedral16", "int16", 2, "0.004 degrees", _octahedral(32767, np.int16),
@@ -152,7 +184,10 @@ FORMS: Mapping[str, Mapping[str, Form]] = MappingProxyType({
     "alpha": _forms(
         Form("alpha", "float32", "float32", 1, "none", _to_float32, _to_float32),
         Form("alpha", "float16", "float16", 1, "0.00025", _to_float16, _to_float32, alpha=0.00025),
-        Form("alpha", "uint8", "uint8", 1, "0.002", _to_uint8, _from_uint8, alpha=1 / 510 + 1e-6),
+        Form("alpha", "uint8", "uint8", 1, "0.002", _to_fraction(255, np.uint8), _from_fraction(255),
+             alpha=1 / 510 + 1e-6),
+        Form("alpha", "uint16", "uint16", 1, "0.000008", _to_fraction(65535, np.uint16), _from_fraction(65535),
+             alpha=1 / 131070 + 1e-7),
     ),
 })
 """The forms of each head by name; the first is what the runtime gives."""

@@ -32,6 +32,12 @@ MAX_NUMBER = 1e9
 """The largest mean or standard deviation that a file may state."""
 
 ResizeRule = Literal["stretch", "letterbox"]
+DepthKind = Literal["metric", "relative"]
+DEPTHS: dict[str, str] = {
+    "metric": "z-depth in metres",
+    "relative": "relative depth without unit, larger is farther",
+}
+"""How a contract's file words the kind of depth. Bundles of a trained checkpoint are metric; imported ones say."""
 Graph = Literal["model", "frame"]
 
 
@@ -117,9 +123,13 @@ class Contract:
     """How a frame is resized to `input_size`."""
     heads: tuple[str, ...] = HEADS
     """The maps that the graphs output: a non-empty subset of depth, normals, alpha in that order."""
+    depth: DepthKind = "metric"
+    """metric: z-depth in metres. relative: no unit, only differences within one map mean something."""
 
     def __post_init__(self) -> None:
         check_heads(self.heads)
+        if self.depth not in DEPTHS:
+            raise BadInput(f"depth: expected one of {', '.join(DEPTHS)}, received {self.depth!r}.")
         if self.resize not in RESIZE_RULES:
             raise BadInput(f"resize: expected one of {', '.join(RESIZE_RULES)}, received {self.resize!r}.")
 
@@ -140,9 +150,12 @@ class Contract:
     def outputs(self, graph: Graph) -> dict[str, TensorSpec]:
         """The outputs of a graph by name, for this contract's heads."""
         h, w = self.input_size
+        unit, bounds, meaning = ("m", (0, None), "z-depth.")
+        if self.depth == "relative":
+            unit, bounds, meaning = "1", (None, None), "Relative depth, larger is farther."
         if graph == "model":
             specs = (
-                TensorSpec("depth", "float32", ("batch", 1, h, w), "m", (0, None), "z-depth."),
+                TensorSpec("depth", "float32", ("batch", 1, h, w), unit, bounds, meaning),
                 TensorSpec("normals", "float32", ("batch", 3, h, w), "1", (-1, 1),
                            "Camera-space normals, x right, y up, z towards the viewer; not yet of unit length."),
                 TensorSpec("alpha_logits", "float32", ("batch", 1, h, w), "1", (None, None),
@@ -150,7 +163,7 @@ class Contract:
             )
         else:
             specs = (
-                TensorSpec("depth", "float32", ("batch", "height", "width"), "m", (0, None), "z-depth."),
+                TensorSpec("depth", "float32", ("batch", "height", "width"), unit, bounds, meaning),
                 TensorSpec("normals", "float32", ("batch", "height", "width", 3), "1", (-1, 1),
                            "Unit camera-space normals, x right, y up, z towards the viewer."),
                 TensorSpec("alpha", "float32", ("batch", "height", "width"), "1", (0, 1), "Foreground coverage."),
@@ -170,7 +183,7 @@ class Contract:
             "color": "rgb",
             "filter": "triangle, antialiased, align_corners=False",
             "letterbox_fill": "edge",
-            "depth": "z-depth in metres",
+            "depth": DEPTHS[self.depth],
             "normals": "camera space, x right, y up, z towards the viewer",
             "graphs": tensors,
         }
@@ -187,7 +200,11 @@ class Contract:
             heads = value["heads"]
             if not isinstance(heads, list | tuple) or not all(isinstance(head, str) for head in heads):
                 raise ValueError(f"heads {heads!r:.100}")
-            return cls(size, mean, std, value["resize"], tuple(heads))
+            kinds = {words: kind for kind, words in DEPTHS.items()}
+            depth = kinds.get(value.get("depth", DEPTHS["metric"]))
+            if depth is None:
+                raise ValueError(f"depth {value['depth']!r:.100}")
+            return cls(size, mean, std, value["resize"], tuple(heads), depth)
         except (KeyError, TypeError, ValueError, ArithmeticError) as error:
             raise BadInput(f"contract: expected the fields {[f.name for f in dataclasses.fields(cls)]}, "
                            f"but {type(error).__name__}: {error}. Export the bundle again.") from error

@@ -27,3 +27,5 @@ class Exhibit:
     """The stage's map, of the same shape."""
     alpha: np.ndarray | None = None
     """The reference alpha of the image, (H, W). None if the bundle has no alpha head."""
+    metric_depth: bool = True
+    """Whether depth is in metres."""

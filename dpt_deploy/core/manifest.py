@@ -27,12 +27,12 @@ from .plan import EIGHT_BITS as EIGHT_BITS  # part of this module's interface, a
 from .plan import Plan, Precision
 from .plan import PrecisionPlan as PrecisionPlan
 from .values import Number, Sha256, StrictBool, StrictFloat, StrictInt, parse_json
-from .verdict import Stage, stage_from_json, to_json
+from .verdict import REFERENCE, Stage, stage_from_json, to_json
 
 FORMAT = 1
 MAX_BYTES = 16 << 20
 """The largest `manifest.json` that is read. A typical one has 20 kB."""
-Kind = Literal["onnx", "data", "engine", "cache", "reference", "report"]
+Kind = Literal["onnx", "data", "engine", "cache", "reference", "report", "compat"]
 Weights = Literal["fixed", "refittable", "stripped"]
 
 
@@ -319,6 +319,16 @@ class Manifest(Record):
     eight_bits: dict[Precision, EightBitRecord] = {}
     """How the plan of the graphs in int8 or fp8 was chosen, by precision."""
     artifacts: tuple[Artifact, ...] = ()
+
+    @property
+    def imported(self) -> bool:
+        """Whether the bundle was made from an ONNX file of another project, and not from a checkpoint."""
+        return "description" in self.options
+
+    @property
+    def reference(self) -> str:
+        """What the bundle is judged against, in words."""
+        return f"{self.checkpoint.file} in ONNX Runtime FP32" if self.imported else REFERENCE
 
     @field_validator("contract")
     @classmethod

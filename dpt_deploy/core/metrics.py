@@ -26,6 +26,12 @@ def relative_depth_error(depth: np.ndarray, reference: np.ndarray) -> np.ndarray
     return np.abs(depth.astype(np.float64) - reference) / np.maximum(np.abs(reference), 1e-12)
 
 
+def ranged_depth_error(depth: np.ndarray, reference: np.ndarray) -> np.ndarray:
+    """|depth - reference| per pixel as a fraction of the range of the reference, float64: for depth without a unit."""
+    reference = reference.astype(np.float64)
+    return np.abs(depth.astype(np.float64) - reference) / max(float(np.ptp(reference)), 1e-12)
+
+
 def angle(normals: Any, reference: Any) -> Any:
     """Angle between vectors (..., 3) in degrees, float64 (...), for NumPy arrays or PyTorch tensors.
 
@@ -80,10 +86,13 @@ def alpha_parity(alpha: np.ndarray, reference: np.ndarray) -> dict[str, float]:
     return {"mean": float(error.mean()), "max": float(error.max()), "iou": iou(alpha[sure], reference[sure])}
 
 
-def error_map(head: str, have: np.ndarray, want: np.ndarray) -> np.ndarray:
-    """Error per pixel, float64 (H, W): relative for depth, in degrees for normals, absolute for alpha."""
+def error_map(head: str, have: np.ndarray, want: np.ndarray, metric_depth: bool = True) -> np.ndarray:
+    """Error per pixel, float64 (H, W): relative for depth, in degrees for normals, absolute for alpha.
+
+    Without `metric_depth`, errors of depth are fractions of the range of the map.
+    """
     if head == "depth":
-        return relative_depth_error(have, want)
+        return relative_depth_error(have, want) if metric_depth else ranged_depth_error(have, want)
     if head == "normals":
         return angle(have, want)
     return np.abs(have.astype(np.float64) - want.astype(np.float64))
@@ -101,17 +110,18 @@ def foreground(want: dict[str, np.ndarray]) -> np.ndarray | None:
 
 
 def parity(
-    want: dict[str, np.ndarray], have: dict[str, np.ndarray]
+    want: dict[str, np.ndarray], have: dict[str, np.ndarray], metric_depth: bool = True
 ) -> Iterator[tuple[str, dict[str, float], np.ndarray]]:
     """Per head: its name, its parity metrics, and the errors of the masked pixels.
 
     Args:
         want: The maps of the reference: depth (H, W), normals (H, W, 3), alpha (H, W), or some of them.
         have: The maps to judge, at least those of `want`.
+        metric_depth: As for `error_map`.
     """
     mask = foreground(want)
     for head, reference in want.items():
-        error = error_map(head, have[head], reference)
+        error = error_map(head, have[head], reference, metric_depth)
         if head == "alpha":
             yield head, alpha_parity(have[head], reference), error
         else:

@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 import tarfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -37,14 +37,15 @@ class ShardWriter:
         first: Number of the first shard.
         most_bytes: A shard is closed before it would get larger, unless by a single sample.
         most_samples: A shard holds at most this many.
+        before: Called with the complete file and the path that it gets, before it gets it.
     """
 
     def __init__(
         self, folder: Path, name: str = "shard", first: int = 0, most_bytes: int = MOST_BYTES,
-        most_samples: int = MOST_SAMPLES,
+        most_samples: int = MOST_SAMPLES, before: Callable[[Path, Path], None] | None = None,
     ) -> None:
         self.folder, self.name, self.number = Path(folder), name, first
-        self.most_bytes, self.most_samples = most_bytes, most_samples
+        self.most_bytes, self.most_samples, self.before = most_bytes, most_samples, before
         self.paths: list[Path] = []
         """The shards that are whole, in order."""
         self._open: contextlib.ExitStack | None = None
@@ -119,6 +120,8 @@ class ShardWriter:
             try:
                 self._file.write(bytes(2 * _BLOCK))
                 self._file.close()
+                if self.before is not None:
+                    self.before(temporary, path)
                 temporary.replace(path)
                 found = path.stat()
             except OSError as error:

@@ -8,6 +8,7 @@ What a source may be:
     photos                            the files of a folder; with recursive, of its subfolders too
     photos/**/*.jpg                   a glob
     list.txt                          a list: one file, tar or address per line (.txt, .lst, .list)
+    @list                             a list, whatever its name is
     shard-000000.tar                  the members of a tar; a folder's tars are opened as well
     shard-{000000..000123}.tar        a brace pattern
     s3://bucket/folder                any of these behind a protocol of fsspec: see `core.places`
@@ -280,7 +281,14 @@ def find_items(
 
 
 def _look_at(text: str) -> _Source:
-    there = None if patterns.has_wildcards(text) and places.is_address(text) else places.kind(text)
+    special = text.startswith("@") or (patterns.has_wildcards(text) and places.is_address(text))
+    there = None if special and not os.path.exists(text) else places.kind(text)
+    if there is None and text.startswith("@"):
+        if places.kind(text[1:]) != "file":
+            raise BadInput(f"{places.shown(text)}: expected @ and a list of files, but there is no file "
+                           f"{places.shown(text[1:])}. Check the path.")
+        name = os.path.splitext(places.base_name(text[1:]))[0]
+        return _Source(text, name, lambda listing: _lines(text[1:]), chosen=True)
     if there is None and patterns.has_braces(text):
         folder, rest = patterns.fixed_part(text)
         first = next(patterns.expand(text))  # raises now, not when the run is under way

@@ -42,10 +42,14 @@ class StageKind(StrEnum):
     """The PyTorch model in the precision of the plan."""
     GRAPH = "graph"
     """An ONNX graph in ONNX Runtime."""
+    COMPAT = "compat"
+    """A graph for the program of another project."""
     STEPS = "steps"
     """The Python runtime's pre- and post-processing around the model graph."""
     BACKEND = "backend"
     """An artefact on another backend."""
+    SERVER = "server"
+    """The maps that a server gives, through the client."""
 
 
 @dataclass(frozen=True)
@@ -59,7 +63,7 @@ class StageId:
     backend: str = ""
     """Name in the backend registry. Empty for weights and PyTorch."""
     device: str = "cpu"
-    """cpu or gpu."""
+    """cpu or gpu; server if a server computes."""
     file: str | None = None
     """File name of the artefact, None if the stage judges no file."""
     title: str = field(default="", compare=False)
@@ -237,6 +241,8 @@ class ParityReport:
     assumed: tuple[str, ...] = ()
     """The facts that the export assumed, one sentence each. The reference was made with them, so a pass does not
     confirm them."""
+    against: str = REFERENCE
+    """What made the reference: PyTorch, or an imported model's own file."""
 
     @property
     def passed(self) -> bool:
@@ -263,7 +269,7 @@ class ParityReport:
         for stage in self.failed:
             sources = self.sources(stage)
             if not any(source in self.failed for source in sources):
-                origin = CHECKPOINT if stage.id.kind is StageKind.WEIGHTS else REFERENCE
+                origin = CHECKPOINT if stage.id.kind is StageKind.WEIGHTS else self.against
                 sentences.append(f"the error enters between {sources[0].name if sources else origin} and {stage.name}")
         return tuple(sentences)
 
@@ -277,6 +283,7 @@ class ParityReport:
             StageKind.GRAPH: [*([(StageKind.GRAPH, "model", precision)] if graph == "frame" else []), pytorch, weights],
             StageKind.STEPS: [(StageKind.GRAPH, "model", precision)],
             StageKind.BACKEND: [(StageKind.GRAPH, graph, precision), pytorch, weights],
+            StageKind.SERVER: [(StageKind.GRAPH, graph, precision), pytorch, weights],
         }[stage.id.kind]
         if wanted and precision != "fp32":  # half precision did not introduce an error that FP32 has too
             graphs = ("model", "frame") if graph == "frame" else ("model",)
@@ -372,12 +379,12 @@ def not_run(stage: StageId, cause: Cause, detail: str, digest: str | None = None
 def in_order(stages: list[Stage]) -> list[Stage]:
     """Sort stages from the checkpoint to the maps, so that the first failure introduces the error.
 
-    Stages of kind BACKEND keep their order.
+    Stages of kind BACKEND and SERVER keep their order.
     """
     def position(stage: Stage) -> tuple[int, int, int]:
         kind, graph = stage.id.kind, ("model", "frame").index(stage.id.graph)
         rank = list(StageKind).index(kind)
-        if kind is StageKind.BACKEND:
+        if kind in (StageKind.BACKEND, StageKind.SERVER):
             return rank, 0, 0
         return rank, graph if kind is StageKind.GRAPH else 0, PRECISIONS.index(stage.precision)
 

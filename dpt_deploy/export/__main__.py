@@ -6,6 +6,7 @@ from .. import cli
 
 with cli.needing("export"):
     from ..build import benchmark_command
+    from ..hub import push
     from ..report.terminal import print_outcome, skipped_images
     from .config import ExportConfig, check_options
 
@@ -20,6 +21,11 @@ def main(config: ExportConfig) -> int:
     bundle, report = export_checkpoint(config, command=cli.command_line(PROG))
     print_outcome(bundle, report, [benchmark_command(bundle, engine) for engine in bundle.find("engine")])
     skipped = skipped_images(bundle)
+    if config.push is not None:
+        if report.passed:
+            print(f"pushed   {push(bundle, config.push)}")
+        else:
+            print(f"not pushed to {config.push}: the verdict failed")
     return 0 if report.passed and not skipped else 1
 
 

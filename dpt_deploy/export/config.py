@@ -15,6 +15,7 @@ from ..core.errors import BadInput
 from ..core.files import existing_file
 from ..core.image_files import MAX_PIXELS
 from ..core.manifest import EIGHT_BITS, Precision
+from ..hub import check_repository
 from ..parity import load_budget
 from .calibration_images import calibration_items
 
@@ -91,6 +92,10 @@ class ExportConfig:
     data_images: Count = 128
     """Use at most this many samples of --data-root, evenly spaced: half of them for the search, the others for the
     verdict."""
+    compat: Literal["david"] | None = None
+    """david: also write david.onnx, which the estimator of the DAViD project runs unchanged."""
+    push: Name | None = None
+    """Upload the bundle to this repository of the Hugging Face Hub, OWNER/NAME, if the verdict passed."""
     normal_axes: Name | None = None
     """How the files of --data-root store the components of normals. Default: as in the training."""
 
@@ -117,6 +122,8 @@ def check_options(config: ExportConfig) -> None:
     if not config.checkpoint.is_dir():
         existing_file(config.checkpoint, "a checkpoint file such as best_model.pth")
     load_budget(config.budget)
+    if config.push is not None:
+        check_repository(config.push)
     choose_builder(config.engines)
 
 

@@ -30,6 +30,7 @@ from ..parity.reference import FILE, Reference
 from ..parity.task_loss import Labelled, Part
 from ..report import write_report
 from ..report.model_card import reset_model_card
+from .compat import check_compat, compat_stages
 from .config import ExportConfig, check_options
 from .frame_graph import Processing, export_frame_graph, trace_processing
 from .graph import export_graph
@@ -74,6 +75,8 @@ def export_checkpoint(
         say(f"note     {note}")
     model = _load(checkpoint, config)
     contract = _contract(checkpoint, model, config)
+    if config.compat:
+        check_compat(contract)
     plan = _requested_plan(model, config)
     labelled = _labelled(checkpoint, contract, config, say)
     folder = config.out or Path("engines") / checkpoint.path.stem
@@ -122,6 +125,7 @@ def _fill(
         export_eight_bits(bundle, model, plan, config, processing, _graph_key, say, searched)
     _remove_outdated_graphs(bundle, say)
     stages = _judge_with_torch(bundle, model, record)
+    stages += compat_stages(bundle, model, reference, config, say, worst)
     failure = None
     try:
         build_engines(bundle, config.engines, say)

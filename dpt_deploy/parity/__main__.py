@@ -23,7 +23,8 @@ with cli.needing("cli"):
     from ..report import write_report
     from ..report.terminal import print_outcome, skipped_images
     from .compare import load_budget
-    from .judge import WorstMaps, judge
+    from .judge import WorstMaps, judge, load_reference
+    from .server import judge_server
     from .task_loss import Labelled, Part
 
 PROG = "python -m dpt_deploy.parity"
@@ -53,6 +54,10 @@ class ParityConfig:
     left out, because an export with the same options chooses its plan by them."""
     normal_axes: Name | None = None
     """How the files of --data-root store the components of normals. Default: as in the training."""
+    server: Name | None = None
+    """Address of a Triton server, as HOST:PORT or http://HOST:PORT: also judge the maps that it gives."""
+    server_model: Name | None = None
+    """Name of the server's model. Default: the only one that dpt triton wrote."""
     json: Json = False
 
 
@@ -74,6 +79,7 @@ def _judge(config: ParityConfig) -> int:
     labelled = _labelled(bundle, config, log)
     worst = WorstMaps()
     judged = _judge_with_pytorch(bundle, config, log, worst) if config.checkpoint is not None else []
+    judged += _judge_server(bundle, config, log, worst)
     judgement = judge(bundle, config.budget, judged, lambda name: log(f"judging  {name}"), worst, labelled)
     report = judgement.report
     write_report(bundle, report, judgement.exhibits, cli.command_line(PROG))
@@ -106,6 +112,17 @@ def _judge_with_pytorch(
     return judge_with_checkpoint(
         bundle, config.checkpoint, config.images, config.max_images, config.budget, log, worst, config.max_pixels
     )
+
+
+def _judge_server(bundle: Bundle, config: ParityConfig, log: Callable[[str], None], worst: WorstMaps) -> list[Stage]:
+    if config.server is None:
+        if config.server_model is not None:
+            raise BadInput("--server-model needs --server. Add --server HOST:PORT, or omit the option.")
+        return []
+    budget, _ = load_budget(config.budget)
+    reference, _ = load_reference(bundle)
+    return judge_server(bundle, config.server, config.server_model, reference, budget, worst,
+                        lambda name: log(f"judging  {name}"))
 
 
 COMMAND = cli.Command(ParityConfig, main, PROG, renamed={"--reference": "--checkpoint"})

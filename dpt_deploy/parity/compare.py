@@ -132,7 +132,8 @@ def compare(
             reference_maps = as_maps(graph, wanted)
 
             def exhibit(head: str, share: float, have: np.ndarray, case=case, maps=reference_maps) -> None:
-                on_exhibit(Exhibit(stage, head, share, case.name, case.frame, maps[head], have, maps.get("alpha")))
+                on_exhibit(Exhibit(stage, head, share, case.name, case.frame, maps[head], have, maps.get("alpha"),
+                                    reference.metric_depth))
 
             faults = _faults(case, graph, outputs, i, len(batch))
             findings += faults
@@ -148,7 +149,7 @@ def compare(
                 continue
             images += 1
             have = as_maps(graph, {key: value[i] for key, value in outputs.items()})
-            for head, measured, error in metrics.parity(reference_maps, have):
+            for head, measured, error in metrics.parity(reference_maps, have, reference.metric_depth):
                 kept = values.setdefault(head, {})
                 pixels += error.size
                 for metric, value in measured.items():

@@ -33,7 +33,7 @@ from .reference import FILE, Reference
 from .sessions import fits, open_session, split_batches
 from .task_loss import Labelled, check_enough
 
-NEED_PYTORCH = (StageKind.WEIGHTS, StageKind.PYTORCH)
+NEED_PYTORCH = (StageKind.WEIGHTS, StageKind.PYTORCH, StageKind.COMPAT)
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def judge(
     inputs = tuple(case.name for case in reference.cases)
     assumed = tuple(map(str, bundle.manifest.assumed))
     report = ParityReport(tuple(in_order(stages)), budget, budget_name, inputs, digest,
-                          bundle.manifest.options.get("parity") == "quick", assumed)
+                          bundle.manifest.options.get("parity") == "quick", assumed,
+                          bundle.manifest.reference)
     return Judgement(report, worst.by_head)
 
 

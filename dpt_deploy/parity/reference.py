@@ -43,6 +43,8 @@ class Reference:
     cases: tuple[Case, ...]
     heads: tuple[str, ...] = HEADS
     """The heads of the contract. Every case must have the maps of all of them."""
+    metric_depth: bool = True
+    """Whether depth is in metres. Otherwise its errors are fractions of the range of the map."""
 
     def batches(self, graph: Graph) -> list[list[Case]]:
         """The cases in pairs of equal input size where possible, so that batches are tested too."""
@@ -57,7 +59,7 @@ class Reference:
 
     def only(self, cases: Iterable[Case]) -> Reference:
         """The same reference with these cases."""
-        return Reference(tuple(cases), self.heads)
+        return Reference(tuple(cases), self.heads, self.metric_depth)
 
     def save(self, path: Path) -> None:
         """Write `reference.npz` atomically."""
@@ -94,7 +96,7 @@ class Reference:
                 raise ValueError(f"it has {next(iter(arrays))!r:.100}, which belongs to no case")
         except ValueError as error:
             raise BadBundle(f"{path}: expected parity references, but {error}. Export the checkpoint again.") from error
-        return cls(cases, contract.heads)
+        return cls(cases, contract.heads, contract.depth == "metric")
 
 
 def _case(arrays: dict[str, np.ndarray], i: int, name: str, adversarial: bool, contract: Contract) -> Case:

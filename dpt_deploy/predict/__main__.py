@@ -1,53 +1,80 @@
-"""python -m dpt_deploy.predict BUNDLE SOURCE...: predict images, folders of images, videos, cameras and streams."""
+"""python -m dpt_deploy.predict BUNDLE SOURCE...: predict images by the million, videos, cameras and streams."""
 
 from __future__ import annotations
 
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from .. import cli
 from ..core.contract import Graph
-from ..core.errors import BadInput, ContractError
+from ..core.errors import BadInput
 from ..core.image_files import MAX_PIXELS
-from ..runtime import Precision, Runtime, load
+from ..core.places import is_address
+from ..runtime import Precision, Runtime
 
 with cli.needing("cli"):
     import tyro
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
-    from rich.table import Table
 
-    from ..cli.options import Count, Limit, Name, Verbose, size_text
-from ..report.prediction_files import write_prediction
+    from ..cli.options import Choices, Count, Heads, Limit, Name, Share, Verbose, Workers, resolve_workers
+    from .images import FEW, Stop, Tally, predict_few, predict_many, print_tally, progress
 from ..report.terminal import plain_console
-from .reader import Reader, shown, video_file
-from .sources import Image, find_sources, output_stems
-from .video import Look, matte, predict_video
+from .decoding import read_picture
+from .extras import Extras, ExtraWriter
+from .formats import FORMATS, FormatName
+from .job import Job, Picture
+from .reader import Reader, camera_index, shown, video_file
+from .sources import find_sources, output_stems
+from .video import predict_video
 
 PROG = "python -m dpt_deploy.predict"
 
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """Predict depth, normals and alpha for images, the images of folders, videos, cameras and network streams.
+    """Predict depth, normals and alpha for images, folders, shards and buckets of images, videos and cameras.
 
     Writes for each image a panel (PNG), the maps (.npz: depth [m], normals and alpha, float32 at the image's size), and
     depth [m] as OpenEXR; for a video, camera or stream one MP4 file without sound, which is playable even after Ctrl-C.
+
+    A run over more than 100 images, and any run with --resume, --shard, --ray or a format in shards, is a large one: it
+    writes compressed .npz files of float16 unless --format says otherwise, no panels, and a journal from which it goes
+    on with --resume.
     """
 
     bundle: Annotated[Path, tyro.conf.Positional, tyro.conf.arg(metavar="BUNDLE")]
     """Bundle: the folder that the export command wrote."""
     sources: Annotated[tuple[str, ...], tyro.conf.Positional,
                        tyro.conf.arg(metavar="SOURCE [SOURCE ...]", help_behavior_hint="(required)")]
-    """Images, folders of images, videos, numbers of cameras such as 0, or addresses such as rtsp://camera/stream."""
+    """Images, folders, globs, lists of files (list.txt or @list), tar shards, and addresses of any of these, such as
+    s3://bucket/photos; videos, numbers of cameras such as 0, or addresses such as rtsp://camera/stream."""
     out: Path = Path("predictions")
     """Folder for the results."""
     recursive: bool = False
     """Also predict the images of subfolders."""
     video: bool = False
     """Take files for videos: animated GIF, WebP and PNG files, and TIFF files with several pages."""
+    maps: Heads | None = None
+    """Maps to store. Default: all that the bundle has."""
+    format: FormatName | None = None
+    """Format of the maps. full: float32 as .npz and depth as .exr. npz: compressed float16. exr: half. png16: depth in
+    millimetres, normals in 16 and alpha in 8 bits. zarr, tar, tar-npz: shards. Default: full, npz for a large run."""
+    forms: Choices = field(default_factory=dict)
+    """How maps are stored, where not as the format does it, such as depth=uint16-mm,normals=octahedral."""
+    resume: bool = False
+    """Go on with the run whose results are in the output folder: skip what is done."""
+    verify: bool = False
+    """With --resume: also compare the content of the files that are there with the journal."""
+    shard: Share = (1, 1)
+    """Predict part K of N of the images, for N processes that share the work. Goes on with what is there."""
+    ray: bool = False
+    """Predict with Ray Data: on all GPUs or cores of this machine, or on the cluster that RAY_ADDRESS names."""
+    ray_address: Name | None = None
+    """Address of a Ray cluster; implies --ray."""
+    actors: Count | None = None
+    """With --ray: processes that predict. Default: one for each GPU, or for each four cores."""
     backend: Name | None = None
     """Backend, such as tensorrt, openvino or onnxruntime-cpu. Default: the first one that can run here."""
     graph: Graph = "frame"
@@ -56,13 +83,38 @@ class PredictConfig:
     """Precision of the graph. Default: the one that the backend prefers, never int8 or fp8."""
     threads: Count | None = None
     """CPU threads per operator."""
-    look: Look = "panel"
-    """The picture or video: panel, or matte, the foreground over green."""
+    batch: Count = 8
+    """Images of one size that run together, at most."""
+    workers: Workers = "auto"
+    """Threads that decode, and as many that encode."""
+    shard_size: Count = 1000
+    """Images in a shard of the output."""
+    look: Picture | None = None
+    """The picture or video: panel, matte (the foreground over green), or none. Default: panel, none for a large run."""
     max_frames: Limit = None
     """Stop after this many frames of each video, camera or stream."""
     max_pixels: Count = MAX_PIXELS
     """Skip images with more pixels than this."""
+    extras: Annotated[Extras, tyro.conf.arg(name="")] = field(default_factory=Extras)
     verbose: Verbose = False
+
+    @property
+    def large(self) -> bool:
+        """Whether an option makes this a large run, however many images there are."""
+        in_shards = self.format is not None and FORMATS[self.format].shards is not None
+        return self.resume or self.verify or self.with_ray or self.shard != (1, 1) or in_shards
+
+    @property
+    def with_ray(self) -> bool:
+        """Whether Ray predicts."""
+        return self.ray or self.ray_address is not None or self.actors is not None
+
+    def job(self, large: bool, extras: ExtraWriter) -> Job:
+        """The options that each process needs."""
+        return Job(self.bundle, self.out, self.backend, self.graph, self.precision, self.threads, self.maps,
+                   self.format or ("npz" if large else "full"), tuple(sorted(self.forms.items())),
+                   self.look or ("none" if large else "panel"), self.max_pixels, self.batch,
+                   max(1, resolve_workers(self.workers)), self.shard_size, extras)
 
 
 class Run:
@@ -70,109 +122,162 @@ class Run:
 
     def __init__(self, config: PredictConfig) -> None:
         self.config, self.console = config, plain_console(soft_wrap=True)
-        self.sources = find_sources(config.sources, config.video, config.recursive)
-        self.single = len(self.sources) == 1
-        self.skipped = self.sources.skipped
-        self.written = 0
-        self.interrupted = False
+        # Other processes may have another working folder.
+        names = list(map(absolute, config.sources)) if config.with_ray else config.sources
+        self.sources = find_sources(names, config.video, config.recursive)
+        items = None if config.large else self.sources.few(FEW)
+        self.works = None if items is None else self.sources.few_works(items)
+        self.large = self.works is None
+        self.extras = ExtraWriter(config.extras)
+        self.job = config.job(self.large, self.extras)
+        self.single = not self.large and len(self.works) + len(self.sources.videos) == 1
+        config.extras.check_sources(2 if self.large else len(self.works), len(self.sources.videos))
+        self.tally = Tally()
+        self.skipped: list[str] = []
+        self.written = self.status = 0
+        if self.works is not None and not self.works and self.sources.listing is not None:
+            self._check_any()
 
-    def images(self, runtime: Runtime, images: list[Image]) -> None:
-        """Predict images, and print a table of the files."""
-        table = Table("image", "size", "files")
-        stems = output_stems([(one.path, one.folder, f".page{one.page}" if one.pages > 1 else "") for one in images])
-        with _progress(self.console) as progress:
-            task = progress.add_task("", total=len(images))
-            for image, stem in zip(images, stems, strict=True):
-                progress.update(task, description=image.label)
-                try:
-                    frame = image.read(self.config.max_pixels)
-                    prediction = runtime(frame)
-                    picture = matte(frame, prediction) if self.config.look == "matte" else None
-                except (BadInput, ContractError) as error:
-                    self.skip(str(image.path), error)
-                else:
-                    files = write_prediction(self.config.out / image.folder, stem, frame, prediction, image.label,
-                                             picture)
-                    table.add_row(str(image.folder / image.label), size_text(frame.shape[:2]),
-                                  "\n".join(file.name for file in files))
-                    self.written += 1
-                progress.advance(task)
-        if table.row_count:
-            self.console.print(f"Written to {self.config.out}", style="italic")  # a title of the table would be broken
-            self.console.print(table, soft_wrap=False)
+    def with_ray(self) -> None:
+        """Predict the images with Ray, and print a short table of the files."""
+        from .ray_run import predict_with_ray
+
+        config = self.config
+        if self.sources.videos:
+            raise BadInput(f"--ray: expected images, received {shown(self.sources.videos[0])}. Predict it without "
+                           "--ray.")
+        with Stop() as stop:
+            self.tally = predict_with_ray(self.job, self.sources, self.share, config.resume, config.verify,
+                                          self.console, stop, config.ray_address, config.actors)
+        self.status = 128 + stop.signal if stop.signal else 0
+        self.finish_images()
+
+    @property
+    def share(self) -> tuple[int, int]:
+        """The part of the images, from 0 on, and the number of parts."""
+        return self.config.shard[0] - 1, self.config.shard[1]
+
+    def images(self, runtime: Runtime) -> None:
+        """Predict the images, and print a table of the files."""
+        config = self.config
+        with Stop() as stop:
+            if self.works is not None:
+                self.tally = predict_few(self.job, runtime, self.works, self.console, stop)
+            else:
+                self.tally = predict_many(self.job, runtime, self.sources, self.share, config.resume, config.verify,
+                                          self.console, stop)
+        self.status = 128 + stop.signal if stop.signal else 0
+        self.finish_images()
+
+    def finish_images(self) -> None:
+        """Print the table; raise the error if there was one image only."""
+        if self.single and self.tally.first is not None:
+            raise self.tally.first
+        print_tally(self.console, self.config.out, self.tally, self.large)
+        self.written += self.tally.done + self.tally.before
+        self.skipped += self.tally.lines
+        if self.tally.failed + self.tally.notes > len(self.tally.lines):
+            self.skipped.append(f"and {self.tally.failed + self.tally.notes - len(self.tally.lines)} more")
 
     def video(self, runtime: Runtime, reader: Reader, stem: str) -> None:
         """Predict a video, and print what was written."""
         config = self.config
-        path = config.out / f"{stem}.{config.look}.mp4"
+        look = "panel" if config.look is None else config.look
+        if look == "none":
+            raise BadInput("--look none: expected panel or matte for a video, which has nothing else.")
+        path = config.out / f"{stem}.{look}.mp4"
         total = min((number for number in (reader.length, config.max_frames) if number), default=None)
         start = time.perf_counter()
-        with _progress(self.console) as progress:
-            task = progress.add_task("", total=total)
+        with progress(self.console, total) as bar:
+            task = bar.add_task("", total=total)
 
             def update(done: int) -> None:
                 speed = done / (time.perf_counter() - start)
-                progress.update(task, completed=done, description=f"{speed:.2f} frames/s")
+                bar.update(task, completed=done, description=f"{speed:.2f} frames/s")
 
-            outcome = predict_video(runtime, reader, path, config.look, config.max_frames, update)
+            outcome = predict_video(runtime, reader, path, look, config.max_frames, update)
         if outcome.interrupted and not outcome.frames:
             raise KeyboardInterrupt("interrupted before the first frame; nothing was written")
         notes = f" ({'; '.join(outcome.notes)})" if outcome.notes else ""
         self.console.print(f"{'interrupted: ' if outcome.interrupted else ''}{outcome.frames} frames written to "
                            f"{path}{notes}")
         self.written += 1
-        self.interrupted = outcome.interrupted
+        self.status = 130 if outcome.interrupted else 0
         if damage := reader.damage():
             self.skipped.append(f"{shown(reader.source)}: {damage}")
 
-    def skip(self, name: str, error: BadInput | ContractError) -> None:
+    def skip_video(self, source: str, error: BadInput) -> None:
         """Note what cannot be read; raises the error if nothing else is to be predicted."""
         if self.single:
             raise error
+        name = shown(source)
         self.skipped.append(str(error) if name in str(error) else f"{name}: {error}")
 
     def finish(self) -> int:
         """Print what was skipped, and return the exit status."""
-        for line in self.sources.notes:
+        for line in [self.sources.left_out_line(), *self.extras.lines()]:
+            if not line:
+                continue
             self.console.print(line)
+        if self.sources.results:
+            self.console.print(f"left out {self.sources.results} pictures that this command wrote")
+        self.skipped += self.sources.problems
         for line in self.skipped:
             self.console.print(f"skipped  {line}")
-        if self.interrupted:
-            return 130
+        if self.status:
+            return self.status
         if not self.written:
-            raise BadInput(f"none of {len(self.sources)} images and videos could be predicted. "
-                           "The lines above say why.")
-        return 1 if self.skipped else 0
+            self._check_any()
+            total = self.tally.failed + len(self.sources.videos)
+            raise BadInput(f"none of {total} images and videos could be predicted. The lines above say why.")
+        return 1 if self.skipped or self.extras.empty else 0
+
+    def _check_any(self) -> None:
+        """Raise `BadInput` if there is nothing to predict."""
+        if self.sources.videos or self.tally.failed or self.config.shard != (1, 1):
+            return
+        if self.sources.problems:
+            raise BadInput(self.sources.problems[0])
+        names = ", ".join(source.text for source in self.sources.listing.sources)
+        if self.sources.results:
+            raise BadInput(f"{names}: expected images, received only pictures that this command wrote.")
+        raise BadInput(f"{names}: expected images, found none; {self.sources.left_out_line() or 'nothing is there'}. "
+                       "Check the path.")
+
+
+def absolute(name: str) -> str:
+    """A source as its whole path; addresses and numbers of cameras stay."""
+    mark, name = ("@", name[1:]) if name.startswith("@") else ("", name)
+    return mark + (name if is_address(name) or camera_index(name) is not None else os.path.abspath(name))
 
 
 def main(config: PredictConfig) -> int:
-    """Exit status: 0 if everything was predicted, 1 if something was skipped, 130 if a video was interrupted."""
+    """Exit status: 0 if everything was predicted, 1 if something was skipped, 130 if it was interrupted."""
     run = Run(config)
     sources = run.sources
-    if run.single and sources.images:
-        sources.images[0].read(config.max_pixels)  # fail before an engine is loaded
+    if config.with_ray:
+        run.with_ray()
+        return run.finish()
+    if run.single and run.works:
+        read_picture(run.works[0].item, run.works[0].page, config.max_pixels)  # fail before an engine is loaded
     first = Reader(sources.videos[0]) if run.single and sources.videos else None
-    with load(config.bundle, config.backend, config.graph, config.precision, config.threads) as runtime:
+    with run.job.load() as runtime:
+        run.job.stored(runtime.bundle)  # options that do not fit the bundle end the run before it begins
         run.console.print(runtime.reason if config.verbose else runtime.summary)
-        if sources.images:
-            run.images(runtime, sources.images)
-        names = [(video_file(source), Path(), "") for source in sources.videos]
-        for source, stem in zip(sources.videos, output_stems(names), strict=True):
+        if sources.listing is not None:
+            run.images(runtime)
+        stems = output_stems([(video_file(source), Path(), "") for source in sources.videos])
+        for source, stem in zip(sources.videos, stems, strict=True):
+            if run.status:
+                break
             try:
                 reader = first or Reader(source)
             except BadInput as error:
-                run.skip(shown(source), error)
+                run.skip_video(source, error)
                 continue
             with reader:
                 run.video(runtime, reader, stem)
-            if run.interrupted:
-                break
     return run.finish()
-
-
-def _progress(console: Console) -> Progress:
-    return Progress(TextColumn("predicting"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
-                    TextColumn("{task.description}", markup=False), console=console)
 
 
 COMMAND = cli.Command(PredictConfig, main, PROG, renamed={"--frames": "--max-frames"})

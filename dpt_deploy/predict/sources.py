@@ -1,104 +1,199 @@
-"""What the sources of a command line are: images, pages, videos, cameras and network streams."""
+"""What the sources of a command line are: images by the million, videos, cameras and network streams."""
 
 from __future__ import annotations
 
+import itertools
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import cv2
-import numpy as np
-
 from ..core.errors import BadInput
-from ..core.image_files import ImageList, check_pixels, find_images, read_image
+from ..core.image_files import SUFFIXES
+from ..core.patterns import has_braces, has_wildcards
+from ..core.places import base_name, is_address, normalized
+from ..core.storage import LIST_SUFFIXES, Item, Listing, Shard, Unit, find_items
+from ..core.tar_index import SUFFIX as TAR
 from ..report.prediction_files import PICTURES
-from .reader import camera_index, frame_count, is_stream, is_video, quiet
+from .batches import Work
+from .decoding import page_count
+from .naming import Names
+from .reader import camera_index, is_stream, is_video
 
 VIDEO_SUFFIXES = (
     ".mp4", ".mov", ".avi", ".mkv", ".webm", ".m4v", ".mpg", ".mpeg", ".ts", ".mts", ".wmv", ".flv", ".3gp", ".ogv",
 )
 """Names of videos, for the error about a file that is neither an image nor a video."""
-
-
-@dataclass(frozen=True)
-class Image:
-    """An image file, or a page of one."""
-
-    path: Path
-    folder: Path = Path()
-    """Where the results go, below the output folder."""
-    page: int = 1
-    pages: int = 1
-
-    @property
-    def label(self) -> str:
-        """The file's name, and the page if there are several."""
-        return f"{self.path.name}, page {self.page}" if self.pages > 1 else self.path.name
-
-    def read(self, max_pixels: int) -> np.ndarray:
-        """uint8 (H, W, 3) RGB. Raises `BadInput` if it cannot be read, or has more pixels than `max_pixels`."""
-        if self.page == 1:
-            return read_image(self.path, max_pixels)
-        with quiet():
-            try:
-                read, pages = cv2.imreadmulti(str(self.path), self.page - 1, 1, flags=cv2.IMREAD_COLOR)
-            except cv2.error:
-                read, pages = False, ()
-        if not read or not pages or pages[0].dtype != np.uint8 or pages[0].ndim != 3:
-            raise BadInput(f"{self.path}: page {self.page} of {self.pages} cannot be decoded. Save it as PNG.")
-        check_pixels(str(self.path), pages[0].shape[:2], max_pixels)
-        return cv2.cvtColor(pages[0], cv2.COLOR_BGR2RGB)
+RESULTS = (*PICTURES, ".depth.png", ".normals.png", ".alpha.png")
+"""How the names of pictures end that this command writes, and does not predict."""
+STREAMS = ("rtsp", "rtsps", "rtmp", "rtmps", "rtp", "udp", "tcp", "srt", "mms", "mmsh", "mmst")
+"""Protocols of network streams. http and https are too, unless the address names an image, a tar, a list or a folder;
+others are those of buckets."""
 
 
 @dataclass
 class Sources:
     """What is to be predicted."""
 
-    images: list[Image] = field(default_factory=list)
+    listing: Listing | None = None
+    """The images; None for none."""
     videos: list[str] = field(default_factory=list)
     """Files, numbers of cameras, and addresses."""
-    skipped: list[str] = field(default_factory=list)
-    """Parts of the input that are left out, with the reason."""
-    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    """What could not be listed in the latest iteration."""
+    named: set[str] = field(default_factory=set)
+    """Files that are named one by one: images whatever their names are."""
+    results: int = 0
+    """Pictures that this command wrote, which the latest iteration passed over."""
 
-    def __len__(self) -> int:
-        return len(self.images) + len(self.videos)
+    def few(self, most: int) -> list[Item] | None:
+        """The images if there are at most `most`, and None otherwise, or if counting would fetch them."""
+        found: list[Item] = []
+        for unit in self._units():
+            if isinstance(unit, Shard) and unit.remote:
+                return None
+            for item in self._items(unit):
+                found.append(item)
+                if len(found) > most:
+                    return None
+        return found
+
+    def few_works(self, items: Sequence[Item]) -> list[Work]:
+        """The images of a small run with the names of their results, which are the shortest ones that differ."""
+        if any(item.path is None for item in items):
+            return list(self.works(Names()))
+        pages = [(item, page, count) for item in items for count in [page_count(item)] for page in range(1, count + 1)]
+        folders = [Path(item.key).parent for item, _, _ in pages]
+        stems = output_stems([(item.path, folder, f".page{page}" if count > 1 else "")
+                              for (item, page, count), folder in zip(pages, folders, strict=True)])
+        return [Work(f"{item.key}#page{page}", (folder / stem).as_posix(), item, page, count)
+                for (item, page, count), folder, stem in zip(pages, folders, stems, strict=True)]
+
+    def works(self, names: Names, share: tuple[int, int] = (0, 1)) -> Iterator[Work]:
+        """The images of a share with the names of their results, lazily.
+
+        Args:
+            names: Sees the images of all shares, so that each has the same name in every process.
+            share: See `storage.find_items`.
+        """
+        for unit in self.units(names, share):
+            if isinstance(unit, Work):
+                yield unit
+            else:
+                for item in self._items(unit):
+                    yield from _works(item, names)
+
+    def units(self, names: Names, share: tuple[int, int] = (0, 1)) -> Iterator[Work | Shard]:
+        """As `works`, but remote tars as a whole, so that who predicts their images fetches them."""
+        part, parts = share
+        number, remote = itertools.count(), itertools.count()
+        for unit in self._units():
+            if isinstance(unit, Shard) and unit.remote:
+                if next(remote) % parts == part:
+                    yield unit
+                continue
+            for item in self._items(unit):
+                mine = next(number) % parts == part
+                yield from (work for work in _works(item, names) if mine)
+
+    def left_out_line(self) -> str:
+        """What the latest iteration passed over; "" for nothing."""
+        if self.listing is None or not (line := self.listing.left_out_line()):
+            return ""
+        folders = any(name.endswith("/") for name in self.listing.left_out_names)
+        advice = "" if self.listing.recursive or not folders else "; --recursive reads subfolders"
+        return f"{', '.join(source.text for source in self.listing.sources)}: {line}{advice}"
+
+    def _units(self) -> Iterator[Unit]:
+        self.problems.clear()
+        self.results = 0
+        return iter(()) if self.listing is None else self.listing.units()
+
+    def _items(self, unit: Unit) -> Iterator[Item]:
+        for item in unit.items(SUFFIXES, self.problems.append, self.listing._left_out):
+            if item.key.endswith(RESULTS) and item.place not in self.named:
+                self.results += 1
+            else:
+                yield item
+
+
+def shard_works(shard: Shard, names: Names, problem: Callable[[str], None]) -> Iterator[Work]:
+    """The images of a tar, in another process than the one that lists the sources."""
+    for item in shard.items(SUFFIXES, problem):
+        if not item.key.endswith(RESULTS):
+            yield from _works(item, names)
 
 
 def find_sources(names: Sequence[str], video: bool = False, recursive: bool = False) -> Sources:
-    """Decide by content what each name stands for.
+    """Decide what each name stands for; files that are named one by one, by their content.
 
     Args:
-        names: Images, folders, videos, numbers of cameras, addresses. Files that are named twice count once.
+        names: Images, folders, globs, lists of files (list.txt or @list), tars, addresses of any of these; videos,
+            numbers of cameras, addresses of streams. Files that are named twice count once.
         video: Take animated images and pages for videos.
         recursive: Also take the images of subfolders.
 
     Raises:
-        BadInput: A file or folder does not exist, or a folder contains no image.
+        BadInput: A file or folder does not exist or cannot be listed.
+        MissingPackage: The package of a protocol is not installed.
     """
-    if not names:
-        raise BadInput("SOURCE: expected an image, a folder, a video, the number of a camera or an address.")
     found = Sources()
+    images: list[str] = []
     seen: set[str] = set()
     for name in names:
-        path = Path(name)
-        if camera_index(name) is not None or is_stream(name):
+        name = normalized(name)
+        key = name if is_address(name) else os.path.realpath(name)
+        if key in seen:
+            continue
+        seen.add(key)
+        if camera_index(name) is not None or _is_stream(name):
             found.videos.append(name)
-        elif path.is_dir():
-            for image, folder in _in_folder(path, recursive, found.notes):
-                if _new(image, seen):
-                    _add_image(found, image, folder)
-        elif not path.is_file():
-            raise BadInput(f"expected an image, a folder, a video, the number of a camera or an address such as "
-                           f"rtsp://camera/stream, but there is no file {name}.")
-        elif _new(path, seen):
-            if video or is_video(path) or path.suffix.lower() in VIDEO_SUFFIXES:
-                found.videos.append(name)
-            else:
-                _add_image(found, path, Path())
+        elif is_address(name) or os.path.isdir(name) or _is_many(name):
+            images.append(name)
+        elif not os.path.isfile(name):
+            if has_wildcards(name) or has_braces(name) or name.startswith("@"):
+                images.append(name)
+                continue
+            raise BadInput(f"expected an image, a folder, a glob, a list, a tar, a video, the number of a camera or an "
+                           f"address such as rtsp://camera/stream, but there is no file {name}.")
+        elif video or is_video(Path(name)) or name.lower().endswith(VIDEO_SUFFIXES):
+            found.videos.append(name)
+        else:
+            images.append(name)
+            found.named.add(name)
+    if images:
+        found.listing = find_items(images, SUFFIXES, recursive, on_problem=found.problems.append)
+    if not found.videos and not images:
+        raise BadInput("SOURCE: expected an image, a folder, a glob, a list, a tar, an address, a video or the number "
+                       "of a camera.")
     return found
+
+
+def _is_many(name: str) -> bool:
+    return os.path.isfile(name) and name.lower().endswith((TAR, *LIST_SUFFIXES))
+
+
+def _is_stream(name: str) -> bool:
+    if not is_stream(name):
+        return False
+    protocol = name.partition("://")[0].lower()
+    if protocol in ("http", "https"):
+        several = has_wildcards(name) or has_braces(name)
+        return not (name.endswith("/") or several or
+                    base_name(name).lower().endswith((*SUFFIXES, TAR, *LIST_SUFFIXES)))
+    return protocol in STREAMS
+
+
+def _works(item: Item, names: Names) -> Iterator[Work]:
+    stem = names.stem(item.key, item.member)
+    if stem is None:
+        return
+    count = page_count(item)
+    if count == 1:
+        yield Work(item.key, stem, item)
+    for page in range(1, count + 1) if count > 1 else ():
+        yield Work(f"{item.key}#page{page}", f"{stem}{names.dot}page{page}", item, page, count)
 
 
 def output_stems(parts: Sequence[tuple[Path, Path, str]]) -> list[str]:
@@ -123,48 +218,3 @@ def output_stems(parts: Sequence[tuple[Path, Path, str]]) -> list[str]:
         used.add((folder, stem))
         chosen.append(stem)
     return chosen
-
-
-def _in_folder(path: Path, recursive: bool, notes: list[str]) -> Iterable[tuple[Path, Path]]:
-    """The images of a folder without the pictures that this command wrote, and where they stand in it."""
-    found: list[tuple[Path, Path]] = []
-    left_out: list[Path] = []
-    folders = [Path()]
-    if recursive:
-        folders = sorted(Path(root).relative_to(path) for root, _, _ in os.walk(path))
-        folders = [folder for folder in folders if not any(part.startswith(".") for part in folder.parts)]
-    for folder in folders:
-        try:
-            listed = find_images(path / folder)
-        except BadInput:
-            if folder == folders[-1] and not found:
-                raise
-            continue
-        found += [(image, folder) for image in listed.images if not image.name.endswith(PICTURES)]
-        left_out += [one for one in listed.left_out if not (recursive and one.is_dir())]
-    if not found:
-        raise BadInput(f"{path}: expected images, received only pictures that this command wrote.")
-    if line := ImageList([], left_out).left_out_line():
-        advice = "" if recursive or not any(one.is_dir() for one in left_out) else "; --recursive reads subfolders"
-        notes.append(f"{path}: {line}{advice}")
-    return found
-
-
-def _new(path: Path, seen: set[str]) -> bool:
-    key = os.path.realpath(path)
-    if key in seen:
-        return False
-    seen.add(key)
-    return True
-
-
-def _add_image(found: Sources, path: Path, folder: Path) -> None:
-    try:
-        count = frame_count(path)
-    except OSError:
-        count = 1  # the reader says why
-    if count > 1 and path.suffix.lower() not in (".tif", ".tiff"):
-        found.skipped.append(f"{path}: an animation; only the first of its {count} frames is predicted. "
-                             "Use --video to predict all")
-        count = 1
-    found.images += [Image(path, folder, page, count) for page in range(1, count + 1)]

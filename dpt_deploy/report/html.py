@@ -94,7 +94,8 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
         plots={head: plot for head, plot in plots.items() if plot}, legend=line_colours(drawn),
         unpictured=_unpictured(report, exhibits), trials_plot=trials_plot,
         backend_colours=backend_colours,
-        exhibits=[(exhibits[head], exhibit_pictures(exhibits[head])) for head in HEADS if head in exhibits],
+        exhibits=[(exhibits[head], exhibit_pictures(exhibits[head], report.against))
+                  for head in HEADS if head in exhibits],
         graphs=_engines_by_graph(bundle), orphans=_engines_without_graph(bundle),
         created=re.sub(r"T(\d\d:\d\d).*", r" \1 UTC", bundle.manifest.created),
     )
@@ -129,19 +130,20 @@ def stage_metrics(stage: Stage, head: str, limits: Mapping[str, Mapping[str, flo
     return found
 
 
-def exhibit_pictures(exhibit: Exhibit) -> list[Picture]:
-    """The input, the map of PyTorch FP32, the stage's map, and their difference."""
+def exhibit_pictures(exhibit: Exhibit, against: str) -> list[Picture]:
+    """The input, the map that it is compared with, the stage's map, and their difference."""
     want, have, head = exhibit.want, exhibit.have, exhibit.head
     if head == "depth":
         limits = depth_range(want, exhibit.alpha)
         pair = colour_depth(want, limits), colour_depth(have, limits)
-        scale = f"bright {limits[0]:.2f} m, dark {limits[1]:.2f} m"
+        unit = " m" if exhibit.metric_depth else ""
+        scale = f"bright {limits[0]:.2f}{unit}, dark {limits[1]:.2f}{unit}"
     elif head == "normals":
         pair, scale = (colour_normals(want), colour_normals(have)), "red right, green up, blue towards the viewer"
     else:
         pair, scale = (colour_alpha(want), colour_alpha(have)), "white is foreground"
     with np.errstate(invalid="ignore"):
-        error = metrics.error_map(head, have, want)
+        error = metrics.error_map(head, have, want, exhibit.metric_depth)
     finite = error[np.isfinite(error)]
     top = float(finite.max(initial=0.0))
     caption = f"error: black 0, white {number(top)}{'°' if head == 'normals' else ''}"
@@ -149,7 +151,7 @@ def exhibit_pictures(exhibit: Exhibit) -> list[Picture]:
     height, width = exhibit.frame.shape[:2]
     return [
         Picture(f"input, {height}x{width}", data_uri(exhibit.frame, "jpeg")),
-        Picture(f"PyTorch FP32; {scale}", data_uri(pair[0])), Picture(str(exhibit.stage), data_uri(pair[1])),
+        Picture(f"{against}; {scale}", data_uri(pair[0])), Picture(str(exhibit.stage), data_uri(pair[1])),
         Picture(caption, data_uri(colour_error(error, top))),
     ]
 

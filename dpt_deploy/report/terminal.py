@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 MAX_REASONS = 3
 STATUS_COLOURS = {"passed": "green", "failed": "red", "not run": "yellow"}
 CONTENTS = {
-    "reference": "parity inputs and the answers of PyTorch FP32", "data": "weights of a graph",
-    "cache": "kernel timings of TensorRT's builder", "report": "verdict",
+    "reference": "parity inputs and the maps to compare with", "data": "weights of a graph",
+    "compat": "graph for another program", "cache": "kernel timings of TensorRT's builder", "report": "verdict",
 }
 
 
@@ -59,7 +59,7 @@ def print_outcome(bundle: Bundle, report: ParityReport, timing_commands: Iterabl
         files.add_row(Text(artifact.file), f"{artifact.bytes / 1e6:.1f}", Text(_contents(artifact)))
     console.print(files)
     columns = [column for column in SUMMARY_COLUMNS if not column[1].startswith("p99")]
-    stages = Table(title="Parity with PyTorch FP32", title_justify="left", padding=0, show_edge=False)
+    stages = Table(title=f"Parity with {report.against}", title_justify="left", padding=0, show_edge=False)
     stages.add_column("stage", min_width=min(17, max(len(stage.name) for stage in report.stages)))
     for title in ("status", "images"):
         stages.add_column(title)

@@ -1,5 +1,6 @@
 """Run a bundle on images with TensorRT, ONNX Runtime or OpenVINO. Does not need PyTorch."""
 
-from .runtime import Precision, Prediction, Runtime, load
+from .prediction import Prediction
+from .runtime import Precision, Runtime, load
 
 __all__ = ["Precision", "Prediction", "Runtime", "load"]

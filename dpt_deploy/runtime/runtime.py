@@ -2,47 +2,28 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from .. import backends
+from .. import backends, hub
 from ..backends import Backend, Session, SessionOptions
 from ..backends.session import host_array
-from ..core.bundle import Bundle
+from ..core.bundle import MANIFEST, Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
 from ..core.image_files import MAX_PIXELS, from_pil, is_pil, read_image
 from ..core.manifest import EIGHT_BITS, Artifact, Assumption, Precision
 from . import preference
 from .image import check_frames, postprocess, preprocess
+from .prediction import Prediction
 from .stream import QUEUE, ordered_map
 
 PRECISIONS: tuple[Precision, ...] = ("fp16", "bf16", "fp32", "int8", "fp8")
 BATCH = 8  # frames per call if the backend has no limit; larger batches are not faster
-
-
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """The maps of one image at its own size. A map is None if the bundle lacks the head."""
-
-    depth: np.ndarray | None = None
-    """float32 (H, W), z-depth [m]."""
-    normals: np.ndarray | None = None
-    """float32 (H, W, 3), unit vectors in camera space: x right, y up, z towards the viewer."""
-    alpha: np.ndarray | None = None
-    """float32 (H, W), foreground coverage in [0, 1]."""
-
-    @property
-    def maps(self) -> dict[str, np.ndarray]:
-        """The maps that are not None, by head."""
-        found = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
-        return {name: value for name, value in found.items() if value is not None}
 
 
 class Runtime:
@@ -92,8 +73,8 @@ class Runtime:
             ContractError: A size is outside the engine's profile.
         """
         if isinstance(images, list | tuple):
-            return self._predict([_frame(image, f"images[{i}]", self.max_pixels) for i, image in enumerate(images)])
-        frames = _frame(images, "image", self.max_pixels, batch=True)
+            return self._predict([as_frame(image, f"images[{i}]", self.max_pixels) for i, image in enumerate(images)])
+        frames = as_frame(images, "image", self.max_pixels, batch=True)
         return self._predict([frames])[0] if frames.ndim == 3 else self._predict(frames)
 
     def stream(self, frames: Iterable[Any], queue: int = QUEUE) -> Iterator[Prediction]:
@@ -109,7 +90,7 @@ class Runtime:
         return ordered_map(self._one, frames, queue, self.session.concurrency)
 
     def _one(self, image: Any) -> Prediction:
-        return self._predict([_frame(image, "frame", self.max_pixels)])[0]
+        return self._predict([as_frame(image, "frame", self.max_pixels)])[0]
 
     def _predict(self, frames: Sequence[np.ndarray]) -> list[Prediction]:
         groups: dict[tuple[int, ...], list[int]] = {}
@@ -118,6 +99,7 @@ class Runtime:
         predictions: list[Prediction | None] = [None] * len(frames)
         for shape, indices in groups.items():
             size = self.session.largest_batch(shape[:2]) or BATCH
+            focal = self._canonical_focal(shape[:2])
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
                 # A single image and an array of images become a batch without a copy.
@@ -127,7 +109,8 @@ class Runtime:
                     batch = frames[chosen[0]][None] if len(chosen) == 1 else np.stack([frames[i] for i in chosen])
                 maps = self._run(batch)
                 for position, i in enumerate(chosen):
-                    predictions[i] = Prediction(**{name: value[position] for name, value in maps.items()})
+                    predictions[i] = Prediction(**{name: value[position] for name, value in maps.items()},
+                                                canonical_focal=focal)
         return predictions
 
     def _run(self, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -136,6 +119,13 @@ class Runtime:
             return self.session.run({"frame": frames})
         contract = self.bundle.contract
         return postprocess(self.session.run({"image": preprocess(frames, contract)}), contract, frames.shape[1:3])
+
+    def _canonical_focal(self, size: tuple[int, int]) -> float:
+        """The focal length of the training record [pixels of the network's input], in pixels of a frame of `size`."""
+        recorded = self.bundle.manifest.training.get("canonical_focal")
+        if not isinstance(recorded, int | float) or not recorded > 0:
+            return 0.0
+        return float(recorded) * size[1] / self.bundle.contract.content_box(size).width
 
     def close(self) -> None:
         """Release all resources. The runtime cannot be used afterwards."""
@@ -152,10 +142,11 @@ class Runtime:
 
 
 def load(
-    bundle: Path | str, backend: str | None = None, graph: Graph = "frame", precision: Precision | None = None,
+    bundle: Path | str, backend: str | None = None, graph: Graph | None = None, precision: Precision | None = None,
     threads: int | None = None, max_pixels: int = MAX_PIXELS, measure: bool = True, compile_eagerly: bool = False,
+    description: Path | str | None = None,
 ) -> Runtime:
-    """Load a bundle on the best available backend. `Runtime.reason` explains the choice.
+    """Load a bundle, or a foreign ONNX model, on the best available backend. `Runtime.reason` explains the choice.
 
     It also says so if no parity verdict covers the file, for instance because the export was interrupted.
 
@@ -167,9 +158,13 @@ def load(
     fastest. The result is stored in the user's cache folder; later loads on the same processor use it.
 
     Args:
-        bundle: The folder that an export wrote.
+        bundle: The folder that an export wrote, or its address on the Hugging Face Hub, hf://OWNER/NAME or
+            hf://OWNER/NAME@REVISION, which needs the extra hub. Or an ONNX file of another model, which gets a bundle
+            in the user's cache folder. That needs the package onnx, and the bundle has neither engines nor a verdict:
+            `dpt import` gives both.
         backend: Use only this backend, one of `dpt_deploy.backends.names()`.
-        graph: "frame" resizes frames in the graph; "model" resizes them in NumPy.
+        graph: "frame" resizes frames in the graph; "model" resizes them in NumPy. None takes the frame graph if the
+            bundle has one.
         precision: Use only this precision: "fp16", "bf16", "fp32", "int8" or "fp8". Eight bits are used only if
             they are requested here. OpenVINO computes the FP32 graph in BF16 if the bundle has no BF16 graph.
         threads: CPU threads per operator. None uses the backend's default.
@@ -178,19 +173,23 @@ def load(
             order above.
         compile_eagerly: TensorRT-RTX compiles the kernels of a shape in its first call, which takes longer. False runs
             generic kernels until those of the shape have been compiled in the background.
+        description: Of a foreign ONNX model: a YAML or JSON file that says what its inputs and outputs mean, or
+            "david". Default: the file of the same name beside it.
 
     Raises:
         BadInput: An option has an invalid value.
         BackendError: No backend, or not the requested one, can run the bundle on this machine.
         BadBundle, ContractError: The bundle is incomplete or was modified.
     """
-    _check_name("graph", graph, ("frame", "model"))
+    if graph is not None:
+        _check_name("graph", graph, ("frame", "model"))
     if precision is not None:
         _check_name("precision", precision, PRECISIONS)
     if threads is not None and (not isinstance(threads, int) or isinstance(threads, bool) or threads < 1):
         raise BadInput(f"threads: expected a number from 1, received {threads!r}.")
     tried = [backends.get(backend)] if backend is not None else [b for b in backends.registered() if b.automatic]
-    opened = Bundle.open(bundle)
+    opened = open_bundle(bundle, description)
+    graph = graph or ("frame" if any(one.graph == "frame" for one in opened.artifacts) else "model")
     options = SessionOptions(threads, precision, compile_eagerly)
     refusals: dict[tuple[str, str], None] = {}
 
@@ -223,6 +222,21 @@ def load(
     if backend:
         raise BackendError(" ".join(lines))
     raise BackendError(f"{opened.folder}: no backend can run here.\n" + "\n".join(f"  {line}" for line in lines))
+
+
+def open_bundle(bundle: Path | str, description: Path | str | None = None) -> Bundle:
+    """The bundle at a path or an address of the hub, or one around the foreign ONNX file there."""
+    path = hub.download(bundle) if hub.is_address(bundle) else Path(bundle)
+    foreign = path.suffix.lower() == ".onnx" and path.is_file()
+    if foreign and (path.parent / MANIFEST).is_file():  # a graph of a bundle is loaded with its bundle
+        foreign = not Bundle.open(path.parent).find("onnx", file=path.name)
+    if not foreign:
+        if description is not None:
+            raise BadInput(f"description: expected an ONNX file to describe, received the bundle {path}. Omit it.")
+        return Bundle.open(path)
+    from ..foreign.bundle import cached_bundle
+
+    return Bundle.open(cached_bundle(path, description))
 
 
 def _available(
@@ -261,7 +275,7 @@ def _check_name(what: str, value: Any, names: Sequence[str]) -> None:
         raise BadInput(f"{what}: expected one of {', '.join(names)}, received {value!r}.")
 
 
-def _frame(image: Any, name: str, max_pixels: int, batch: bool = False) -> np.ndarray:
+def as_frame(image: Any, name: str, max_pixels: int, batch: bool = False) -> np.ndarray:
     """Convert a path or array to a contiguous uint8 frame (H, W, 3), or also (N, H, W, 3) if `batch`."""
     if isinstance(image, str | os.PathLike):
         return read_image(image, max_pixels)

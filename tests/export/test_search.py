@@ -95,6 +95,7 @@ def test_search_ends_within_budget_with_nearly_all_flops_in_half(heat, inputs):
         assert "residual" in plan.fp32
 
 
+@pytest.mark.slow  # searches twice, and judges once for each unit that it leaves out
 def test_every_unit_found_by_its_range_is_needed(inputs):
     model = hot_fusion(lively_model())
     reference = answers(model, inputs)

@@ -116,13 +116,17 @@ def test_a_full_disk_is_named_and_leaves_nothing(
     assert names(tmp_path / "out") == ["one.npz", "one.panel.png"]
 
 
-@pytest.mark.parametrize("image", ["bad.png", "nope.png", "notes.txt"])
-def test_a_bad_image_ends_in_one_sentence(tiny_bundle: Path, folder: Path, tmp_path: Path, image: str) -> None:
+@pytest.mark.parametrize(("image", "named"), [("bad.png", "bad.png"), ("nope.png", "nope.png"),
+                                              ("notes.txt", "in/no image")])
+def test_a_bad_image_ends_in_one_sentence(
+    tiny_bundle: Path, folder: Path, tmp_path: Path, image: str, named: str
+) -> None:
+    """notes.txt is taken for a list of images."""
     command = [sys.executable, "-m", "dpt_deploy.predict", tiny_bundle, folder / image, "--out", tmp_path / "out"]
     root = Path(__file__).parents[2]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True, check=False, cwd=root)
     assert done.returncode == 2 and done.stdout == ""
-    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and image in done.stderr
+    assert done.stderr.startswith("error: ") and done.stderr.count("\n") == 1 and named in done.stderr
     assert not (tmp_path / "out").exists()
 
 

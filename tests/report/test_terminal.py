@@ -65,7 +65,7 @@ def test_predict_prints_names(monkeypatch, capsys, odd_bundle: Path, odd_folder:
     status, said = run(monkeypatch, capsys, "predict", odd_bundle, film, "--out", odd_folder / "out")
     assert status == 0 and f"2 frames written to {odd_folder}/out/film {MARKUP}.panel.mp4" in said
     status, said = run(monkeypatch, capsys, "predict", odd_bundle, odd_folder / f"no {MARKUP}.png")
-    assert status == 2 and f"there is no file {odd_folder}/no {MARKUP}.png" in said
+    assert status == 2 and f"{odd_folder}/no {MARKUP}.png: expected images, found none" in said
 
 
 def test_doctor_prints_names(monkeypatch, capsys, odd_bundle: Path) -> None:

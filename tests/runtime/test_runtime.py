@@ -234,7 +234,7 @@ def test_a_backend_asked_for_is_taken_or_refused(tiny_bundle: Path) -> None:
     [
         ({"backend": "cuda"}, "backend: expected one of tensorrt, tensorrt-rtx, onnxruntime-cuda, openvino, onn"),
         ({"graph": "image"}, "graph: expected one of frame, model"),
-        ({"graph": None}, "graph: expected one of frame, model"),
+        ({"graph": 1}, "graph: expected one of frame, model"),
         ({"precision": "int4"}, "precision: expected one of fp16, bf16, fp32"),
         ({"threads": 0}, "threads: expected a number from 1"),
         ({"threads": "two"}, "threads: expected a number from 1"),

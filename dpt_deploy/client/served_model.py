@@ -1,0 +1,73 @@
+"""What a server says about a model: its outputs, its limits, and the graph that its maps come from."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from ..core.compact import Form, form_of_output
+from ..core.contract import HEADS
+from ..core.errors import BadInput
+
+
+@dataclass(frozen=True)
+class ServedModel:
+    """A model of a server that `dpt triton` wrote."""
+
+    name: str
+    forms: Mapping[str, tuple[Form, ...]]
+    """By head, in the order of the contract: the forms in which the server gives the map."""
+    max_batch: int
+    max_pixels: int
+    """Most pixels of all frames of a request."""
+    bundle: str
+    """Name of the bundle."""
+    graph: str
+    """File name of the frame graph that the maps come from, in the bundle."""
+    graph_sha256: str
+    precision: str
+
+    @property
+    def heads(self) -> tuple[str, ...]:
+        """The heads of the model."""
+        return tuple(self.forms)
+
+    @classmethod
+    def of(cls, config: Mapping[str, Any]) -> ServedModel:
+        """The model of a configuration as Triton returns it. Raises `BadInput` if it is not one of this project."""
+        name = config.get("name", "")
+        parameters = {key: entry.get("string_value", "") for key, entry in config.get("parameters", {}).items()}
+        found = [form_of_output(entry["name"]) for entry in config.get("output", [])]
+        forms = {head: tuple(one for one in found if one is not None and one.head == head) for head in HEADS}
+        forms = {head: known for head, known in forms.items() if known}
+        try:
+            return cls(name, forms, max(1, int(config.get("max_batch_size", 0))), int(parameters["max_pixels"]),
+                       parameters["dpt_bundle"], parameters["dpt_graph"], parameters["dpt_graph_sha256"],
+                       parameters["dpt_precision"])
+        except (KeyError, ValueError) as error:
+            raise BadInput(f"model {name}: expected a model that dpt triton wrote, received one without {error}. "
+                           "Choose another model, or write it with: dpt triton BUNDLE") from error
+
+    def chosen(self, forms: Mapping[str, str] | str | None) -> dict[str, Form]:
+        """The form to request for each head: as named, the smallest for "smallest", else float32.
+
+        Raises `BadInput` for a form that the server does not give.
+        """
+        if forms is None:
+            forms = {}
+        elif forms == "smallest":
+            return {head: min(known, key=lambda one: one.bytes) for head, known in self.forms.items()}
+        elif isinstance(forms, str):
+            raise BadInput(f"forms: expected a form for each head or \"smallest\", received {forms!r}.")
+        if unknown := [head for head in forms if head not in self.forms]:
+            raise BadInput(f"forms: expected heads among {', '.join(self.forms)}, received {', '.join(unknown)}.")
+        chosen = {}
+        for head, known in self.forms.items():
+            wanted = forms.get(head, "float32")
+            match = [one for one in known if one.name == wanted]
+            if not match:
+                raise BadInput(f"forms: model {self.name} gives {head} as {', '.join(one.name for one in known)}, not "
+                               f"as {wanted}. Write the model again with: dpt triton BUNDLE --compact {head}={wanted}")
+            chosen[head] = match[0]
+        return chosen

@@ -1,0 +1,121 @@
+"""python -m dpt_deploy.export.importing MODEL.onnx: a judged bundle around another project's ONNX model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+from .. import cli
+from ..core.errors import BuildError
+from ..core.image_files import MAX_PIXELS
+
+with cli.needing("export"):
+    import tyro
+
+    from ..build import EngineOptions, benchmark_command, build_engines, choose_builder
+    from ..cli.options import Count, Name
+    from ..core.bundle import Bundle
+    from ..core.files import locked
+    from ..core.verdict import ParityReport
+    from ..foreign.bundle import create_bundle, found_description, read_model
+    from ..parity import judge, load_budget
+    from ..report import write_report
+    from ..report.terminal import print_outcome, skipped_images
+
+PROG = "python -m dpt_deploy.export.importing"
+
+
+@dataclass(frozen=True)
+class ImportConfig:
+    """Make a bundle of another project's ONNX model, so that the runtime, benchmarks and parity take it.
+
+    A description says what its input expects and what its outputs mean: "david", or a YAML or JSON file. The graphs are
+    FP32, and judged against the given file in ONNX Runtime.
+    """
+
+    model: tyro.conf.Positional[Path]
+    """ONNX file with one float32 input (N, 3, H, W) and outputs of depth, normals or alpha."""
+    description: Name | None = None
+    """david, or a YAML or JSON file. Default: MODEL.yaml or MODEL.json beside the file."""
+    out: Path | None = None
+    """Folder of the bundle. Default: engines/ followed by the name of the model."""
+    engines: Annotated[EngineOptions, tyro.conf.arg(name="engine")] = field(default_factory=EngineOptions)
+    images: Path | None = None
+    """Image or folder of images for the parity verdict. Default: built-in scenes."""
+    max_images: Count = 8
+    """Use at most this many images of a folder, evenly spaced."""
+    max_pixels: Count = MAX_PIXELS
+    """Refuse images with more pixels than this."""
+    budget: Path | None = None
+    """JSON file with parity budgets that replace the default ones. The report names it."""
+
+
+def import_model(config: ImportConfig, say=print, command: str = "") -> tuple[Bundle, ParityReport]:
+    """Make a bundle of a foreign model and judge it.
+
+    Args:
+        config: The options of the command.
+        say: Receives progress lines.
+        command: The shell line to record in the manifest and the report.
+
+    Returns:
+        The bundle and its parity report.
+
+    Raises:
+        DptError: The model or its description is not valid, a package is missing, or a graph cannot be made.
+    """
+    load_budget(config.budget)
+    choose_builder(config.engines)
+    model = read_model(config.model)
+    found = found_description(config.model, model, config.description)
+    folder = config.out or Path("engines") / config.model.stem
+    from .foreign_graphs import ForeignModel, at_opset, frame_graph, opset_of, session_of
+    from .pytorch_reference import make_reference, parity_inputs
+
+    inputs = parity_inputs(config.images, config.max_images, config.max_pixels)
+    for line in inputs.lines():
+        say(line)
+    say(f"note     described by {found.source}" + (", a guess; --description states it" if found.guessed else ""))
+    foreign = session_of(config.model)
+    opset = opset_of(model)
+    with locked(folder, create=True):
+        bundle, contract = create_bundle(folder, config.model, found, command, at_opset(model, opset))
+        try:
+            inputs.record(bundle)
+            say(f"adapted  model.fp32.onnx (opset {opset})")
+            own = ForeignModel(foreign, found.description)
+            reference = make_reference(own, contract, inputs.inputs, lambda name: say(f"its own  {name}"))
+            reference.save(folder / "reference.npz")
+            bundle.add("reference.npz", "reference")
+            frame_graph(bundle, contract, opset)
+            say("exported frame.fp32.onnx")
+        except Exception:
+            if bundle.previous is None:
+                bundle.discard()
+            raise
+        failure = None
+        try:
+            build_engines(bundle, config.engines, say)
+        except BuildError as error:
+            say(f"failed   {error}")
+            failure = error
+        judgement = judge(bundle, config.budget, progress=lambda name: say(f"judging  {name}"))
+        write_report(bundle, judgement.report, judgement.exhibits, command)
+    if failure is not None:
+        raise BuildError(f"{failure} The graphs in {folder} are complete and judged: {judgement.report.verdict}.") \
+            from failure
+    return bundle, judgement.report
+
+
+def main(config: ImportConfig) -> int:
+    """Exit status: 0 if the verdict passed and every image was read, else 1."""
+    bundle, report = import_model(config, command=cli.command_line(PROG))
+    print_outcome(bundle, report, [benchmark_command(bundle, engine) for engine in bundle.find("engine")])
+    return 0 if report.passed and not skipped_images(bundle) else 1
+
+
+COMMAND = cli.Command(ImportConfig, main, PROG)
+
+if __name__ == "__main__":
+    COMMAND.run()

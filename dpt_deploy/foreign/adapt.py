@@ -1,0 +1,213 @@
+"""Put the contract's names, ranges and axes around a foreign ONNX model, as nodes of the graph."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+from ..core.contract import Contract
+from ..core.errors import BadInput, first_line, missing_package
+from .describe import DAVID, EXAMPLE, Description, Found
+
+if TYPE_CHECKING:
+    import onnx
+
+OLDEST_OPSET = 13  # the first whose Unsqueeze takes its axes as an input
+PREFIX = "foreign/"
+SMALLEST_ALPHA = 1e-7
+"""Probabilities are kept this far from 0 and 1, so that their logits are finite."""
+
+
+def guess(model: onnx.ModelProto) -> Found | None:
+    """The preset whose inputs and outputs a model has, or None. Shapes say nothing of colours and ranges: a guess."""
+    inputs, outputs = _inputs(model), list(model.graph.output)
+    if len(inputs) != 1 or len(outputs) != 3:
+        return None
+    sizes = [_shape(value)[1:] for value in (*inputs, *outputs)]
+    if sizes[0] == [3, 512, 512] and len(sizes[1]) in (2, 3) and sizes[2][:1] in ([3], [None]):
+        return Found(DAVID, "the shapes of the graph, which are those of david", guessed=True)
+    return None
+
+
+def adapt(model: onnx.ModelProto, description: Description, name: str) -> tuple[onnx.ModelProto, Contract]:
+    """A model graph of our contract around a foreign model.
+
+    The input becomes normalised RGB (N, 3, h, w); the outputs become depth (N, 1, h, w), normals (N, 3, h, w) and
+    alpha_logits (N, 1, h, w). The nodes of the foreign model keep their names, with a prefix.
+
+    Args:
+        model: The foreign model, with its weights.
+        description: What its input and outputs mean.
+        name: How errors call the model.
+
+    Returns:
+        The new model, and its contract. A batch that the foreign graph fixes stays fixed.
+
+    Raises:
+        BadInput: The graph does not fit the description.
+        MissingPackage: onnx is not installed.
+    """
+    onnx = _onnx("adapt a foreign model")
+    source = _input(model, name)
+    contract = description.contract(_size(source, description, name))
+    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    if opset < OLDEST_OPSET:
+        raise BadInput(f"{name}: expected opset {OLDEST_OPSET} or newer, received {opset}. Convert it with "
+                       "onnx.version_converter.convert_version(model, 20), or export it again.")
+    names = {head: _output(model, getattr(description.outputs, head).output, head, name)
+             for head in description.outputs.heads}
+    model = onnx.compose.add_prefix(model, PREFIX)
+    builder = _Nodes(onnx)
+    h, w = contract.input_size
+    entry = PREFIX + source.name
+    before = [builder.gather("image", [2, 1, 0], entry)] if description.input.colours == "bgr" else \
+        [onnx.helper.make_node("Identity", ["image"], [entry], "adapter/image")]
+    for head, value in names.items():
+        builder.head(head, PREFIX + value, description)
+    graph = model.graph
+    nodes = [*before, *graph.node, *builder.nodes]
+    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:], model.metadata_props[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend(builder.constants)
+    FLOAT = onnx.TensorProto.FLOAT
+    batch = _shape(source)[0] or "batch"
+    graph.input.append(onnx.helper.make_tensor_value_info("image", FLOAT, [batch, 3, h, w]))
+    graph.output.extend(onnx.helper.make_tensor_value_info(spec.name, FLOAT, [batch, *spec.shape[1:]])
+                        for spec in contract.outputs("model").values())
+    for key, text in {"contract": json.dumps(contract.to_json()), "graph": "model"}.items():
+        model.metadata_props.add(key=key, value=text)
+    try:
+        onnx.checker.check_model(model)
+    except onnx.checker.ValidationError as error:
+        raise BadInput(f"{name}: the graph is not valid ({first_line(error)}).") from error
+    return model, contract
+
+
+def summary(model: onnx.ModelProto) -> str:
+    """The inputs and outputs of a model in a few words, for errors."""
+    def words(values: list) -> str:
+        return ", ".join(f"{value.name} {['?' if size is None else size for size in _shape(value)]}"
+                         for value in values)
+
+    return f"inputs: {words(_inputs(model))}; outputs: {words(list(model.graph.output))}"
+
+
+def needs_description(name: str, model: onnx.ModelProto) -> BadInput:
+    """The error for a model that nothing describes."""
+    stem = name.rpartition("/")[2].removesuffix(".onnx")
+    return BadInput(f"{name}: expected a description of this model, received none. It has {summary(model)}. Write "
+                    f"{stem}.yaml beside it, for example:\n{EXAMPLE}")
+
+
+class _Nodes:
+    """Nodes and constants of the adapter."""
+
+    def __init__(self, onnx) -> None:
+        self.onnx = onnx
+        self.nodes: list = []
+        self.constants: list = []
+
+    def head(self, head: str, value: str, description: Description) -> None:
+        """From the foreign output `value` to the contract's output of a head."""
+        if head == "depth":
+            depth = description.outputs.depth
+            factor = depth.metres if depth.kind == "metric" else 1.0 if depth.larger == "farther" else -1.0
+            value = self._one_channel(value, head)
+            self._add("Mul", [value, self._constant("depth_factor", [factor])], "depth")
+        elif head == "normals":
+            normals = description.outputs.normals
+            self.nodes.append(self.gather(value, normals.order, "adapter/axes"))
+            signs = self._constant("normal_signs", [[[sign]] for sign in normals.signs])  # (3, 1, 1)
+            self._add("Mul", ["adapter/axes", signs], "normals")
+        elif description.outputs.alpha.values == "logits":
+            self._add("Identity", [self._one_channel(value, head)], "alpha_logits")
+        else:
+            value = self._one_channel(value, head)
+            low, high = self._constant("low", SMALLEST_ALPHA), self._constant("high", 1 - SMALLEST_ALPHA)
+            inside = self._add("Clip", [value, low, high], "adapter/probability")
+            rest = self._add("Sub", [self._constant("one", [1.0]), inside], "adapter/rest")
+            logs = [self._add("Log", [one], f"{one}_log") for one in (inside, rest)]
+            self._add("Sub", logs, "alpha_logits")
+
+    def gather(self, value: str, order: list[int], result: str):
+        """Reorder the channels of (N, 3, H, W)."""
+        indices = f"adapter/order_of_{result}"
+        self.constants.append(self.onnx.helper.make_tensor(indices, self.onnx.TensorProto.INT64, [3], order))
+        return self.onnx.helper.make_node("Gather", [value, indices], [result], f"adapter/{result}", axis=1)
+
+    def _one_channel(self, value: str, head: str) -> str:
+        """(N, H, W) or (N, 1, H, W) -> (N, 1, H, W): a reshape that keeps N and the last two axes."""
+        shape = self._add("Shape", [value], f"adapter/{head}_shape")
+        first = self._add("Slice", [shape, self._ints(f"{head}_0", [0]), self._ints(f"{head}_1", [1])],
+                          f"adapter/{head}_batch")
+        last = self._add("Slice", [shape, self._ints(f"{head}_-2", [-2]), self._ints(f"{head}_end", [1 << 30])],
+                         f"adapter/{head}_size")
+        wanted = self._add("Concat", [first, self._ints(f"{head}_channel", [1]), last], f"adapter/{head}_wanted",
+                           axis=0)
+        return self._add("Reshape", [value, wanted], f"adapter/{head}")
+
+    def _add(self, kind: str, inputs: list[str], result: str, **attributes) -> str:
+        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [result], f"adapter/make_{result}", **attributes))
+        return result
+
+    def _constant(self, name: str, value) -> str:
+        import numpy as np
+
+        array = np.asarray(value, np.float32)
+        self.constants.append(self.onnx.numpy_helper.from_array(array, f"adapter/{name}"))
+        return f"adapter/{name}"
+
+    def _ints(self, name: str, values: list[int]) -> str:
+        self.constants.append(self.onnx.helper.make_tensor(
+            f"adapter/{name}", self.onnx.TensorProto.INT64, [len(values)], values))
+        return f"adapter/{name}"
+
+
+def _onnx(why: str):
+    try:
+        import onnx
+        import onnx.compose
+    except ImportError as error:
+        raise missing_package("onnx", "export", why) from error
+    return onnx
+
+
+def _inputs(model: onnx.ModelProto) -> list:
+    weights = {tensor.name for tensor in model.graph.initializer}
+    return [value for value in model.graph.input if value.name not in weights]
+
+
+def _input(model: onnx.ModelProto, name: str):
+    """The one input, float32 (N, 3, H, W)."""
+    inputs = _inputs(model)
+    shape = _shape(inputs[0]) if inputs else []
+    fits = len(inputs) == 1 and len(shape) == 4 and shape[1] in (3, None)
+    if not fits or inputs[0].type.tensor_type.elem_type != 1:  # FLOAT
+        raise BadInput(f"{name}: expected one float32 input (N, 3, H, W), received {summary(model)}.")
+    return inputs[0]
+
+
+def _size(source, description: Description, name: str) -> tuple[int, int]:
+    fixed, stated = _shape(source)[2:], description.input.size
+    if stated is None and None in fixed:
+        raise BadInput(f"{name}: expected input.size in the description, because the graph takes any height and width.")
+    size = tuple(stated or fixed)
+    if any(have is not None and have != want for have, want in zip(fixed, size, strict=True)):
+        raise BadInput(f"{name}: expected an input of {size[0]}x{size[1]}, as the description says, received a graph "
+                       f"for {fixed[0]}x{fixed[1]}. Correct input.size.")
+    return size
+
+
+def _output(model: onnx.ModelProto, wanted: int | str, head: str, name: str) -> str:
+    outputs = [value.name for value in model.graph.output]
+    if isinstance(wanted, int) and wanted < len(outputs):
+        wanted = outputs[wanted]
+    if wanted not in outputs:
+        raise BadInput(f"{name}: expected the output {wanted!r} for {head}, as the description says, received a graph "
+                       f"with {', '.join(outputs)}. Correct outputs.{head}.output.")
+    return wanted
+
+
+def _shape(value) -> list[int | None]:
+    """Sizes of a value's axes; None where the graph leaves them open."""
+    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]

@@ -1,0 +1,153 @@
+"""Bundles on the Hugging Face Hub: push one, and load one by its address, from the cache where that has it.
+
+An address is hf://OWNER/NAME, hf://OWNER/NAME@REVISION or hf://OWNER/NAME@REVISION/FOLDER. A revision is a branch, tag
+or commit. Files are checked against the hashes of the bundle's manifest when they are loaded, as in any bundle.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .core.bundle import MANIFEST, MODEL_CARD, Bundle
+from .core.errors import BadBundle, BadInput, first_line, missing_package
+from .core.manifest import Manifest
+from .core.version import __version__
+
+LIBRARY = "dpt-deploy"
+NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
+# pathlib turns // into /, so both are read.
+ADDRESS = re.compile(rf"hf:/{{1,2}}({NAME}/{NAME})(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?((?:/{NAME})*)/?")
+FORM = "hf://OWNER/NAME, with @REVISION and a folder behind it if needed"
+NOT_NEEDED = {"reference", "cache"}
+"""Kinds of files that a runtime does not read."""
+PIPELINES = {"depth": "depth-estimation", "alpha": "image-segmentation", "normals": "image-feature-extraction"}
+TAGS = {"depth": "depth-estimation", "normals": "surface-normals", "alpha": "image-matting"}
+
+
+@dataclass(frozen=True)
+class Address:
+    """Where a bundle lies on the hub."""
+
+    repository: str
+    """OWNER/NAME."""
+    revision: str | None = None
+    """Branch, tag or commit; None for the main branch."""
+    folder: str = ""
+    """Folder in the repository; "" for its root."""
+
+    def __str__(self) -> str:
+        revision = f"@{self.revision}" if self.revision else ""
+        return f"hf://{self.repository}{revision}{'/' if self.folder else ''}{self.folder}"
+
+
+def is_address(text: str | Path) -> bool:
+    """Whether a text is an address on the hub, and not a path."""
+    return str(text).startswith("hf:/")
+
+
+def parse_address(text: str | Path) -> Address:
+    """An address from its text. Raises `BadInput` if it has another form."""
+    found = ADDRESS.fullmatch(str(text))
+    if found is None or ".." in str(text):
+        raise BadInput(f"expected an address {FORM}, received {str(text)!r:.200}.")
+    return Address(found[1], found[2], found[3].strip("/"))
+
+
+def download(address: str | Path) -> Path:
+    """The folder of a bundle in the hub's cache on this machine; missing files are fetched.
+
+    The parity reference stays on the hub. Without a network, or with HF_HUB_OFFLINE=1, what the cache has is used.
+
+    Raises:
+        BadInput: The address has another form, or there is no such repository, revision or access to it.
+        BadBundle: The repository holds no bundle.
+        MissingPackage: huggingface_hub is not installed.
+    """
+    wanted = parse_address(address)
+    prefix = f"{wanted.folder}/" if wanted.folder else ""
+    root = _fetched(wanted, [f"{prefix}{MANIFEST}"])
+    folder = root / wanted.folder
+    if not (folder / MANIFEST).is_file():
+        raise BadBundle(f"{wanted}: expected a bundle, but it has no {prefix}{MANIFEST}. Push one with: "
+                        f"python -m dpt_deploy.export best_model.pth --push {wanted.repository}")
+    manifest = Manifest.read(folder / MANIFEST)
+    files = [artifact.file for artifact in manifest.artifacts if artifact.kind not in NOT_NEEDED]
+    # The commit of the manifest, so that the files are of the same one.
+    return _fetched(Address(wanted.repository, root.name, wanted.folder),
+                    [prefix + name for name in (MANIFEST, *files)]) / wanted.folder
+
+
+def push(bundle: Bundle, repository: str, private: bool | None = None) -> str:
+    """Upload a bundle, with its model card as README.md. Returns the address of the new commit.
+
+    Args:
+        bundle: The bundle; all of its files must be intact.
+        repository: OWNER/NAME; it is made if it does not exist.
+        private: Of a new repository. None takes the account's default.
+
+    Raises:
+        BadInput: The name has another form, nobody is logged in, or the hub refused.
+        BadBundle: A file is damaged.
+        MissingPackage: huggingface_hub is not installed.
+    """
+    wanted = check_repository(repository)
+    hub = _hub("push a bundle")
+    for artifact in bundle.artifacts:
+        bundle.path(artifact)
+    names = [MANIFEST, *(artifact.file for artifact in bundle.artifacts if artifact.kind != "cache")]
+    operations: list[Any] = [hub.CommitOperationAdd(name, str(bundle.folder / name)) for name in names]
+    operations.append(hub.CommitOperationAdd("README.md", readme(bundle).encode()))
+    api = hub.HfApi(library_name=LIBRARY, library_version=__version__)
+    try:
+        api.create_repo(wanted, private=private, exist_ok=True)
+        commit = api.create_commit(wanted, operations, commit_message=f"Bundle {bundle.name}, dpt-deploy {__version__}")
+    except Exception as error:  # of the hub, of the network and of the disk; they have no common base class
+        raise BadInput(f"--push {wanted}: the hub refused ({first_line(error)}). Log in with: hf auth login; the token "
+                       "needs the right to write there.") from error
+    return str(Address(wanted, commit.oid))
+
+
+def check_repository(repository: str) -> str:
+    """The name of a repository. Raises `BadInput` unless it is OWNER/NAME, `MissingPackage` without huggingface_hub."""
+    if not re.fullmatch(rf"{NAME}/{NAME}", repository) or ".." in repository or "--" in repository:
+        raise BadInput(f"--push: expected OWNER/NAME, received {repository!r:.200}.")
+    _hub("push a bundle")
+    return repository
+
+
+def readme(bundle: Bundle) -> str:
+    """The model card with the metadata that the hub reads."""
+    hub, heads = _hub("write the hub's card"), bundle.contract.heads
+    card = bundle.folder / MODEL_CARD
+    backbone = bundle.manifest.model.backbone
+    data = hub.ModelCardData(
+        library_name=LIBRARY, pipeline_tag=PIPELINES[heads[0] if "depth" not in heads else "depth"],
+        tags=[LIBRARY, "onnx", *(["tensorrt"] if bundle.find("engine") else []), *(TAGS[head] for head in heads)],
+        base_model=f"timm/{backbone}" if "." in backbone else None,
+    )
+    text = card.read_text(encoding="utf-8") if card.is_file() else f"# {bundle.name}\n"
+    return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def _fetched(address: Address, patterns: list[str]) -> Path:
+    """The snapshot of a repository with the files of `patterns`, from the cache or the network."""
+    hub = _hub("load a bundle from the hub")
+    escaped = [re.sub(r"([*?\[])", r"[\1]", pattern) for pattern in patterns]
+    try:
+        return Path(hub.snapshot_download(address.repository, revision=address.revision, allow_patterns=escaped,
+                                          library_name=LIBRARY, library_version=__version__))
+    except Exception as error:  # of the hub, of the network and of the disk; they have no common base class
+        raise BadInput(f"{address}: it is neither in the cache nor can it be fetched ({first_line(error)}). Check the "
+                       "name, the revision and the network; for a private repository: hf auth login") from error
+
+
+def _hub(why: str) -> Any:
+    try:
+        import huggingface_hub
+        import huggingface_hub.errors
+    except ImportError as error:
+        raise missing_package("huggingface_hub", "hub", why) from error
+    return huggingface_hub

@@ -1,0 +1,99 @@
+"""Names of the outputs, and sets of millions of keys that take sixteen bytes each."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+from collections.abc import Iterator
+
+import numpy as np
+
+_RECENT = 1 << 17  # entries in a dictionary before they move into the arrays
+
+
+def hashed(text: str) -> int:
+    """64 bits of a hash of `text`. Among ten million texts, two share one with a chance of 3 in a million."""
+    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+
+
+class Hashes:
+    """A map from `hashed` texts to `hashed` texts, in arrays of 16 bytes an entry."""
+
+    def __init__(self) -> None:
+        self._recent: dict[int, int] = {}
+        self._keys, self._values = np.empty(0, np.uint64), np.empty(0, np.uint64)
+
+    def get(self, key: int) -> int | None:
+        if (found := self._recent.get(key)) is not None:
+            return found
+        at = int(self._keys.searchsorted(np.uint64(key)))
+        return int(self._values[at]) if at < len(self._keys) and int(self._keys[at]) == key else None
+
+    def __contains__(self, key: int) -> bool:
+        return self.get(key) is not None
+
+    def put(self, key: int, value: int = 0) -> None:
+        """Set an entry; the latest counts."""
+        self._recent[key] = value
+        if len(self._recent) >= _RECENT:
+            self._settle()
+
+    def _settle(self) -> None:
+        recent = np.array(list(self._recent.items()), np.uint64)
+        stays = ~np.isin(self._keys, recent[:, 0])
+        keys = np.concatenate([self._keys[stays], recent[:, 0]])
+        values = np.concatenate([self._values[stays], recent[:, 1]])
+        order = keys.argsort()
+        self._keys, self._values = keys[order], values[order]
+        self._recent.clear()
+
+
+class Names:
+    """Gives each input the stem of its output files: the input's own name without its suffix, where that is free.
+
+    The rule depends on the order of the inputs and on nothing else, so every process that lists the same inputs gives
+    the same names. Names that a journal holds stay with their inputs.
+
+    Args:
+        kept: Stems that are taken, and by which key, both `hashed`.
+        dots: Whether a stem may have dots in its last component; in tar shards it may not.
+    """
+
+    def __init__(self, kept: Hashes | None = None, dots: bool = True) -> None:
+        self._kept = kept or Hashes()
+        self._used = Hashes()
+        self._dots = dots
+        self.dot = "." if dots else "_"
+        """What stands between a stem and an addition to it."""
+
+    def stem(self, key: str, member: str = "") -> str | None:
+        """The stem of the outputs of an input, with / between folders; None if `key` had one before.
+
+        Args:
+            key: `storage.Item.key`.
+            member: `storage.Item.member`.
+        """
+        owner = hashed(key)
+        for name in self._candidates(key, member):
+            stem = hashed(name)
+            used = self._used.get(stem)
+            if used == owner:
+                return None
+            if used is None and self._kept.get(stem) in (None, owner):
+                self._used.put(stem, owner)
+                return name
+        raise AssertionError
+
+    def _candidates(self, key: str, member: str) -> Iterator[str]:
+        """Names from the shortest on. Members of a tar go into a folder with the name of the tar."""
+        folder, _, name = key.rpartition("/")
+        if member and key != member:  # the tar is not the only source
+            inner = member.rpartition("/")[0]
+            outer = key.removesuffix(member).rstrip("/")
+            outer = outer[:-4] if outer.lower().endswith(".tar") else outer
+            folder = f"{outer}/{inner}".rstrip("/")
+        begin = f"{folder}/" if folder else ""
+        short = name.partition(".")[0] if member else name.rpartition(".")[0]
+        names = [short or name, name.rpartition(".")[0] or name, name]
+        for one in itertools.chain(names, (f"{name}-{number}" for number in itertools.count(2))):
+            yield begin + (one if self._dots else one.replace(".", "_"))

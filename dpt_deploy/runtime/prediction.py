@@ -1,0 +1,82 @@
+"""What a runtime gives for one image: its maps, and what can be made of them."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from ..core.contract import HEADS
+from ..core.errors import BadInput
+from ..core.image_files import from_pil, is_pil, read_image
+from ..geometry import Cut, Mesh, PointCloud, find_intrinsics, point_cloud, triangulate
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """The maps of one image at its own size. A map is None if the bundle lacks the head."""
+
+    depth: np.ndarray | None = None
+    """float32 (H, W), z-depth [m]. Without unit if the contract of an imported model says relative."""
+    normals: np.ndarray | None = None
+    """float32 (H, W, 3), unit vectors in camera space: x right, y up, z towards the viewer."""
+    alpha: np.ndarray | None = None
+    """float32 (H, W), foreground coverage in [0, 1]."""
+    canonical_focal: float = 0.0
+    """0: depth is in metres. Otherwise the focal length [pixels of this image] for which it is, because the network was
+    trained with `--canonical-focal`; `in_metres` rescales it for others."""
+
+    @property
+    def maps(self) -> dict[str, np.ndarray]:
+        """The maps that are not None, by head."""
+        found = {head: getattr(self, head) for head in HEADS}
+        return {name: value for name, value in found.items() if value is not None}
+
+    def in_metres(self, intrinsics: Any = None, image: Any = None) -> Prediction:
+        """The same maps with depth in metres for a camera; itself unless the network has a canonical focal length.
+
+        The arguments are those of `points`.
+        """
+        if not self.canonical_focal or self.depth is None:
+            return self
+        camera = find_intrinsics(intrinsics, self.depth.shape, image)
+        depth = self.depth * np.float32(camera.fx / self.canonical_focal)
+        return dataclasses.replace(self, depth=depth, canonical_focal=0.0)
+
+    def points(self, intrinsics: Any = None, image: Any = None, cut: Cut | None = None) -> PointCloud:
+        """The points that the pixels of the foreground show: vertices [m], normals and colours.
+
+        Points at edges are left out: where depth jumps, and where the normals contradict the depth. Without the head
+        normals, normals are those of the depth's surface; without the head alpha, every pixel gives a point.
+
+        Args:
+            intrinsics: A `dpt_deploy.geometry.Intrinsics`, a 3x3 matrix, a focal length [pixels], or the path of a text
+                file with a matrix. None takes the 35 mm equivalent in the EXIF of `image`, or, without one, guesses a
+                normal lens. `PointCloud.intrinsics.guessed` says whether it is a guess.
+            image: The image that was predicted, for colours and EXIF: a path, a PIL image, or uint8 (H, W, 3) RGB.
+            cut: What is left out.
+
+        Raises:
+            BadInput: There is no depth, or the intrinsics or the image do not fit it.
+        """
+        if self.depth is None:
+            raise BadInput("points: expected a bundle with the head depth, received one without. "
+                           "Export it again with depth.")
+        camera = find_intrinsics(intrinsics, self.depth.shape, image)
+        depth = self.in_metres(camera).depth
+        return point_cloud(depth, camera, _pixels(image), self.normals, self.alpha, cut)
+
+    def mesh(self, intrinsics: Any = None, image: Any = None, cut: Cut | None = None) -> Mesh:
+        """The points of neighbouring pixels joined to triangles. Arguments and errors are those of `points`."""
+        return triangulate(self.points(intrinsics, image, cut), cut)
+
+
+def _pixels(image: Any) -> np.ndarray | None:
+    if isinstance(image, str | os.PathLike):
+        return read_image(image)
+    return from_pil(image) if is_pil(image) else image
+
+

@@ -1,0 +1,144 @@
+"""The web application: static files, what the models are, maps for an image, and files to keep.
+
+Nothing is written to a disk, and an image stays in memory only until the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import anyio.to_thread
+from starlette.applications import Starlette
+from starlette.datastructures import QueryParams
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from .downloads import MEDIA, Choices
+from .guard import Guard, refusal
+from .models import Models, Refused
+
+STATIC = Path(__file__).resolve().parent / "static"
+TYPES = {suffix: f"text/{kind}; charset=utf-8" for suffix, kind in
+         ((".html", "html"), (".css", "css"), (".js", "javascript"))}
+MOST_WAITING = 6
+"""Requests that may wait for the models; more are asked to come again."""
+UPLOAD_SECONDS = 120
+FILM = (10.0, 400.0)
+"""Focal lengths that the page offers [mm on 35 mm film]."""
+PLAIN = {404: "There is nothing at this address.", 405: "This address does not take such a request."}
+
+
+class Page:
+    """The application around the models."""
+
+    def __init__(self, models: Models, max_bytes: int, names: frozenset[str] = frozenset()) -> None:
+        self.models, self.max_bytes = models, max_bytes
+        self.waiting = 0
+        self.limiter = anyio.CapacityLimiter(2)  # one computes, one decodes or packs
+        self.files = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in TYPES}
+        routes = Starlette(
+            routes=[
+                Route("/", self.file), Route("/static/{name}", self.file), Route("/api/info", self.info),
+                Route("/api/predict", self.predict, methods=["POST"]),
+                Route("/api/download/{name}", self.download, methods=["POST"]),
+            ],
+            exception_handlers={Refused: _refused, HTTPException: _plain, ClientDisconnect: _gone, Exception: _failed},
+        )
+        self.app = Guard(routes, names)  # around everything, so that answers to failures have its headers too
+
+    async def file(self, request: Request) -> Response:
+        """A file of the page."""
+        name = request.path_params.get("name", "index.html")
+        if name not in self.files:
+            raise HTTPException(404)
+        return Response(self.files[name], headers={"Content-Type": TYPES[Path(name).suffix]})
+
+    async def info(self, _request: Request) -> Response:
+        """What the models are, and the limits."""
+        return JSONResponse(self.models.info() | {"max_bytes": self.max_bytes, "max_pixels": self.models.max_pixels})
+
+    async def predict(self, request: Request) -> Response:
+        """The maps of the image in the body; `answer` describes the bytes."""
+        compare, live = (request.query_params.get(name) == "1" for name in ("compare", "live"))
+        film = _film(request.query_params)
+        data = await self._body(request)
+        body = await self._run(lambda: self.models.look(data, compare, live, film))
+        return Response(body, media_type="application/octet-stream")
+
+    async def download(self, request: Request) -> Response:
+        """A file made of the image in the body."""
+        name, query = request.path_params["name"], request.query_params
+        choices = Choices(_number(query, "threshold", 0.5, 0, 1), query.get("soft", "1") == "1",
+                          _film(query))
+        number = int(_number(query, "model", 0, 0, 1))
+        data = await self._body(request)
+        body = await self._run(lambda: self.models.download(data, name, choices, number))
+        disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
+        return Response(body, media_type=MEDIA[name.rpartition(".")[2]], headers=disposition)
+
+    async def _body(self, request: Request) -> bytes:
+        kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
+        # Only this page can send these types: from a foreign page, a browser would ask first.
+        if not kind.startswith("image/") and kind != "application/octet-stream":
+            raise Refused(415, "Expected an image as the body of the request, with a Content-Type such as image/png.")
+        limit = f"This file is larger than the limit of {self.max_bytes / 1e6:.4g} MB. Choose a smaller one."
+        length = request.headers.get("content-length", "0")
+        if length.isdecimal() and int(length) > self.max_bytes:
+            raise Refused(413, limit)
+        parts, size = [], 0
+        try:
+            async with asyncio.timeout(UPLOAD_SECONDS):
+                async for part in request.stream():
+                    parts.append(part)
+                    size += len(part)
+                    if size > self.max_bytes:
+                        raise Refused(413, limit)
+        except TimeoutError as error:
+            raise Refused(408, "The file did not arrive in time. Try again.") from error
+        return b"".join(parts)
+
+    async def _run(self, work: Callable[[], bytes]) -> bytes:
+        if self.waiting >= MOST_WAITING:
+            raise Refused(503, "Too many images are waiting. Try again in a moment.")
+        self.waiting += 1
+        try:
+            return await anyio.to_thread.run_sync(work, limiter=self.limiter)
+        finally:
+            self.waiting -= 1
+
+
+def _film(query: QueryParams) -> float | None:
+    return _number(query, "film", 0, *FILM) if "film" in query else None
+
+
+def _number(query: QueryParams, name: str, default: float, least: float, most: float) -> float:
+    try:
+        value = float(query.get(name, default))
+    except ValueError:
+        value = math.nan
+    if not least <= value <= most:
+        raise Refused(400, f"{name}: expected a number from {least:g} to {most:g}, received {query.get(name)!r}.")
+    return value
+
+
+def _refused(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, Refused)
+    return refusal(error.status, error.sentence, {"Retry-After": "1"} if error.status == 503 else None)
+
+
+def _plain(_request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return refusal(error.status_code, PLAIN.get(error.status_code, error.detail), dict(error.headers or {}))
+
+
+def _gone(_request: Request, _error: Exception) -> Response:
+    return Response(status_code=400)  # nobody reads it
+
+
+def _failed(_request: Request, _error: Exception) -> Response:
+    return refusal(500, "Something went wrong with this image. The terminal shows what; other images go on.")

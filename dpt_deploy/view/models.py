@@ -1,0 +1,164 @@
+"""The one or two models behind the page, and the work that a request asks of them."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..core.errors import BadInput, ContractError, DptError
+from ..core.image_files import image_from_bytes
+from ..core.image_header import header_of
+from ..report.colours import colour_depth
+from ..runtime import Prediction, Runtime
+from .answer import FORMS, Shown, pack, shrunk
+from .downloads import DOWNLOADS, Choices, camera
+
+KEPT_BYTES = 1 << 30
+"""Results of an image are kept for its downloads if they take no more."""
+
+
+class Refused(Exception):
+    """A request that cannot be served: an HTTP status, and one sentence for the person in front of the page."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status, self.sentence = status, sentence
+
+
+@dataclass(frozen=True)
+class Result:
+    """What one model made of an image, and how long it took."""
+
+    key: tuple[str, int, tuple[int, int]]
+    """SHA-256 of the file, number of the model, and size (H, W)."""
+    prediction: Prediction
+    milliseconds: float
+
+
+class Models:
+    """A runtime, and perhaps a second one to compare it with. Thread-safe: one request computes at a time."""
+
+    def __init__(self, runtimes: Sequence[Runtime], max_pixels: int) -> None:
+        self.runtimes, self.max_pixels = tuple(runtimes), max_pixels
+        self.labels = labels(runtimes)
+        self._lock = threading.Lock()
+        self._kept: list[Result] = []
+
+    def info(self) -> dict[str, object]:
+        """What the page shows of the models, as plain JSON."""
+        first = self.runtimes[0]
+        return {
+            "bundle": first.bundle.name, "labels": self.labels, "heads": first.bundle.contract.heads,
+            "summaries": [one.summary for one in self.runtimes], "forms": FORMS, "downloads": list(DOWNLOADS),
+            "assumed": [str(one) for one in first.assumed], "colours": _colours(),
+        }
+
+    def look(self, data: bytes, compare: bool = False, live: bool = False, film: float | None = None) -> bytes:
+        """The maps of an image file for the page, by one model or both. Results of live pictures are not kept.
+
+        `film` is the focal length [mm on 35 mm film]; see `downloads.camera`.
+
+        Raises:
+            Refused: The file is no image that can be read, or the models cannot run on it.
+        """
+        image = self._image(data)
+        small = shrunk(image)
+        digest = "" if live else hashlib.sha256(data).hexdigest()
+        with self._lock:
+            numbers = range(len(self.runtimes) if compare else 1)
+            results = [self._result(digest, number, small) for number in numbers]
+        lens = camera(data, small.shape[:2], film)
+        shown = [Shown(label, one.prediction.in_metres(lens), one.milliseconds, one.prediction.canonical_focal > 0)
+                 for label, one in zip(self.labels, results, strict=False)]
+        return pack(small, shown, image.shape[:2], lens)
+
+    def download(self, data: bytes, name: str, choices: Choices, number: int = 0) -> bytes:
+        """The file `name` of `DOWNLOADS` for an image file, at the image's own size, by the model `number`.
+
+        Raises `Refused` as `look` does, and for a file that there is not.
+        """
+        if name not in DOWNLOADS:
+            raise Refused(404, f"There is no download {name}; there are {', '.join(DOWNLOADS)}.")
+        if number not in range(len(self.runtimes)):
+            raise Refused(404, "There is no second model: start the page with --compare or --compare-precision.")
+        image = self._image(data)
+        lacking = [head for head in DOWNLOADS[name].heads if head not in self.runtimes[number].bundle.contract.heads]
+        if lacking:
+            raise Refused(404, f"This model predicts no {lacking[0]}, which {name} needs.")
+        with self._lock:
+            result = self._result(hashlib.sha256(data).hexdigest(), number, image)
+        lens = camera(data, image.shape[:2], choices.film)
+        try:
+            return DOWNLOADS[name].make(image, result.prediction.in_metres(lens), lens, choices)
+        except BadInput as error:
+            raise Refused(422, str(error)) from error
+
+    def close(self) -> None:
+        """Release the runtimes."""
+        for runtime in self.runtimes:
+            runtime.close()
+
+    def _image(self, data: bytes) -> np.ndarray:
+        if not data:
+            raise Refused(400, "The file is empty. Choose another image.")
+        header = header_of(data)
+        try:
+            return image_from_bytes(data, "This file", self.max_pixels)
+        except BadInput as error:
+            if header.unusable:
+                raise Refused(415, f"This is a {header.format} file: {header.unusable}.") from error
+            if header.size and header.size[0] * header.size[1] > self.max_pixels:
+                raise Refused(413, f"This image has {header.size[0] * header.size[1] / 1e6:.4g} megapixels, and the "
+                              f"limit is {self.max_pixels / 1e6:g}. Scale it down and try again.") from error
+            if header.format:
+                raise Refused(400, f"This {header.format} file is damaged or incomplete. Save it again as PNG or JPEG, "
+                              "or choose another image.") from error
+            raise Refused(415, "This is not an image that can be read. Choose a PNG, JPEG, WebP, AVIF, GIF, BMP, TIFF "
+                          "or JPEG 2000 file.") from error
+        except MemoryError as error:
+            raise Refused(413, "This image does not fit into memory. Scale it down and try again.") from error
+
+    def _result(self, digest: str, number: int, image: np.ndarray) -> Result:
+        key = (digest, number, image.shape[:2])
+        for one in self._kept:
+            if digest and one.key == key:
+                return one
+        start = time.perf_counter()
+        try:
+            prediction = self.runtimes[number](image)
+        except ContractError as error:
+            raise Refused(422, f"The model cannot run on an image of this size: {error}") from error
+        except (DptError, MemoryError) as error:
+            raise Refused(500, f"The model failed on this image: {error or 'out of memory'}") from error
+        result = Result(key, prediction, (time.perf_counter() - start) * 1000)
+        if digest:
+            self._kept = [one for one in self._kept if one.key[0] == digest]
+            if sum(map(_bytes, [*self._kept, result])) <= KEPT_BYTES:
+                self._kept.append(result)
+        return result
+
+
+def _colours() -> str:
+    """The colours of depth, far to near, 256 times RGB in base64."""
+    ramp = colour_depth(np.linspace(1, 0, 256)[None], (0, 1))
+    return base64.b64encode(ramp.tobytes()).decode()
+
+
+def _bytes(result: Result) -> int:
+    return sum(values.nbytes for values in result.prediction.maps.values())
+
+
+def labels(runtimes: Sequence[Runtime]) -> list[str]:
+    """A name for each model that tells them apart."""
+    names = [one.bundle.name for one in runtimes]
+    if len(set(names)) < len(names):
+        names = [f"{one.bundle.name}, {one.artifact.precision}" for one in runtimes]
+    if len(set(names)) < len(names):
+        names = [f"{name} ({one.backend}, {i + 1})" for i, (name, one) in enumerate(zip(names, runtimes, strict=True))]
+    return names

@@ -1,0 +1,155 @@
+// Paints what is in the state: pictures, points, values and numbers.
+
+import {paintCutout, paintDepth, paintLight, paintNormals, solid} from "./painters.js";
+import {append} from "./panes.js";
+import {$, has, panes, state} from "./state.js";
+import {differenceRows, valuesAt} from "./text.js";
+
+const FILM_DIAGONAL = 43.2666; // of a 35 mm film frame [mm]
+
+const painting = {
+  image: (pane, view) => pane.showPicture(view),
+  depth: (pane, view) => pane.show(view, view.models, (out, model) =>
+    paintDepth(out, model, view.depthRange, state.colours, state.fade)),
+  normals: (pane, view) => pane.show(view, view.models, (out, model) => {
+    if (state.mode === "colours") return paintNormals(out, model, state.fade);
+    return paintLight(out, model, view.photo, view.width, view.height, state.light, state.mode === "clay", state.fade);
+  }),
+  cutout: (pane, view) => pane.show(view, view.models, (out, model) =>
+    paintCutout(out, model, view.photo, state.threshold, state.soft)),
+  points: (_pane, view) => showPoints(view),
+};
+const dirty = new Set();
+
+export function repaint(...names) {
+  if (!dirty.size) requestAnimationFrame(() => {
+    const now = [...dirty];
+    dirty.clear();
+    for (const name of now) if (state.view && has(name)) painting[name](panes[name], state.view);
+  });
+  for (const name of names) dirty.add(name);
+}
+
+
+function showPoints(view) {
+  const [first, second = first] = view.models;
+  const split = second === first ? view.width : state.wipe * view.width;
+  const of = (i) => i % view.width < split ? first : second;
+  const [near, far] = view.depthRange;
+  const paint = {
+    photo: (i, out, j) => { for (let c = 0; c < 3; c++) out[j + c] = view.photo[4 * i + c]; },
+    depth: (i, out, j) => {
+      const share = (far - of(i).depth[i] / 1000) / (far - near);
+      const level = 3 * Math.round(255 * Math.min(1, Math.max(0, share)));
+      for (let c = 0; c < 3; c++) out[j + c] = state.colours[level + c];
+    },
+    normals: (i, out, j) => { for (let c = 0; c < 3; c++) out[j + c] = 127.5 + 127.5 * of(i).normals[3 * i + c]; },
+  }[state.paint];
+  const focal = (state.film ?? view.film) * Math.hypot(view.width, view.height) / FILM_DIAGONAL;
+  state.cloud.show(view, focal, (i) => of(i).depth[i], (i, out, j) => {
+    paint(i, out, j);
+    const {alpha} = of(i);
+    out[j + 3] = !alpha || alpha[i] / 255 >= solid(state.threshold) ? 255 : 0;
+  });
+}
+
+export function showFilm() {
+  const {view, film} = state;
+  const source = film !== null ? "as set" : view.guessed ? "a guess" : "from the photo";
+  $("film-source").textContent = `Focal length, ${source}`;
+  if (film === null) $("film").value = Math.round(view.film);
+  $("film-value").textContent = `${Math.round(film ?? view.film)} mm`;
+  $("film").setAttribute("aria-valuetext", $("film-value").textContent);
+}
+
+export function show(view, blob, name, live, again = false) {
+  const first = !state.view || document.body.dataset.state !== "shown";
+  const resized = !state.view || state.view.width !== view.width || state.view.height !== view.height;
+  Object.assign(state, {view, blob, name});
+  if (resized) setPosition(null);
+  document.body.dataset.state = "shown";
+  $("welcome").hidden = true;
+  $("panes").hidden = $("readout").hidden = false;
+  $("compare").hidden = state.info.labels.length < 2;
+  document.body.classList.toggle("comparing", state.info.labels.length > 1);
+  $("panes").style.setProperty("--aspect", view.width / view.height);
+  const [height, width] = view.fullSize;
+  const smaller = view.width !== width ? `, shown at ${view.width} × ${view.height}` : "";
+  $("size").textContent = `${width} × ${height}${smaller}`;
+  if (view.depthRange) {
+    $("near").textContent = `${view.depthRange[0].toFixed(2)} m`;
+    $("far").textContent = `${view.depthRange[1].toFixed(2)} m`;
+  }
+  showFilm();
+  showDifference();
+  repaint("image", "depth", "normals", "cutout", "points");
+  showValues();
+  if (!live) {
+    const times = view.models.map((model) => `${model.milliseconds.toFixed(0)} ms`).join(" | ");
+    $("status").textContent = `Model: ${times}`;
+    if (state.cloud && has("points") && !again) state.cloud.sweep();
+    if (first) $("main").focus({preventScroll: true});
+  }
+}
+
+function showDifference() {
+  const list = $("difference");
+  list.replaceChildren();
+  const found = state.view.difference;
+  const rows = found ? differenceRows(found) : [];
+  if (found && !rows.length) rows.push(["Difference", "the models have no map in common"]);
+  for (const [name, text] of rows) {
+    const row = append(list, "div");
+    append(row, "dt", "", name);
+    append(row, "dd", "", text);
+  }
+}
+
+export function setPosition(position) {
+  state.position = position;
+  for (const pane of Object.values(panes)) pane.setPosition(position);
+  showValues();
+}
+
+function showValues() {
+  const {view, position} = state;
+  const line = $("values");
+  line.replaceChildren();
+  if (!view) return;
+  if (!position) {
+    append(line, "span", "faint", "Point at a picture to read its values.");
+    return;
+  }
+  const [x, y] = position;
+  const rows = [["Pixel", `${x}, ${y}`], ...valuesAt(view.models, y * view.width + x)];
+  for (const [name, text] of rows) {
+    const span = append(line, "span");
+    append(span, "i", "", name);
+    span.append(text);
+  }
+  for (const pane of Object.values(panes)) pane.setLabel(rows.map((row) => row.join(" ")).join(", "));
+}
+
+export function setWipe(share) {
+  state.wipe = share;
+  $("wipe").value = Math.round(100 * share);
+  for (const pane of Object.values(panes)) pane.setWipe(share);
+  if (state.view && state.view.models.length > 1) repaint("points");
+}
+
+export function setLight(x, y, z = state.light.z) {
+  state.light = {x, y, z};
+  for (const [axis, value] of Object.entries(state.light)) $(`light-${axis}`).value = Math.round(100 * value);
+  placeSun();
+  repaint("normals");
+}
+
+// The lamp's place over the picture, whose longer side spans -1 to 1.
+export function placeSun() {
+  const {view, light, mode} = state;
+  state.sun.hidden = mode === "colours" || !view;
+  if (state.sun.hidden) return;
+  const longest = Math.max(view.width, view.height);
+  state.sun.style.left = `${50 + 50 * light.x * longest / view.width}%`;
+  state.sun.style.top = `${50 - 50 * light.y * longest / view.height}%`;
+}

@@ -1,0 +1,3 @@
+from tests.tiny import own_bundle, tiny_bundle
+
+__all__ = ["own_bundle", "tiny_bundle"]

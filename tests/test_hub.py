@@ -1,0 +1,221 @@
+"""Bundles travel to the hub and back through its real client, against a server that speaks its protocol."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import hashlib
+import http.server
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+import urllib.parse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from dpt_deploy import hub
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BadBundle, BadInput
+from tests.tiny import own_bundle, tiny_bundle
+
+__all__ = ["own_bundle", "tiny_bundle"]
+ROOT = Path(__file__).resolve().parents[1]
+NAME = "people/three-heads"
+
+
+class Hub(http.server.ThreadingHTTPServer):
+    """Repositories in memory: for each commit its files, and the newest commit."""
+
+    commits: dict[str, dict[str, bytes]]
+    newest: str | None = None
+    validated: list[str]
+    """What the client sent to check the metadata of the card."""
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    server: Hub
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        path = urllib.parse.urlsplit(self.path).path
+        if path == "/api/repos/create":
+            self.answer({"url": f"http://{self.headers['Host']}/{NAME}", "name": NAME})
+        elif path == "/api/validate-yaml":  # of README.md
+            self.server.validated.append(json.loads(body)["content"])
+            self.answer({"errors": [], "warnings": []})
+        elif "/preupload/" in path:
+            files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
+                     for file in json.loads(body)["files"]]
+            self.answer({"files": files})
+        elif "/commit/" in path:
+            lines = [json.loads(line) for line in body.splitlines()]
+            files = {line["value"]["path"]: base64.b64decode(line["value"]["content"])
+                     for line in lines if line["key"] == "file"}
+            oid = hashlib.sha1(body).hexdigest()
+            self.server.commits[oid], self.server.newest = files, oid
+            self.answer({"success": True, "commitOid": oid,
+                         "commitUrl": f"http://{self.headers['Host']}/{NAME}/commit/{oid}"})
+        else:
+            self.answer({"error": f"no such address {path}"}, 404)
+
+    def do_GET(self, body: bool = True) -> None:
+        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        if path.startswith(f"/api/models/{NAME}/tree/"):
+            files = self.server.commits[path.split("/")[6]]
+            self.answer([{"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
+                         for name, data in files.items()])
+        elif path.startswith(f"/api/models/{NAME}"):
+            self.answer({"id": NAME, "sha": self.server.newest})
+        elif path.startswith(f"/{NAME}/resolve/"):
+            commit, _, name = path.removeprefix(f"/{NAME}/resolve/").partition("/")
+            data = self.server.commits[commit][name]
+            self.send_response(200)
+            for key, value in {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": commit,
+                               "Content-Length": str(len(data))}.items():
+                self.send_header(key, value)
+            self.end_headers()
+            if body:
+                self.wfile.write(data)
+        else:
+            self.answer({"error": "Repository not found"}, 404, {"X-Error-Code": "RepoNotFound"})
+
+    def do_HEAD(self) -> None:
+        self.do_GET(body=False)
+
+    def answer(self, value: object, status: int = 200, headers: dict[str, str] | None = None) -> None:
+        data = json.dumps(value).encode()
+        self.send_response(status)
+        for key, text in {"Content-Type": "application/json", "Content-Length": str(len(data)),
+                          **(headers or {})}.items():
+            self.send_header(key, text)
+        self.end_headers()
+        self.wfile.write(data)
+
+    def log_message(self, *arguments: object) -> None:
+        pass
+
+
+@pytest.fixture
+def server() -> Iterator[Hub]:
+    with Hub(("127.0.0.1", 0), Handler) as running:
+        running.commits, running.validated = {}, []
+        thread = threading.Thread(target=running.serve_forever)
+        thread.start()
+        yield running
+        running.shutdown()
+        thread.join()
+
+
+def program(code: str, tmp_path: Path, server: Hub | None, *arguments: str, **environment: str) -> str:
+    """What a program prints that has its cache in `tmp_path` and takes `server` for the hub; its error if it fails."""
+    address = f"http://127.0.0.1:{server.server_address[1]}" if server else "http://127.0.0.1:9"
+    own = {"HF_ENDPOINT": address, "HF_HUB_OFFLINE": "0",
+           "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_none", "HF_HUB_DISABLE_XET": "1",
+           "HF_HUB_DISABLE_TELEMETRY": "1", "XDG_CACHE_HOME": str(tmp_path / "cache"), "PYTHONPATH": str(ROOT)}
+    done = subprocess.run([sys.executable, "-c", code, *arguments], env=os.environ | own | environment, text=True,
+                          capture_output=True, timeout=120)
+    return done.stdout.strip() if done.returncode == 0 else f"{done.returncode}: {done.stderr.strip().splitlines()[-1]}"
+
+
+PUSH = """
+import sys
+from dpt_deploy import cli, hub
+from dpt_deploy.core.bundle import Bundle
+with cli.exit_on_error():
+    print(hub.push(Bundle.open(sys.argv[1]), sys.argv[2]))
+"""
+LOAD = """
+import sys, numpy, dpt_deploy
+from dpt_deploy import cli
+with cli.exit_on_error(), dpt_deploy.load(sys.argv[1], "onnxruntime-cpu") as runtime:
+    print(runtime.bundle.folder, float(runtime(numpy.zeros((60, 80, 3), "uint8")).depth.sum()))
+"""
+
+
+def test_a_bundle_is_pushed_and_loaded_by_revision_and_then_offline(
+    tiny_bundle: Path, tmp_path: Path, server: Hub
+) -> None:
+    address = program(PUSH, tmp_path, server, str(tiny_bundle), NAME)
+    assert address == f"hf://{NAME}@{server.newest}"
+    pushed = server.commits[server.newest]
+    assert set(pushed) == {"README.md", "manifest.json", *(one.file for one in Bundle.open(tiny_bundle).artifacts
+                                                           if one.kind != "cache")}
+    assert server.validated == [pushed["README.md"].decode()]
+    front = pushed["README.md"].decode().split("---")[1]
+    assert "library_name: dpt-deploy" in front and "pipeline_tag: depth-estimation" in front and "- onnx" in front
+    folder, total = program(LOAD, tmp_path, server, address).split()
+    assert "snapshots" in folder and not (Path(folder) / "reference.npz").exists()
+    assert program(LOAD, tmp_path, None, str(tiny_bundle)).split()[1] == total
+    # Without a network: from the cache, by commit and by branch, and with HF_HUB_OFFLINE.
+    assert program(LOAD, tmp_path, server, f"hf://{NAME}").split()[1] == total
+    for wanted in (address, f"hf://{NAME}"):
+        assert program(LOAD, tmp_path, None, wanted).split()[1] == total
+    assert program(LOAD, tmp_path, None, address, HF_HUB_OFFLINE="1").split()[1] == total
+
+
+def test_what_the_hub_lacks_is_one_sentence(tmp_path: Path, server: Hub) -> None:
+    server.commits["0" * 40], server.newest = {"README.md": b"nothing"}, "0" * 40
+    assert program(LOAD, tmp_path, server, f"hf://{NAME}").startswith("2: ") and "no manifest.json" in \
+        program(LOAD, tmp_path, server, f"hf://{NAME}")
+    assert "neither in the cache" in program(LOAD, tmp_path, server, "hf://people/other")
+    assert "neither in the cache" in program(LOAD, tmp_path, None, f"hf://{NAME}@main")
+
+
+def cached(bundle: Path, root: Path) -> Path:
+    """A bundle as the hub's client caches it: links into a folder of contents."""
+    snapshot = root / "models--people--three-heads" / "snapshots" / ("1" * 40)
+    blobs = snapshot.parents[1] / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    for file in bundle.iterdir():
+        shutil.copy(file, blobs / file.name)
+        (snapshot / file.name).symlink_to(Path("../../blobs") / file.name)
+    return snapshot
+
+
+def test_links_of_the_cache_are_followed_and_their_hashes_checked(tiny_bundle: Path, tmp_path: Path) -> None:
+    snapshot = cached(tiny_bundle, tmp_path)
+    bundle = Bundle.open(snapshot)
+    graph = bundle.find("onnx", graph="frame", precision="fp32")[0]
+    assert bundle.intact(graph)
+    blob = snapshot.parents[1] / "blobs" / graph.file
+    blob.write_bytes(blob.read_bytes()[:-1] + b"\0")
+    with pytest.raises(BadBundle, match="does not match"):
+        bundle.path(graph)
+
+
+def test_links_to_anywhere_else_are_refused_in_the_cache_too(tiny_bundle: Path, tmp_path: Path) -> None:
+    snapshot = cached(tiny_bundle, tmp_path)
+    bundle = Bundle.open(snapshot)
+    graph = bundle.find("onnx", graph="frame", precision="fp32")[0]
+    (snapshot / graph.file).unlink()
+    (snapshot / graph.file).symlink_to(tiny_bundle / graph.file)
+    with pytest.raises(BadBundle, match="outside the bundle"):
+        bundle.path(graph)
+
+
+@pytest.mark.parametrize("address", ["hf://", "hf://one", "hf://a/b/../c", "hf://a/../b", "hf://a/b@", "hf://a b/c",
+                                     "hf://-a/b", "hf://a/b@main/x\n"])
+def test_addresses_of_another_form_are_refused(address: str) -> None:
+    with pytest.raises(BadInput, match="OWNER/NAME"):
+        hub.parse_address(address)
+
+
+def test_addresses_have_three_parts() -> None:
+    assert hub.parse_address("hf://a/b@v1.0/models/large") == hub.Address("a/b", "v1.0", "models/large")
+    assert hub.parse_address(Path("hf://a/b")) == hub.Address("a/b")
+    assert str(hub.parse_address("hf://a/b@v1")) == "hf://a/b@v1"
+
+
+def test_a_damaged_bundle_is_not_pushed(own_bundle: Path) -> None:
+    bundle = Bundle.open(own_bundle)
+    (own_bundle / bundle.find("onnx")[0].file).write_bytes(b"")
+    with pytest.raises(BadBundle), contextlib.suppress(KeyError):
+        hub.push(bundle, NAME)
+    with pytest.raises(BadInput, match="OWNER/NAME"):
+        hub.push(bundle, "no-owner")
