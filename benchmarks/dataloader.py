@@ -86,9 +86,10 @@ def measure(config: DataloaderConfig, folder: Path) -> dict[str, float]:
     cv2.setNumThreads(1)
     result = time_stages(sources, contract, count) | time_sources(sources, contract, count, config.passes)
     result = {f"{name} [ms]": value for name, value in result.items()}
-    # Those at training size take a tenth of the time, so they pass ten times as often.
-    rates = samples_per_second(dict(list(sources.items())[:2]), contract, count, workers, config.passes)
-    rates |= samples_per_second(dict(list(sources.items())[2:]), contract, count, workers, 10 * config.passes)
+    # Those at training size take a tenth of the time: a pass reads them several times, and there are more passes.
+    once = list(range(count))
+    rates = samples_per_second(dict(list(sources.items())[:2]), contract, once, workers, config.passes)
+    rates |= samples_per_second(dict(list(sources.items())[2:]), contract, 4 * once, workers, 4 * config.passes)
     result |= {f"{name}, {workers} workers [samples/s]": rate for name, rate in rates.items()}
     for faster, slower in (("cache", "originals"), ("shards", "originals"), ("shards", "cache"),
                            ("originals in shards", "originals")):
@@ -150,19 +151,20 @@ def median_ms(functions: dict[str, Callable[[int], object]], count: int, passes:
 
 
 def samples_per_second(
-    sources: dict[str, Any], contract: Contract, count: int, workers: int, passes: int
+    sources: dict[str, Any], contract: Contract, positions: list[int], workers: int, passes: int
 ) -> dict[str, float]:
     """Throughput of the loader of each source without augmentation: the median of passes that take turns.
 
     The first pass of each, in which its processes start, does not count.
     """
-    loaders = {name: create_loader(MapDataset(source, range(count), contract), ValBatches(count, 4, 0, 1), workers)
+    count, names = len(positions), list(sources)
+    loaders = {name: create_loader(MapDataset(source, positions, contract), ValBatches(count, 4, 0, 1), workers)
                for name, source in sources.items()}
     times: dict[str, list[float]] = {name: [] for name in sources}
-    for _ in range(1 + passes):
-        for name, loader in loaders.items():
+    for i in range(1 + passes):
+        for name in names[i % len(names):] + names[: i % len(names)]:
             start = time.perf_counter()
-            for _ in loader:
+            for _ in loaders[name]:
                 pass
             times[name].append(time.perf_counter() - start)
     return {name: count / float(np.median(values[1:])) for name, values in times.items()}
