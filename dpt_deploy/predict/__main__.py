@@ -66,7 +66,7 @@ class PredictConfig:
     resume: bool = False
     """Go on with the run whose results are in the output folder: skip what is done."""
     verify: bool = False
-    """With --resume: also compare the content of the files that are there with the journal."""
+    """Go on as with --resume, and also compare the content of the files that are there with the journal."""
     shard: Share = (1, 1)
     """Predict part K of N of the images, for N processes that share the work. Goes on with what is there."""
     ray: bool = False
@@ -102,7 +102,12 @@ class PredictConfig:
     def large(self) -> bool:
         """Whether an option makes this a large run, however many images there are."""
         in_shards = self.format is not None and FORMATS[self.format].shards is not None
-        return self.resume or self.verify or self.with_ray or self.shard != (1, 1) or in_shards
+        return self.goes_on or self.with_ray or self.shard != (1, 1) or in_shards
+
+    @property
+    def goes_on(self) -> bool:
+        """Whether earlier results in the output folder are part of the run."""
+        return self.resume or self.verify
 
     @property
     def with_ray(self) -> bool:
@@ -147,7 +152,7 @@ class Run:
             raise BadInput(f"--ray: expected images, received {shown(self.sources.videos[0])}. Predict it without "
                            "--ray.")
         with Stop() as stop:
-            self.tally = predict_with_ray(self.job, self.sources, self.share, config.resume, config.verify,
+            self.tally = predict_with_ray(self.job, self.sources, self.share, config.goes_on, config.verify,
                                           self.console, stop, config.ray_address, config.actors)
         self.status = 128 + stop.signal if stop.signal else 0
         self.finish_images()
@@ -164,7 +169,7 @@ class Run:
             if self.works is not None:
                 self.tally = predict_few(self.job, runtime, self.works, self.console, stop)
             else:
-                self.tally = predict_many(self.job, runtime, self.sources, self.share, config.resume, config.verify,
+                self.tally = predict_many(self.job, runtime, self.sources, self.share, config.goes_on, config.verify,
                                           self.console, stop)
         self.status = 128 + stop.signal if stop.signal else 0
         self.finish_images()

@@ -198,6 +198,8 @@ class Journal:
         except FileNotFoundError:
             write_json(path, wanted)
             return
+        except NotADirectoryError as error:
+            raise cannot_write(self.out, error) from error
         except (OSError, ValueError) as error:
             raise BadInput(f"{path} cannot be read: {error}. Choose another folder with --out.") from error
         if not resume and self.share == "1/1":

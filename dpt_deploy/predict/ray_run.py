@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import pickle
+import socket
 import time
 import zlib
 from collections.abc import Iterator
@@ -20,7 +21,7 @@ from typing import Any
 
 from rich.console import Console
 
-from ..core.errors import BadInput, DptError, missing_package
+from ..core.errors import BadInput, DptError, first_line, missing_package
 from ..core.places import is_address
 from ..core.storage import Shard
 from ..runtime.runtime import open_bundle
@@ -181,6 +182,7 @@ def _ray(address: str | None) -> Iterator[Any]:
     except ImportError as error:
         raise missing_package("ray", "ray", "predict with --ray") from error
     address = address or os.environ.get("RAY_ADDRESS") or "local"
+    _check_reachable(address)
     local = {"include_dashboard": False} if address == "local" else {}
     try:
         ray.init(address, logging_level=logging.ERROR, log_to_driver=False, **local)
@@ -192,6 +194,18 @@ def _ray(address: str | None) -> Iterator[Any]:
         yield ray
     finally:
         ray.shutdown()
+
+
+def _check_reachable(address: str) -> None:
+    """Raise `BadInput` if nothing listens at HOST:PORT; Ray itself would try for more than a minute."""
+    host, colon, port = address.rpartition("://")[2].partition("/")[0].rpartition(":")
+    if not colon or not port.isdecimal():
+        return  # such as local and auto
+    try:
+        socket.create_connection((host, int(port)), timeout=10).close()
+    except (OSError, OverflowError) as error:
+        raise BadInput(f"--ray: expected a Ray cluster at {address}, but nothing answers there ({first_line(error)}). "
+                       "Check the address, or leave it out for this machine alone.") from error
 
 
 def _options(resources: dict[str, float], job: Job, most: int, actors: int | None) -> dict[str, Any]:

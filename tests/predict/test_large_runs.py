@@ -236,6 +236,7 @@ def test_results_are_no_inputs(toy: Path, tmp_path: Path) -> None:
     ({"maps": ("depth",), "forms": {"depth": "float16"}, "format": "png16"}, "holds depth as uint16-mm"),
     ({"look": "panel", "format": "zarr"}, "a zarr shard holds arrays only"),
     ({"ray": True, "sources": ("0",)}, "--ray: expected images, received 0"),
+    ({"out": Path("/dev/null/out"), "resume": True}, "cannot write /dev/null/out: Not a directory"),
 ])
 def test_options_that_do_not_fit_end_the_run_at_once(
     toy: Path, tmp_path: Path, options: dict[str, Any], said: str
@@ -338,6 +339,13 @@ def test_sources_are_told_apart(tmp_path: Path) -> None:
     found = find_sources([str(tmp_path), "rtsp://camera/stream", "http://camera/live", "memory://photos/*.png", "0"])
     assert found.videos == ["rtsp://camera/stream", "http://camera/live", "0"]
     assert [source.text for source in found.listing.sources] == [str(tmp_path), "memory://photos/*.png"]
+
+
+def test_a_cluster_that_does_not_answer_is_named_at_once(toy: Path, tmp_path: Path) -> None:
+    pytest.importorskip("ray")
+    fill(tmp_path / "in", 2)
+    with pytest.raises(BadInput, match=r"Ray cluster at 127\.0\.0\.1:1, but nothing answers there.*Check the address"):
+        main(PredictConfig(toy, (str(tmp_path / "in"),), tmp_path / "out", ray_address="127.0.0.1:1"))
 
 
 def test_ray_gives_each_result_once_though_an_actor_dies(toy: Path, tmp_path: Path) -> None:
