@@ -21,7 +21,7 @@ from tests.serve.server.server import ROOT, Server
 REQUESTS = 1200
 """Half an hour of a server that takes 1.5 s for a frame, as ONNX Runtime does for a ViT-B at 384 on two cores."""
 GROWTH = 12 << 20
-"""Memory that may be gained in two thirds of these [bytes]. If each left its frame behind, it would be 25 MB."""
+"""Memory that may be gained in two thirds of these [bytes]. If each left its frame behind, it would be 22 MB."""
 
 
 def test_a_server_that_stops_mid_request_and_comes_back(bundle, tmp_path, frames, expected):
