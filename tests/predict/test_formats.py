@@ -73,7 +73,7 @@ def write(format: str, out: Path, look: str = "none", forms: dict[str, str] | No
     if FORMATS[format].shards:
         output = Shards(out, format, chosen, look, part, "maps", samples)
     for stem in stems:
-        output.add(Done(f"{stem}.png", stem, (30, 40), output.encode(stem, IMAGE, PREDICTION, "a")))
+        output.add(Done(f"{stem}.png", stem, (30, 40), output.encode(stem, IMAGE, PREDICTION, "a", None)))
     output.close()
     part.close()
     return part
