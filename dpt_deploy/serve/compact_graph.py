@@ -74,7 +74,11 @@ class _Nodes:
                 stored = self._millimetres(x)
             case "octahedral" | "octahedral16":
                 stored = self._rounded(self._octahedral(self._finite(x)), np.iinfo(form.dtype).max)
-            case _:  # int8 normals, uint8 alpha
+            case "uint8" | "uint16" if form.head == "normals":  # [-1, 1] -> [0, 1]
+                clipped = self("Clip", self._finite(x), self._number(-1), self._number(1))
+                half = self("Add", self("Mul", clipped, self._number(0.5)), self._number(0.5))
+                stored = self._rounded(half, np.iinfo(form.dtype).max)
+            case _:  # int8 normals, uint8 and uint16 alpha
                 low = -1.0 if np.dtype(form.dtype).kind == "i" else 0.0
                 clipped = self("Clip", self._finite(x), self._number(low), self._number(1))
                 stored = self._rounded(clipped, np.iinfo(form.dtype).max)

@@ -31,6 +31,9 @@ PREDICTION = Prediction(RANDOM.uniform(0.5, 60, (30, 40)).astype(np.float32),
 IMAGE = np.zeros((30, 40, 3), np.uint8)
 Maps = dict[str, np.ndarray]
 
+# webdataset leaves its files to the garbage collector.
+pytestmark = pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+
 
 def read_npz(data: bytes) -> Maps:
     with np.load(io.BytesIO(data)) as file:
