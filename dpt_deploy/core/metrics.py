@@ -27,9 +27,13 @@ def relative_depth_error(depth: np.ndarray, reference: np.ndarray) -> np.ndarray
 
 
 def ranged_depth_error(depth: np.ndarray, reference: np.ndarray) -> np.ndarray:
-    """|depth - reference| per pixel as a fraction of the range of the reference, float64: for depth without a unit."""
+    """|depth - reference| per pixel as a fraction of the range of the reference, float64: for depth without unit.
+
+    A range below a thousandth of the largest value counts as that: a uniform map has none.
+    """
     reference = reference.astype(np.float64)
-    return np.abs(depth.astype(np.float64) - reference) / max(float(np.ptp(reference)), 1e-12)
+    span = max(float(np.ptp(reference)), 1e-3 * float(abs(reference).max()), 1e-12)
+    return np.abs(depth.astype(np.float64) - reference) / span
 
 
 def angle(normals: Any, reference: Any) -> Any:
@@ -41,7 +45,8 @@ def angle(normals: Any, reference: Any) -> Any:
     a, b = (xp.asarray(vectors, dtype=xp.float64) for vectors in (normals, reference))
     (ax, ay, az), (bx, by, bz) = ([vectors[..., i] for i in range(3)] for vectors in (a, b))
     x, y, z = ay * bz - az * by, az * bx - ax * bz, ax * by - ay * bx
-    return xp.rad2deg(xp.arctan2(xp.sqrt(x * x + y * y + z * z), ax * bx + ay * by + az * bz))
+    dot = ax * bx + ay * by + az * bz + 0.0  # of zero vectors, -0 would give 180 degrees
+    return xp.rad2deg(xp.arctan2(xp.sqrt(x * x + y * y + z * z), dot))
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from .. import cli
-from ..core.errors import BuildError
+from ..core.errors import BadInput, BuildError
 from ..core.image_files import MAX_PIXELS
 
 with cli.needing("export"):
@@ -15,7 +15,7 @@ with cli.needing("export"):
 
     from ..build import EngineOptions, benchmark_command, build_engines, choose_builder
     from ..cli.options import Count, Name
-    from ..core.bundle import Bundle
+    from ..core.bundle import MANIFEST, Bundle
     from ..core.files import locked
     from ..core.verdict import ParityReport
     from ..foreign.bundle import create_bundle, found_description, read_model
@@ -70,6 +70,7 @@ def import_model(config: ImportConfig, say=print, command: str = "") -> tuple[Bu
     model = read_model(config.model)
     found = found_description(config.model, model, config.description)
     folder = config.out or Path("engines") / config.model.stem
+    _check_folder(folder, config.model)
     from .foreign_graphs import ForeignModel, at_opset, frame_graph, opset_of, session_of
     from .pytorch_reference import make_reference, parity_inputs
 
@@ -106,6 +107,16 @@ def import_model(config: ImportConfig, say=print, command: str = "") -> tuple[Bu
         raise BuildError(f"{failure} The graphs in {folder} are complete and judged: {judgement.report.verdict}.") \
             from failure
     return bundle, judgement.report
+
+
+def _check_folder(folder: Path, model: Path) -> None:
+    """Raise `BadInput` if the folder holds the model itself, or a bundle that was exported and not imported."""
+    if model.resolve().parent == folder.resolve():
+        raise BadInput(f"--out {folder}: expected a folder other than that of {model.name}, whose files an import "
+                       "would replace. Choose another.")
+    if (folder / MANIFEST).is_file() and not Bundle.open(folder).manifest.imported:
+        raise BadInput(f"--out {folder}: expected a new folder or an imported bundle, received the bundle of a "
+                       "checkpoint, which an import would replace. Choose another.")
 
 
 def main(config: ImportConfig) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
-from ..core.contract import Contract
+from ..core.contract import MAX_INPUT_SIZE, Contract
 from ..core.errors import BadInput, first_line, missing_package
 from .describe import DAVID, EXAMPLE, Description, Found
 
@@ -192,6 +192,8 @@ def _size(source, description: Description, name: str) -> tuple[int, int]:
     if stated is None and None in fixed:
         raise BadInput(f"{name}: expected input.size in the description, because the graph takes any height and width.")
     size = tuple(stated or fixed)
+    if not all(1 <= one <= MAX_INPUT_SIZE for one in size):
+        raise BadInput(f"{name}: expected an input of 1 to {MAX_INPUT_SIZE} pixels a side, received {size}.")
     if any(have is not None and have != want for have, want in zip(fixed, size, strict=True)):
         raise BadInput(f"{name}: expected an input of {size[0]}x{size[1]}, as the description says, received a graph "
                        f"for {fixed[0]}x{fixed[1]}. Correct input.size.")
