@@ -87,7 +87,8 @@ def main(config: ManyConfig) -> int:
     for row, around in zip(rows, itertools.pairwise(bare), strict=True):
         row["bare_images_per_s"] = statistics.mean(around)
         row["share_of_bare"] = row["images_per_s"] / row["bare_images_per_s"]
-    result = {"command": cli.command_line(PROG), "bundle": bundle.name, "images": config.max_images,
+    result = {"command": PROG, "bundle": bundle.name, "backend": config.backend, "threads": config.threads,
+              "batch": config.batch, "format": config.format, "images": config.max_images,
               "broken": sum(not good for good in names.values()), "sizes": [list(size) for size in SIZES],
               "machine": machine, "load_at_end": list(os.getloadavg()), "bare_images_per_s": bare, "rows": rows}
     write_result(config, result, show)
