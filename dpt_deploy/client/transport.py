@@ -18,6 +18,10 @@ from ..core.errors import BackendError, BadInput, Cause, first_line, missing_pac
 
 SCHEMES = {"grpc": ("grpc", False), "grpcs": ("grpc", True), "http": ("http", False), "https": ("http", True)}
 ADDRESS = re.compile(r"(?:([a-z]+)://)?([^/\s:]+|\[[0-9a-fA-F:]+\]):([0-9]{1,5})/?")
+# Maps have many megabytes; and a server that was started again is found within a second, not within two minutes.
+CHANNEL = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1),
+           ("grpc.initial_reconnect_backoff_ms", 100), ("grpc.min_reconnect_backoff_ms", 100),
+           ("grpc.max_reconnect_backoff_ms", 1000)]
 
 
 class Transport:
@@ -57,7 +61,8 @@ class Transport:
         if self._kind == "grpc":
             with self._lock:
                 if not self._opened:
-                    self._opened.append(self._triton.InferenceServerClient(self._host, ssl=self._secure))
+                    self._opened.append(
+                        self._triton.InferenceServerClient(self._host, ssl=self._secure, channel_args=CHANNEL))
                 return self._opened[0]
         client = getattr(self._local, "client", None)
         if client is None:

@@ -148,7 +148,7 @@ def find_intrinsics(given: Any, size: tuple[int, int], image: Any = None) -> Int
     Args:
         given: `Intrinsics`, a 3x3 matrix, a focal length [pixels], the path of a text file with a matrix, or None.
         size: (H, W) of the image.
-        image: The image, for its EXIF: a path or a PIL image. Anything else is ignored.
+        image: The image, for its EXIF: a path, an open file or a PIL image. Anything else is ignored.
 
     Raises:
         BadInput: `given` is none of these, has an impossible value, or belongs to an image of another size.
@@ -164,7 +164,8 @@ def find_intrinsics(given: Any, size: tuple[int, int], image: Any = None) -> Int
         return Intrinsics.from_focal(float(given), size)
     if given is not None:
         return Intrinsics.from_matrix(given, size)
-    found = Intrinsics.from_exif(image, size) if isinstance(image, str | os.PathLike) or is_pil(image) else None
+    readable = isinstance(image, str | os.PathLike) or is_pil(image) or hasattr(image, "read")
+    found = Intrinsics.from_exif(image, size) if readable else None
     return found or Intrinsics.guess(size)
 
 

@@ -164,7 +164,7 @@ class Batches:
             if isinstance(found, Prediction):
                 self._encoding.append((picture, writers.submit(
                     self.output.encode, picture.work.stem, picture.image, found, picture.work.label,
-                    picture.work.item.path)))
+                    picture.work.item)))
             else:
                 self._held -= picture.pixels
                 yield Outcome(picture.work, failed=found)

@@ -13,6 +13,7 @@ import tyro
 
 from ..core.compact import encode
 from ..core.errors import BadInput
+from ..core.storage import Item
 from ..geometry import Cut, Intrinsics, find_intrinsics
 from ..geometry.files import SUFFIXES, trimesh, write_points
 from ..report.cutout import Background, composite, cutout
@@ -111,11 +112,15 @@ class Extras:
                 raise BadInput(f"--{option.replace('_', '-')}: expected a bundle with the head {head}, received one "
                                f"without. It has {', '.join(heads)}.")
 
-    def camera(self, size: tuple[int, int], source: Path | None) -> Intrinsics:
+    def camera(self, size: tuple[int, int], item: Item | None) -> Intrinsics:
         """The intrinsics of an image of `size` (H, W): those of the options, of EXIF, or a guess."""
         if self.fov is not None:
             return Intrinsics.from_fov(self.fov, size)
-        return find_intrinsics(self.intrinsics if self.intrinsics is not None else self.focal, size, source)
+        given = self.intrinsics if self.intrinsics is not None else self.focal
+        if given is not None or item is None or item.path is not None:
+            return find_intrinsics(given, size, item and item.path)
+        with item.open() as file:  # a member of a tar, or behind an address
+            return find_intrinsics(None, size, file)
 
 
 class ExtraWriter:
@@ -125,7 +130,7 @@ class ExtraWriter:
         self.extras = extras
         self.guessed: list[str] = []  # threads append to lists, and would lose counts
         """Images whose focal length was guessed."""
-        self.unscaled: list[Path | None] = []
+        self.unscaled: list[str] = []
         """Images whose depth maps are not in metres, because nothing tells the focal length."""
         self.empty: list[str] = []
         """Images of which no point is left."""
@@ -138,23 +143,23 @@ class ExtraWriter:
             return None
         return {name: str(value) for name, value in dataclasses.asdict(self.extras).items() if value is not None}
 
-    def metric(self, prediction: Prediction, source: Path | None) -> Prediction:
+    def metric(self, prediction: Prediction, item: Item | None) -> Prediction:
         """The prediction with depth in metres, if the network needs the focal length for that and it is known.
 
         Raises `BadInput` if the intrinsics of the options do not fit the image.
         """
         if prediction.depth is None or not (prediction.canonical_focal or self.extras.points):
             return prediction
-        camera = self.extras.camera(prediction.depth.shape, source)
+        camera = self.extras.camera(prediction.depth.shape, item)
         if not prediction.canonical_focal:
             return prediction
         if camera.guessed:
-            self.unscaled.append(source)
+            self.unscaled.append(item.key if item else "")
             return prediction
         return prediction.in_metres(camera)
 
     def write(
-        self, folder: Path, stem: str, image: np.ndarray, prediction: Prediction, source: Path | None
+        self, folder: Path, stem: str, image: np.ndarray, prediction: Prediction, item: Item | None
     ) -> list[Path]:
         """Write the files of one image, and return them. Raises `BadInput` if one cannot be written.
 
@@ -163,11 +168,11 @@ class ExtraWriter:
             stem: How their names begin.
             image: uint8 (H, W, 3) RGB.
             prediction: Its maps.
-            source: The file of the image, for its EXIF.
+            item: The input, for its EXIF.
         """
         extras, files = self.extras, []
         if extras.points is not None:
-            camera = extras.camera(image.shape[:2], source)
+            camera = extras.camera(image.shape[:2], item)
             kind = "mesh" if extras.mesh else "points"
             files.append(extras.own_file or folder / f"{stem}.{kind}.{extras.points}")
             make = prediction.mesh if extras.mesh else prediction.points

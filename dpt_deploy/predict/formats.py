@@ -18,7 +18,7 @@ import numpy as np
 from ..core import compact
 from ..core.contract import HEADS
 from ..core.errors import BadInput, missing_package
-from ..report.writers import png_bytes, write_exr
+from ..report.writers import DEPTH_TEXT, normals_text, png_bytes, write_exr
 
 FormatName = Literal["full", "npz", "exr", "png16", "zarr", "tar", "tar-npz"]
 Maps = Mapping[str, np.ndarray]
@@ -88,7 +88,9 @@ def _exr(stored: Maps, forms: Forms) -> dict[str, bytes]:
 
 
 def _png(stored: Maps, forms: Forms) -> dict[str, bytes]:
-    return {f"{head}.png": png_bytes(values, {PNG_KEY: json.dumps(description(head, forms[head]))})
+    texts = {("depth", "uint16-mm"): DEPTH_TEXT, ("normals", "uint16"): normals_text()}
+    return {f"{head}.png": png_bytes(values, {PNG_KEY: json.dumps(description(head, forms[head])),
+                                              **texts.get((head, forms[head]), {})})
             for head, values in stored.items()}
 
 

@@ -19,6 +19,7 @@ from .journal import Part
 from .outputs import Files, Output, Shards
 
 Picture = Literal["panel", "matte", "none"]
+_OF_PNG16 = {"--depth-png", "--normals", "--alpha-png"}
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class Job:
                            "shards hold maps only. Choose --format npz.")
         if self.extras is not None:
             self.extras.extras.check_heads(heads)
+            if self.format == "png16" and (same := _OF_PNG16 & set(self.extras.extras.asked())):
+                raise BadInput(f"{min(same)}: --format png16 writes a file of that name. Choose --format npz.")
         chosen = tuple(head for head in heads if head in (self.maps or heads))
         return FORMATS[self.format].chosen_forms(self.format, dict(self.forms), chosen)
 
@@ -93,7 +96,7 @@ class Job:
         options = self.out, self.format, self.stored(runtime.bundle), self.look
         if FORMATS[self.format].shards is None or part is None:
             return Files(*options, part, self.extras)
-        return Shards(*options, part, name, self.samples)
+        return Shards(*options, part, name, self.samples, self.extras)
 
     def run(
         self, runtime: Runtime, works: Iterable[Work], part: Part | None, name: str, serial: bool = False

@@ -13,6 +13,7 @@ import numpy as np
 
 from ..core.files import cannot_write, temporary_folder
 from ..core.shard_writer import MOST_BYTES, ShardWriter
+from ..core.storage import Item
 from ..report.panel import panel
 from ..report.prediction_files import MATTE_SUFFIX, PANEL_SUFFIX, write_prediction
 from ..report.writers import png_bytes, write_bytes
@@ -43,11 +44,11 @@ class Output(Protocol):
     """A place for results."""
 
     def encode(
-        self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, source: Path | None
+        self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item | None
     ) -> Encoded:
         """Encode the maps of one image. Thread-safe. Raises `BadInput` if they cannot be stored.
 
-        `source` is the file of the image, for its EXIF; None if it has none of its own.
+        `item` is the input, for its EXIF.
         """
 
     def add(self, done: Done) -> list[str]:
@@ -76,14 +77,14 @@ class Files:
         self.extras = extras
 
     def encode(
-        self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, source: Path | None
+        self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item | None
     ) -> list[Path]:
         base = self.out / stem
         if self.extras is None:
             return self._maps(base, image, prediction, caption)
-        prediction = self.extras.metric(prediction, source)
+        prediction = self.extras.metric(prediction, item)
         files = self._maps(base, image, prediction, caption)
-        return files + self.extras.write(base.parent, base.name, image, prediction, source)
+        return files + self.extras.write(base.parent, base.name, image, prediction, item)
 
     def _maps(self, base: Path, image: np.ndarray, prediction: Prediction, caption: str) -> list[Path]:
         if FORMATS[self.format].encode is None:
@@ -119,17 +120,22 @@ class Shards:
         part: The journal.
         name: What the names of the shards begin with; no other process has it.
         samples: Images in a shard.
+        extras: Gives depth in metres; None leaves it as it is.
     """
 
-    def __init__(self, out: Path, format: str, forms: Forms, look: str, part: Part, name: str, samples: int) -> None:
+    def __init__(self, out: Path, format: str, forms: Forms, look: str, part: Part, name: str, samples: int,
+                 extras: ExtraWriter | None = None) -> None:
         self.out, self.format, self.forms, self.look, self.part = out, format, forms, look, part
+        self.extras = extras
         self._images: list[dict[str, Any]] = []
         kind = ShardWriter if FORMATS[format].shards == "tar" else ZarrWriter
         self._writer = kind(out, name, most_samples=samples, before=self._complete)
 
     def encode(
-        self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, source: Path | None
+        self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item | None
     ) -> dict[str, bytes]:
+        if self.extras is not None:
+            prediction = self.extras.metric(prediction, item)
         return encoded(self.format, self.forms, self.look, image, prediction, caption)
 
     def add(self, done: Done) -> list[str]:

@@ -38,7 +38,7 @@ def png_bytes(picture: np.ndarray, text: Mapping[str, str] | None = None) -> byt
         picture: uint8 or uint16, (H, W) gray, (H, W, 3) RGB or (H, W, 4) RGBA with straight alpha.
         text: Stored in tEXt chunks by keyword, Latin-1.
     """
-    data = cv2.imencode(".png", _to_opencv(picture))[1].tobytes()
+    data = cv2.imencode(".png", _to_opencv(picture), [cv2.IMWRITE_PNG_COMPRESSION, 3])[1].tobytes()
     chunks = []
     for keyword, value in (text or {}).items():
         body = b"tEXt" + keyword.encode("latin-1") + b"\0" + value.encode("latin-1", "replace")
@@ -134,10 +134,16 @@ CONVENTIONS = {
 """Axes of stored normals by name, and the signs that turn this project's normals into them."""
 
 
+def normals_text(convention: str = "opengl") -> dict[str, str]:
+    """The tEXt chunks of a 16-bit PNG of normals."""
+    return {"Quantity": "surface normals", "Convention": f"{convention}: {CONVENTIONS[convention][0]}",
+            "Comment": "n = value / 32767.5 - 1"}
+
+
 def write_normals(path: Path | str, normals: np.ndarray, convention: str = "opengl") -> None:
     """Write normals as 16-bit PNG or as OpenEXR, by the suffix, in a convention that the file names.
 
-    PNG holds round((n + 1) / 2 * 65535), which adds at most 0.0015 degrees; a pixel without a normal is 32768. OpenEXR
+    PNG holds round((n + 1) / 2 * 65535), which adds at most 0.0016 degrees; a pixel without a normal is 32768. OpenEXR
     holds float32 channels N.X, N.Y and N.Z.
 
     Args:
@@ -152,15 +158,13 @@ def write_normals(path: Path | str, normals: np.ndarray, convention: str = "open
     path = Path(path)
     if convention not in CONVENTIONS:
         raise BadInput(f"normals: expected a convention among {', '.join(CONVENTIONS)}, received {convention!r}.")
-    axes, signs = CONVENTIONS[convention]
+    signs = CONVENTIONS[convention][1]
     stored = normals * np.array(signs, np.float32)
     if path.suffix.lower() == ".png":
-        text = {"Quantity": "surface normals", "Convention": f"{convention}: {axes}",
-                "Comment": "n = value / 32767.5 - 1"}
-        write_png(path, encode("normals", "uint16", stored), text)
+        write_png(path, encode("normals", "uint16", stored), normals_text(convention))
     elif path.suffix.lower() == ".exr":
         planes = {f"N.{axis}": stored[..., i].astype(np.float32, copy=False) for i, axis in enumerate("XYZ")}
-        write_exr(path, planes, {"normalsConvention": f"{convention}: {axes}"})
+        write_exr(path, planes, {"normalsConvention": normals_text(convention)["Convention"]})
     else:
         raise BadInput(f"normals: expected a file name that ends in .png or .exr, received {path}.")
 

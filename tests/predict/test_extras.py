@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tarfile
 from pathlib import Path
 
 import cv2
@@ -9,9 +10,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.predict.extras import Extras, ExtraWriter
+from dpt_deploy.predict.job import Job
 from dpt_deploy.runtime import load
 from tests.geometry.bodies import scene
 from tests.runtime.test_prediction import prediction
@@ -107,12 +110,51 @@ def test_impossible_options_are_refused(values: dict, words: str) -> None:
         Extras(**values)
 
 
-def test_what_the_sources_or_the_bundle_cannot_give_is_refused() -> None:
+def test_what_the_sources_or_the_bundle_cannot_give_is_refused(tiny_bundle: Path) -> None:
     with pytest.raises(BadInput, match="expected one image, received 2"):
         Extras(points="a.ply").check_sources(2, 0)
     with pytest.raises(BadInput, match="expected images, received a video"):
         Extras(cutout="png").check_sources(0, 1)
     with pytest.raises(BadInput, match="head alpha"):
         Extras(cutout="png").check_heads(("depth", "normals"))
+    bundle = Bundle.open(tiny_bundle)
+    with pytest.raises(BadInput, match="separate files, received --format tar"):
+        Job(tiny_bundle, Path("out"), format="tar", extras=ExtraWriter(Extras(cutout="png"))).stored(bundle)
+    with pytest.raises(BadInput, match="--format png16 writes a file of that name"):
+        Job(tiny_bundle, Path("out"), format="png16", extras=ExtraWriter(Extras(depth_png=True))).stored(bundle)
     Extras().check_sources(0, 3)
     Extras().check_heads(("depth",))
+
+
+def test_a_large_run_writes_them_too_and_goes_on_with_the_same_ones_only(
+    tiny_bundle: Path, image: Path, tmp_path: Path
+) -> None:
+    def run(**values: object) -> int:
+        return main(PredictConfig(tiny_bundle, (str(image.parent),), tmp_path / "out", resume=True,
+                                  extras=Extras(**values)))
+
+    assert run(cutout="png", normals="camera") == 0
+    assert {"a.npz", "a.cutout.png", "a.normals.png"} <= names(tmp_path / "out")
+    assert run(cutout="png", normals="camera") == 0
+    with pytest.raises(BadInput):
+        run(cutout="webp")
+
+
+def test_exif_of_an_image_in_a_tar(tiny_bundle: Path, image: Path, tmp_path: Path) -> None:
+    with tarfile.open(tmp_path / "in.tar", "w") as file:
+        file.add(image, "a.png")
+    extras = Extras(points="ply", max_slope=90, max_angle=180)
+    assert main(PredictConfig(tiny_bundle, (str(tmp_path / "in.tar"),), tmp_path / "out", extras=extras)) == 0
+    (ply,) = (tmp_path / "out").rglob("*.ply")
+    assert b"EXIF: 35 mm" in ply.read_bytes()[:1000]
+
+
+def test_intrinsics_of_another_size_skip_the_image(
+    tiny_bundle: Path, image: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cv2.imwrite(str(image.parent / "wide.png"), photo(90, 400, 2))
+    np.savetxt(tmp_path / "k.txt", [[300, 0, 200], [0, 300, 45], [0, 0, 1]])
+    extras = Extras(points="ply", intrinsics=tmp_path / "k.txt", max_slope=90, max_angle=180)
+    assert main(PredictConfig(tiny_bundle, (str(image.parent),), tmp_path / "out", extras=extras)) == 1
+    assert "wide.points.ply" in names(tmp_path / "out") and "a.points.ply" not in names(tmp_path / "out")
+    assert "Scale the matrix" in capsys.readouterr().out

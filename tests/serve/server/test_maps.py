@@ -1,0 +1,88 @@
+"""The maps that a server gives are those of the local runtime, whichever way they travel."""
+
+from __future__ import annotations
+
+import threading
+
+import numpy as np
+import pytest
+
+from dpt_deploy.client import Client
+from dpt_deploy.core.compact import FORMS, decode, encode
+from tests.serve.server.conftest import ADDRESSES, COMPACT, same
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+@pytest.mark.parametrize("kind", ADDRESSES)
+def test_maps_are_those_of_the_local_runtime_bit_by_bit(kind, shared_memory, server, frames, expected):
+    with Client(server.address(kind), "plain", shared_memory=shared_memory) as client:
+        assert client.ready() and client.model.heads == ("depth", "normals", "alpha")
+        for frame, wanted in zip(frames, expected, strict=True):
+            assert same(client(frame), wanted)
+        assert client(frames[0]).depth.flags.writeable
+        several = client(frames)  # a batch for each size
+        for got, wanted in zip(several, expected, strict=True):
+            for head, value in wanted.maps.items():  # another batch size, other products
+                assert np.allclose(got.maps[head], value, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ADDRESSES)
+def test_a_request_names_the_maps_that_it_wants(kind, server, frames, expected):
+    with Client(server.address(kind), "plain") as client:
+        found = client(frames[0], heads=["alpha"])
+        assert found.depth is None and found.normals is None
+        assert np.array_equal(found.alpha, expected[0].alpha)
+
+
+@pytest.mark.parametrize("form", COMPACT, ids=lambda form: form.output)
+def test_compact_forms_are_those_of_the_library(form, server, frames, expected):
+    with Client(server.address("grpc"), "all", forms={form.head: form.name}) as client:
+        found = client(frames[1])
+        truth = expected[1].maps[form.head]
+        assert np.array_equal(found.maps[form.head], decode(form.head, form.name, encode(form.head, form.name, truth)))
+        others = [head for head in FORMS if head != form.head]
+        assert all(np.array_equal(found.maps[head], expected[1].maps[head]) for head in others)
+
+
+def test_the_smallest_forms_are_a_quarter_of_the_bytes(server):
+    with Client(server.address("grpc"), "all", forms="smallest") as client:
+        assert sum(form.bytes for form in client.forms.values()) == 5
+    with Client(server.address("grpc"), "all") as client:
+        assert sum(form.bytes for form in client.forms.values()) == 20
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_many_clients_with_mixed_sizes_at_once(shared_memory, server, frames, expected):
+    """Requests of one size run together, and each gets its own maps."""
+    before = counts(server)
+    wrong: list[str] = []
+    clients = [Client(server.address(kind), "plain", shared_memory=shared_memory) for kind in ADDRESSES]
+
+    def work(worker: int) -> None:
+        for i in range(12):
+            index = (worker + 3 * i) % len(frames)
+            try:
+                found = clients[worker % 2](frames[index])
+                for head, value in expected[index].maps.items():
+                    if not np.allclose(found.maps[head], value, rtol=1e-5, atol=1e-5):
+                        wrong.append(f"{worker} {index} {head}")
+            except Exception as error:
+                wrong.append(repr(error))
+
+    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    for client in clients:
+        client.close()
+    assert not wrong
+    requests, executions = (after - earlier for after, earlier in zip(counts(server), before, strict=True))
+    assert requests == 96 and executions < requests
+
+
+def counts(server) -> tuple[int, int]:
+    """Images and executions of the model `plain`, from the server's metrics."""
+    lines = [line.split() for line in server.metrics().splitlines() if 'model="plain"' in line]
+    return tuple(int(next(value for name, value in lines if name.startswith(what)))
+                 for what in ("nv_inference_count", "nv_inference_exec_count"))
