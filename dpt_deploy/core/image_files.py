@@ -71,12 +71,16 @@ def decode(path: Path, flags: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     return _decode(str(path), header, data, flags, max_pixels)
 
 
-def image_from_bytes(data: bytes, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def image_from_bytes(data: bytes | memoryview, name: str, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """Read an image file that is in memory, as `read_image` does; `name` stands for it in errors."""
+    return cv2.cvtColor(decode_bytes(data, name, cv2.IMREAD_COLOR, max_pixels), cv2.COLOR_BGR2RGB)
+
+
+def decode_bytes(data: bytes | memoryview, name: str, flags: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    """Decode an image file that is in memory, as `decode` does; `name` stands for it in errors."""
     header = header_of(data)
     _check_header(name, header, max_pixels)
-    image = _decode(name, header, np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR, max_pixels)
-    return cv2.cvtColor(image, cv2.COLOR_BGR2RGB)
+    return _decode(name, header, np.frombuffer(data, np.uint8), flags, max_pixels)
 
 
 def _check_header(name: str, header: Header, max_pixels: int) -> None:
@@ -122,13 +126,6 @@ def check_pixels(name: str, size: tuple[int, int], max_pixels: int = MAX_PIXELS)
             f"{name}: {size[0]}x{size[1]} are {size[0] * size[1] / 1e6:.4g} megapixels, more than the limit of "
             f"{max_pixels / 1e6:g}. Scale the image down, or raise the limit with --max-pixels, in Python max_pixels."
         )
-
-
-def decode_bytes(data: bytes | memoryview, name: str, flags: int, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """Decode an image file that is in memory, as `decode` does; `name` stands for it in errors."""
-    header = header_of(data)
-    _check_header(name, header, max_pixels)
-    return _decode(name, header, np.frombuffer(data, np.uint8), flags, max_pixels)
 
 
 def from_pil(image: Any, name: str = "image", max_pixels: int = MAX_PIXELS) -> np.ndarray:

@@ -15,7 +15,7 @@ from PIL import Image
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.image_files import SUFFIXES, find_images, from_pil, is_pil, read_image
 from dpt_deploy.core.image_header import read_header
-from dpt_deploy.runtime.runtime import _frame
+from dpt_deploy.runtime.runtime import as_frame
 from tests.tiny import photo
 
 ORIENTATION = 0x0112
@@ -75,7 +75,7 @@ def test_each_mode_of_pil_becomes_the_rgb_that_it_shows(mode: str, picture: Imag
         step = {"La": "LA", "PA": "P", "RGBa": "RGBA"}.get(mode)
         image = (picture.convert(step) if step else picture).convert(mode)
         want = np.asarray((image.convert(step) if mode == "La" else image).convert("RGB"))
-    have = _frame(image, "image", 10**6)
+    have = as_frame(image, "image", 10**6)
     close(have, want)
     assert is_pil(image)
     if mode in MODES:
