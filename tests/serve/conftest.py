@@ -1,4 +1,4 @@
-"""Fixtures of the tests that run in the main environment; those of the server have their own conftest."""
+"""The tiny bundle for the tests of this folder. Those in server/ have an environment without torch to make it."""
 
 from __future__ import annotations
 
