@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from .errors import BadInput, MissingPackage, first_line, missing_package
+from .install import other_packages_command
 
 Result = TypeVar("Result")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -283,7 +284,7 @@ def _file_system(place: str) -> tuple[Any, str]:
         entry = known_implementations.get(protocol, {})
         packages = _PACKAGES.get(protocol) or entry.get("class", protocol).partition(".")[0]
         raise MissingPackage(f"{packages.partition(' ')[0]} is needed to read {protocol}:// addresses and is not "
-                             f"installed. Run: python -m pip install {packages}") from error
+                             f"installed. Run: {other_packages_command(packages)}") from error
     except ValueError as error:
         raise BadInput(f"{shown(place)}: expected a local path or an address that fsspec knows, such as s3://, gs://, "
                        f"https:// or memory://, received the protocol {protocol}://.") from error
