@@ -93,6 +93,13 @@ def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
         yield opened
 
 
+def wait_for_videos(folder: Path, count: int) -> None:
+    """Until some frames of so many streams are predicted."""
+    while len(list(folder.glob("*.mp4"))) < count:
+        time.sleep(0.02)
+    time.sleep(0.5)
+
+
 def brightness(image: np.ndarray) -> int:
     return int(np.median(image))
 
@@ -127,9 +134,7 @@ def test_streams_of_two_sizes_are_predicted_together(cameras: Cameras, runtime: 
 
 def test_a_stream_that_breaks_comes_back(cameras: Cameras, tmp_path: Path, tiny_bundle: Path, capsys) -> None:
     def interrupt() -> None:
-        while not any(tmp_path.glob("*.mp4")):  # until the first frame is predicted
-            time.sleep(0.02)
-        time.sleep(0.5)
+        wait_for_videos(tmp_path, 1)
         cameras.stop()
         time.sleep(1)
         cameras.start()
@@ -155,8 +160,15 @@ def test_a_stream_that_stays_away_is_named_and_the_others_go_on(
     other = Cameras()
     other.start()
     sources = (other.address("48x64", 30), cameras.address("66x90", 30))
-    threading.Timer(1.0, other.stop).start()
+
+    def interrupt() -> None:
+        wait_for_videos(tmp_path, 2)
+        other.stop()
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
     status = main(PredictConfig(tiny_bundle, sources, tmp_path, CPU, max_frames=60, reconnect=1))
+    thread.join()
     said = " ".join(capsys.readouterr().out.split())
     assert status == 1 and "interrupted, and not back within 1 s" in said, said
     assert "60 frames written to" in said
@@ -179,9 +191,7 @@ def test_ctrl_c_leaves_videos_that_play(cameras: Cameras, tmp_path: Path, tiny_b
                cameras.address("48x64"), "--out", str(tmp_path), "--backend", CPU]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True) as process:
-        while len(list(tmp_path.glob("*.panel.mp4"))) < 2 and process.poll() is None:
-            time.sleep(0.1)
-        time.sleep(1)
+        wait_for_videos(tmp_path, 2)
         os.killpg(process.pid, signal.SIGINT)
         said = process.communicate(timeout=60)[0]
     assert process.returncode == 130 and "Traceback" not in said, said
