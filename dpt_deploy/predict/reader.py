@@ -39,6 +39,11 @@ def is_stream(source: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
+def is_live(source: str) -> bool:
+    """Whether `source` is a camera or the address of a network stream."""
+    return camera_index(source) is not None or is_stream(source)
+
+
 def shown(source: str) -> str:
     """`source` without the password of an address."""
     return re.sub(r"//[^/@]*@", "//...@", source, count=1) if is_stream(source) else source
