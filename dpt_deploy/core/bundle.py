@@ -7,6 +7,7 @@ ONNX tools can read them.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 from .contract import Contract
 from .errors import BadBundle, BadInput, ContractError, DptError
-from .files import sha256, write_json
+from .files import cannot_write, sha256, write_json
 from .manifest import Artifact, Kind, Manifest, Record
 from .onnx_file import read_onnx_file
 from .values import parse_json
@@ -248,6 +249,24 @@ class Bundle:
         self.update(artifacts=(*(a for a in self.artifacts if a.file not in replaced), *parts))
         self.save()
         return artifact
+
+    def moved(self, folder: Path | str) -> Bundle:
+        """Move this bundle's files into another folder on the same disk, as `create` and `add` would make them there.
+
+        Files of an earlier bundle there are kept, or removed if they are of another model. Raises as `create` does.
+        """
+        there = Bundle.create(folder, self.manifest, self._on_verdict_removed)
+        there.save()
+        for artifact in self.artifacts:
+            try:
+                os.replace(self.folder / artifact.file, there.folder / artifact.file)
+            except OSError as error:
+                raise cannot_write(there.folder / artifact.file, error) from error
+        for artifact in self.artifacts:
+            if artifact.kind != "data":  # comes with its graph
+                known = {"graph", "precision", "key", "details"}
+                there.add(artifact.file, artifact.kind, **{name: getattr(artifact, name) for name in known})
+        return there
 
     def discard(self) -> None:
         """Delete the files of this bundle, its manifest, and the folder if nothing else is in it."""

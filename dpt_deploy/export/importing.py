@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated
 
 from .. import cli
-from ..core.errors import BadInput, BuildError
+from ..core.errors import BadBundle, BadInput, BuildError
 from ..core.image_files import MAX_PIXELS
 
 with cli.needing("export"):
@@ -16,9 +16,9 @@ with cli.needing("export"):
     from ..build import EngineOptions, benchmark_command, build_engines, choose_builder
     from ..cli.options import Count, Name
     from ..core.bundle import MANIFEST, Bundle
-    from ..core.files import locked
+    from ..core.files import locked, temporary_folder
     from ..core.verdict import ParityReport
-    from ..foreign.bundle import create_bundle, found_description, read_model
+    from ..foreign.bundle import create_bundle, found_description, read_foreign
     from ..parity import judge, load_budget
     from ..report import write_report
     from ..report.terminal import print_outcome, skipped_images
@@ -67,34 +67,31 @@ def import_model(config: ImportConfig, say=print, command: str = "") -> tuple[Bu
     """
     load_budget(config.budget)
     choose_builder(config.engines)
-    model = read_model(config.model)
-    found = found_description(config.model, model, config.description)
     folder = config.out or Path("engines") / config.model.stem
+    source = read_foreign(config.model)
+    found = found_description(source, config.description)
     _check_folder(folder, config.model)
-    from .foreign_graphs import ForeignModel, at_opset, frame_graph, opset_of, session_of
+    from .foreign_graphs import ForeignModel, at_bundle_opset, frame_graph
     from .pytorch_reference import make_reference, parity_inputs
 
     inputs = parity_inputs(config.images, config.max_images, config.max_pixels)
     for line in inputs.lines():
         say(line)
     say(f"note     described by {found.source}" + (", a guess; --description states it" if found.guessed else ""))
-    foreign = session_of(config.model)
-    opset = opset_of(model)
+    converted, opset = at_bundle_opset(source)
     with locked(folder, create=True):
-        bundle, contract = create_bundle(folder, config.model, found, command, at_opset(model, opset))
-        try:
-            inputs.record(bundle)
+        # Made apart, so that a failure leaves an earlier bundle as it was.
+        with temporary_folder(folder / "import") as temporary:
+            made, contract = create_bundle(temporary, converted, found, command)
+            inputs.record(made)
             say(f"adapted  model.fp32.onnx (opset {opset})")
-            own = ForeignModel(foreign, found.description)
+            own = ForeignModel(source, found.description)
             reference = make_reference(own, contract, inputs.inputs, lambda name: say(f"its own  {name}"))
-            reference.save(folder / "reference.npz")
-            bundle.add("reference.npz", "reference")
-            frame_graph(bundle, contract, opset)
+            reference.save(temporary / "reference.npz")
+            made.add("reference.npz", "reference")
+            frame_graph(made, contract, opset)
             say("exported frame.fp32.onnx")
-        except Exception:
-            if bundle.previous is None:
-                bundle.discard()
-            raise
+            bundle = made.moved(folder)
         failure = None
         try:
             build_engines(bundle, config.engines, say)
@@ -114,9 +111,15 @@ def _check_folder(folder: Path, model: Path) -> None:
     if model.resolve().parent == folder.resolve():
         raise BadInput(f"--out {folder}: expected a folder other than that of {model.name}, whose files an import "
                        "would replace. Choose another.")
-    if (folder / MANIFEST).is_file() and not Bundle.open(folder).manifest.imported:
-        raise BadInput(f"--out {folder}: expected a new folder or an imported bundle, received the bundle of a "
-                       "checkpoint, which an import would replace. Choose another.")
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        reason = "" if Bundle.open(folder).manifest.imported else "the bundle of a checkpoint"
+    except BadBundle:
+        reason = f"a bundle whose {MANIFEST} cannot be read"
+    if reason:
+        raise BadInput(f"--out {folder}: expected a new folder or an imported bundle, received {reason}, which an "
+                       "import would replace. Choose another.")
 
 
 def main(config: ImportConfig) -> int:
