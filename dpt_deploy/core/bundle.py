@@ -16,6 +16,7 @@ from typing import Any
 from .contract import Contract
 from .errors import BadBundle, BadInput, ContractError, DptError
 from .files import cannot_write, sha256, write_json
+from .hub_address import is_address, parse_address
 from .manifest import Artifact, Kind, Manifest, Record
 from .onnx_file import read_onnx_file
 from .values import parse_json
@@ -27,6 +28,7 @@ SKIPPED_IMAGES = "skipped_images"
 PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
 VERDICT_FILES = (PARITY_JSON, REPORT_HTML, MODEL_CARD)
 """The files that hold the parity verdict on the bundle."""
+CREATE = "Create a bundle with: python -m dpt_deploy.export best_model.pth"
 REPRODUCIBLE = {"onnx": True, "data": True, "reference": True, "compat": True, "engine": False, "cache": False}
 """Whether making a file again from the same inputs gives the same bytes, by kind."""
 
@@ -99,17 +101,18 @@ class Bundle:
         Raises:
             BadBundle: The manifest is missing, not valid, or of another format.
         """
+        if is_address(folder):
+            address = parse_address(folder)
+            raise BadBundle(f"{address}: expected the folder of a bundle, received an address of the hub, which only "
+                            f"load and predict take. Copy it: {address.download_command}, then pass {address.local}.")
         folder = Path(folder)
-        if folder.is_file():
-            remedy = f"Pass {folder.parent}." if (folder.parent / MANIFEST).is_file() else \
-                "Create a bundle with: python -m dpt_deploy.export best_model.pth"
+        # os.path also answers for names that are too long for the file system.
+        if os.path.isfile(folder):
+            remedy = f"Pass {folder.parent}." if (folder.parent / MANIFEST).is_file() else CREATE
             raise BadBundle(f"{folder}: expected a bundle, which is a folder, but received a file. {remedy}")
-        if not (folder / MANIFEST).is_file():
-            what = "the folder does not exist" if not folder.exists() else f"it contains no {MANIFEST}"
-            raise BadBundle(
-                f"{folder}: expected a bundle, but {what}. Create a bundle with: python -m dpt_deploy.export "
-                "best_model.pth"
-            )
+        if not os.path.isfile(folder / MANIFEST):
+            what = f"it contains no {MANIFEST}" if os.path.exists(folder) else "the folder does not exist"
+            raise BadBundle(f"{folder}: expected a bundle, but {what}. {CREATE}")
         return cls(folder, Manifest.read(folder / MANIFEST), on_verdict_removed)
 
     @property

@@ -53,8 +53,8 @@ def read_foreign(path: Path) -> ForeignFile:
         BadInput: The file, or one with weights, is missing, not valid or too large.
         MissingPackage: onnx is not installed.
     """
-    onnx = onnx_package("read a foreign model")
     existing_file(path, "an ONNX file")
+    onnx = onnx_package("read a foreign model")
     try:
         weights = {name: _beside(path, name) for name in read_onnx_file(path).external}
         size = sum(file.stat().st_size for file in (path, *weights.values()))

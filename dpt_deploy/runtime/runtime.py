@@ -227,7 +227,7 @@ def load(
 def open_bundle(bundle: Path | str, description: Path | str | None = None) -> Bundle:
     """The bundle at a path or an address of the hub, or one around the foreign ONNX file there."""
     path = hub.download(bundle) if hub.is_address(bundle) else Path(bundle)
-    foreign = path.suffix.lower() == ".onnx" and path.is_file()
+    foreign = path.suffix.lower() == ".onnx" and not os.path.isdir(path)
     if foreign and (path.parent / MANIFEST).is_file():  # a graph of a bundle is loaded with its bundle
         foreign = not Bundle.open(path.parent).find("onnx", file=path.name)
     if not foreign:
