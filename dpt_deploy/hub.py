@@ -1,8 +1,8 @@
 """Bundles on the Hugging Face Hub: push one, and load one by its address, from the cache where that has it.
 
-An address is hf://OWNER/NAME, hf://OWNER/NAME@REVISION or hf://OWNER/NAME@REVISION/FOLDER; see `core.hub_address`. Files
-are checked against the hashes of the bundle's manifest when they are loaded, as in any bundle. The hashes are of the same
-author as the files: they find damage, and say nothing of whom to trust.
+An address is hf://OWNER/NAME, hf://OWNER/NAME@REVISION or hf://OWNER/NAME@REVISION/FOLDER; see `core.hub_address`.
+Files are checked against the hashes of the bundle's manifest when they are loaded, as in any bundle. These find damage.
+They come from the author of the files, so they do not tell whether to trust the files.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 
 from .core.bundle import MANIFEST, MODEL_CARD, Bundle
 from .core.errors import BadBundle, BadInput, first_line, missing_package
-from .core.hub_address import NAME, Address, is_address, parse_address
+from .core.hub_address import NAME, Address, parse_address
 from .core.manifest import Manifest
 from .core.version import __version__
 
@@ -29,8 +29,8 @@ TAGS = {"depth": "depth-estimation", "normals": "surface-normals", "alpha": "ima
 def download(address: str | Path) -> Path:
     """The folder of a bundle in the hub's cache on this machine; missing files are fetched.
 
-    The parity reference stays on the hub. A bundle with engines gives a warning (`UserWarning`): TensorRT runs what is in
-    them. Without a network, or with HF_HUB_OFFLINE=1, what the cache has is used.
+    The parity reference stays on the hub. A bundle with engines gives a `UserWarning`, because an engine can run any
+    code. Without a network, or with HF_HUB_OFFLINE=1, what the cache has is used.
 
     Raises:
         BadInput: The address has another form, or there is no such repository, revision or access to it.
@@ -46,8 +46,8 @@ def download(address: str | Path) -> Path:
                         f"python -m dpt_deploy.export best_model.pth --push {wanted.repository}")
     manifest = Manifest.read(folder / MANIFEST)
     if any(artifact.kind == "engine" for artifact in manifest.artifacts):
-        warnings.warn(f"{wanted} has engines, and an engine can run any code on this machine. Load it only if you trust "
-                      f"{wanted.repository.partition('/')[0]}; else copy it without engines and build your own: "
+        warnings.warn(f"{wanted} has engines, and an engine can run any code on this machine. Load it only if you "
+                      f"trust {wanted.repository.partition('/')[0]}; else copy it without engines and build your own: "
                       f"{wanted.download_command} --exclude '*.engine', then python -m dpt_deploy.build {wanted.local}",
                       stacklevel=2)
     files = [artifact.file for artifact in manifest.artifacts if artifact.kind not in NOT_NEEDED]

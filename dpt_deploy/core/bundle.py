@@ -104,7 +104,8 @@ class Bundle:
         if is_address(folder):
             address = parse_address(folder)
             raise BadBundle(f"{address}: expected the folder of a bundle, received an address of the hub, which only "
-                            f"load and predict take. Copy it: {address.download_command}, then pass {address.local}.")
+                            "commands that run a bundle take, such as predict. Copy it: "
+                            f"{address.download_command}, then pass {address.local}.")
         folder = Path(folder)
         # os.path also answers for names that are too long for the file system.
         if os.path.isfile(folder):
@@ -253,12 +254,21 @@ class Bundle:
         self.save()
         return artifact
 
-    def moved(self, folder: Path | str) -> Bundle:
+    def moved(
+        self, folder: Path | str, on_verdict_removed: Callable[[Bundle], None] = lambda bundle: None
+    ) -> Bundle:
         """Move this bundle's files into another folder on the same disk, as `create` and `add` would make them there.
 
-        Files of an earlier bundle there are kept, or removed if they are of another model. Raises as `create` does.
+        Other files of an earlier bundle there are kept, or removed if they are of another model.
+
+        Args:
+            folder: The other folder, which exists.
+            on_verdict_removed: As for `create`.
+
+        Raises:
+            BadInput: A file cannot be written there.
         """
-        there = Bundle.create(folder, self.manifest, self._on_verdict_removed)
+        there = Bundle.create(folder, self.manifest, on_verdict_removed)
         there.save()
         for artifact in self.artifacts:
             try:

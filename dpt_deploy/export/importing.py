@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -20,9 +21,10 @@ with cli.needing("export"):
     from ..core.verdict import ParityReport
     from ..foreign.bundle import create_bundle, found_description, read_foreign
     from ..parity import judge, load_budget
-    from ..report import write_report
+    from ..report import reset_model_card, write_report
     from ..report.terminal import print_outcome, skipped_images
 
+Say = Callable[[str], None]
 PROG = "python -m dpt_deploy.export.importing"
 
 
@@ -51,7 +53,7 @@ class ImportConfig:
     """JSON file with parity budgets that replace the default ones. The report names it."""
 
 
-def import_model(config: ImportConfig, say=print, command: str = "") -> tuple[Bundle, ParityReport]:
+def import_model(config: ImportConfig, say: Say = print, command: str = "") -> tuple[Bundle, ParityReport]:
     """Make a bundle of a foreign model and judge it.
 
     Args:
@@ -91,19 +93,30 @@ def import_model(config: ImportConfig, say=print, command: str = "") -> tuple[Bu
             made.add("reference.npz", "reference")
             frame_graph(made, contract, opset)
             say("exported frame.fp32.onnx")
-            bundle = made.moved(folder)
-        failure = None
+            bundle = made.moved(folder, reset_model_card)
         try:
-            build_engines(bundle, config.engines, say)
-        except BuildError as error:
-            say(f"failed   {error}")
-            failure = error
-        judgement = judge(bundle, config.budget, progress=lambda name: say(f"judging  {name}"))
-        write_report(bundle, judgement.report, judgement.exhibits, command)
+            report, failure = _finish(bundle, config, say, command)
+        except Exception:
+            # A new bundle without a verdict would look like a whole one.
+            if bundle.previous is None:
+                bundle.discard()
+            raise
     if failure is not None:
-        raise BuildError(f"{failure} The graphs in {folder} are complete and judged: {judgement.report.verdict}.") \
-            from failure
-    return bundle, judgement.report
+        raise BuildError(f"{failure} The graphs in {folder} are complete and judged: {report.verdict}.") from failure
+    return bundle, report
+
+
+def _finish(bundle: Bundle, config: ImportConfig, say: Say, command: str) -> tuple[ParityReport, BuildError | None]:
+    """Build the engines, judge the bundle and write the report. Also returns why engines could not be built."""
+    failure = None
+    try:
+        build_engines(bundle, config.engines, say)
+    except BuildError as error:
+        say(f"failed   {error}")
+        failure = error
+    judgement = judge(bundle, config.budget, progress=lambda name: say(f"judging  {name}"))
+    write_report(bundle, judgement.report, judgement.exhibits, command)
+    return judgement.report, failure
 
 
 def _check_folder(folder: Path, model: Path) -> None:

@@ -183,8 +183,8 @@ def describe(source: str | Path) -> Description:
         return PRESETS[str(source)]
     path = Path(source)
     if not os.path.isfile(path):  # also for names that are too long for the file system
-        raise BadInput(f"{str(source)[:MAX_NAME]}: expected {', '.join(PRESETS)} or a file ({', '.join(SUFFIXES)}) that describes the "
-                       f"model, received neither. Such a file:\n{EXAMPLE}")
+        raise BadInput(f"{str(source)[:MAX_NAME]}: expected {', '.join(PRESETS)} or a file ({', '.join(SUFFIXES)}) "
+                       f"that describes the model, received neither. Such a file:\n{EXAMPLE}")
     if path.stat().st_size > MAX_BYTES:
         raise BadInput(f"{path}: expected a description of at most {MAX_BYTES // 1024} KiB, received "
                        f"{path.stat().st_size // 1024} KiB.")

@@ -187,7 +187,7 @@ def test_a_name_too_long_for_the_disk_is_one_sentence(tmp_path: Path, cache: Pat
     with pytest.raises(BadInput, match="that describes the model, received neither"):
         describe("n" * 5000)
     for long in (f"{tmp_path}/{'n' * 300}.onnx", f"{tmp_path}/{'n' * 300}"):
-        with pytest.raises((BadInput, BadBundle), match="no file|does not exist"):
+        with pytest.raises((BadInput, BadBundle), match=r"no file|does not exist"):
             dpt_deploy.load(long)
         with pytest.raises(BadInput, match="no file"):
             import_model(ImportConfig(Path(long), "david", tmp_path / "out", EngineOptions(builder="none")), print)
