@@ -40,8 +40,9 @@ def build_engines(
     """
     present = list(dict.fromkeys(graph.precision for graph in bundle.find("onnx")))
     if absent := [precision for precision in precisions if precision not in present]:
+        other = "" if bundle.manifest.imported else f", or export with {export_option(absent[0])}"
         raise BadInput(f"--precisions: {bundle.folder} has graphs in {', '.join(present)}, received "
-                       f"{', '.join(absent)}. Use one of those, or export with {export_option(absent[0])}.")
+                       f"{', '.join(absent)}. Use one of those{other}.")
     builder = choose_builder(options)
     current = {artifact.sha256 for artifact in bundle.find("onnx")}
     for outdated in [engine for engine in bundle.find("engine") if engine.details.made_from not in current]:

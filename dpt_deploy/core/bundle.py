@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -131,6 +132,13 @@ class Bundle:
         """All files, in manifest order."""
         return self.manifest.artifacts
 
+    @property
+    def remake_command(self) -> str:
+        """The shell line that makes the bundle again, with the options at their defaults."""
+        command = "export.importing" if self.manifest.imported else "export"
+        return shlex.join(["python", "-m", f"dpt_deploy.{command}", self.manifest.checkpoint.file, "--out",
+                           str(self.folder)])
+
     def last_report(self) -> ParityReport | None:
         """The parity report of the last run. None if there is none or it is not readable."""
         try:
@@ -147,7 +155,7 @@ class Bundle:
             "the bundle has no parity verdict, because its export was interrupted or its graphs were replaced"
         if self.manifest.imported and not self.find("reference"):
             return (f"the bundle around {self.manifest.checkpoint.file} has no parity verdict; make one with: "
-                    f"python -m dpt_deploy.export.importing {self.manifest.checkpoint.file}")
+                    f"python -m dpt_deploy.export.importing {shlex.quote(self.manifest.checkpoint.file)}")
         return f"{what}; judge it with: python -m dpt_deploy.parity {self.folder}"
 
     def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:
@@ -338,4 +346,4 @@ class Bundle:
     def _remedy(self, artifact: Artifact | None = None) -> str:
         if artifact is not None and artifact.kind == "engine":
             return f"Build it again: python -m dpt_deploy.build {self.folder}"
-        return f"Export again: python -m dpt_deploy.export {self.manifest.checkpoint.file} --out {self.folder}"
+        return f"{'Import' if self.manifest.imported else 'Export'} again: {self.remake_command}"

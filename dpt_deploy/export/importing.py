@@ -39,7 +39,8 @@ class ImportConfig:
     model: tyro.conf.Positional[Path]
     """ONNX file with one float32 input (N, 3, H, W) and outputs of depth, normals or alpha."""
     description: Name | None = None
-    """david, or a YAML or JSON file. Default: MODEL.yaml or MODEL.json beside the file."""
+    """david, or a YAML or JSON file. Default: that in the metadata of the file, or in MODEL.yaml or MODEL.json beside
+    it; the two must not differ."""
     out: Path | None = None
     """Folder of the bundle. Default: engines/ followed by the name of the model."""
     engines: Annotated[EngineOptions, tyro.conf.arg(name="engine")] = field(default_factory=EngineOptions)

@@ -115,7 +115,7 @@ def create_bundle(folder: Path, source: ForeignFile, found: Found, command: str 
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         checkpoint=manifest.Checkpoint(file=source.path.name, sha256=source.sha256),
         model=manifest.ModelRecord(backbone="foreign"), contract=contract.to_json(), assumed=assumed,
-        options={"description": found.description.model_dump(mode="json", exclude_none=True)},
+        options={"description": found.description.to_json()},
         versions={"dpt-deploy": __version__, "onnx": importlib.metadata.version("onnx")},
     ))
     folder.mkdir(parents=True, exist_ok=True)

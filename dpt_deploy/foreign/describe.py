@@ -144,6 +144,13 @@ class Description(_Entry):
     input: Input = Input()
     outputs: Outputs
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without those that mean nothing for this kind of depth."""
+        value = self.model_dump(mode="json", exclude_none=True)
+        if self.outputs.depth is not None:
+            del value["outputs"]["depth"]["larger" if self.outputs.depth.kind == "metric" else "metres"]
+        return value
+
     def contract(self, size: tuple[int, int]) -> Contract:
         """The contract of the adapted graph; `size` is the height and width of its input."""
         order = (2, 1, 0) if self.input.colours == "bgr" else (0, 1, 2)
@@ -236,7 +243,7 @@ def find_description(onnx_file: Path, metadata: dict[str, str]) -> Found | None:
 
 def to_metadata(description: Description) -> dict[str, str]:
     """The metadata entry that describes an ONNX file."""
-    return {KEY: json.dumps(description.model_dump(mode="json", exclude_none=True))}
+    return {KEY: json.dumps(description.to_json())}
 
 
 def _parse_json(text: str) -> Any:

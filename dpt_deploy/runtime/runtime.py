@@ -175,7 +175,7 @@ def load(
         compile_eagerly: TensorRT-RTX compiles the kernels of a shape in its first call, which takes longer. False runs
             generic kernels until those of the shape have been compiled in the background.
         description: Of a foreign ONNX model: a YAML or JSON file that says what its inputs and outputs mean, or
-            "david". Default: the file of the same name beside it.
+            "david". Default: that in its metadata or in a file of the same name beside it; the two must not differ.
 
     Raises:
         BadInput: An option has an invalid value.
