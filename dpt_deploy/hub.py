@@ -49,7 +49,7 @@ def download(address: str | Path) -> Path:
         warnings.warn(f"{wanted} has engines, and an engine can run any code on this machine. Load it only if you "
                       f"trust {wanted.repository.partition('/')[0]}; else copy it without engines and build your own: "
                       f"{wanted.download_command} --exclude '*.engine', then python -m dpt_deploy.build {wanted.local}",
-                      stacklevel=2)
+                      stacklevel=4)  # the caller of load
     files = [artifact.file for artifact in manifest.artifacts if artifact.kind not in NOT_NEEDED]
     # The commit of the manifest, so that the files are of the same one.
     return _fetched(Address(wanted.repository, root.name, wanted.folder),

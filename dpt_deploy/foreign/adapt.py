@@ -62,7 +62,9 @@ def adapt(model: onnx.ModelProto, description: Description, name: str) -> tuple[
     inferred = {value.name: value for value in inferred_outputs(model, size)}
     for head, output in names.items():
         check_output(head, inferred[output], size, name)
-    batch = _batch(source, [inferred[output] for output in names.values()], name) or "batch"
+    # Many exports state an open batch and have a constant 1 inside.
+    fixed = any(value.shape and value.shape[0] for value in (source, *(inferred[output] for output in names.values())))
+    batch = 1 if fixed else "batch"
     model = onnx.compose.add_prefix(model, PREFIX)
     model.ir_version = max(model.ir_version, OLDEST_IR)
     builder = _Nodes(onnx)
@@ -186,6 +188,9 @@ def _input(model: onnx.ModelProto, name: str) -> Value:
     inputs = inputs_of(model)
     shape = inputs[0].shape if inputs else None
     fits = len(inputs) == 1 and shape is not None and len(shape) == 4 and shape[1] in (3, None)
+    if fits and shape[0] not in (1, None):
+        raise BadInput(f"{name}: expected a model for a batch of any size, or of 1, received one that fixes it to "
+                       f"{shape[0]}. Export the model again with a dynamic batch.")
     if not fits or inputs[0].dtype != "float32":
         raise BadInput(f"{name}: expected one float32 input (N, 3, H, W), received {summary(model)}.")
     return inputs[0]
@@ -202,12 +207,3 @@ def _size(source: Value, description: Description, name: str) -> tuple[int, int]
         raise BadInput(f"{name}: expected an input of {size[0]}x{size[1]}, as the description says, received a graph "
                        f"for {'x'.join(str(one or 'any') for one in fixed)}. Correct input.size.")
     return size
-
-
-def _batch(source: Value, outputs: list[Value], name: str) -> int | None:
-    """The batch that the graph fixes, 1, or None if it takes any. Raises `BadInput` for another one."""
-    fixed = {value.shape[0] for value in (source, *outputs) if value.shape is not None} - {None}
-    if fixed - {1}:
-        raise BadInput(f"{name}: expected a model for a batch of any size, or of 1, received one that fixes it to "
-                       f"{', '.join(map(str, sorted(fixed)))}. Export the model again with a dynamic batch.")
-    return 1 if fixed else None

@@ -177,7 +177,7 @@ def _check_run(source: ForeignFile, description: Description, contract: Contract
         return
     outputs = run(session, np.zeros((1, 3, *size), np.float32), where)
     for head, name in names.items():
-        check_output(head, measured(name, outputs[name]), size, where, batch=1)
+        check_output(head, measured(name, outputs[name]), size, where)
 
 
 def _intact(folder: Path) -> bool:

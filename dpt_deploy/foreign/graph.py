@@ -168,15 +168,14 @@ def measured(name: str, array: Any) -> Value:
     return Value(name, array.dtype.name, array.shape)
 
 
-def check_output(head: str, value: Value, size: tuple[int, int], where: str, batch: int | None = None) -> None:
-    """Check that an output can be the map of a head. What is not known of the output passes.
+def check_output(head: str, value: Value, size: tuple[int, int], where: str) -> None:
+    """Check that an output can be the map of a head for a batch of 1. What is not known of the output passes.
 
     Args:
         head: depth, normals or alpha.
         value: The output, as inferred or as measured.
         size: Height and width of the input [pixels].
         where: The start of an error.
-        batch: The batch of the run; None if the output was not measured.
 
     Raises:
         BadInput: The type, the number of axes or channels, or a size does not fit.
@@ -192,7 +191,7 @@ def check_output(head: str, value: Value, size: tuple[int, int], where: str, bat
     channels = 3 if head == "normals" else 1
     ranks = (4,) if head == "normals" else (3, 4)
     if len(value.shape) not in ranks or (len(value.shape) == 4 and value.shape[1] not in (None, channels)) or \
-            (batch is not None and value.shape[0] != batch):
+            value.shape[0] not in (None, 1):
         raise refuse(LAYOUTS[head], f"Correct outputs.{head}.output in the description.")
     if any(have not in (None, want) for have, want in zip(value.shape[-2:], size, strict=True)):
         raise refuse(f"{LAYOUTS[head]} of the input's size {size[0]}x{size[1]}", "Resize it in the model, for example "

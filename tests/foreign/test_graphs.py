@@ -80,7 +80,7 @@ BAD = {
         "float[a, b, c, d] y", "s = NonZero(x) t = Shape(s) one = Constant<value_ints=[1]>() n = Gather(t, one) "
         "nine = Constant<value_ints=[9]>() m = Add(n, nine) size = Concat<axis=0>(one, one, m, m) "
         "y = ConstantOfShape(size)", DEPTH, "of the input's size"),
-    "three maps as a batch": ("float[a, b, c] y", "s = Shape<start=1>(x) y = Reshape(x, s)", DEPTH, "fixes it to 3"),
+    "three maps as a batch": ("float[a, b, c] y", "s = Shape<start=1>(x) y = Reshape(x, s)", DEPTH, "as depth"),
     "three maps as a batch, in a run": (
         "float[a, b, c] y", "s = NonZero(x) t = Shape(s) one = Constant<value_ints=[1]>() n = Gather(t, one) "
         "three = Constant<value_ints=[3]>() m = Add(n, three) "
