@@ -247,12 +247,12 @@ def test_commands_that_need_a_folder_say_how_to_copy_it() -> None:
 
 
 def test_a_second_push_removes_what_only_the_first_bundle_had(
-    tiny_bundle: Path, own_bundle: Path, tmp_path: Path, server: Hub
+    tiny_bundle: Path, tmp_path: Path, server: Hub
 ) -> None:
-    bundle = Bundle.open(own_bundle)
-    (own_bundle / "old.engine").write_bytes(b"an engine")
+    bundle = Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "old"))
+    (bundle.folder / "old.engine").write_bytes(b"an engine")
     bundle.add("old.engine", "engine", graph="frame", precision="fp32", details={"builder": "tensorrt"})
-    program(PUSH, tmp_path, server, str(own_bundle), NAME)
+    assert program(PUSH, tmp_path, server, str(bundle.folder), NAME).startswith("hf://")
     first = server.newest
     server.commits[first]["notes.txt"] = b"of the user"
     assert "old.engine" in server.commits[first]
