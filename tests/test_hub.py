@@ -246,18 +246,16 @@ def test_commands_that_need_a_folder_say_how_to_copy_it() -> None:
         assert str(raised.value).startswith("hf://a/b@feature%2Fx/models: ") and str(raised.value).endswith(wanted)
 
 
-def test_a_second_push_removes_what_only_the_first_bundle_had(
-    tiny_bundle: Path, tmp_path: Path, server: Hub
+def test_a_push_removes_what_only_an_earlier_bundle_had(
+    tiny_bundle: Path, own_bundle: Path, tmp_path: Path, server: Hub
 ) -> None:
-    bundle = Bundle.open(shutil.copytree(tiny_bundle, tmp_path / "old"))
-    (bundle.folder / "old.engine").write_bytes(b"an engine")
+    bundle, first = Bundle.open(own_bundle), "0" * 40
+    (own_bundle / "old.engine").write_bytes(b"an engine")
     bundle.add("old.engine", "engine", graph="frame", precision="fp32", details={"builder": "tensorrt"})
-    assert program(PUSH, tmp_path, server, str(bundle.folder), NAME).startswith("hf://")
-    first = server.newest
-    server.commits[first]["notes.txt"] = b"of the user"
-    assert "old.engine" in server.commits[first]
+    server.commits[first] = {name: (own_bundle / name).read_bytes() for name in ("manifest.json", "old.engine")}
+    server.commits[first]["notes.txt"], server.newest = b"of the user", first
     assert program(PUSH, tmp_path, server, str(tiny_bundle), NAME).startswith("hf://")
-    assert server.parents == [None, first]
+    assert server.parents == [first]
     now = server.commits[server.newest]
     assert "old.engine" not in now and now["notes.txt"] == b"of the user"
     assert {"README.md", "manifest.json", *(one.file for one in Bundle.open(tiny_bundle).artifacts

@@ -100,7 +100,9 @@ def test_an_import_is_judged_against_the_file_itself(tmp_path: Path) -> None:
     names = {stage.name: stage.status for stage in report.stages}
     assert report.passed and names["ONNX Runtime frame fp32"] == names["ONNX Runtime model fp32"] == "passed"
     assert report.against == "other.onnx in ONNX Runtime FP32"
-    assert "PyTorch FP32" not in (out / "report.html").read_text(encoding="utf-8").partition("<body>")[2][:2000]
+    page, card = (out / "report.html").read_text(encoding="utf-8"), (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "PyTorch FP32" not in page.partition("<body>")[2][:2000] and "Imported from other.onnx" in page
+    assert "Depth is z-depth in metres" in card and "fractions of the range" not in card
     frame = np.random.default_rng(2).integers(0, 256, (*SIZE, 3), np.uint8)
     with dpt_deploy.load(out, backend="onnxruntime-cpu") as runtime:
         assert runtime.artifact.graph == "frame"
