@@ -138,7 +138,8 @@ class Client:
                 chosen = indices[start : start + size]
                 maps = self.run(np.stack([frames[i] for i in chosen]), heads)
                 for position, i in enumerate(chosen):
-                    predictions[i] = Prediction(**{head: value[position] for head, value in maps.items()})
+                    predictions[i] = Prediction(**{head: value[position] for head, value in maps.items()},
+                                                depth_kind=self.model.depth_kind)
         return [predictions[i] for i in range(len(frames))]
 
     def close(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.contract import HEADS
+from ..core.contract import DEPTHS, HEADS, DepthKind
 from ..core.errors import BadInput
 from ..core.image_files import from_pil, is_pil, read_image
 from ..geometry import Cut, Mesh, PointCloud, find_intrinsics, point_cloud, triangulate
@@ -20,7 +20,7 @@ class Prediction:
     """The maps of one image at its own size. A map is None if the bundle lacks the head."""
 
     depth: np.ndarray | None = None
-    """float32 (H, W), z-depth [m]. Without unit if the contract of an imported model says relative."""
+    """float32 (H, W), z-depth [m]. Without unit if `depth_kind` is relative."""
     normals: np.ndarray | None = None
     """float32 (H, W, 3), unit vectors in camera space: x right, y up, z towards the viewer."""
     alpha: np.ndarray | None = None
@@ -28,6 +28,8 @@ class Prediction:
     canonical_focal: float = 0.0
     """0: depth is in metres. Otherwise the focal length [pixels of this image] for which it is, because the network was
     trained with `--canonical-focal`; `in_metres` rescales it for others."""
+    depth_kind: DepthKind = "metric"
+    """What depth is, as the bundle's contract says: metric, or relative, without unit."""
 
     @property
     def maps(self) -> dict[str, np.ndarray]:
@@ -39,7 +41,11 @@ class Prediction:
         """The same maps with depth in metres for a camera; itself unless the network has a canonical focal length.
 
         The arguments are those of `points`.
+
+        Raises:
+            BadInput: Depth is relative, or the intrinsics do not fit it.
         """
+        self._check_metric("metres")
         if not self.canonical_focal or self.depth is None:
             return self
         camera = find_intrinsics(intrinsics, self.depth.shape, image)
@@ -60,11 +66,12 @@ class Prediction:
             cut: What is left out.
 
         Raises:
-            BadInput: There is no depth, or the intrinsics or the image do not fit it.
+            BadInput: There is no depth, it is relative, or the intrinsics or the image do not fit it.
         """
         if self.depth is None:
             raise BadInput("points: expected a bundle with the head depth, received one without. "
                            "Export it again with depth.")
+        self._check_metric("points")
         camera = find_intrinsics(intrinsics, self.depth.shape, image)
         depth = self.in_metres(camera).depth
         return point_cloud(depth, camera, _pixels(image), self.normals, self.alpha, cut)
@@ -72,6 +79,12 @@ class Prediction:
     def mesh(self, intrinsics: Any = None, image: Any = None, cut: Cut | None = None) -> Mesh:
         """The points of neighbouring pixels joined to triangles. Arguments and errors are those of `points`."""
         return triangulate(self.points(intrinsics, image, cut), cut)
+
+    def _check_metric(self, what: str) -> None:
+        if self.depth is not None and self.depth_kind != "metric":
+            raise BadInput(f"{what}: expected {DEPTHS['metric']}, received {DEPTHS[self.depth_kind]}. Load a bundle "
+                           "with metric depth or, if you know scale and shift, pass "
+                           "dataclasses.replace(prediction, depth=metres, depth_kind='metric').")
 
 
 def _pixels(image: Any) -> np.ndarray | None:

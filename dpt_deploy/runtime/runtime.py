@@ -110,7 +110,7 @@ class Runtime:
                 maps = self._run(batch)
                 for position, i in enumerate(chosen):
                     predictions[i] = Prediction(**{name: value[position] for name, value in maps.items()},
-                                                canonical_focal=focal)
+                                                canonical_focal=focal, depth_kind=self.bundle.contract.depth)
         return predictions
 
     def _run(self, frames: np.ndarray) -> dict[str, np.ndarray]:

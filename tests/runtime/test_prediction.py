@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +82,24 @@ def test_what_is_missing_or_does_not_fit_is_refused() -> None:
         prediction().points(MATRIX, photo(20, 30))
     with pytest.raises(BadInput, match="no file"):
         prediction().points("nowhere.txt")
+
+
+@pytest.mark.parametrize("make", ["points", "mesh", "in_metres"])
+def test_relative_depth_is_never_taken_for_metres(make: str) -> None:
+    depth = np.full((20, 30), 2, np.float32)
+    with pytest.raises(BadInput, match="expected z-depth in metres, received relative depth"):
+        getattr(Prediction(depth, depth_kind="relative"), make)()
+    assert Prediction(alpha=depth, depth_kind="relative").in_metres().depth is None
+
+
+def test_the_runtime_tells_the_kind_of_depth() -> None:
+    model = lively_model()
+    for kind in ("metric", "relative"):
+        contract = dataclasses.replace(model.contract(), depth=kind)
+        artifact = Artifact(file="none", kind="onnx", sha256="0" * 64, bytes=0, graph="model")
+        bundle = Bundle(Path("any"), Manifest(name="any", contract=contract.to_json()))
+        with Runtime(bundle, artifact, TorchSession(model, contract, "model"), "") as runtime:
+            assert runtime(photo(80, 40)).depth_kind == kind
 
 
 def test_without_alpha_every_pixel_with_depth_gives_a_point() -> None:
