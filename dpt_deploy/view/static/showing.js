@@ -111,12 +111,16 @@ function arrange() {
   const points = giving("points");
   $("panes").classList.toggle("flat", !points.length);
   if (points.length && !state.cloud) state.cloud = new Cloud($("cloud"), $("cloud-note"));
-  const [depth] = giving("depth");
+  const depths = giving("depth");
+  const [depth] = depths;
   if (!depth) return;
   $("depth-title").textContent = depthName([depth]);
   document.querySelector("[data-file='depth.png']").hidden = !depth.metric;
   document.querySelector("[data-file='depth.exr']").title = depth.metric ? "OpenEXR, metres" : "OpenEXR, without unit";
-  ["near", "far"].forEach((id, i) => { $(id).textContent = depthText(depth.range[i], depth.metric, 2); });
+  ["near", "far"].forEach((id, i) => {
+    const texts = depths.map((model) => depthText(model.range[i], model.metric, 2));
+    $(id).textContent = [...new Set(texts)].join(" | "); // two models in metres share one
+  });
 }
 
 function showDifference() {

@@ -2,7 +2,7 @@
 
 // A depth in its unit. Relative depth has none, and may have any range.
 export function depthText(value, metric, digits = 3) {
-  return metric ? `${value.toFixed(digits)} m` : String(Number(value.toPrecision(4)));
+  return metric ? `${value.toFixed(digits)} m` : String(Number(value.toPrecision(digits)));
 }
 const percent = (value, digits = 1) => `${(100 * value).toFixed(digits)} %`;
 const degrees = (value, digits = 1) => `${value.toFixed(digits)}°`;
