@@ -12,7 +12,8 @@ from ..core.compact import Form
 from ..core.contract import HEADS
 from ..core.errors import BackendError, BadInput
 from ..core.image_files import MAX_PIXELS
-from ..runtime.runtime import Prediction, as_frame
+from ..runtime import Prediction
+from ..runtime.image import as_frame
 from .served_model import ServedModel
 from .shared_memory import SharedMemory
 from .transport import Transport, check_map

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
-import os
+import io
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ..core.contract import DEPTHS, HEADS, DepthKind
-from ..core.errors import BadInput
-from ..core.image_files import from_pil, is_pil, read_image
+from ..core.errors import BadInput, first_line
+from ..core.image_files import MAX_PIXELS, image_from_bytes
 from ..geometry import Cut, Mesh, PointCloud, find_intrinsics, point_cloud, triangulate
+from .image import as_frame
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +63,8 @@ class Prediction:
             intrinsics: A `dpt_deploy.geometry.Intrinsics`, a 3x3 matrix, a focal length [pixels], or the path of a text
                 file with a matrix. None takes the 35 mm equivalent in the EXIF of `image`, or, without one, guesses a
                 normal lens. `PointCloud.intrinsics.guessed` says whether it is a guess.
-            image: The image that was predicted, for colours and EXIF: a path, a PIL image, or uint8 (H, W, 3) RGB.
+            image: The image that was predicted, for colours and EXIF: a path, a file that is open in binary mode, a PIL
+                image, or uint8 (H, W, 3) RGB, which has no EXIF.
             cut: What is left out.
 
         Raises:
@@ -72,6 +74,7 @@ class Prediction:
             raise BadInput("points: expected a bundle with the head depth, received one without. "
                            "Export it again with depth.")
         self._check_metric("points")
+        image = _in_memory(image)
         camera = find_intrinsics(intrinsics, self.depth.shape, image)
         depth = self.in_metres(camera).depth
         return point_cloud(depth, camera, _pixels(image), self.normals, self.alpha, cut)
@@ -88,8 +91,22 @@ class Prediction:
 
 
 def _pixels(image: Any) -> np.ndarray | None:
-    if isinstance(image, str | os.PathLike):
-        return read_image(image)
-    return from_pil(image) if is_pil(image) else image
+    if image is None:
+        return None
+    if isinstance(image, io.BytesIO):
+        return image_from_bytes(image.getvalue(), "image")
+    return as_frame(image, "image", MAX_PIXELS)
 
 
+def _in_memory(image: Any) -> Any:
+    """The content of an open file, because EXIF and pixels are both read from it; anything else as it is."""
+    if not hasattr(image, "read") or isinstance(image, io.BytesIO):
+        return image
+    try:
+        data = image.read()
+    except (OSError, ValueError) as error:  # ValueError: closed, or text in another encoding
+        raise BadInput(f"image: expected an open image file, but it cannot be read ({first_line(error)}).") from error
+    if not isinstance(data, bytes):
+        raise BadInput("image: expected a file that is open in binary mode, received one in text mode. Open it with "
+                       "open(path, 'rb').")
+    return io.BytesIO(data)
