@@ -188,6 +188,6 @@ def _check_camera(path: Path | str, matrix: np.ndarray, size: tuple[int, int]) -
             and (np.abs(centre) <= _LONGEST_FOCAL * side).all()):
         raise BadInput(
             f"{path}: expected a 3x3 matrix of intrinsics [pixels], with a focal length of {_SHORTEST_FOCAL:g} to "
-            f"{_LONGEST_FOCAL:g} times the longer side of the "
-            f"image ({side} pixels) and last row 0 0 1, received {matrix.tolist()}."
+            f"{_LONGEST_FOCAL:g} times the longer side of the image ({side} pixels) and last row 0 0 1, received "
+            f"{matrix.tolist()}."
         )
