@@ -17,7 +17,7 @@ import cv2
 import numpy as np
 
 from ..core.compact import encode
-from ..core.contract import DEPTHS, DepthKind
+from ..core.contract import DEPTHS
 from ..core.errors import BadInput, first_line, missing_package
 from ..core.files import cannot_write, replacing
 
@@ -105,7 +105,7 @@ def exr_bytes(channels: Mapping[str, np.ndarray], text: Mapping[str, str] | None
             file.write(data)
     except (RuntimeError, ValueError, TypeError) as error:
         raise BadInput(f"OpenEXR: expected float16 or float32 channels of one size, received "
-                       f"{', '.join(f'{name} {one.dtype} {one.shape}' for name, one in planes.items())} "
+                       f"{', '.join(f'{name} {one.dtype} {one.shape}' for name, one in planes.items()) or 'none'} "
                        f"({first_line(error)}).") from error
     return data.getvalue()
 
@@ -119,17 +119,17 @@ CHANNELS = {"depth": ("Z",), "normals": ("N.X", "N.Y", "N.Z"), "alpha": ("A",)}
 """The channels of each map in an OpenEXR file."""
 
 
-def maps_exr_bytes(maps: Mapping[str, np.ndarray], depth_kind: DepthKind = "metric") -> bytes:
+def maps_exr_bytes(maps: Mapping[str, np.ndarray], depth_meaning: str | None = None) -> bytes:
     """An OpenEXR file of maps by head, in the channels `CHANNELS`; its header says what their numbers mean.
 
     Args:
         maps: float16 or float32: depth and alpha (H, W), normals (H, W, 3) with x right, y up, z towards the viewer.
-        depth_kind: Kind of the depth; the attribute `depthMeaning` says which.
+        depth_meaning: What the numbers of depth are, for the attribute `depthMeaning`; None leaves it out.
 
     Raises:
         MissingPackage: OpenEXR is not installed.
     """
-    return exr_bytes(_planes(maps), _exr_text(maps, depth_kind))
+    return exr_bytes(_planes(maps), _exr_text(maps, depth_meaning))
 
 
 def _planes(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -137,21 +137,21 @@ def _planes(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
             for head, values in maps.items() for i, name in enumerate(CHANNELS[head])}
 
 
-def _exr_text(maps: Mapping[str, np.ndarray], depth_kind: DepthKind, convention: str = "opengl") -> dict[str, str]:
+def _exr_text(maps: Mapping[str, np.ndarray], depth_meaning: str | None, convention: str = "opengl") -> dict[str, str]:
     text = {}
-    if "depth" in maps:
-        text["depthMeaning"] = DEPTHS[depth_kind]
+    if "depth" in maps and depth_meaning is not None:
+        text["depthMeaning"] = depth_meaning
     if "normals" in maps:
         text["normalsConvention"] = normals_text(convention)["Convention"]
     return text
 
 
-def write_depth_exr(path: Path | str, depth: np.ndarray, depth_kind: DepthKind = "metric") -> None:
-    """Write depth (H, W) as OpenEXR with one float32 channel, Z, and what it is in `depthMeaning`.
+def write_depth_exr(path: Path | str, depth: np.ndarray, meaning: str = DEPTHS["metric"]) -> None:
+    """Write depth (H, W) as OpenEXR with one float32 channel, Z, and what it is in the attribute `depthMeaning`.
 
-    Metric depth is in metres; relative depth has no unit. Raises as `write_exr` does.
+    Raises as `write_exr` does.
     """
-    write_bytes(path, maps_exr_bytes({"depth": depth.astype(np.float32, copy=False)}, depth_kind))
+    write_bytes(path, maps_exr_bytes({"depth": depth.astype(np.float32, copy=False)}, meaning))
 
 
 def depth_png_bytes(depth: np.ndarray) -> bytes:
@@ -207,7 +207,7 @@ def normals_bytes(normals: np.ndarray, suffix: str, convention: str = "opengl") 
         return png_bytes(encode("normals", "uint16", stored), normals_text(convention))
     if suffix == ".exr":
         maps = {"normals": stored.astype(np.float32, copy=False)}
-        return exr_bytes(_planes(maps), _exr_text(maps, "metric", convention))
+        return exr_bytes(_planes(maps), _exr_text(maps, None, convention))
     raise BadInput(f"normals: expected a file name that ends in .png or .exr, received {suffix or 'no suffix'}.")
 
 

@@ -38,6 +38,14 @@ class Prediction:
         found = {head: getattr(self, head) for head in HEADS}
         return {name: value for name, value in found.items() if value is not None}
 
+    @property
+    def depth_meaning(self) -> str:
+        """What the numbers of depth are, in words, for the headers of files."""
+        if self.canonical_focal:
+            return (f"z-depth for a focal length of {self.canonical_focal:g} pixels: times the camera's own over it, "
+                    "it is in metres")
+        return DEPTHS[self.depth_kind]
+
     def in_metres(self, intrinsics: Any = None, image: Any = None) -> Prediction:
         """The same maps with depth in metres for a camera; itself unless the network has a canonical focal length.
 

@@ -66,7 +66,7 @@ def _depth_png(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, 
 def _exr(*heads: str) -> Maker:
     def make(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
         maps = {head: values for head, values in prediction.maps.items() if head in heads}
-        return maps_exr_bytes(maps, prediction.depth_kind)
+        return maps_exr_bytes(maps, prediction.depth_meaning)
 
     return make
 

@@ -60,6 +60,17 @@ def test_a_prediction_without_depth_has_no_exr(tmp_path):
     assert files[2].name == "b.depth.exr" and channels(files[2])["Z"].shape == (20, 30)
 
 
+@pytest.mark.parametrize(("about", "words"), [
+    ({}, "z-depth in metres"), ({"depth_kind": "relative"}, "relative depth without unit, larger is farther"),
+    ({"canonical_focal": 500.0}, "z-depth for a focal length of 500 pixels"),
+])
+def test_a_depth_file_says_what_its_numbers_are(tmp_path, about, words):
+    prediction = Prediction(depth=np.ones((20, 30), np.float32), **about)
+    path = write_prediction(tmp_path, "a", photo(20, 30), prediction, picture=False)[-1]
+    with OpenEXR.File(str(path)) as file:
+        assert file.header()["depthMeaning"].startswith(words)
+
+
 LIMITED = """
 import resource, sys
 import numpy as np
