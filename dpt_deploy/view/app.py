@@ -116,6 +116,7 @@ class Page:
             return await anyio.to_thread.run_sync(lambda: work(data, lambda: not gone.is_set()), limiter=self.limiter,
                                                   abandon_on_cancel=True)
         finally:
+            gone.set()  # a thread that was left to itself computes nothing more
             self.waiting -= 1
             if watching is not None:
                 watching.cancel()
