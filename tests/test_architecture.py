@@ -42,7 +42,7 @@ ALLOWED: dict[str, set[str]] = {
     "cli": {"core", "backends"},
     "__init__": {"core"},  # and anything inside its functions: names are loaded when asked for
     "__main__": {"cli"},
-    "train": {"core", "cli", "model", "report"},
+    "train": {"core", "cli", "geometry", "model", "report"},
 }
 ABOVE_ALL = {"cli", "report", "parity"}  # what the `__main__` of a part may import besides
 # Parts that a machine without torch runs. Backends load their own library inside functions.

@@ -12,7 +12,8 @@ from ..core.compact import Form
 from ..core.contract import HEADS
 from ..core.errors import BackendError, BadInput
 from ..core.image_files import MAX_PIXELS
-from ..runtime.runtime import Prediction, as_frame
+from ..runtime import Prediction
+from ..runtime.image import as_frame
 from .served_model import ServedModel
 from .shared_memory import SharedMemory
 from .transport import Transport, check_map
@@ -138,7 +139,8 @@ class Client:
                 chosen = indices[start : start + size]
                 maps = self.run(np.stack([frames[i] for i in chosen]), heads)
                 for position, i in enumerate(chosen):
-                    predictions[i] = Prediction(**{head: value[position] for head, value in maps.items()})
+                    predictions[i] = Prediction(**{head: value[position] for head, value in maps.items()},
+                                                depth_kind=self.model.depth_kind)
         return [predictions[i] for i in range(len(frames))]
 
     def close(self) -> None:

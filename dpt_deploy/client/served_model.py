@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..core.compact import Form, form_of_output
-from ..core.contract import HEADS
+from ..core.contract import DEPTHS, HEADS, DepthKind
 from ..core.errors import BadInput
 
 
@@ -27,6 +27,8 @@ class ServedModel:
     """File name of the frame graph that the maps come from, in the bundle."""
     graph_sha256: str
     precision: str
+    depth_kind: DepthKind = "metric"
+    """What depth is, as the bundle's contract says."""
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -41,10 +43,14 @@ class ServedModel:
         found = [form_of_output(entry["name"]) for entry in config.get("output", [])]
         forms = {head: tuple(one for one in found if one is not None and one.head == head) for head in HEADS}
         forms = {head: known for head, known in forms.items() if known}
+        depth_kind = parameters.get("dpt_depth", "metric")
+        if depth_kind not in DEPTHS:
+            raise BadInput(f"model {name}: expected depth of a kind among {', '.join(DEPTHS)}, received "
+                           f"{depth_kind!r:.100}. Write the model again with: dpt triton BUNDLE")
         try:
             return cls(name, forms, max(1, int(config.get("max_batch_size", 0))), int(parameters["max_pixels"]),
                        parameters["dpt_bundle"], parameters["dpt_graph"], parameters["dpt_graph_sha256"],
-                       parameters["dpt_precision"])
+                       parameters["dpt_precision"], depth_kind)
         except (KeyError, ValueError) as error:
             raise BadInput(f"model {name}: expected a model that dpt triton wrote, received one without {error}. "
                            "Choose another model, or write it with: dpt triton BUNDLE") from error

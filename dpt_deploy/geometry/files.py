@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 
@@ -13,6 +14,7 @@ from .mesh import Mesh
 from .points import PointCloud
 
 SUFFIXES = (".ply", ".glb")
+_FLOAT = 5126  # of glTF's component types
 _NAMES = {"<f4": "float", "u1": "uchar"}
 
 
@@ -74,7 +76,20 @@ def glb_bytes(cloud: PointCloud) -> bytes:
     scene = library.Scene(thing)
     scene.metadata = {"comments": list(cloud.comments), "intrinsics": cloud.intrinsics.matrix.tolist(),
                       "focal_length_is_a_guess": cloud.intrinsics.guessed}
-    return library.exchange.gltf.export_glb(scene, include_normals=isinstance(cloud, Mesh))
+    if isinstance(cloud, Mesh):
+        return library.exchange.gltf.export_glb(scene, include_normals=True)
+    return library.exchange.gltf.export_glb(
+        scene, buffer_postprocessor=lambda buffers, tree: _add_normals(buffers, tree, cloud.normals))
+
+
+def _add_normals(buffers: dict[Any, bytes], tree: dict[str, Any], normals: np.ndarray) -> None:
+    """Add the normals of the points to a glTF file that trimesh is making: it writes those of meshes only."""
+    view, accessor = len(buffers), len(tree["accessors"])
+    buffers["normals"] = normals.astype("<f4").tobytes()  # 12 bytes each, so aligned as glTF asks
+    tree["accessors"]["normals"] = {"componentType": _FLOAT, "type": "VEC3", "count": len(normals), "bufferView": view,
+                                    "byteOffset": 0}
+    ((primitive,),) = (mesh["primitives"] for mesh in tree["meshes"])
+    primitive["attributes"]["NORMAL"] = accessor
 
 
 def trimesh() -> ModuleType:

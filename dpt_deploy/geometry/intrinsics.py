@@ -24,6 +24,8 @@ FILM_DIAGONAL = math.hypot(36, 24)
 GUESS = 50.0
 """The focal length that is guessed, where nothing tells it [mm on 35 mm film]: a normal lens, 47 degrees diagonally."""
 _EXIF_IFD, _FOCAL_35MM = 0x8769, 0xA405
+_LONGEST_FILE = 4096  # bytes; a matrix takes 250
+_EXPECTED = "expected a 3x3 matrix of intrinsics [pixels]"
 
 
 @dataclass(frozen=True)
@@ -70,14 +72,7 @@ class Intrinsics:
     @classmethod
     def from_file(cls, path: Path | str, size: tuple[int, int]) -> Self:
         """From a text file with a 3x3 matrix, such as `cam_0000000.txt` of SynthHuman. Raises `BadInput`."""
-        path = existing_file(path, "a text file with a 3x3 matrix of intrinsics")
-        try:
-            lines = path.read_text(encoding="utf-8").replace(",", " ").splitlines()
-            matrix = [[float(number) for number in line.split()] for line in lines if line.strip()]
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{path}: expected three lines of three numbers, a matrix of intrinsics in pixels; "
-                           f"it cannot be read as that.") from error
-        return cls.from_matrix(matrix, size, f"the matrix in {path.name}")
+        return cls.from_matrix(read_matrix(path), size, f"the matrix in {Path(path).name}")
 
     @classmethod
     def from_focal(cls, pixels: float, size: tuple[int, int], source: str = "", guessed: bool = False) -> Self:
@@ -140,6 +135,42 @@ class Intrinsics:
     def __str__(self) -> str:
         focal = f"{self.fx:.1f}" if self.fx == self.fy else f"{self.fx:.1f} x {self.fy:.1f}"
         return f"focal length {focal} pixels, {'GUESSED: ' if self.guessed else 'from '}{self.source}"
+
+
+def read_matrix(path: Path | str) -> np.ndarray:
+    """The 3x3 matrix of a camera's text file, float64; see `parse_matrix`. Raises `BadInput`."""
+    path = existing_file(path, "a text file with a 3x3 matrix of intrinsics")
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_LONGEST_FILE + 1)
+    except OSError as error:
+        raise BadInput(f"{path}: {_EXPECTED}, but it cannot be read ({error.strerror}).") from error
+    return parse_matrix(text, str(path))
+
+
+def parse_matrix(text: bytes, name: str) -> np.ndarray:
+    """The 3x3 matrix in the content of a camera's file, float64.
+
+    Args:
+        text: Three lines of three numbers, apart by blanks or commas. Empty lines and what follows a # are ignored.
+        name: Stands for the file in errors.
+
+    Raises:
+        BadInput: The text is something else.
+    """
+    what = f"{name}: {_EXPECTED}"
+    if len(text) > _LONGEST_FILE:
+        raise BadInput(f"{what}, received a file of more than {_LONGEST_FILE} bytes.")
+    try:
+        lines = (line.partition("#")[0] for line in text.decode().replace(",", " ").splitlines())
+        rows = [line.split() for line in lines if line.strip()]
+        matrix = np.array([[float(value) for value in row] for row in rows])
+    except ValueError as error:
+        raise BadInput(f"{what}, but it cannot be read ({str(error)[:80]}).") from error
+    if matrix.shape != (3, 3):
+        raise BadInput(f"{what}, received {len(rows)} rows of "
+                       f"{' or '.join(map(str, sorted({len(row) for row in rows}))) or 'no'} values.")
+    return matrix
 
 
 def find_intrinsics(given: Any, size: tuple[int, int], image: Any = None) -> Intrinsics:

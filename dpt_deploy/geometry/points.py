@@ -81,9 +81,12 @@ def point_cloud(
         cut: What is left out.
 
     Raises:
-        BadInput: Sizes do not agree.
+        BadInput: Sizes do not agree, or the image is not uint8.
     """
     cut = cut or Cut()
+    if image is not None and image.dtype != np.uint8:
+        raise BadInput(f"image: expected uint8 RGB with values 0 to 255, received {image.dtype}. Values in [0, 1]: "
+                       "(image * 255).round().astype(np.uint8).")
     for name, values, shape in (("depth", depth, intrinsics.size), ("image", image, (*intrinsics.size, 3)),
                                 ("normals", normals, (*intrinsics.size, 3)), ("alpha", alpha, intrinsics.size)):
         if values is not None and values.shape != shape:

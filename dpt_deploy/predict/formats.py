@@ -5,11 +5,9 @@ from __future__ import annotations
 import functools
 import io
 import json
-import tempfile
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from types import MappingProxyType
 from typing import Literal
 
@@ -18,14 +16,12 @@ import numpy as np
 from ..core import compact
 from ..core.contract import HEADS
 from ..core.errors import BadInput, missing_package
-from ..report.writers import DEPTH_TEXT, normals_text, png_bytes, write_exr
+from ..report.writers import DEPTH_TEXT, maps_exr_bytes, normals_text, png_bytes
 
 FormatName = Literal["full", "npz", "exr", "png16", "zarr", "tar", "tar-npz"]
 Maps = Mapping[str, np.ndarray]
 Forms = Mapping[str, str]
 
-CHANNELS = {"depth": ("Z",), "normals": ("normals.X", "normals.Y", "normals.Z"), "alpha": ("A",)}
-"""The channels of each map in an OpenEXR file."""
 PNG_KEY = "dpt-deploy"
 """Keyword of the text in PNG files: JSON with head, form, unit, scale and offset: value = scale * stored + offset."""
 MEANING = {"depth": "z-depth in metres", "normals": "unit vectors, camera space: x right, y up, z to the viewer",
@@ -77,14 +73,7 @@ def _npz(stored: Maps, forms: Forms) -> dict[str, bytes]:
 
 
 def _exr(stored: Maps, forms: Forms) -> dict[str, bytes]:
-    channels = {}
-    for head, values in stored.items():
-        planes = np.moveaxis(values, -1, 0) if values.ndim == 3 else values[None]
-        channels |= dict(zip(CHANNELS[head], planes, strict=True))
-    with tempfile.TemporaryDirectory() as folder:  # the library writes to files only
-        path = Path(folder) / "maps.exr"
-        write_exr(path, channels)
-        return {"exr": path.read_bytes()}
+    return {"exr": maps_exr_bytes(stored)}
 
 
 def _png(stored: Maps, forms: Forms) -> dict[str, bytes]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -88,7 +89,8 @@ class Files:
 
     def _maps(self, base: Path, image: np.ndarray, prediction: Prediction, caption: str) -> list[Path]:
         if FORMATS[self.format].encode is None:
-            chosen = Prediction(**{head: prediction.maps[head] for head in self.forms})
+            left_out = prediction.maps.keys() - self.forms.keys()
+            chosen = dataclasses.replace(prediction, **dict.fromkeys(left_out))
             picture = matte(image, prediction) if self.look == "matte" else None
             return write_prediction(base.parent, base.name, image, chosen, caption, picture, self.look != "none")
         files = []

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass
-from pathlib import Path
 
 import cv2
 import numpy as np
 
 from ..core.errors import BadInput
 from ..core.image_files import read_image
+from ..runtime.image import check_frames
 
 SMOOTHNESS = 1e-5
 """Weight of equal colours of neighbours, beside the difference of their alpha (Germer et al.)."""
@@ -36,7 +37,11 @@ def estimate_colours(image: np.ndarray, alpha: np.ndarray) -> tuple[np.ndarray, 
 
     Returns:
         F and B, float32 (H, W, 3) in [0, 255]. F is the image where alpha is 1, and B where it is 0.
+
+    Raises:
+        BadInput: The image or alpha has another dtype or shape.
     """
+    _check(image, alpha)
     image, alpha = image.astype(np.float32), _clean(alpha)
     levels = [(image, alpha)]
     while max(levels[-1][1].shape) > 2:
@@ -76,6 +81,13 @@ def _mean(image: np.ndarray, weight: np.ndarray) -> np.ndarray:
     return ((image * weight[..., None]).sum(axis=(0, 1)) / max(float(weight.sum()), 1e-6)).astype(np.float32)
 
 
+def _check(image: np.ndarray, alpha: np.ndarray) -> None:
+    check_frames(image)
+    if alpha.dtype.kind != "f" or alpha.shape != image.shape[:2] or image.ndim != 3:
+        raise BadInput(f"cut-out: expected an image (H, W, 3) and alpha (H, W), floats in [0, 1], received "
+                       f"{image.shape} and {alpha.dtype} {alpha.shape}.")
+
+
 def _clean(alpha: np.ndarray) -> np.ndarray:
     return np.clip(np.nan_to_num(alpha), 0, 1).astype(np.float32)
 
@@ -87,7 +99,11 @@ def cutout(image: np.ndarray, alpha: np.ndarray, decontaminate: bool = True) -> 
         image: uint8 (H, W, 3) RGB.
         alpha: float (H, W) in [0, 1].
         decontaminate: Take the background's colour out of the pixels at the edge.
+
+    Raises:
+        BadInput: The image or alpha has another dtype or shape.
     """
+    _check(image, alpha)
     colours = estimate_colours(image, alpha)[0] if decontaminate else image
     return np.dstack([_to_uint8(colours), _to_uint8(_clean(alpha) * 255)])
 
@@ -118,9 +134,9 @@ class Background:
             return cls("colour", tuple(int(part, 16) for part in found.groups()))
         if re.fullmatch(r"\d+,\d+,\d+", name) and max(colour := tuple(map(int, name.split(",")))) <= 255:
             return cls("colour", colour)
-        if not Path(text).is_file():
+        if not os.path.isfile(text):  # also False for a name that is too long to be one
             raise BadInput(f"background: expected blur, a colour ({', '.join(_COLOURS)}, #00b140 or 0,177,64) or an "
-                           f"image file, received {text!r}.")
+                           f"image file, received {text!r:.200}.")
         return cls("image", image=read_image(text))
 
     def picture(self, image: np.ndarray, alpha: np.ndarray) -> np.ndarray:
@@ -133,7 +149,8 @@ class Background:
 
 
 def composite(image: np.ndarray, alpha: np.ndarray, background: Background, decontaminate: bool = True) -> np.ndarray:
-    """The foreground over another background, uint8 (H, W, 3) RGB. Arguments are those of `cutout`."""
+    """The foreground over another background, uint8 (H, W, 3) RGB. Arguments and errors are those of `cutout`."""
+    _check(image, alpha)
     colours = estimate_colours(image, alpha)[0] if decontaminate else image
     share = _clean(alpha)[..., None]
     return _to_uint8(colours * share + background.picture(image, alpha) * (1 - share))

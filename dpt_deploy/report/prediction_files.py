@@ -44,5 +44,5 @@ def write_prediction(
     write_npz(files[-1], prediction.maps)
     if prediction.depth is not None:
         files.append(folder / f"{stem}.depth.exr")
-        write_depth_exr(files[-1], prediction.depth)
+        write_depth_exr(files[-1], prediction.depth, prediction.depth_meaning)
     return files

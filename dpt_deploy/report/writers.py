@@ -1,10 +1,12 @@
-"""One writer for each type of file that holds pictures or maps, for commands and for training.
+"""One writer for each type of file that holds pictures or maps, for commands, the page and training.
 
+What ends in `_bytes` makes the content of a file in memory; `write_...` writes it.
 Writes are atomic, and each file is read back before it gets its name: a library may not report a full disk.
 """
 
 from __future__ import annotations
 
+import io
 import struct
 import zipfile
 import zlib
@@ -15,7 +17,8 @@ import cv2
 import numpy as np
 
 from ..core.compact import encode
-from ..core.errors import BadInput, missing_package
+from ..core.contract import DEPTHS
+from ..core.errors import BadInput, first_line, missing_package
 from ..core.files import cannot_write, replacing
 
 
@@ -78,16 +81,15 @@ def write_npz(path: Path | str, arrays: Mapping[str, np.ndarray]) -> None:
             raise cannot_write(path, error) from error
 
 
-def write_exr(path: Path | str, channels: Mapping[str, np.ndarray], text: Mapping[str, str] | None = None) -> None:
-    """Write the channels of an OpenEXR file, ZIP-compressed.
+def exr_bytes(channels: Mapping[str, np.ndarray], text: Mapping[str, str] | None = None) -> bytes:
+    """A ZIP-compressed OpenEXR file.
 
     Args:
-        path: The file.
         channels: float16 or float32 (H, W), by channel name.
         text: Stored in the header, by name of the attribute.
 
     Raises:
-        BadInput: The file cannot be written.
+        BadInput: OpenEXR cannot store the channels.
         MissingPackage: OpenEXR is not installed.
     """
     try:
@@ -97,30 +99,73 @@ def write_exr(path: Path | str, channels: Mapping[str, np.ndarray], text: Mappin
     header = {"compression": OpenEXR.ZIP_COMPRESSION, "type": OpenEXR.scanlineimage} | dict(text or {})
     # OpenEXR writes non-contiguous arrays wrongly, and without an error.
     planes = {name: np.ascontiguousarray(channel) for name, channel in channels.items()}
-    with replacing(path) as temporary:
-        try:
-            with OpenEXR.File(header, dict(planes)) as file:  # it replaces the values
-                file.write(str(temporary))
-            with OpenEXR.File(str(temporary), separate_channels=True) as file:
-                read = file.channels()  # their pixels are valid until the file is closed
-                same = read.keys() == planes.keys() and all(
-                    np.array_equal(read[name].pixels, plane, equal_nan=True) for name, plane in planes.items())
-        except (RuntimeError, ValueError) as error:  # what OpenEXR raises for a full disk, among others
-            raise cannot_write(path, error) from error
-        _check(path, same)
+    data = io.BytesIO()
+    try:
+        with OpenEXR.File(header, dict(planes)) as file:  # it replaces the values
+            file.write(data)
+    except (RuntimeError, ValueError, TypeError) as error:
+        raise BadInput(f"OpenEXR: expected float16 or float32 channels of one size, received "
+                       f"{', '.join(f'{name} {one.dtype} {one.shape}' for name, one in planes.items()) or 'none'} "
+                       f"({first_line(error)}).") from error
+    return data.getvalue()
 
 
-def write_depth_exr(path: Path | str, depth: np.ndarray) -> None:
-    """Write depth (H, W) [m] as OpenEXR with one float32 channel, Z. Raises as `write_exr` does."""
-    write_exr(path, {"Z": depth.astype(np.float32, copy=False)})
+def write_exr(path: Path | str, channels: Mapping[str, np.ndarray], text: Mapping[str, str] | None = None) -> None:
+    """Write an OpenEXR file. Arguments and errors are those of `exr_bytes`; `BadInput` too if it cannot be written."""
+    write_bytes(path, exr_bytes(channels, text))
+
+
+CHANNELS = {"depth": ("Z",), "normals": ("N.X", "N.Y", "N.Z"), "alpha": ("A",)}
+"""The channels of each map in an OpenEXR file."""
+
+
+def maps_exr_bytes(maps: Mapping[str, np.ndarray], depth_meaning: str | None = None) -> bytes:
+    """An OpenEXR file of maps by head, in the channels `CHANNELS`; its header says what their numbers mean.
+
+    Args:
+        maps: float16 or float32: depth and alpha (H, W), normals (H, W, 3) with x right, y up, z towards the viewer.
+        depth_meaning: What the numbers of depth are, for the attribute `depthMeaning`; None leaves it out.
+
+    Raises:
+        MissingPackage: OpenEXR is not installed.
+    """
+    return exr_bytes(_planes(maps), _exr_text(maps, depth_meaning))
+
+
+def _planes(maps: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    return {name: values if values.ndim == 2 else values[..., i]
+            for head, values in maps.items() for i, name in enumerate(CHANNELS[head])}
+
+
+def _exr_text(maps: Mapping[str, np.ndarray], depth_meaning: str | None, convention: str = "opengl") -> dict[str, str]:
+    text = {}
+    if "depth" in maps and depth_meaning is not None:
+        text["depthMeaning"] = depth_meaning
+    if "normals" in maps:
+        text["normalsConvention"] = normals_text(convention)["Convention"]
+    return text
+
+
+def write_depth_exr(path: Path | str, depth: np.ndarray, meaning: str = DEPTHS["metric"]) -> None:
+    """Write depth (H, W) as OpenEXR with one float32 channel, Z, and what it is in the attribute `depthMeaning`.
+
+    Raises as `write_exr` does.
+    """
+    write_bytes(path, maps_exr_bytes({"depth": depth.astype(np.float32, copy=False)}, meaning))
+
+
+def depth_png_bytes(depth: np.ndarray) -> bytes:
+    """Depth (H, W) [m] as 16-bit gray PNG in millimetres, with its scale in tEXt chunks.
+
+    0 is no depth: not finite, or 65.536 m and farther. The rounding adds at most 0.5 mm. Relative depth has no
+    millimetres.
+    """
+    return png_bytes(encode("depth", "uint16-mm", depth), DEPTH_TEXT)
 
 
 def write_depth_png(path: Path | str, depth: np.ndarray) -> None:
-    """Write depth (H, W) [m] as 16-bit gray PNG in millimetres, with its scale in tEXt chunks.
-
-    0 is no depth: not finite, or 65.536 m and farther. The rounding adds at most 0.5 mm. Raises as `write_png` does.
-    """
-    write_png(path, encode("depth", "uint16-mm", depth), DEPTH_TEXT)
+    """Write the file of `depth_png_bytes`. Raises as `write_png` does."""
+    write_bytes(path, depth_png_bytes(depth))
 
 
 DEPTH_TEXT = {"Quantity": "z-depth", "Unit": "millimetre", "Scale": "0.001",
@@ -140,33 +185,43 @@ def normals_text(convention: str = "opengl") -> dict[str, str]:
             "Comment": "n = value / 32767.5 - 1"}
 
 
-def write_normals(path: Path | str, normals: np.ndarray, convention: str = "opengl") -> None:
-    """Write normals as 16-bit PNG or as OpenEXR, by the suffix, in a convention that the file names.
+def normals_bytes(normals: np.ndarray, suffix: str, convention: str = "opengl") -> bytes:
+    """Normals as 16-bit PNG or as OpenEXR, in a convention that the file names.
 
     PNG holds round((n + 1) / 2 * 65535), which adds at most 0.0016 degrees; a pixel without a normal is 32768. OpenEXR
     holds float32 channels N.X, N.Y and N.Z.
 
     Args:
-        path: The file, .png or .exr.
         normals: float (H, W, 3), unit vectors: x right, y up, z towards the viewer.
+        suffix: ".png" or ".exr".
         convention: One of `CONVENTIONS`.
 
     Raises:
-        BadInput: The suffix or the convention is another one, or the file cannot be written.
+        BadInput: The suffix or the convention is another one.
         MissingPackage: OpenEXR is not installed, for .exr.
     """
-    path = Path(path)
     if convention not in CONVENTIONS:
         raise BadInput(f"normals: expected a convention among {', '.join(CONVENTIONS)}, received {convention!r}.")
-    signs = CONVENTIONS[convention][1]
-    stored = normals * np.array(signs, np.float32)
-    if path.suffix.lower() == ".png":
-        write_png(path, encode("normals", "uint16", stored), normals_text(convention))
-    elif path.suffix.lower() == ".exr":
-        planes = {f"N.{axis}": stored[..., i].astype(np.float32, copy=False) for i, axis in enumerate("XYZ")}
-        write_exr(path, planes, {"normalsConvention": normals_text(convention)["Convention"]})
-    else:
-        raise BadInput(f"normals: expected a file name that ends in .png or .exr, received {path}.")
+    stored = normals * np.array(CONVENTIONS[convention][1], np.float32)
+    if suffix == ".png":
+        return png_bytes(encode("normals", "uint16", stored), normals_text(convention))
+    if suffix == ".exr":
+        maps = {"normals": stored.astype(np.float32, copy=False)}
+        return exr_bytes(_planes(maps), _exr_text(maps, None, convention))
+    raise BadInput(f"normals: expected a file name that ends in .png or .exr, received {suffix or 'no suffix'}.")
+
+
+def write_normals(path: Path | str, normals: np.ndarray, convention: str = "opengl") -> None:
+    """Write the file of `normals_bytes`, by the suffix of the path.
+
+    Raises as `normals_bytes` does, and `BadInput` if the file cannot be written.
+    """
+    write_bytes(path, normals_bytes(normals, Path(path).suffix.lower(), convention))
+
+
+def jpeg_bytes(picture: np.ndarray, quality: int = 92) -> bytes:
+    """A JPEG file of a picture, uint8 (H, W, 3) RGB. `quality` is from 0 to 100."""
+    return cv2.imencode(".jpg", _to_opencv(picture), [cv2.IMWRITE_JPEG_QUALITY, quality])[1].tobytes()
 
 
 def write_picture(path: Path | str, picture: np.ndarray) -> None:

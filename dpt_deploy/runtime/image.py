@@ -6,18 +6,42 @@ The frame graph contains the pre- and post-processing.
 from __future__ import annotations
 
 import functools
+import os
 from collections.abc import Mapping
 from typing import Any
 
 import cv2
 import numpy as np
 
+from ..backends.session import host_array
 from ..core.contract import Contract, resize_weights
-from ..core.errors import BadInput
-from ..core.image_files import read_image
+from ..core.errors import BadInput, ContractError
+from ..core.image_files import from_pil, is_pil, read_image
 from ..core.metrics import sigmoid
 
-__all__ = ["check_frames", "postprocess", "preprocess", "read_image"]
+__all__ = ["as_frame", "check_frames", "postprocess", "preprocess", "read_image"]
+
+
+def as_frame(image: Any, name: str, max_pixels: int, batch: bool = False) -> np.ndarray:
+    """Convert a path or array to a contiguous uint8 frame (H, W, 3), or also (N, H, W, 3) if `batch`."""
+    if isinstance(image, str | os.PathLike):
+        return read_image(image, max_pixels)
+    if image is None:
+        raise BadInput(f"{name}: expected an image, received None. cv2.imread returns None for an unreadable file.")
+    if is_pil(image):
+        image = from_pil(image, name, max_pixels)
+    if not hasattr(image, "shape") or not hasattr(image, "dtype"):
+        raise BadInput(f"{name}: expected an array or a path, received a {type(image).__name__}. Convert it with "
+                       "np.asarray(image).")
+    check_frames(image, name)
+    if len(image.shape) == 4 and not batch:
+        raise BadInput(f"{name}: expected (H, W, 3) in a list, received {tuple(image.shape)}. Pass the "
+                       "batch by itself.")
+    try:
+        return host_array(image, name)
+    except ContractError as error:
+        raise BadInput(f"{error} Or pass it to Runtime.session.run, which accepts device arrays.") from error
+
 
 def check_frames(frames: Any, name: str = "image") -> None:
     """Raise `BadInput` unless `frames` is a non-empty uint8 array (H, W, 3) or (N, H, W, 3).

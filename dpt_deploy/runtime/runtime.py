@@ -11,15 +11,14 @@ import numpy as np
 
 from .. import backends, hub
 from ..backends import Backend, Session, SessionOptions
-from ..backends.session import host_array
 from ..core.bundle import MANIFEST, Bundle
 from ..core.contract import Graph
-from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
+from ..core.errors import BackendError, BadInput, MissingPackage
 from ..core.hub_address import is_address
-from ..core.image_files import MAX_PIXELS, from_pil, is_pil, read_image
+from ..core.image_files import MAX_PIXELS
 from ..core.manifest import EIGHT_BITS, Artifact, Assumption, Precision
 from . import preference
-from .image import check_frames, postprocess, preprocess
+from .image import as_frame, postprocess, preprocess
 from .prediction import Prediction
 from .stream import QUEUE, ordered_map
 
@@ -111,7 +110,7 @@ class Runtime:
                 maps = self._run(batch)
                 for position, i in enumerate(chosen):
                     predictions[i] = Prediction(**{name: value[position] for name, value in maps.items()},
-                                                canonical_focal=focal)
+                                                canonical_focal=focal, depth_kind=self.bundle.contract.depth)
         return predictions
 
     def _run(self, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -274,24 +273,3 @@ def _reason(
 def _check_name(what: str, value: Any, names: Sequence[str]) -> None:
     if value not in names:
         raise BadInput(f"{what}: expected one of {', '.join(names)}, received {value!r}.")
-
-
-def as_frame(image: Any, name: str, max_pixels: int, batch: bool = False) -> np.ndarray:
-    """Convert a path or array to a contiguous uint8 frame (H, W, 3), or also (N, H, W, 3) if `batch`."""
-    if isinstance(image, str | os.PathLike):
-        return read_image(image, max_pixels)
-    if image is None:
-        raise BadInput(f"{name}: expected an image, received None. cv2.imread returns None for an unreadable file.")
-    if is_pil(image):
-        image = from_pil(image, name, max_pixels)
-    if not hasattr(image, "shape") or not hasattr(image, "dtype"):
-        raise BadInput(f"{name}: expected an array or a path, received a {type(image).__name__}. Convert it with "
-                       "np.asarray(image).")
-    check_frames(image, name)
-    if len(image.shape) == 4 and not batch:
-        raise BadInput(f"{name}: expected (H, W, 3) in a list, received {tuple(image.shape)}. Pass the "
-                       "batch by itself.")
-    try:
-        return host_array(image, name)
-    except ContractError as error:
-        raise BadInput(f"{error} Or pass it to Runtime.session.run, which accepts device arrays.") from error

@@ -164,7 +164,8 @@ def _config(bundle: Bundle, options: ServeOptions, name: str, served_by: ServedB
     parameters = {
         "dpt_version": __version__, "dpt_bundle": bundle.name, "dpt_graph": graph.file,
         OURS: (artifact.details.made_from if artifact.kind == "engine" else None) or graph.sha256,
-        "dpt_precision": artifact.precision or "fp32", "max_pixels": str(max_pixels),
+        "dpt_precision": artifact.precision or "fp32", "dpt_depth": bundle.contract.depth,
+        "max_pixels": str(max_pixels),
     }
     if served_by == "python":
         parameters |= {"backend": options.backend or "", "threads": str(options.threads or "")}

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import signal
 import socket
 import sys
 import threading
+import time
 import webbrowser
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +33,8 @@ PROG = "python -m dpt_deploy.view"
 PORT = 8321
 MAX_PIXELS = 50_000_000
 MOST_CONNECTIONS = 64
+PATIENCE = 1
+"""How long the end waits for answers and computations [s]."""
 LOOPBACK = ("127.0.0.1", "::1", "localhost")
 
 
@@ -86,23 +91,25 @@ def main(config: ViewConfig) -> int:
     """Serve the page until a signal ends it. Exit status: 128 and the number of the signal, as in a shell."""
     console = plain_console(soft_wrap=True)
     listening = listen(config.host, config.port)  # fails before an engine is loaded
-    with listening:
+    with listening, contextlib.ExitStack() as opened:
         models = Models(open_models(config), config.max_pixels)
-        try:
-            for runtime in models.runtimes:
-                console.print(runtime.reason if config.verbose else runtime.summary)
-            url = address(config.host, listening.getsockname()[1])
-            console.print(f"The page is at {url}  (Ctrl-C ends it)")
-            if config.host not in LOOPBACK:
-                console.print("Everyone who reaches this machine at that port can use the page. Browsers open the "
-                              "camera only on this machine itself, or over HTTPS.")
-            names = frozenset(name.lower() for name in (*config.allow_host, config.host))
-            page = Page(models, config.max_megabytes * 1_000_000, names)
-            if config.browser and config.host in LOOPBACK and has_display():
-                threading.Timer(0.5, webbrowser.open, [url]).start()
-            return serve(page, listening)
-        finally:
-            models.close()
+        opened.callback(models.close)
+        for runtime in models.runtimes:
+            console.print(runtime.reason if config.verbose else runtime.summary)
+        url = address(config.host, listening.getsockname()[1])
+        console.print(f"The page is at {url}  (Ctrl-C ends it)")
+        if config.host not in LOOPBACK:
+            console.print("Everyone who reaches this machine at that port can use the page. Browsers open the "
+                          "camera only on this machine itself, or over HTTPS.")
+        names = frozenset(name.lower() for name in (*config.allow_host, config.host))
+        page = Page(models, config.max_megabytes * 1_000_000, names)
+        if config.browser and config.host in LOOPBACK and has_display():
+            threading.Timer(0.5, webbrowser.open, [url]).start()
+        status = serve(page, listening)
+        opened.pop_all()
+        console.print("The page has ended.")
+        end(models, status)
+        return status
 
 
 def open_models(config: ViewConfig) -> list[Runtime]:
@@ -148,17 +155,47 @@ def has_display() -> bool:
     return sys.platform == "darwin" or bool(os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY"))
 
 
+class Server(uvicorn.Server):
+    """A server that asks the page to let go of its requests before it waits for them."""
+
+    def __init__(self, page: Page) -> None:
+        super().__init__(uvicorn.Config(
+            page.app, log_level="warning", access_log=False, lifespan="off", ws="none", http="h11", server_header=False,
+            timeout_graceful_shutdown=PATIENCE, limit_concurrency=MOST_CONNECTIONS,
+        ))
+        self.page = page
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """End the requests, then the connections."""
+        self.page.stop()
+        logging.getLogger("uvicorn.error").disabled = True  # it would report each client that does not read its answer
+        await super().shutdown(sockets)
+
+
+def end(models: Models, status: int) -> None:
+    """Release the models; leave the process at once, with this exit status, if a request still computes.
+
+    No backend can be interrupted in a computation, and Python waits for the thread that it runs in.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)  # it ends already
+    until = time.monotonic() + PATIENCE
+    released = models.close(PATIENCE)
+    threads = [one for one in threading.enumerate() if one is not threading.current_thread() and not one.daemon]
+    for thread in threads:
+        thread.join(max(0, until - time.monotonic()))
+    if not released or any(thread.is_alive() for thread in threads):
+        sys.stdout.flush(), sys.stderr.flush()
+        os._exit(status)
+
+
 def serve(page: Page, listening: socket.socket) -> int:
-    """Serve until SIGINT or SIGTERM; requests that are being answered have three seconds. Returns 128 + the signal."""
+    """Serve until SIGINT or SIGTERM; answers that are being sent have a second. Returns 128 + the signal."""
     caught: list[int] = []
     previous = {number: signal.signal(number, lambda number, _frame: caught.append(number))
                 for number in (signal.SIGINT, signal.SIGTERM)}
-    server = uvicorn.Server(uvicorn.Config(
-        page.app, log_level="warning", access_log=False, lifespan="off", ws="none", http="h11", server_header=False,
-        timeout_graceful_shutdown=3, limit_concurrency=MOST_CONNECTIONS,
-    ))
     try:
-        server.run([listening])  # it takes the signals, and raises them again at its end
+        Server(page).run([listening])  # it takes the signals, and raises them again at its end
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

@@ -5,15 +5,16 @@
     then          the header, UTF-8 JSON, padded with spaces to a multiple of 8
     then          the arrays, little-endian, each at a multiple of 8 from the end of the header
 
-The header says of each array its form, dtype, shape, offset and bytes. A frame of 1280x720 takes 7 bytes per pixel and
-its picture: less than 7 MB.
+The header says of each array its form, dtype, shape, offset and bytes. Depth is uint16, 0 where there is none, and
+otherwise value = scale * stored + bias, as its entry says: metres, or relative depth without unit. A frame of 1280x720
+takes 7 bytes per pixel and its picture: less than 7 MB.
 """
 
 from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,16 +22,17 @@ import cv2
 import numpy as np
 
 from ..core import metrics
-from ..core.compact import encode, form
+from ..core.compact import encode
+from ..core.contract import DepthKind
 from ..geometry import Intrinsics
 from ..geometry.intrinsics import FILM_DIAGONAL
 from ..report.colours import depth_range
-from ..report.in_memory import jpeg_bytes
+from ..report.writers import jpeg_bytes
 from ..runtime import Prediction
 
 MAGIC = b"DPT1"
 FORMS = {"depth": "uint16-mm", "normals": "octahedral16", "alpha": "uint8"}
-"""The compact form of each head on the page."""
+"""The compact form of each head on the page. Relative depth has no millimetres; see `spread`."""
 SHOWN_PIXELS = 1280 * 720
 """Larger images are scaled down to this area for the page. Downloads have the size of the image."""
 
@@ -81,32 +83,70 @@ def pack(image: np.ndarray, models: Sequence[Shown], full_size: tuple[int, int],
         "canonical": any(one.canonical for one in models),
     }
     for model in models:
-        maps = {head: _array(head, values, add) for head, values in model.prediction.maps.items()}
-        header["models"].append({"label": model.label, "milliseconds": round(model.milliseconds, 1), "maps": maps})
-    depth = models[0].prediction.depth
-    if depth is not None:
-        header["depth_range"] = depth_range(depth, models[0].prediction.alpha)
+        found = model.prediction
+        maps = {head: _array(head, values, found.depth_kind, add) for head, values in found.maps.items()}
+        one = {"label": model.label, "milliseconds": round(model.milliseconds, 1), "maps": maps}
+        if found.depth is not None:
+            one["depth_range"] = shown_range(found)
+        header["models"].append(one)
     if len(models) == 2:
-        header["difference"] = difference(models[0].prediction.maps, models[1].prediction.maps)
+        header["difference"] = difference(models[0].prediction, models[1].prediction)
     text = json.dumps(header).encode()
     text = text.ljust(-(-len(text) // 8) * 8)
     return b"".join([MAGIC, len(text).to_bytes(4, "little"), text, *parts])
 
 
-def _array(head: str, values: np.ndarray, add: Any) -> dict[str, Any]:
-    one = form(head, FORMS[head])
-    stored = encode(head, one.name, values)
+def _array(head: str, values: np.ndarray, kind: DepthKind, add: Callable[[bytes], dict[str, int]]) -> dict[str, Any]:
+    name, meaning = FORMS[head], {}
+    if head != "depth":
+        stored = encode(head, name, values)
+    elif kind == "metric":
+        stored, meaning = encode(head, name, values), {"scale": 0.001, "bias": 0}
+    else:
+        stored, scale, bias = spread(values)
+        name, meaning = "uint16", {"scale": scale, "bias": bias}
     stored = np.ascontiguousarray(stored, stored.dtype.newbyteorder("<"))
-    return {"form": one.name, "dtype": one.dtype, "shape": stored.shape, "error": one.error} | add(stored.tobytes())
+    return {"form": name, "dtype": stored.dtype.name, "shape": stored.shape} | meaning | add(stored.tobytes())
 
 
-def difference(want: Mapping[str, np.ndarray], have: Mapping[str, np.ndarray]) -> dict[str, dict[str, float | None]]:
+def spread(depth: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """Depth (H, W) of any range as uint16 from 1 to 65535, 0 where it is not finite; and scale and bias of `pack`."""
+    low, span = _extent(depth)
+    scale = span / 65534
+    with np.errstate(invalid="ignore"):
+        stored = np.where(np.isfinite(depth), np.rint((depth.astype(np.float64) - low) / scale) + 1, 0)
+    return stored.astype(np.uint16), scale, low - scale
+
+
+def shown_range(prediction: Prediction) -> tuple[float, float]:
+    """What the colours of a depth map span, in its own unit; see `depth_range`."""
+    depth, alpha = prediction.depth, prediction.alpha
+    if prediction.depth_kind == "metric":
+        return depth_range(depth, alpha)
+    low, span = _extent(depth)  # relative depth may have any range, also a tiny one
+    near, far = depth_range((depth.astype(np.float64) - low) / span, alpha)
+    return low + span * near, low + span * far
+
+
+def _extent(depth: np.ndarray) -> tuple[float, float]:
+    """The least finite value, and the distance to the largest, which is above 0."""
+    finite = depth[np.isfinite(depth)].astype(np.float64)
+    if not finite.size:
+        return 0.0, 1.0
+    return float(finite.min()), float(np.ptp(finite)) or 1.0
+
+
+def difference(want: Prediction, have: Prediction) -> dict[str, dict[str, float | None]]:
     """The parity metrics of the heads that both have, against the first; a value that is not finite is None.
 
-    Depth and normals count where the first model's alpha is above 0.5, as in the parity report.
+    Depth and normals count where the first model's alpha is above 0.5, as in the parity report. Errors of relative
+    depth are fractions of the range of the first map; metric and relative depth are not compared.
     """
-    if not (heads := want.keys() & have.keys()):
-        return {}
-    found = metrics.parity({head: values for head, values in want.items() if head in heads}, dict(have))
+    heads = want.maps.keys() & have.maps.keys()
+    if want.depth_kind != have.depth_kind:
+        heads -= {"depth"}
+    # The first model's alpha says what counts, also if the second one has none.
+    reference = {head: values for head, values in want.maps.items() if head in heads or head == "alpha"}
+    found = metrics.parity(reference, {"alpha": want.alpha} | have.maps, want.depth_kind == "metric")
     return {head: {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-            for head, numbers, _ in found}
+            for head, numbers, _ in found if head in heads}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import math
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -20,16 +21,18 @@ from starlette.routing import Route
 
 from .downloads import MEDIA, Choices
 from .guard import Guard, refusal
-from .models import Models, Refused
+from .models import Models, Refused, Unwanted, Wanted
 
 STATIC = Path(__file__).resolve().parent / "static"
 TYPES = {suffix: f"text/{kind}; charset=utf-8" for suffix, kind in
          ((".html", "html"), (".css", "css"), (".js", "javascript"))}
 MOST_WAITING = 6
-"""Requests that may wait for the models; more are asked to come again."""
+"""Requests that may be read or wait for the models; more are asked to come again."""
 UPLOAD_SECONDS = 120
 FILM = (10.0, 400.0)
 """Focal lengths that the page offers [mm on 35 mm film]."""
+Work = Callable[[bytes, Wanted], bytes]
+"""Makes an answer of the body of a request."""
 PLAIN = {404: "There is nothing at this address.", 405: "This address does not take such a request."}
 
 
@@ -39,6 +42,7 @@ class Page:
     def __init__(self, models: Models, max_bytes: int, names: frozenset[str] = frozenset()) -> None:
         self.models, self.max_bytes = models, max_bytes
         self.waiting = 0
+        self.stopping = asyncio.Event()
         self.limiter = anyio.CapacityLimiter(2)  # one computes, one decodes or packs
         self.files = {path.name: path.read_bytes() for path in STATIC.iterdir() if path.suffix in TYPES}
         routes = Starlette(
@@ -47,7 +51,8 @@ class Page:
                 Route("/api/predict", self.predict, methods=["POST"]),
                 Route("/api/download/{name}", self.download, methods=["POST"]),
             ],
-            exception_handlers={Refused: _refused, HTTPException: _plain, ClientDisconnect: _gone, Exception: _failed},
+            exception_handlers={Refused: _refused, HTTPException: _plain, ClientDisconnect: _gone, Unwanted: _gone,
+                                Exception: _failed},
         )
         self.app = Guard(routes, names)  # around everything, so that answers to failures have its headers too
 
@@ -66,8 +71,7 @@ class Page:
         """The maps of the image in the body; `answer` describes the bytes."""
         compare, live = (request.query_params.get(name) == "1" for name in ("compare", "live"))
         film = _film(request.query_params)
-        data = await self._body(request)
-        body = await self._run(lambda: self.models.look(data, compare, live, film))
+        body = await self._answer(request, lambda data, wanted: self.models.look(data, compare, live, film, wanted))
         return Response(body, media_type="application/octet-stream")
 
     async def download(self, request: Request) -> Response:
@@ -76,10 +80,46 @@ class Page:
         choices = Choices(_number(query, "threshold", 0.5, 0, 1), query.get("soft", "1") == "1",
                           _film(query))
         number = int(_number(query, "model", 0, 0, 1))
-        data = await self._body(request)
-        body = await self._run(lambda: self.models.download(data, name, choices, number))
+        body = await self._answer(
+            request, lambda data, wanted: self.models.download(data, name, choices, number, wanted))
         disposition = {"Content-Disposition": f'attachment; filename="{name}"'}
         return Response(body, media_type=MEDIA[name.rpartition(".")[2]], headers=disposition)
+
+    def stop(self) -> None:
+        """Refuse the requests that still wait, and all further ones. To be called in the event loop."""
+        self.stopping.set()
+
+    async def _answer(self, request: Request, work: Work) -> bytes:
+        """What `work` makes of the body of a request, unless the page ends first."""
+        answer = asyncio.ensure_future(self._computed(request, work))
+        stopping = asyncio.ensure_future(self.stopping.wait())
+        try:
+            await asyncio.wait((answer, stopping), return_when=asyncio.FIRST_COMPLETED)
+            if answer.done():
+                return answer.result()
+            raise Refused(503, "dpt view has been ended in its terminal. Start it again.")
+        finally:
+            answer.cancel()
+            stopping.cancel()
+
+    async def _computed(self, request: Request, work: Work) -> bytes:
+        # Counted before the body is read, so that the bodies in memory are limited too.
+        if self.waiting >= MOST_WAITING:
+            raise Refused(503, "Too many images are waiting. Try again in a moment.")
+        self.waiting += 1
+        gone = threading.Event()
+        watching = None
+        try:
+            data = await self._body(request)
+            watching = asyncio.ensure_future(_set_when_gone(request, gone))
+            # If it is cancelled, the page ends: then the thread is left to itself.
+            return await anyio.to_thread.run_sync(lambda: work(data, lambda: not gone.is_set()), limiter=self.limiter,
+                                                  abandon_on_cancel=True)
+        finally:
+            gone.set()  # a thread that was left to itself computes nothing more
+            self.waiting -= 1
+            if watching is not None:
+                watching.cancel()
 
     async def _body(self, request: Request) -> bytes:
         kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
@@ -90,26 +130,23 @@ class Page:
         length = request.headers.get("content-length", "0")
         if length.isdecimal() and int(length) > self.max_bytes:
             raise Refused(413, limit)
-        parts, size = [], 0
+        data = bytearray()
         try:
             async with asyncio.timeout(UPLOAD_SECONDS):
                 async for part in request.stream():
-                    parts.append(part)
-                    size += len(part)
-                    if size > self.max_bytes:
+                    if len(data) + len(part) > self.max_bytes:
                         raise Refused(413, limit)
+                    data += part
         except TimeoutError as error:
             raise Refused(408, "The file did not arrive in time. Try again.") from error
-        return b"".join(parts)
+        return bytes(data)
 
-    async def _run(self, work: Callable[[], bytes]) -> bytes:
-        if self.waiting >= MOST_WAITING:
-            raise Refused(503, "Too many images are waiting. Try again in a moment.")
-        self.waiting += 1
-        try:
-            return await anyio.to_thread.run_sync(work, limiter=self.limiter)
-        finally:
-            self.waiting -= 1
+
+async def _set_when_gone(request: Request, gone: threading.Event) -> None:
+    """Set `gone` when the client closes the connection. The body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    gone.set()
 
 
 def _film(query: QueryParams) -> float | None:

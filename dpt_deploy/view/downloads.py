@@ -9,11 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..core.compact import encode
+from ..core.contract import HEADS
 from ..core.errors import BadInput
 from ..geometry import Cut, Intrinsics
 from ..geometry.files import ply_bytes
-from ..report.in_memory import exr_bytes
-from ..report.writers import png_bytes
+from ..report.writers import depth_png_bytes, maps_exr_bytes, normals_bytes, png_bytes
 from ..runtime import Prediction
 
 MEDIA = {"png": "image/png", "exr": "image/x-exr", "ply": "application/octet-stream"}
@@ -31,14 +31,19 @@ class Choices:
     """Focal length [mm on 35 mm film]. None: that in the image's EXIF, or else a guess."""
 
 
+Maker = Callable[[np.ndarray, Prediction, Intrinsics, Choices], bytes]
+"""Makes a file from image, prediction, camera and choices."""
+
+
 @dataclass(frozen=True)
 class Download:
     """One kind of file."""
 
     heads: tuple[str, ...]
     """The maps that it needs."""
-    make: Callable[[np.ndarray, Prediction, Intrinsics, Choices], bytes]
-    """From image, prediction with depth in metres, camera and choices."""
+    make: Maker
+    metres: bool = False
+    """Whether it needs depth in metres, which relative depth is not."""
 
 
 def camera(data: bytes, size: tuple[int, int], film: float | None) -> Intrinsics:
@@ -55,24 +60,19 @@ def cut(alpha: np.ndarray, choices: Choices) -> np.ndarray:
 
 
 def _depth_png(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
-    return png_bytes(encode("depth", "uint16-mm", prediction.depth))
+    return depth_png_bytes(prediction.depth)
 
 
-def _depth_exr(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
-    return exr_bytes({"Z": prediction.depth})
+def _exr(*heads: str) -> Maker:
+    def make(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
+        maps = {head: values for head, values in prediction.maps.items() if head in heads}
+        return maps_exr_bytes(maps, prediction.depth_meaning)
+
+    return make
 
 
 def _normals_png(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
-    scaled = (np.clip(np.nan_to_num(prediction.normals), -1, 1) * np.float32(0.5) + np.float32(0.5)) * 65535
-    return png_bytes(np.rint(scaled).astype(np.uint16))
-
-
-def _normals_exr(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
-    return exr_bytes(_planes(prediction.normals))
-
-
-def _planes(normals: np.ndarray) -> dict[str, np.ndarray]:
-    return {f"N.{axis}": normals[..., i] for i, axis in enumerate("XYZ")}
+    return normals_bytes(prediction.normals, ".png")
 
 
 def _cutout_png(image: np.ndarray, prediction: Prediction, _camera: Intrinsics, choices: Choices) -> bytes:
@@ -81,18 +81,7 @@ def _cutout_png(image: np.ndarray, prediction: Prediction, _camera: Intrinsics, 
 
 
 def _alpha_png(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
-    return png_bytes(np.rint(np.clip(np.nan_to_num(prediction.alpha), 0, 1) * 65535).astype(np.uint16))
-
-
-def _maps_exr(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
-    channels = {}
-    if prediction.depth is not None:
-        channels["Z"] = prediction.depth
-    if prediction.normals is not None:
-        channels |= _planes(prediction.normals)
-    if prediction.alpha is not None:
-        channels["A"] = prediction.alpha
-    return exr_bytes(channels)
+    return png_bytes(encode("alpha", "uint16", prediction.alpha))
 
 
 def _points_ply(image: np.ndarray, prediction: Prediction, camera: Intrinsics, choices: Choices) -> bytes:
@@ -104,13 +93,13 @@ def _points_ply(image: np.ndarray, prediction: Prediction, camera: Intrinsics, c
 
 
 DOWNLOADS = {
-    "depth.png": Download(("depth",), _depth_png),
-    "depth.exr": Download(("depth",), _depth_exr),
+    "depth.png": Download(("depth",), _depth_png, metres=True),
+    "depth.exr": Download(("depth",), _exr("depth")),
     "normals.png": Download(("normals",), _normals_png),
-    "normals.exr": Download(("normals",), _normals_exr),
+    "normals.exr": Download(("normals",), _exr("normals")),
     "cutout.png": Download(("alpha",), _cutout_png),
     "alpha.png": Download(("alpha",), _alpha_png),
-    "maps.exr": Download((), _maps_exr),
-    "points.ply": Download(("depth",), _points_ply),
+    "maps.exr": Download((), _exr(*HEADS)),
+    "points.ply": Download(("depth",), _points_ply, metres=True),
 }
-"""By file name. Depth as PNG is 16-bit millimetres, 0 where there is none; normals are (n + 1) / 2 of 65535."""
+"""By file name. Maps are written as `report.writers` writes them for the other commands."""

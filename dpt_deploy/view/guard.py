@@ -47,6 +47,14 @@ def known_host(host: str, names: frozenset[str]) -> bool:
     return True
 
 
+def _place(origin: str) -> str | None:
+    """Host and port of an Origin header; None if it is no address."""
+    try:
+        return urlsplit(origin).netloc
+    except ValueError:  # such as http://[
+        return None
+
+
 class Guard:
     """Refuse requests by a foreign name (421) or from a foreign page (403), and add `HEADERS` to every answer."""
 
@@ -76,6 +84,6 @@ class Guard:
         origin, site = headers.get("origin"), headers.get("sec-fetch-site", "none")
         followed = headers.get("sec-fetch-mode") == "navigate"  # a link to this page, which changes nothing here
         foreign = site not in ("none", "same-origin") and not followed
-        if foreign or (origin is not None and urlsplit(origin).netloc != host):
+        if foreign or (origin is not None and _place(origin) != host):
             return refusal(403, "This request comes from another page. Open this page itself.")
         return None

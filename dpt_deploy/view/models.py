@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
+from ..core.contract import DEPTHS
 from ..core.errors import BadInput, ContractError, DptError
 from ..core.image_files import image_from_bytes
 from ..core.image_header import header_of
+from ..geometry import Intrinsics
 from ..report.colours import colour_depth
 from ..runtime import Prediction, Runtime
-from .answer import FORMS, Shown, pack, shrunk
+from .answer import Shown, pack, shrunk
 from .downloads import DOWNLOADS, Choices, camera
+
+Wanted = Callable[[], bool]
+"""Says whether somebody still waits for an answer. Asked before a model computes."""
 
 KEPT_BYTES = 1 << 30
 """Results of an image are kept for its downloads if they take no more."""
@@ -29,6 +35,10 @@ class Refused(Exception):
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
         self.status, self.sentence = status, sentence
+
+
+class Unwanted(Exception):
+    """Nobody waits for the answer any more."""
 
 
 @dataclass(frozen=True)
@@ -54,55 +64,79 @@ class Models:
         """What the page shows of the models, as plain JSON."""
         first = self.runtimes[0]
         return {
-            "bundle": first.bundle.name, "labels": self.labels, "heads": first.bundle.contract.heads,
-            "summaries": [one.summary for one in self.runtimes], "forms": FORMS, "downloads": list(DOWNLOADS),
-            "assumed": [str(one) for one in first.assumed], "colours": _colours(),
+            "bundle": first.bundle.name, "assumed": [str(one) for one in first.assumed], "colours": _colours(),
+            "models": [{"label": label, "summary": one.summary, "heads": one.bundle.contract.heads,
+                        "depth": one.bundle.contract.depth}
+                       for label, one in zip(self.labels, self.runtimes, strict=True)],
         }
 
-    def look(self, data: bytes, compare: bool = False, live: bool = False, film: float | None = None) -> bytes:
+    def look(
+        self, data: bytes, compare: bool = False, live: bool = False, film: float | None = None,
+        wanted: Wanted = lambda: True,
+    ) -> bytes:
         """The maps of an image file for the page, by one model or both. Results of live pictures are not kept.
 
         `film` is the focal length [mm on 35 mm film]; see `downloads.camera`.
 
         Raises:
             Refused: The file is no image that can be read, or the models cannot run on it.
+            Unwanted: `wanted` said no.
         """
+        _check(wanted)
         image = self._image(data)
         small = shrunk(image)
         digest = "" if live else hashlib.sha256(data).hexdigest()
         with self._lock:
             numbers = range(len(self.runtimes) if compare else 1)
-            results = [self._result(digest, number, small) for number in numbers]
+            results = [self._result(digest, number, small, wanted) for number in numbers]
+        _check(wanted)
         lens = camera(data, small.shape[:2], film)
-        shown = [Shown(label, one.prediction.in_metres(lens), one.milliseconds, one.prediction.canonical_focal > 0)
+        shown = [Shown(label, _scaled(one.prediction, lens), one.milliseconds, one.prediction.canonical_focal > 0)
                  for label, one in zip(self.labels, results, strict=False)]
         return pack(small, shown, image.shape[:2], lens)
 
-    def download(self, data: bytes, name: str, choices: Choices, number: int = 0) -> bytes:
+    def download(
+        self, data: bytes, name: str, choices: Choices, number: int = 0, wanted: Wanted = lambda: True
+    ) -> bytes:
         """The file `name` of `DOWNLOADS` for an image file, at the image's own size, by the model `number`.
 
-        Raises `Refused` as `look` does, and for a file that there is not.
+        Raises as `look` does, and `Refused` for a file that the model cannot give.
         """
+        _check(wanted)
         if name not in DOWNLOADS:
             raise Refused(404, f"There is no download {name}; there are {', '.join(DOWNLOADS)}.")
         if number not in range(len(self.runtimes)):
             raise Refused(404, "There is no second model: start the page with --compare or --compare-precision.")
-        image = self._image(data)
-        lacking = [head for head in DOWNLOADS[name].heads if head not in self.runtimes[number].bundle.contract.heads]
+        contract = self.runtimes[number].bundle.contract
+        lacking = [head for head in DOWNLOADS[name].heads if head not in contract.heads]
         if lacking:
             raise Refused(404, f"This model predicts no {lacking[0]}, which {name} needs.")
+        if DOWNLOADS[name].metres and contract.depth != "metric":
+            raise Refused(404, f"This model predicts {DEPTHS[contract.depth]}, and {name} needs metres. "
+                          "depth.exr and maps.exr hold such depth, and say so.")
+        image = self._image(data)
         with self._lock:
-            result = self._result(hashlib.sha256(data).hexdigest(), number, image)
+            result = self._result(hashlib.sha256(data).hexdigest(), number, image, wanted)
+        _check(wanted)
         lens = camera(data, image.shape[:2], choices.film)
         try:
-            return DOWNLOADS[name].make(image, result.prediction.in_metres(lens), lens, choices)
+            return DOWNLOADS[name].make(image, _scaled(result.prediction, lens), lens, choices)
         except BadInput as error:
             raise Refused(422, str(error)) from error
 
-    def close(self) -> None:
-        """Release the runtimes."""
-        for runtime in self.runtimes:
-            runtime.close()
+    def close(self, seconds: float = -1) -> bool:
+        """Release the runtimes when no request computes any more.
+
+        A computation cannot be interrupted. False if one still runs after `seconds`: nothing is released then. -1 waits
+        as long as it takes.
+        """
+        if not self._lock.acquire(timeout=seconds):
+            return False
+        with contextlib.ExitStack() as closing:
+            closing.callback(self._lock.release)
+            for runtime in self.runtimes:
+                closing.callback(runtime.close)
+        return True
 
     def _image(self, data: bytes) -> np.ndarray:
         if not data:
@@ -124,11 +158,12 @@ class Models:
         except MemoryError as error:
             raise Refused(413, "This image does not fit into memory. Scale it down and try again.") from error
 
-    def _result(self, digest: str, number: int, image: np.ndarray) -> Result:
+    def _result(self, digest: str, number: int, image: np.ndarray, wanted: Wanted) -> Result:
         key = (digest, number, image.shape[:2])
         for one in self._kept:
             if digest and one.key == key:
                 return one
+        _check(wanted)  # it may have waited for the lock, or for the other model
         start = time.perf_counter()
         try:
             prediction = self.runtimes[number](image)
@@ -142,6 +177,16 @@ class Models:
             if sum(map(_bytes, [*self._kept, result])) <= KEPT_BYTES:
                 self._kept.append(result)
         return result
+
+
+def _check(wanted: Wanted) -> None:
+    if not wanted():
+        raise Unwanted
+
+
+def _scaled(prediction: Prediction, lens: Intrinsics) -> Prediction:
+    """With depth in metres for this camera, or relative depth as it is."""
+    return prediction.in_metres(lens) if prediction.depth_kind == "metric" else prediction
 
 
 def _colours() -> str:

@@ -35,6 +35,16 @@ def test_a_model_knows_its_forms() -> None:
             model.chosen(forms)
 
 
+def test_a_model_says_what_its_depth_is() -> None:
+    def config(kind: str) -> dict[str, object]:
+        return CONFIG | {"parameters": CONFIG["parameters"] | {"dpt_depth": {"string_value": kind}}}
+
+    assert ServedModel.of(CONFIG).depth_kind == "metric"  # written before the parameter was
+    assert ServedModel.of(config("relative")).depth_kind == "relative"
+    with pytest.raises(BadInput, match="metric, relative, received 'feet'"):
+        ServedModel.of(config("feet"))
+
+
 def test_a_model_from_elsewhere_is_refused() -> None:
     for config in ({}, {"name": "other", "output": []}, CONFIG | {"parameters": {"max_pixels": {"string_value": "x"}}}):
         with pytest.raises(BadInput, match="a model that dpt triton wrote"):

@@ -15,7 +15,7 @@ from PIL import Image
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.image_files import SUFFIXES, find_images, from_pil, is_pil, read_image
 from dpt_deploy.core.image_header import read_header
-from dpt_deploy.runtime.runtime import as_frame
+from dpt_deploy.runtime.image import as_frame
 from tests.tiny import photo
 
 ORIENTATION = 0x0112

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import json
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,26 @@ def test_another_library_reads_what_was_written(tmp_path: Path, suffix: str, kin
     if isinstance(want, Mesh):
         np.testing.assert_array_equal(found.faces, want.faces)
         np.testing.assert_allclose(found.vertex_normals, want.normals, atol=1e-6)
+
+
+def test_points_in_gltf_have_their_normals(tmp_path: Path) -> None:
+    """Read by the layout of the format: trimesh reads the normals of meshes only."""
+    pytest.importorskip("trimesh", reason="needs the extra points")
+    want = cloud()
+    write_points(tmp_path / "a.glb", want)
+    data = (tmp_path / "a.glb").read_bytes()
+    length = int.from_bytes(data[12:16], "little")
+    tree, buffer = json.loads(data[20 : 20 + length]), data[28 + length :]
+    assert len(data) == int.from_bytes(data[8:12], "little") and tree["buffers"][0]["byteLength"] == len(buffer)
+    ((primitive,),) = (mesh["primitives"] for mesh in tree["meshes"])
+    assert primitive["mode"] == 0
+    for name, values in (("POSITION", want.vertices), ("NORMAL", want.normals)):
+        accessor = tree["accessors"][primitive["attributes"][name]]
+        view = tree["bufferViews"][accessor["bufferView"]]
+        assert (accessor["count"], accessor["type"], accessor["componentType"]) == (len(want), "VEC3", 5126)
+        assert view["byteLength"] == 12 * len(want)
+        found = np.frombuffer(buffer, "<f4", 3 * len(want), view["byteOffset"]).reshape(-1, 3)
+        np.testing.assert_allclose(found, values, atol=1e-7)
 
 
 def test_the_header_of_ply_says_units_and_whether_the_focal_length_is_a_guess() -> None:

@@ -45,7 +45,7 @@ def read_exr(folder: Path) -> Maps:
     with OpenEXR.File(str(folder / "a.exr"), separate_channels=True) as file:
         channels = {name: channel.pixels.astype(np.float32) for name, channel in file.channels().items()}
     return {"depth": channels["Z"], "alpha": channels["A"],
-            "normals": np.stack([channels[f"normals.{axis}"] for axis in "XYZ"], axis=-1)}
+            "normals": np.stack([channels[f"N.{axis}"] for axis in "XYZ"], axis=-1)}
 
 
 def read_png(read: Callable[[str], bytes]) -> Maps:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -107,10 +109,15 @@ def test_a_place_that_cannot_be_written_is_named(tiny_bundle: Path, folder: Path
 def test_a_full_disk_is_named_and_leaves_nothing(
     tiny_bundle: Path, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def full(file: object, name: str) -> None:
-        raise RuntimeError(f'Cannot write image file "{name}". No space left on device.')
+    real = Path.write_bytes
 
-    monkeypatch.setattr(OpenEXR.File, "write", full)
+    def full(path: Path, data: bytes) -> int:
+        if path.suffix == ".exr":
+            real(path, data[:9])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
     with pytest.raises(BadInput, match=r"cannot write .*one\.depth\.exr.*No space left"):
         main(PredictConfig(tiny_bundle, (str(folder / "one.png"),), tmp_path / "out"))
     assert names(tmp_path / "out") == ["one.npz", "one.panel.png"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import cv2
@@ -48,6 +49,18 @@ def test_the_colours_of_the_edge_lose_the_background(softness: float) -> None:
     np.testing.assert_array_equal(found[alpha > 0.999], image[alpha > 0.999])
 
 
+@pytest.mark.parametrize("make", [cutout, estimate_colours,
+                                  lambda image, alpha: composite(image, alpha, Background.parse("white"))])
+def test_images_and_alpha_of_other_ranges_are_refused(make: Callable[..., object]) -> None:
+    """Floats in [0, 1] would be black, and bytes of alpha foreground everywhere."""
+    image, alpha = photo(20, 30), np.full((20, 30), 0.5, np.float32)
+    for wrong, matte, words in ((image / 255, alpha, r"received float64.*\* 255"), (image[..., :2], alpha, "received"),
+                                (image, (alpha * 255).astype(np.uint8), "floats in"), (image, alpha[:9], "alpha"),
+                                (image[None], alpha, "expected an image")):
+        with pytest.raises(BadInput, match=words):
+            make(wrong, matte)
+
+
 @pytest.mark.parametrize("value", [0, 1, np.nan])
 def test_alpha_without_an_edge_changes_nothing(value: float) -> None:
     image = photo(30, 50)
@@ -82,7 +95,7 @@ def test_colours_by_name_and_number(text: str, colour: tuple[int, int, int]) -> 
     assert (found.kind, found.colour) == ("colour", colour)
 
 
-@pytest.mark.parametrize("text", ["", "puce", "#12345", "1,2", "1,2,256", "nowhere.png"])
+@pytest.mark.parametrize("text", ["", "puce", "#12345", "1,2", "1,2,256", "nowhere.png", "x" * 5000])
 def test_an_unknown_background_is_refused(text: str) -> None:
     with pytest.raises(BadInput, match="expected blur, a colour"):
         Background.parse(text)

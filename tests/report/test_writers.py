@@ -60,6 +60,17 @@ def test_a_prediction_without_depth_has_no_exr(tmp_path):
     assert files[2].name == "b.depth.exr" and channels(files[2])["Z"].shape == (20, 30)
 
 
+@pytest.mark.parametrize(("about", "words"), [
+    ({}, "z-depth in metres"), ({"depth_kind": "relative"}, "relative depth without unit, larger is farther"),
+    ({"canonical_focal": 500.0}, "z-depth for a focal length of 500 pixels"),
+])
+def test_a_depth_file_says_what_its_numbers_are(tmp_path, about, words):
+    prediction = Prediction(depth=np.ones((20, 30), np.float32), **about)
+    path = write_prediction(tmp_path, "a", photo(20, 30), prediction, picture=False)[-1]
+    with OpenEXR.File(str(path)) as file:
+        assert file.header()["depthMeaning"].startswith(words)
+
+
 LIMITED = """
 import resource, sys
 import numpy as np
@@ -90,18 +101,15 @@ def test_a_file_that_does_not_fit_is_not_there(tmp_path, limit):
 def test_a_file_that_lost_bytes_is_not_there(tmp_path, monkeypatch, kind):
     """As a library may leave it that does not report a full disk."""
     path = tmp_path / f"a.{kind}"
-    if kind == "png":
-        real = Path.write_bytes
-        monkeypatch.setattr(Path, "write_bytes", lambda self, data: real(self, bytes(data)[:-9]))
-        write = lambda: write_png(path, photo(20, 30))  # noqa: E731
-    elif kind == "npz":
+    if kind == "npz":
         real = np.savez
         monkeypatch.setattr(np, "savez", lambda file, **arrays: (real(file, **arrays), _cut(file)))
         write = lambda: write_npz(path, {"x": np.arange(1000)})  # noqa: E731
     else:
-        original = OpenEXR.File.write
-        monkeypatch.setattr(OpenEXR.File, "write", lambda self, name: (original(self, name), _cut(name)))
-        write = lambda: write_exr(path, {"Z": np.arange(6000, dtype=np.float32).reshape(60, 100)})  # noqa: E731
+        real = Path.write_bytes
+        monkeypatch.setattr(Path, "write_bytes", lambda self, data: real(self, bytes(data)[:-9]))
+        write = {"png": lambda: write_png(path, photo(20, 30)),
+                 "exr": lambda: write_exr(path, {"Z": np.zeros((60, 100), np.float32)})}[kind]
     with pytest.raises(BadInput, match=rf"cannot write .*a\.{kind}"):
         write()
     assert not list(tmp_path.iterdir())

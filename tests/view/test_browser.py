@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from dpt_deploy.core.metrics import angle
 from dpt_deploy.runtime import Prediction, load
 from tests.tiny import photo
 from tests.view.conftest import Save, Served, served
+from tests.view.relative import relative_model
 
 sync_api = pytest.importorskip("playwright.sync_api")
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -50,8 +52,14 @@ def browser() -> Iterator[sync_api.Browser]:
 
 @pytest.fixture
 def page(browser: sync_api.Browser, server: Served, request: pytest.FixtureRequest) -> Iterator[sync_api.Page]:
+    with opened(browser, server, **getattr(request, "param", {})) as found:
+        yield found
+
+
+@contextlib.contextmanager
+def opened(browser: sync_api.Browser, server: Served, **changes: object) -> Iterator[sync_api.Page]:
     """The page, freshly opened. At the end: no error in its console, and no request to anywhere else."""
-    options = {"viewport": {"width": 1280, "height": 860}, "reduced_motion": "reduce"} | getattr(request, "param", {})
+    options = {"viewport": {"width": 1280, "height": 860}, "reduced_motion": "reduce"} | changes
     context = browser.new_context(**options)
     found = context.new_page()
     found.set_default_timeout(20_000)
@@ -179,6 +187,37 @@ def test_two_models_by_a_wipe_and_in_numbers(page: sync_api.Page, save: Save) ->
     assert page.inner_text("#difference") == "" and "|" not in values(page)["Depth"]
 
 
+@pytest.mark.parametrize("first", ["metric", "relative"])
+def test_two_models_with_different_maps(browser: sync_api.Browser, tiny_bundle: Path, save: Save, tmp_path: Path,
+                                        first: str) -> None:
+    """One has all maps in metres, the other nothing but relative depth."""
+    models = [tiny_bundle, relative_model(tmp_path)][:: 1 if first == "metric" else -1]
+    with served(models[0], "--backend", "onnxruntime-cpu", "--compare", str(models[1]),
+                XDG_CACHE_HOME=str(tmp_path / "cache")) as server, opened(browser, server) as page:
+        assert "its depth in metres, its relative depth" in page.inner_text(".drop")
+        choose(page, save("person.png", IMAGE))
+        for pane in ("depth", "normals", "cutout"):
+            assert pixel(page, pane, 10, 40)[3] > 0 and pixel(page, pane, 110, 40)[3] > 0, pane
+            assert page.locator(f"[data-pane={pane}] .wipe-line").is_visible() == (pane == "depth")
+            assert page.inner_text(f"[data-pane={pane}] .meta") == ("" if pane == "depth" else "only tiny")
+        assert cloud_picture(page).std() > 10
+        page.locator("[data-pane=depth] .frame canvas").focus()
+        page.keyboard.press("ArrowLeft")
+        texts = values(page)["Depth"].split(" | ")
+        assert sorted(re.sub(r"[-\d.e]+", "N", text) for text in texts) == ["N m", "N without unit"]
+        assert "no map" in values(page)["Foreground"] and "one is relative" in page.inner_text("#difference")
+        assert page.inner_text("#depth-title") == ("Depth" if first == "metric" else "Relative depth")
+        assert page.is_visible("[data-file='depth.png']") == (first == "metric")
+        assert page.inner_text("#far").split(" | ")[0].endswith("m") == (first == "metric")
+        with page.expect_download() as download:  # from the model that has the map
+            page.click("[data-file='points.ply']")
+        assert Path(download.value.path()).read_bytes().startswith(b"ply\n")
+        page.uncheck("#comparing")
+        page.wait_for_selector("[data-pane=normals]", state="visible" if first == "metric" else "hidden")
+        page.wait_for_selector("#cloud", state="visible" if first == "metric" else "hidden")
+        assert page.is_visible("[data-file='maps.exr']")
+
+
 def test_dropping_and_pasting(page: sync_api.Page, save: Save) -> None:
     page.evaluate("""async () => {
         window.given = async (size) => {
@@ -203,6 +242,36 @@ def test_dropping_and_pasting(page: sync_api.Page, save: Save) -> None:
     until(page, SIZE, "60 \u00d7 40")
     page.evaluate("window.dispatchEvent(new DragEvent('drop', {dataTransfer: new DataTransfer(), cancelable: true}))")
     assert "no image in what was dropped" in problem(page)
+
+
+def test_a_folder_is_told(page: sync_api.Page) -> None:
+    """In a drop it looks like a file, and cannot be read."""
+    page.evaluate("""() => {
+        const folder = new File([], "photos");
+        folder.slice = () => ({arrayBuffer: async () => { throw new DOMException("", "NotFoundError"); }});
+        Object.defineProperty(folder, "size", {value: 4096});
+        const drop = new DragEvent("drop", {cancelable: true});
+        Object.defineProperty(drop, "dataTransfer", {value: {files: [folder], types: ["Files"]}});
+        window.dispatchEvent(drop);
+    }""")
+    assert "it is a folder" in problem(page)
+
+
+def test_a_file_that_cannot_be_shown_changes_nothing(page: sync_api.Page, save: Save, tmp_path: Path) -> None:
+    choose(page, save("person.png", IMAGE))
+    page.locator("#film").fill("20")
+    (tmp_path / "notes.png").write_text("these are notes")
+    (tmp_path / "large.png").write_bytes(bytes(2_100_000))
+    for name, words in (("notes.png", "not an image"), ("large.png", "2.1 MB")):
+        page.set_input_files("#file", tmp_path / name)
+        until(page, PROBLEM, words)
+        assert page.inner_text("#film-value") == "20 mm"
+        with page.expect_download() as download:
+            page.click("[data-file='points.ply']")
+        assert b"20 mm on 35 mm film, as set" in Path(download.value.path()).read_bytes()
+    choose(page, save("other.png", photo(50, 60)))
+    until(page, SIZE, "60 \u00d7 50")
+    assert page.inner_text("#film-source") == "Focal length, a guess" and page.inner_text("#film-value") == "50 mm"
 
 
 def test_what_is_no_image_is_told_in_a_sentence_and_the_next_one_works(page: sync_api.Page, save: Save,
@@ -330,6 +399,48 @@ def test_a_camera_that_is_not_there(page: sync_api.Page) -> None:
         page.click("#camera")
         until(page, PROBLEM, words)
     assert page.inner_text("#camera") == "Camera"
+
+
+SPY = """() => {
+    window.streams = [];
+    const real = navigator.mediaDevices.getUserMedia.bind(navigator.mediaDevices);
+    navigator.mediaDevices.getUserMedia = async (wanted) => {
+        const stream = await real(wanted);
+        window.streams.push(stream);
+        return stream;
+    };
+}"""
+OPEN = "() => window.streams.filter((one) => one.getTracks().some((track) => track.readyState === 'live')).length"
+
+
+@pytest.mark.parametrize("page", [{"permissions": ["camera"]}], indirect=True)
+def test_a_camera_that_is_stopped_while_it_opens_stays_off(page: sync_api.Page) -> None:
+    page.evaluate(SPY)
+    page.evaluate("() => { const button = document.getElementById('camera'); button.click(); button.click(); }")
+    until(page, "() => window.streams.length === 1")
+    page.wait_for_timeout(500)
+    assert page.evaluate(OPEN) == 0 and page.inner_text("#camera") == "Camera" and page.is_visible("#welcome")
+    page.evaluate("() => { for (let i = 0; i < 3; i++) document.getElementById('camera').click(); }")
+    page.wait_for_selector("body[data-state=shown]")
+    assert page.evaluate(OPEN) == 1 and page.inner_text("#camera") == "Stop camera"
+
+
+@pytest.mark.parametrize("page", [{"permissions": ["camera"]}], indirect=True)
+def test_a_camera_that_is_unplugged_or_cannot_play_is_told(page: sync_api.Page) -> None:
+    page.evaluate(SPY)
+    page.evaluate("""() => {
+        window.play = HTMLMediaElement.prototype.play;
+        HTMLMediaElement.prototype.play = async () => { throw new DOMException("no picture", "NotSupportedError"); };
+    }""")
+    page.click("#camera")
+    until(page, PROBLEM, "The camera cannot be opened: no picture")
+    assert page.evaluate(OPEN) == 0 and page.inner_text("#camera") == "Camera" and page.locator("#busy").is_hidden()
+    page.evaluate("() => { HTMLMediaElement.prototype.play = window.play; }")
+    page.click("#camera")
+    page.wait_for_selector("body[data-state=shown]")
+    page.evaluate("() => window.streams.at(-1).getTracks()[0].dispatchEvent(new Event('ended'))")
+    until(page, PROBLEM, "was disconnected")
+    assert page.inner_text("#camera") == "Camera" and not page.is_visible("#freeze")
 
 
 def test_a_server_that_has_ended_is_told(browser: sync_api.Browser, tiny_bundle: Path, save: Save) -> None:

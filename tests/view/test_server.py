@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import io
 import json
 import re
+import socket
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import cv2
+import httpx
 import numpy as np
 import OpenEXR
 import pytest
@@ -24,12 +30,14 @@ from dpt_deploy.export.pipeline import export_checkpoint
 from dpt_deploy.geometry import Cut, Intrinsics
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
 from dpt_deploy.runtime import Prediction, Runtime, load
-from dpt_deploy.view.answer import FORMS, SHOWN_PIXELS, shrunk
+from dpt_deploy.view.__main__ import Server
+from dpt_deploy.view.answer import FORMS, SHOWN_PIXELS, difference, shrunk, spread
 from dpt_deploy.view.app import MOST_WAITING, Page
 from dpt_deploy.view.downloads import DOWNLOADS
 from dpt_deploy.view.guard import HEADERS
 from dpt_deploy.view.models import Models
 from tests.tiny import photo
+from tests.view.relative import SIZE, relative_model
 
 IMAGE = {"Content-Type": "image/png"}
 MAX_PIXELS, MAX_BYTES = 2_000_000, 3_000_000
@@ -101,7 +109,9 @@ def test_the_page_gets_the_maps_of_the_runtime_in_compact_form(client: TestClien
     for head, values in want.items():
         assert np.array_equal(maps[head], compact.encode(head, FORMS[head], values)), head
     assert picture.shape == image.shape and np.abs(picture.astype(int) - image).mean() < 4
-    assert 0 < header["depth_range"][0] < header["depth_range"][1]
+    (model,) = header["models"]
+    assert 0 < model["depth_range"][0] < model["depth_range"][1]
+    assert (model["maps"]["depth"]["scale"], model["maps"]["depth"]["bias"]) == (0.001, 0)
 
 
 def test_a_frame_of_1280x720_is_an_answer_below_seven_megabytes(client: TestClient) -> None:
@@ -153,6 +163,14 @@ def test_files_hold_the_maps(client: TestClient, runtimes: list[Runtime], tmp_pa
     assert np.abs(normals - want.normals).max() < 2e-5
     planes = channels(download(client, image, "maps.exr"), tmp_path)
     assert set(planes) == {"Z", "N.X", "N.Y", "N.Z", "A"}
+    # As the same files of the other commands do, they say what they hold.
+    assert Image.open(io.BytesIO(download(client, image, "depth.png"))).text["Unit"] == "millimetre"
+    assert Image.open(io.BytesIO(download(client, image, "normals.png"))).text["Convention"].startswith("opengl")
+    for name in ("depth.exr", "normals.exr", "maps.exr"):
+        with OpenEXR.File(io.BytesIO(download(client, image, name))) as file:
+            header = dict(file.header())
+        assert name == "normals.exr" or header["depthMeaning"] == "z-depth in metres"
+        assert name == "depth.exr" or header["normalsConvention"].startswith("opengl")
     assert np.array_equal(planes["A"], want.alpha) and np.array_equal(planes["N.Y"], want.normals[..., 1])
     matte = decoded(download(client, image, "alpha.png"))
     assert matte.dtype == np.uint16 and np.abs(matte / 65535 - want.alpha).max() < 1e-5
@@ -260,6 +278,7 @@ def test_a_foreign_name_for_this_machine_is_refused(client: TestClient, host: st
 
 @pytest.mark.parametrize("headers", [
     {"Origin": "https://evil.example"}, {"Origin": "null"}, {"Origin": "http://127.0.0.1:9999"},
+    {"Origin": "http://["}, {"Origin": "http://127.0.0.1:8000]"}, {"Origin": ""}, {"Origin": "http://a:b"},
     {"Sec-Fetch-Site": "cross-site"}, {"Sec-Fetch-Site": "same-site"},
 ])
 def test_a_foreign_page_cannot_use_the_models(client: TestClient, headers: dict[str, str]) -> None:
@@ -277,6 +296,72 @@ def test_every_answer_has_the_headers_that_protect_it(client: TestClient) -> Non
         assert {name: headers.get(name) for name in HEADERS} == HEADERS
     assert client.get("/", headers={"Host": "evil.example"}).headers["X-Content-Type-Options"] == "nosniff"
     assert client.get("/static/main.js").headers["Content-Type"].startswith("text/javascript")
+
+
+def test_bodies_are_counted_while_they_are_read(page: Page) -> None:
+    """Seven clients that send a part and no more: six are read, and the seventh is refused at once."""
+    async def run() -> tuple[int, list[int]]:
+        statuses: list[int] = []
+        headers = [(b"host", b"localhost"), (b"content-type", b"image/png")]
+        scope = {"type": "http", "method": "POST", "path": "/api/predict", "query_string": b"", "headers": headers,
+                 "http_version": "1.1", "scheme": "http", "root_path": "", "server": None, "client": None}
+        read = [0] * (MOST_WAITING + 1)
+
+        async def client(i: int) -> None:
+            async def receive() -> dict[str, object]:
+                read[i] += 1
+                if read[i] > 1:
+                    await asyncio.Event().wait()
+                return {"type": "http.request", "body": bytes(1000), "more_body": True}
+
+            async def send(message: dict[str, object]) -> None:
+                statuses.extend([message["status"]] if message["type"] == "http.response.start" else [])
+
+            await own.app(dict(scope), receive, send)
+
+        own = Page(page.models, MAX_BYTES)
+        tasks = [asyncio.ensure_future(client(i)) for i in range(MOST_WAITING + 1)]
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        for task in tasks:
+            task.cancel()
+        await asyncio.wait(tasks)
+        return sum(map(bool, read)), statuses
+
+    assert asyncio.run(run()) == (MOST_WAITING, [503])
+
+
+def test_nothing_is_computed_for_a_client_that_has_left(tiny_bundle: Path) -> None:
+    """It leaves while an earlier request computes."""
+    runtime = load(tiny_bundle, "onnxruntime-cpu", precision="fp32")
+    models = Models([runtime], MAX_PIXELS)
+    with served_here(Page(models, MAX_BYTES)) as url:
+        image = png(photo(30, 40))
+        models._lock.acquire()  # as a request that computes
+        with pytest.raises(httpx.ReadTimeout):
+            httpx.post(f"{url}/api/predict", content=image, headers=IMAGE, timeout=0.5)
+        later = threading.Thread(target=httpx.post, args=(f"{url}/api/predict?live=1",),
+                                 kwargs={"content": png(photo(31, 41)), "headers": IMAGE, "timeout": 30})
+        later.start()
+        time.sleep(0.3)
+        models._lock.release()
+        later.join()
+        assert not models._kept, "the request of the client that left was computed"
+        assert httpx.post(f"{url}/api/predict", content=image, headers=IMAGE).status_code == 200 and models._kept
+    runtime.close()
+
+
+@contextlib.contextmanager
+def served_here(page: Page) -> Iterator[str]:
+    """The page in a thread, over a real connection."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        server = Server(page)
+        thread = threading.Thread(target=server.run, args=([listening],))
+        thread.start()
+        try:
+            yield f"http://127.0.0.1:{listening.getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join()
 
 
 def test_who_comes_when_too_many_wait_is_asked_to_come_again(client: TestClient, page: Page) -> None:
@@ -300,10 +385,68 @@ def test_a_bundle_without_depth_says_so(tmp_path: Path) -> None:
     with load(tmp_path / "alpha", "onnxruntime-cpu") as runtime, \
             TestClient(Page(Models([runtime], MAX_PIXELS), MAX_BYTES).app, base_url="http://localhost") as client:
         header, (maps,), _ = unpacked(client.post("/api/predict", content=png(photo(20, 30)), headers=IMAGE).content)
-        assert set(maps) == {"alpha"} and "depth_range" not in header
-        assert client.get("/api/info").json()["heads"] == ["alpha"]
+        assert set(maps) == {"alpha"} and "depth_range" not in header["models"][0]
+        assert client.get("/api/info").json()["models"][0]["heads"] == ["alpha"]
         refused = client.post("/api/download/points.ply", content=png(photo(20, 30)), headers=IMAGE)
         assert refused.status_code == 404 and "predicts no depth" in refused.json()["error"]
+
+
+@pytest.fixture
+def relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
+    """A model of relative depth without normals and alpha."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    with load(relative_model(tmp_path), "onnxruntime-cpu", measure=False) as runtime:
+        yield runtime
+
+
+def test_relative_depth_is_never_metres(relative: Runtime, tmp_path: Path) -> None:
+    image = photo(*SIZE)
+    want = relative(image).depth
+    assert want.min() < 0 < want.max() < 0.001
+    with TestClient(Page(Models([relative], MAX_PIXELS), MAX_BYTES).app, base_url="http://localhost") as client:
+        (model,) = client.get("/api/info").json()["models"]
+        assert (model["heads"], model["depth"]) == (["depth"], "relative")
+        header, (maps,), _ = unpacked(client.post("/api/predict", content=png(image), headers=IMAGE).content)
+        (model,) = header["models"]
+        entry = model["maps"]["depth"]
+        assert np.abs(maps["depth"] * entry["scale"] + entry["bias"] - want).max() < np.ptp(want) / 1e5
+        near, far = model["depth_range"]
+        assert (near, far) == pytest.approx(np.percentile(want, (1, 99)), abs=1e-6)
+        for name in ("depth.png", "points.ply"):
+            refused = client.post(f"/api/download/{name}", content=png(image), headers=IMAGE)
+            assert refused.status_code == 404 and "relative depth without unit" in refused.json()["error"]
+        for name in ("depth.exr", "maps.exr"):
+            data = download(client, image, name)
+            assert np.array_equal(channels(data, tmp_path)["Z"], want)
+            with OpenEXR.File(io.BytesIO(data)) as file:
+                assert file.header()["depthMeaning"].startswith("relative depth without unit")
+
+
+@pytest.mark.parametrize("second", ["metric", "relative"])
+def test_models_with_other_maps_are_compared_where_both_have_one(relative: Runtime, runtimes: list[Runtime],
+                                                                 second: str) -> None:
+    models = {"metric": [relative, runtimes[0]], "relative": [relative, relative]}[second]
+    app = Page(Models(models, MAX_PIXELS), MAX_BYTES).app
+    with TestClient(app, base_url="http://localhost") as client:
+        answer = client.post("/api/predict?compare=1", content=png(photo(*SIZE)), headers=IMAGE)
+    header, maps, _ = unpacked(answer.content)
+    assert [list(one) for one in maps] == [list(one.bundle.contract.heads) for one in models]
+    assert header["difference"].get("depth", {}).get("max") == (None if second == "metric" else 0)
+
+
+def test_alpha_of_the_first_model_says_what_counts_though_the_second_has_none() -> None:
+    depth, alpha = np.full((4, 6), 2, np.float32), np.zeros((4, 6), np.float32)
+    other = depth.copy()
+    other[0], alpha[1:] = 20, 1
+    found = difference(Prediction(depth, alpha=alpha), Prediction(other))
+    assert found.keys() == {"depth"} and found["depth"]["max"] == 0
+
+
+def test_a_uniform_map_and_one_without_a_value_have_a_form() -> None:
+    for values in (np.full((2, 3), -4, np.float32), np.full((2, 3), np.nan, np.float32)):
+        stored, scale, bias = spread(values)
+        assert stored.dtype == np.uint16
+        assert np.array_equal(np.where(stored > 0, stored * scale + bias, np.nan), values, equal_nan=True)
 
 
 def test_a_model_that_fails_is_told_and_the_server_goes_on(tiny_bundle: Path) -> None:

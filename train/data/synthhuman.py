@@ -22,6 +22,7 @@ from dpt_deploy.core import places
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.files import existing_file
 from dpt_deploy.core.image_files import MAX_PIXELS, decode, decode_bytes, image_from_bytes, read_image
+from dpt_deploy.geometry import parse_matrix, read_matrix
 
 from ..commands import command
 from . import exr
@@ -36,8 +37,6 @@ NO_DEPTH = 65504.0
 LARGEST_DEPTH = 20_000.0
 """Depths from here on [cm] mean "unknown" too, because lossy compression (DWAA, DWAB) changes `NO_DEPTH`: to 51000 at
 its usual levels, to 27000 at extreme ones."""
-_CAMERA_BYTES = 4096  # a matrix takes 250
-_CAMERA = "expected a 3x3 matrix of intrinsics [pixels]"
 _SHORTEST_FOCAL, _LONGEST_FOCAL = 0.05, 1000.0  # relative to the longer side of the image
 FILES = ("rgb_{}.png", "alpha_{}.png", "depth_{}.exr", "normal_{}.exr", "cam_{}.txt")
 _FILE = re.compile("|".join(pattern.replace(".", r"\.").format(r"(\d+)") + "$" for pattern in FILES))
@@ -122,7 +121,7 @@ def read_files(folder: Path, name: str, normal_axes: str = AXES, max_pixels: int
     return _assembled(
         name, str(folder), files, read_image(rgb, max_pixels),
         decode(existing_file(alpha, "an alpha image"), cv2.IMREAD_UNCHANGED, max_pixels),
-        exr.read_depth(depth, max_pixels), exr.read_vectors(normal, max_pixels), cam, _camera_text(cam), normal_axes)
+        exr.read_depth(depth, max_pixels), exr.read_vectors(normal, max_pixels), cam, read_matrix(cam), normal_axes)
 
 
 def read_bytes(
@@ -145,21 +144,21 @@ def read_bytes(
     return _assembled(
         name, where, [file for file, _ in files[:4]], image_from_bytes(data[0], rgb, max_pixels),
         decode_bytes(data[1], alpha, cv2.IMREAD_UNCHANGED, max_pixels), exr.read_depth(depth, max_pixels, data[2]),
-        exr.read_vectors(normal, max_pixels, data[3]), cam, bytes(data[4]), normal_axes)
+        exr.read_vectors(normal, max_pixels, data[3]), cam, parse_matrix(bytes(data[4]), cam), normal_axes)
 
 
 def _assembled(
     name: str, where: str, files: Sequence[str], rgb: np.ndarray, alpha: np.ndarray, centimetres: np.ndarray,
-    normals: np.ndarray, camera: Path | str, text: bytes, normal_axes: str,
+    normals: np.ndarray, camera: Path | str, matrix: np.ndarray, normal_axes: str,
 ) -> Sample:
-    """The sample that decoded files make; `files` are the names of the four maps, `text` the content of `camera`."""
+    """The sample that decoded files make; `files` are the names of the four maps, `matrix` is that in `camera`."""
     alpha = _coverage(f"{where}: {files[1]}", alpha)
     normals = with_axes(normals, normal_axes)
     sizes = {file: array.shape[:2] for file, array in zip(files, (rgb, alpha, centimetres, normals), strict=True)}
     if len(set(sizes.values())) != 1:
         raise BadInput(f"{where}: expected one size for all maps of a sample, received "
                        + ", ".join(f"{file} {h}x{w}" for file, (h, w) in sizes.items()) + ".")
-    intrinsics = _intrinsics(camera, text, rgb.shape[:2])
+    _check_camera(camera, matrix, rgb.shape[:2])
     valid = (centimetres > 0) & (centimetres < LARGEST_DEPTH)  # NaN is neither
     normals = np.where(np.isfinite(normals).all(axis=2, keepdims=True), normals, 0)
     length = np.linalg.norm(normals, axis=2, keepdims=True)
@@ -168,7 +167,7 @@ def _assembled(
         name=name, kind=kind_of_index(int(name)), rgb=rgb,
         depth=np.where(valid, centimetres / 100, 0).astype(np.float32),
         normals=np.where(facing, normals / np.where(facing, length, 1), 0).astype(np.float32),
-        alpha=alpha, intrinsics=intrinsics,
+        alpha=alpha, intrinsics=matrix,
     )
 
 
@@ -180,36 +179,15 @@ def _coverage(label: str, alpha: np.ndarray) -> np.ndarray:
     return (alpha / np.float32(np.iinfo(alpha.dtype).max)).astype(np.float32)
 
 
-def _camera_text(path: Path) -> bytes:
-    """The content of a camera's file, and no more of it than a matrix needs."""
-    try:
-        with open(path, "rb") as file:
-            return file.read(_CAMERA_BYTES + 1)
-    except OSError as error:
-        raise BadInput(f"{path}: {_CAMERA}, but it cannot be read ({error.strerror}).") from error
-
-
-def _intrinsics(path: Path | str, text: bytes, size: tuple[int, int]) -> np.ndarray:
-    """The 3x3 matrix of a camera [pixels] for an image of `size` (H, W)."""
-    what = f"{path}: {_CAMERA}"
-    if len(text) > _CAMERA_BYTES:
-        raise BadInput(f"{what}, received a file of more than {_CAMERA_BYTES} bytes.")
-    try:
-        lines = (line.partition("#")[0] for line in text.decode().splitlines())
-        rows = [line.split() for line in lines if line.strip()]
-        matrix = np.array([[float(value) for value in row] for row in rows])
-    except ValueError as error:
-        raise BadInput(f"{what}, but it cannot be read ({str(error)[:80]}).") from error
-    if matrix.shape != (3, 3):
-        raise BadInput(f"{what}, received {len(rows)} rows of "
-                       f"{' or '.join(map(str, sorted({len(row) for row in rows}))) or 'no'} values.")
+def _check_camera(path: Path | str, matrix: np.ndarray, size: tuple[int, int]) -> None:
+    """Raise `BadInput` unless the matrix (3, 3) is that of a camera for an image of `size` (H, W)."""
     side = max(size)
     focal, centre = matrix[(0, 1), (0, 1)], matrix[:2, 2]
     if not (np.isfinite(matrix).all() and np.allclose(matrix[2], (0, 0, 1), atol=1e-3)
             and (focal >= _SHORTEST_FOCAL * side).all() and (focal <= _LONGEST_FOCAL * side).all()
             and (np.abs(centre) <= _LONGEST_FOCAL * side).all()):
         raise BadInput(
-            f"{what}, with a focal length of {_SHORTEST_FOCAL:g} to {_LONGEST_FOCAL:g} times the longer side of the "
-            f"image ({side} pixels) and last row 0 0 1, received {matrix.tolist()}."
+            f"{path}: expected a 3x3 matrix of intrinsics [pixels], with a focal length of {_SHORTEST_FOCAL:g} to "
+            f"{_LONGEST_FOCAL:g} times the longer side of the image ({side} pixels) and last row 0 0 1, received "
+            f"{matrix.tolist()}."
         )
-    return matrix

@@ -17,22 +17,27 @@ export async function read(buffer) {
   const context = canvas.getContext("2d", {willReadFrequently: true});
   context.drawImage(bitmap, 0, 0);
   bitmap.close();
+  const models = header.models.map((model) => decode(model, buffer, base));
+  const metric = models.find((model) => model.metric);
+  for (const model of models) if (model.metric) model.range = metric.range; // so that their colours can be compared
   return {
     width, height, fullSize: header.full_size, canvas, photo: context.getImageData(0, 0, width, height).data,
-    film: header.film, guessed: header.guessed, canonical: header.canonical, depthRange: header.depth_range || null, difference: header.difference || null,
-    models: header.models.map((model) => decode(model, buffer, base)),
+    film: header.film, guessed: header.guessed, canonical: header.canonical, difference: header.difference || null, models,
   };
 }
 
-// depth: millimetres, 0 where there is none; normals: three floats a pixel; alpha: 0 to 255.
+// depth: scale * depth + bias in metres, or without unit if it is not metric; 0 where there is none. range: what its
+// colours span. normals: three floats a pixel. alpha: 0 to 255.
 function decode(model, buffer, base) {
   const maps = {};
   for (const [head, one] of Object.entries(model.maps)) {
     const array = ARRAYS[one.dtype];
     maps[head] = new array(buffer, base + one.offset, one.bytes / array.BYTES_PER_ELEMENT);
   }
+  const {form, scale, bias} = model.maps.depth || {};
   return {
     label: model.label, milliseconds: model.milliseconds, depth: maps.depth || null, alpha: maps.alpha || null,
+    metric: form === "uint16-mm", scale, bias, range: model.depth_range || null,
     normals: maps.normals ? fromOctahedral(maps.normals) : null,
     hasForeground: Boolean(maps.alpha && maps.alpha.some((value) => value > 127)),
   };

@@ -1,4 +1,5 @@
 // The camera: one frame at a time is on its way; when its maps have come, the newest frame follows.
+// It may be stopped at any time, also while it is being opened.
 
 const LONGEST = 640; // pixels
 
@@ -10,33 +11,53 @@ const REASONS = {
 };
 
 export class Camera {
-  // send(blob) resolves when the frame is shown.
-  constructor(send) {
+  // send(blob) resolves when the frame is shown; lost() is called when the camera ends by itself.
+  constructor(send, lost) {
     this.send = send;
+    this.lost = lost;
     this.video = document.createElement("video");
     this.video.muted = this.video.playsInline = true;
     this.stream = null;
+    this.opening = null;
     this.paused = false;
   }
 
   get running() {
-    return this.stream !== null;
+    return this.stream !== null || this.opening !== null;
   }
 
-  // Resolves when the camera is open. Rejects with a sentence.
+  // Resolves when the camera is open: true, or false if it was stopped meanwhile. Rejects with a sentence.
   async start() {
     if (!navigator.mediaDevices) {
       throw new Error("Browsers open the camera only on this machine itself (localhost), or over HTTPS.");
     }
     const wanted = {width: {ideal: LONGEST}, height: {ideal: 480}, facingMode: "user"};
+    const mine = this.opening = {};
+    let stream = null;
     try {
-      this.stream = await navigator.mediaDevices.getUserMedia({video: wanted});
+      stream = await navigator.mediaDevices.getUserMedia({video: wanted});
+      if (this.opening === mine) {
+        this.video.srcObject = stream;
+        await this.video.play();
+      }
     } catch (error) {
+      close(stream);
+      if (this.opening !== mine) return false;
+      this.stop();
       throw new Error(REASONS[error.name] || `The camera cannot be opened: ${error.message}`);
     }
-    this.stream.getVideoTracks()[0].addEventListener("ended", () => this.stop());
-    this.video.srcObject = this.stream;
-    await this.video.play();
+    if (this.opening !== mine) {
+      close(stream);
+      return false;
+    }
+    this.stream = stream;
+    this.opening = null;
+    stream.getVideoTracks()[0].addEventListener("ended", () => {
+      if (this.stream !== stream) return;
+      this.stop();
+      this.lost();
+    });
+    return true;
   }
 
   // Runs until the camera is stopped, or a frame fails.
@@ -53,13 +74,17 @@ export class Camera {
       Object.assign(canvas, {width: Math.round(videoWidth * scale), height: Math.round(videoHeight * scale)});
       canvas.getContext("2d").drawImage(this.video, 0, 0, canvas.width, canvas.height);
       const blob = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.88));
-      if (this.stream === mine) await this.send(blob);
+      if (this.stream === mine && blob) await this.send(blob);
     }
   }
 
   stop() {
-    if (this.stream) this.stream.getTracks().forEach((track) => track.stop());
-    this.stream = this.video.srcObject = null;
+    close(this.stream);
+    this.stream = this.opening = this.video.srcObject = null;
     this.paused = false;
   }
+}
+
+function close(stream) {
+  if (stream) stream.getTracks().forEach((track) => track.stop());
 }

@@ -2,12 +2,11 @@
 
 import {read} from "./answer.js";
 import {Camera} from "./camera.js";
-import {Cloud} from "./cloud.js";
 import {append, Pane} from "./panes.js";
 import {download, info, predict} from "./server.js";
 import {placeSun, repaint, setLight, setPosition, setWipe, show, showFilm} from "./showing.js";
-import {$, asked, has, panes, state} from "./state.js";
-import {bytes} from "./text.js";
+import {$, asked, gives, panes, state} from "./state.js";
+import {bytes, promise} from "./text.js";
 import {theme} from "./theme.js";
 
 let request = null; // the one that is on its way
@@ -28,22 +27,34 @@ function busy(waiting) {
 
 // Shows an image file. A newer one takes the place of one that is on its way.
 async function open(blob, name = "image", again = false) {
-  if (!again) state.film = null;
-  if (camera.running) stopCamera();
-  if (request) request.abort();
   if (blob.size > state.info.max_bytes) {
     return problem(`This file has ${bytes(blob.size)}, and the limit is ${bytes(state.info.max_bytes)}. Choose a smaller one.`);
   }
+  if (camera.running) stopCamera();
+  if (request) request.abort();
   problem("");
   const mine = request = new AbortController();
   busy(true);
   try {
-    const view = await read(await predict(blob, asked({compare: state.compare ? 1 : 0}), mine.signal));
-    if (request === mine) show(view, blob, name, false, again);
+    if (!again) await readable(blob);
+    const choices = asked({compare: state.compare ? 1 : 0}, again ? state.film : null);
+    const view = await read(await predict(blob, choices, mine.signal));
+    if (request !== mine) return;
+    if (!again) state.film = null; // that of the image before was its own
+    show(view, blob, name, false, again);
   } catch (error) {
     if (request === mine && error.name !== "AbortError") problem(error.message);
   } finally {
     if (request === mine) { request = null; busy(false); }
+  }
+}
+
+// A folder looks like a file until it is read, and a file may be gone.
+async function readable(blob) {
+  try {
+    await blob.slice(0, 1).arrayBuffer();
+  } catch {
+    throw new Error("This cannot be read: it is a folder, or a file that is gone. Choose an image file.");
   }
 }
 
@@ -64,7 +75,9 @@ async function save(button) {
   button.disabled = true;
   busy(true);
   try {
-    const choices = asked({threshold: state.threshold, soft: state.soft ? 1 : 0});
+    const pane = button.closest("[data-pane]").dataset.pane;
+    const model = state.view.models.findIndex((one) => gives(one, pane));
+    const choices = asked({threshold: state.threshold, soft: state.soft ? 1 : 0, model});
     await download(state.blob, file, `${state.name}.${file}`, choices);
     problem("");
   } catch (error) {
@@ -91,23 +104,28 @@ const camera = new Camera(async (blob) => {
     if (error.status === 503) return new Promise((done) => setTimeout(done, 500));
     if (camera.running && !frozen) { stopCamera(); problem(error.message); }
   }
+}, () => {
+  stopCamera();
+  problem("The camera was disconnected. Connect it and start it again, or choose an image.");
 });
 
 async function toggleCamera() {
   if (camera.running) return stopCamera();
   problem("");
   busy(true);
+  frozen = false;
   try {
-    await camera.start();
+    const started = camera.start();
+    cameraButtons();
+    if (!await started) return;
   } catch (error) {
-    problem(error.message);
-    return;
+    cameraButtons();
+    return problem(error.message);
   } finally {
-    busy(false);
+    busy(request !== null);
   }
   if (request) request.abort();
   shownFrames = [];
-  frozen = false;
   cameraButtons();
   camera.loop();
 }
@@ -129,7 +147,7 @@ function toggleFreeze() {
 function cameraButtons() {
   $("camera").textContent = camera.running ? "Stop camera" : "Camera";
   $("camera").setAttribute("aria-pressed", camera.running);
-  $("freeze").hidden = !camera.running;
+  $("freeze").hidden = !camera.stream;
   $("freeze").setAttribute("aria-pressed", frozen);
   $("freeze").textContent = frozen ? "Go on" : "Freeze";
 }
@@ -230,21 +248,19 @@ async function start() {
   } catch (error) {
     return problem(error.message);
   }
-  const {labels, summaries, bundle, heads, assumed} = state.info;
+  const {models, bundle, assumed} = state.info;
+  const labels = models.map((model) => model.label), summaries = models.map((model) => model.summary);
   state.colours = Uint8Array.from(atob(state.info.colours), (letter) => letter.charCodeAt(0));
   $("model").textContent = `${bundle}: ${summaries.join("  |  ")}`;
   $("model").title = [...summaries, ...assumed].join("\n");
   document.title = `${bundle}, dpt view`;
   const options = {onPoint: (x, y) => setPosition([x, y]), onWipe: setWipe};
   for (const figure of document.querySelectorAll("[data-pane]")) {
-    figure.hidden = Boolean(figure.dataset.head && !heads.includes(figure.dataset.head));
     if (figure.dataset.pane !== "points") panes[figure.dataset.pane] = new Pane(figure, options);
   }
-  for (const element of document.querySelectorAll("[data-needs]")) element.hidden = !heads.includes(element.dataset.needs);
-  $("panes").classList.toggle("flat", !has("points"));
   state.sun = append(panes.normals.frame, "div", "sun");
   state.sun.hidden = true;
-  if (has("points")) state.cloud = new Cloud($("cloud"), $("cloud-note"));
+  $("promise").textContent = promise(models);
   if (labels.length > 1) {
     state.compare = true;
     $("label-a").textContent = labels[0];

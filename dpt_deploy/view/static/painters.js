@@ -9,12 +9,16 @@ function opacity(model, fade) {
   return (i) => 255 * FAINT + (1 - FAINT) * alpha[i];
 }
 
-export function paintDepth(out, model, [near, far], colours, fade) {
+// Where the colour of a depth begins in the list of colours.
+export function depthColour({depth, scale, bias, range: [near, far]}, i) {
+  const share = (far - scale * depth[i] - bias) / (far - near);
+  return 3 * Math.round(255 * Math.min(1, Math.max(0, share)));
+}
+
+export function paintDepth(out, model, colours, fade) {
   const opaque = opacity(model, fade);
-  const scale = 255 / (far - near);
   for (let i = 0; i < model.depth.length; i++) {
-    const metres = model.depth[i] / 1000;
-    const level = 3 * Math.round(Math.min(255, Math.max(0, (far - metres) * scale)));
+    const level = depthColour(model, i);
     const there = model.depth[i] > 0;
     out[4 * i] = there ? colours[level] : 0;
     out[4 * i + 1] = there ? colours[level + 1] : 0;

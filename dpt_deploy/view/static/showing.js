@@ -1,23 +1,24 @@
 // Paints what is in the state: pictures, points, values and numbers.
 
-import {paintCutout, paintDepth, paintLight, paintNormals, solid} from "./painters.js";
+import {Cloud} from "./cloud.js";
+import {depthColour, paintCutout, paintDepth, paintLight, paintNormals, solid} from "./painters.js";
 import {append} from "./panes.js";
-import {$, has, panes, state} from "./state.js";
-import {differenceRows, valuesAt} from "./text.js";
+import {$, giving, panes, state} from "./state.js";
+import {depthName, depthText, differenceRows, valuesAt} from "./text.js";
 
 const FILM_DIAGONAL = 43.2666; // of a 35 mm film frame [mm]
 
 const painting = {
   image: (pane, view) => pane.showPicture(view),
-  depth: (pane, view) => pane.show(view, view.models, (out, model) =>
-    paintDepth(out, model, view.depthRange, state.colours, state.fade)),
-  normals: (pane, view) => pane.show(view, view.models, (out, model) => {
+  depth: (pane, view, models) => pane.show(view, models, (out, model) =>
+    paintDepth(out, model, state.colours, state.fade)),
+  normals: (pane, view, models) => pane.show(view, models, (out, model) => {
     if (state.mode === "colours") return paintNormals(out, model, state.fade);
     return paintLight(out, model, view.photo, view.width, view.height, state.light, state.mode === "clay", state.fade);
   }),
-  cutout: (pane, view) => pane.show(view, view.models, (out, model) =>
+  cutout: (pane, view, models) => pane.show(view, models, (out, model) =>
     paintCutout(out, model, view.photo, state.threshold, state.soft)),
-  points: (_pane, view) => showPoints(view),
+  points: (_pane, view, models) => showPoints(view, models),
 };
 const dirty = new Set();
 
@@ -25,25 +26,30 @@ export function repaint(...names) {
   if (!dirty.size) requestAnimationFrame(() => {
     const now = [...dirty];
     dirty.clear();
-    for (const name of now) if (state.view && has(name)) painting[name](panes[name], state.view);
+    for (const name of now) {
+      const models = giving(name);
+      if (models.length) painting[name](panes[name], state.view, models);
+    }
   });
   for (const name of names) dirty.add(name);
 }
 
-
-function showPoints(view) {
-  const [first, second = first] = view.models;
+function showPoints(view, models) {
+  const [first, second = first] = models;
   const split = second === first ? view.width : state.wipe * view.width;
   const of = (i) => i % view.width < split ? first : second;
-  const [near, far] = view.depthRange;
+  const photo = (i, out, j) => { for (let c = 0; c < 3; c++) out[j + c] = view.photo[4 * i + c]; };
   const paint = {
-    photo: (i, out, j) => { for (let c = 0; c < 3; c++) out[j + c] = view.photo[4 * i + c]; },
+    photo,
     depth: (i, out, j) => {
-      const share = (far - of(i).depth[i] / 1000) / (far - near);
-      const level = 3 * Math.round(255 * Math.min(1, Math.max(0, share)));
+      const level = depthColour(of(i), i);
       for (let c = 0; c < 3; c++) out[j + c] = state.colours[level + c];
     },
-    normals: (i, out, j) => { for (let c = 0; c < 3; c++) out[j + c] = 127.5 + 127.5 * of(i).normals[3 * i + c]; },
+    normals: (i, out, j) => {
+      const {normals} = of(i);
+      if (!normals) return photo(i, out, j);
+      for (let c = 0; c < 3; c++) out[j + c] = 127.5 + 127.5 * normals[3 * i + c];
+    },
   }[state.paint];
   const focal = (state.film ?? view.film) * Math.hypot(view.width, view.height) / FILM_DIAGONAL;
   state.cloud.show(view, focal, (i) => of(i).depth[i], (i, out, j) => {
@@ -70,16 +76,13 @@ export function show(view, blob, name, live, again = false) {
   document.body.dataset.state = "shown";
   $("welcome").hidden = true;
   $("panes").hidden = $("readout").hidden = false;
-  $("compare").hidden = state.info.labels.length < 2;
-  document.body.classList.toggle("comparing", state.info.labels.length > 1);
+  $("compare").hidden = state.info.models.length < 2;
+  document.body.classList.toggle("comparing", state.info.models.length > 1);
+  arrange();
   $("panes").style.setProperty("--aspect", view.width / view.height);
   const [height, width] = view.fullSize;
   const smaller = view.width !== width ? `, shown at ${view.width} × ${view.height}` : "";
   $("size").textContent = `${width} × ${height}${smaller}`;
-  if (view.depthRange) {
-    $("near").textContent = `${view.depthRange[0].toFixed(2)} m`;
-    $("far").textContent = `${view.depthRange[1].toFixed(2)} m`;
-  }
   showFilm();
   showDifference();
   repaint("image", "depth", "normals", "cutout", "points");
@@ -87,16 +90,44 @@ export function show(view, blob, name, live, again = false) {
   if (!live) {
     const times = view.models.map((model) => `${model.milliseconds.toFixed(0)} ms`).join(" | ");
     $("status").textContent = `Model: ${times}`;
-    if (state.cloud && has("points") && !again) state.cloud.sweep();
+    if (giving("points").length && !again) state.cloud.sweep();
     if (first) $("main").focus({preventScroll: true});
   }
+}
+
+// Which pictures, controls and files there are depends on what the models give.
+function arrange() {
+  const {models} = state.view;
+  for (const figure of document.querySelectorAll("[data-pane]")) {
+    const name = figure.dataset.pane;
+    const found = giving(name);
+    figure.hidden = !found.length;
+    const only = figure.querySelector(".only");
+    if (only) only.textContent = found.length && found.length < models.length ? `only ${found[0].label}` : "";
+  }
+  for (const element of document.querySelectorAll("[data-needs]")) {
+    element.hidden = !models.some((model) => model[element.dataset.needs]);
+  }
+  const points = giving("points");
+  $("panes").classList.toggle("flat", !points.length);
+  if (points.length && !state.cloud) state.cloud = new Cloud($("cloud"), $("cloud-note"));
+  const depths = giving("depth");
+  const [depth] = depths;
+  if (!depth) return;
+  $("depth-title").textContent = depthName([depth]);
+  document.querySelector("[data-file='depth.png']").hidden = !depth.metric;
+  document.querySelector("[data-file='depth.exr']").title = depth.metric ? "OpenEXR, metres" : "OpenEXR, without unit";
+  ["near", "far"].forEach((id, i) => {
+    const texts = depths.map((model) => depthText(model.range[i], model.metric, 2));
+    $(id).textContent = [...new Set(texts)].join(" | "); // two models in metres share one
+  });
 }
 
 function showDifference() {
   const list = $("difference");
   list.replaceChildren();
   const found = state.view.difference;
-  const rows = found ? differenceRows(found) : [];
+  const rows = found ? differenceRows(found, state.view.models) : [];
   if (found && !rows.length) rows.push(["Difference", "the models have no map in common"]);
   for (const [name, text] of rows) {
     const row = append(list, "div");

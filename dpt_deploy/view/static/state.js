@@ -9,9 +9,15 @@ export const state = {
 };
 export const panes = {};
 
-// state.film is the focal length [mm on 35 mm film] that was set here; null is that of the image, or the server's guess.
-export const asked = (choices) => state.film === null ? choices : {...choices, film: state.film};
+// film is the focal length [mm on 35 mm film] that was set here; null is that of the image, or the server's guess.
+export const asked = (choices, film = state.film) => film === null ? choices : {...choices, film};
 
-// Whether the model predicts what a picture shows.
-const HEAD = {depth: "depth", normals: "normals", cutout: "alpha", points: "depth"};
-export const has = (name) => !HEAD[name] || state.info.heads.includes(HEAD[name]);
+// What each picture needs of a model: two models need not have the same maps.
+const NEEDS = {
+  depth: (model) => model.depth, normals: (model) => model.normals, cutout: (model) => model.alpha,
+  points: (model) => model.depth && model.metric,
+};
+export const gives = (model, name) => !NEEDS[name] || Boolean(NEEDS[name](model));
+
+// The models that have what a picture shows.
+export const giving = (name, view = state.view) => view ? view.models.filter((model) => gives(model, name)) : [];

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Self
 
 ROOT = Path(__file__).resolve().parents[3]
+SHARED = Path("/dev/shm")
 READY = 90.0
 """Longest time until the server is ready [s]. It hangs if a stub dies at start, so there must be a limit."""
 
@@ -39,6 +40,7 @@ class Server:
         self.process: subprocess.Popen | None = None
         self._own = Path(tempfile.mkdtemp(prefix="dpt-server-"))
         self.log = self._own / "log"
+        self._regions = f"{self._own.name}-"  # how the names of its regions in /dev/shm begin
 
     @property
     def ports(self) -> tuple[int, ...]:
@@ -67,6 +69,7 @@ class Server:
                    f"--backend-directory={backend.parent}", "--http-address=127.0.0.1", "--grpc-address=127.0.0.1",
                    f"--http-port={self.http_port}", f"--grpc-port={self.grpc_port}",
                    f"--metrics-port={self.metrics_port}", "--metrics-address=127.0.0.1", "--exit-timeout-secs=10",
+                   f"--backend-config=python,shm-region-prefix-name={self._regions}",
                    "--model-control-mode=explicit", *(f"--load-model={name}" for name in self.models)]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(list(map(str, command)), cwd=self.folder, env=environment, stdout=log,
@@ -100,6 +103,8 @@ class Server:
             os.killpg(group, signal.SIGKILL)  # and stubs that outlived it
         self.process.wait()
         self.process = None
+        for region in SHARED.glob(f"{self._regions}*"):  # a server that is killed leaves them
+            region.unlink(missing_ok=True)
 
     def text(self) -> str:
         """What it logged."""

@@ -26,6 +26,7 @@ GROWTH = 12 << 20
 
 def test_a_server_that_stops_mid_request_and_comes_back(bundle, tmp_path, frames, expected):
     write_repository(bundle, tmp_path, options("plain"))
+    before = set(os.listdir("/dev/shm"))
     with Server(tmp_path, ["plain"]) as server, \
             Client(server.address("grpc"), timeout=20) as grpc, Client(server.address("http"), timeout=20) as http, \
             Client(server.address("grpc"), timeout=20, shared_memory=True) as memory:
@@ -47,6 +48,8 @@ def test_a_server_that_stops_mid_request_and_comes_back(bundle, tmp_path, frames
             thread.start()
         for _ in range(6):
             assert answered.acquire(timeout=30)
+        own = set(os.listdir("/dev/shm")) - before
+        assert any(name.startswith("dpt-server-") for name in own), own
         server.stop(signal.SIGKILL)
         for thread in threads:
             thread.join(60)
@@ -58,7 +61,8 @@ def test_a_server_that_stops_mid_request_and_comes_back(bundle, tmp_path, frames
         while not all(client.ready() for client in clients) and time.monotonic() < limit:
             time.sleep(0.1)
         assert all(same(client(frames[0]), expected[0]) for client in clients)
-    assert not [name for name in os.listdir("/dev/shm") if name.startswith(f"dpt-{os.getpid()}-")]
+    assert not [name for name in set(os.listdir("/dev/shm")) - before
+                if name.startswith((f"dpt-{os.getpid()}-", "dpt-server-", "triton_python_backend"))]
 
 
 def test_a_new_version_under_load_loses_no_request(bundle, tmp_path, frames, expected):
