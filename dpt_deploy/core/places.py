@@ -73,14 +73,36 @@ def shown(place: str) -> str:
     if not is_address(place):
         return place
     place = re.sub(r"//[^/@]*@", "//...@", place, count=1)
-    return re.sub(r"[?#].*", "", place) if place.lower().startswith(_WEB) else place
+    return re.sub(r"[?#].*", "", place) if _is_web(place) else place
 
 
 def base_name(place: str) -> str:
     """The last component of a place, as people write it."""
-    if is_address(place) and _protocol(place) in _WEB:
+    if _is_web(place):
         return urllib.parse.unquote(urllib.parse.urlsplit(place).path.rstrip("/").rpartition("/")[2])
     return place.rstrip("/").rpartition("/")[2]
+
+
+def with_suffix(place: str, suffix: str) -> str:
+    """The place of a file whose name is longer by `suffix`. The query of a web address stays at its end."""
+    end = re.search(r"[?#]", place) if _is_web(place) else None
+    at = end.start() if end else len(place)
+    return f"{place[:at]}{suffix}{place[at:]}"
+
+
+def sibling(place: str, name: str) -> str:
+    """The place of `name` in the folder of a file. The query of a web address stays at its end."""
+    query = re.search(r"\?[^#]*", place) if _is_web(place) else None
+    head, slash, _ = (place[: query.start()] if query else place).rpartition("/")
+    return f"{head}{slash}{urllib.parse.quote(name) if _is_web(place) else name}{query[0] if query else ''}"
+
+
+def path_of(address: str) -> str:
+    """The path of an address, with its server or bucket: without protocol, user, query and fragment."""
+    path = _ADDRESS.sub("", address, count=1)
+    path = re.sub(r"[?#].*", "", path) if _is_web(address) else path
+    server, slash, rest = path.partition("/")
+    return f"{server.rpartition('@')[2]}{slash}{urllib.parse.unquote(rest) if _is_web(address) else rest}"
 
 
 def joined(folder: str, name: str) -> str:
@@ -97,7 +119,7 @@ def kind(place: str) -> Literal["file", "folder"] | None:
     """
     if not is_address(place):
         return "folder" if os.path.isdir(place) else "file" if os.path.exists(place) else None
-    if _protocol(place) in _WEB and place.endswith("/"):
+    if _is_web(place) and place.endswith("/"):
         return "folder"
     try:
         found = _ask(place, lambda system, path: system.info(path))
@@ -235,6 +257,10 @@ def _unreadable(place: str, error: OSError) -> BadInput:
         return BadInput(f"{shown(place)}: there is no such file. Check the path.")
     return BadInput(f"{shown(place)} cannot be read: {error.strerror or first_line(error)}. Check its permissions and "
                     "the connection.")
+
+
+def _is_web(place: str) -> bool:
+    return is_address(place) and _protocol(place) in _WEB
 
 
 def _protocol(place: str) -> str:

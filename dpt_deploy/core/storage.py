@@ -121,8 +121,9 @@ class Shard:
                     if left_out:
                         left_out(member.name)
                     continue
-                yield Item(f"{self.key}/{member.name}" if self.key else member.name, self.place, member.name,
-                           member.start, member.length, data)
+                key = safe_path(member.name)
+                yield Item(f"{self.key}/{key}" if self.key else key, self.place, member.name, member.start,
+                           member.length, data)
         except DptError as error:
             say(str(error))
 
@@ -218,7 +219,7 @@ class Listing:
         prefixes = _prefixes(self.sources)
         for source, prefix in zip(self.sources, prefixes, strict=True):
             for path, place, size in source.units(self):
-                key = _safe(prefix if source.single and prefix else f"{prefix}/{path}" if prefix else path)
+                key = safe_path(prefix if source.single and prefix else f"{prefix}/{path}" if prefix else path)
                 name = places.base_name(place).lower()
                 if name.endswith(tar_index.SUFFIX):
                     yield Shard("" if source.single and not prefix else key, place, self.contents)
@@ -333,12 +334,12 @@ def _lines(text: str) -> Iterator[tuple[str, str, int | None]]:
                 continue
             place = places.normalized(place)
             absolute = places.is_address(place) or os.path.isabs(place)
-            path = place.partition("://")[2] if places.is_address(place) else place
+            path = places.path_of(place) if places.is_address(place) else place
             yield path, place if absolute or not folder else places.joined(folder, place), None
 
 
-def _safe(path: str) -> str:
-    """A key: no component leads upwards, and all can be written in UTF-8."""
+def safe_path(path: str) -> str:
+    """A path that stays below the folder it is joined to, whatever `path` is, and can be written in UTF-8."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "/".join("up" if part == ".." else part for part in text.split("/") if part not in ("", "."))
 

@@ -12,16 +12,19 @@ import pickle
 import subprocess
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from dpt_deploy.core import places, tar_index
 from dpt_deploy.core.errors import BadInput, MissingPackage
 from dpt_deploy.core.patterns import expand
 from dpt_deploy.core.shard_writer import ShardWriter, next_number
-from dpt_deploy.core.storage import Listing, Shard, find_items, shards_of
+from dpt_deploy.core.storage import Listing, Shard, find_items, safe_path, shards_of
+from dpt_deploy.predict.naming import Names
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -227,6 +230,56 @@ def test_a_damaged_index_and_a_home_that_cannot_be_written_cost_only_time(
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     assert tar_index.load_index(str(path)).names == ["1.png", "2.png"]
+
+
+def forged(path: Path, *names: bytes, starts: tuple[int, ...] | None = None, found: tuple[str, ...] = ()) -> None:
+    """An index beside a tar with names and offsets that someone has made up."""
+    stamp = places.stamp(str(path))
+    count = len(names)
+    index = tar_index.TarIndex(
+        str(path), stamp, np.frombuffer(b"".join(names), np.uint8), np.cumsum([len(name) for name in names]),
+        np.array(starts or [512] * count, np.int64), np.ones(count, np.int64), found)
+    tar_index.write_index(index, path.with_name(f"{path.name}.index"))
+
+
+@pytest.mark.parametrize("name", [
+    b"../../x.png", b"/x.png", b"a/../x.png", b"C:/x.png", b"a\nb.png", b"./1.png", b".x.png", b"", b"\xff.png",
+    b"2.png\x1b[2J",
+])
+def test_an_index_with_names_that_no_tar_gives_is_not_used(name: bytes, tmp_path: Path) -> None:
+    path = tar_with(tmp_path / "a.tar", ("1.png", b"1"), ("2.png", b"2"))
+    forged(path, b"3.png", b"4.png")
+    assert keys(path) == ["3.png", "4.png"], "an index is trusted where it can be true"
+    forged(path, b"3.png", name)
+    assert keys(path) == ["1.png", "2.png"]
+    system = fsspec.filesystem("memory")
+    for file in sorted(tmp_path.iterdir()):
+        system.pipe(f"/forged/{file.name}", file.read_bytes())
+    assert keys("memory://forged/a.tar") == ["1.png", "2.png"]
+
+
+def test_an_index_with_impossible_offsets_or_of_a_huge_size_is_not_used(tmp_path: Path) -> None:
+    path = tar_with(tmp_path / "a.tar", ("1.png", b"1"), ("2.png", b"2"))
+    for wrong in ((512, 1 << 62), (-1, 512), (512, path.stat().st_size)):
+        forged(path, b"3.png", b"4.png", starts=wrong)
+        assert keys(path) == ["1.png", "2.png"], wrong
+    forged(path, b"3.png", b"3.png")
+    assert keys(path) == ["1.png", "2.png"], "the same name twice"
+    forged(path, b"3.png", b"4.png", found=("\x1b]0;gotcha\a",))
+    assert keys(path) == ["1.png", "2.png"], "a message that would control the terminal"
+    index = path.with_name("a.tar.index")
+    with zipfile.ZipFile(index, "w", zipfile.ZIP_DEFLATED) as archive:  # 64 MiB of zeros in 64 kB
+        archive.writestr("text.npy", bytes(1 << 26))
+    assert index.stat().st_size < 1 << 17 and keys(path) == ["1.png", "2.png"]
+    os.truncate(index, 1 << 40)  # sparse: reading it would take a terabyte of memory
+    assert keys(path) == ["1.png", "2.png"]
+
+
+def test_a_path_that_becomes_a_key_stays_below_its_folder() -> None:
+    names = ("../../x.png", "/x.png", "b/../x.png")
+    assert [safe_path(name) for name in names] == ["up/up/x.png", "x.png", "b/up/x.png"]
+    stems = Names()
+    assert [stems.stem(f"a.tar/{name}", name) for name in names] == ["a/up/up/x", "a/x", "a/b/up/x"]
 
 
 def test_the_whole_members_of_a_truncated_tar_are_read_and_the_damage_is_named(tmp_path: Path) -> None:
