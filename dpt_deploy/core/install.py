@@ -41,6 +41,11 @@ def install_command(extra: str, *packages: str, flags: tuple[str, ...] = ()) -> 
     return f"{command} ({NOTES[extra]})" if extra in NOTES else command
 
 
+def plain_install_command(*packages: str) -> str:
+    """The command that installs packages that no extra has, such as s3fs."""
+    return shlex.join(["python", "-m", "pip", "install", *packages])
+
+
 def reinstall_command(*packages: str) -> str:
     """The command that reinstalls broken packages."""
     return shlex.join(["python", "-m", "pip", "install", "--force-reinstall", *packages])

@@ -230,15 +230,19 @@ class TarIndex:
 
 
 def make_index(place: str) -> TarIndex:
-    """Index a tar in one pass over its headers. Raises `BadInput`, which names it, if it is no tar."""
+    """Index a tar in one pass over its headers.
+
+    Raises `BadInput`, which names it, if it is not a tar or cannot be read to its end.
+    """
     stamp = places.stamp(place)
     problems: list[str] = []
     with places.opened(place) as file:
-        size = file.seek(0, os.SEEK_END)
         try:
-            members = list(scan(file, size, problems.append))
+            members = list(scan(file, file.seek(0, os.SEEK_END), problems.append))
         except BadInput as error:
             raise BadInput(f"{places.shown(place)}: {error}") from error
+        except OSError as error:
+            raise places.unreadable(place, error) from error
     return from_members(place, stamp, members, problems)
 
 

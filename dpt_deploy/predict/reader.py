@@ -31,7 +31,7 @@ TEXT = re.compile(rb"[\t\n\f\r\x1b -~]*")
 
 def camera_index(source: str) -> int | None:
     """`source` as the number of a camera; None if it is not a number, or a file of that name exists."""
-    return int(source) if source.isdecimal() and not Path(source).exists() else None
+    return int(source) if re.fullmatch(r"\d{1,9}", source) and not os.path.exists(source) else None
 
 
 def is_stream(source: str) -> bool:
