@@ -72,13 +72,13 @@ def locked(folder: Path | str, create: bool = False) -> Iterator[None]:
         BadInput: Another process is writing there, or the folder cannot be created.
     """
     folder = Path(folder)
-    created = create and not folder.exists()
+    created = create and not os.path.exists(folder)  # Path.exists raises for a name that is too long
     if created:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(folder, error) from error
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         yield
         return
     try:
@@ -87,8 +87,7 @@ def locked(folder: Path | str, create: bool = False) -> Iterator[None]:
         raise cannot_write(folder, error) from error
     try:
         if _lock(descriptor) is False:
-            raise BadInput(f"{folder}: another export, build or parity run is writing here. Wait until it ends, or use "
-                           "another folder.")
+            raise BadInput(f"{folder}: another process is writing here. Wait until it ends, or use another folder.")
         yield
     finally:
         if created:
@@ -220,8 +219,8 @@ def sha256(path: Path | str) -> str:
 def existing_file(path: Path | str, what: str) -> Path:
     """Return `path` if it is a file, else raise `BadInput`. `what` describes the expected file."""
     path = Path(path)
-    if path.is_dir():
+    if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         raise BadInput(f"expected {what}, received the folder {path}. Pass a file.")
-    if not path.is_file():
+    if not os.path.isfile(path):
         raise BadInput(f"expected {what}, but there is no file {path}. Check the path.")
     return path

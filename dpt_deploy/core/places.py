@@ -294,8 +294,8 @@ def unreadable(place: str, error: OSError | ValueError) -> BadInput:
     """The error for a file that cannot be read. A path with a zero byte is a `ValueError`."""
     if isinstance(error, FileNotFoundError):
         return BadInput(f"{shown(place)}: there is no such file. Check the path.")
-    return BadInput(f"{shown(place)} cannot be read: {getattr(error, 'strerror', None) or first_line(error)}. Check its permissions and "
-                    "the connection.")
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return BadInput(f"{shown(place)} cannot be read: {reason}. Check its permissions and the connection.")
 
 
 def _is_web(place: str) -> bool:

@@ -333,7 +333,8 @@ def _lines(text: str) -> Iterator[tuple[str, str, int | None]]:
         try:
             for number, line in enumerate(file):
                 if number == 0 and line.startswith(_UTF_16):
-                    raise BadInput(f"{places.shown(text)}: expected a list in UTF-8, received UTF-16. Save it as UTF-8.")
+                    raise BadInput(f"{places.shown(text)}: expected a list in UTF-8, received UTF-16. Save it as "
+                                   "UTF-8.")
                 line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
                 place = line.decode("utf-8", "surrogateescape").strip()
                 if not place or place.startswith("#"):

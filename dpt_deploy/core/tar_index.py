@@ -285,7 +285,7 @@ def kept_index(place: str) -> TarIndex | None:
 def _kept(place: str, file: str, stamp: places.Stamp) -> TarIndex | None:
     """A kept index if it is whole and of this archive. Beside an address it need only be of the same size."""
     with contextlib.suppress(Exception):  # zip files and arrays that someone damaged raise all kinds
-        if stamp.size is None or not places.is_address(file) and not os.path.isfile(file):
+        if stamp.size is None or not (places.is_address(file) or os.path.isfile(file)):
             return None
         most = stamp.size + _MOST_OVERHEAD
         if (length := places.stamp(file).size) is None or length > most:
@@ -297,7 +297,7 @@ def _kept(place: str, file: str, stamp: places.Stamp) -> TarIndex | None:
         table = np.load(io.BytesIO(data))
         size, version, form = table["stamp"].tolist()
         copied = places.is_address(file)  # the time of change is that of the upload
-        if int(form) != FORMAT or int(size) != stamp.size or not copied and version != stamp.version:
+        if int(form) != FORMAT or int(size) != stamp.size or (not copied and version != stamp.version):
             return None
         index = TarIndex(place, stamp, table["text"], table["ends"], table["starts"], table["lengths"],
                          tuple(table["found"].tolist()))
