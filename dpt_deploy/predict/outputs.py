@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import zipfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from typing import Any, Protocol, Self
 
 import numpy as np
 
+from ..core.contract import HEADS, DepthKind
 from ..core.files import cannot_write, temporary_folder
 from ..core.shard_writer import MOST_BYTES, ShardWriter
 from ..core.storage import Item
@@ -68,13 +70,15 @@ class Files:
         look: The picture besides: panel, matte or none.
         part: The journal; None for none.
         extras: Writes the files besides the maps; None for none.
+        depth_kind: Of the bundle; the files say it.
     """
 
     def __init__(
-        self, out: Path, format: str, forms: Forms, look: str, part: Part | None, extras: ExtraWriter | None = None
+        self, out: Path, format: str, forms: Forms, look: str, part: Part | None, extras: ExtraWriter | None = None,
+        depth_kind: DepthKind = "metric",
     ) -> None:
         self.out, self.format, self.forms, self.look, self.part = out, format, forms, look, part
-        self.extras = extras
+        self.extras, self.depth_kind = extras, depth_kind
 
     def encode(
         self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item | None
@@ -88,11 +92,12 @@ class Files:
 
     def _maps(self, base: Path, image: np.ndarray, prediction: Prediction, caption: str) -> list[Path]:
         if FORMATS[self.format].encode is None:
-            chosen = Prediction(**{head: prediction.maps[head] for head in self.forms})
+            chosen = dataclasses.replace(prediction, **{head: None for head in HEADS if head not in self.forms})
             picture = matte(image, prediction) if self.look == "matte" else None
             return write_prediction(base.parent, base.name, image, chosen, caption, picture, self.look != "none")
         files = []
-        for suffix, data in encoded(self.format, self.forms, self.look, image, prediction, caption).items():
+        made = encoded(self.format, self.forms, self.look, image, prediction, caption, self.depth_kind)
+        for suffix, data in made.items():
             files.append(base.with_name(f"{base.name}.{suffix}"))
             write_bytes(files[-1], data)
         return files
@@ -121,12 +126,13 @@ class Shards:
         name: What the names of the shards begin with; no other process has it.
         samples: Images in a shard.
         extras: Gives depth in metres; None leaves it as it is.
+        depth_kind: As for `Files`.
     """
 
     def __init__(self, out: Path, format: str, forms: Forms, look: str, part: Part, name: str, samples: int,
-                 extras: ExtraWriter | None = None) -> None:
+                 extras: ExtraWriter | None = None, depth_kind: DepthKind = "metric") -> None:
         self.out, self.format, self.forms, self.look, self.part = out, format, forms, look, part
-        self.extras = extras
+        self.extras, self.depth_kind = extras, depth_kind
         self._images: list[dict[str, Any]] = []
         kind = ShardWriter if FORMATS[format].shards == "tar" else ZarrWriter
         self._writer = kind(out, name, most_samples=samples, before=self._complete)
@@ -136,7 +142,7 @@ class Shards:
     ) -> dict[str, bytes]:
         if self.extras is not None:
             prediction = self.extras.metric(prediction, item)
-        return encoded(self.format, self.forms, self.look, image, prediction, caption)
+        return encoded(self.format, self.forms, self.look, image, prediction, caption, self.depth_kind)
 
     def add(self, done: Done) -> list[str]:
         path = self._writer.add(done.stem, done.encoded)
@@ -154,12 +160,13 @@ class Shards:
 
 
 def encoded(
-    format: str, forms: Forms, look: str, image: np.ndarray, prediction: Prediction, caption: str
+    format: str, forms: Forms, look: str, image: np.ndarray, prediction: Prediction, caption: str,
+    depth_kind: DepthKind = "metric",
 ) -> dict[str, bytes]:
     """The files of one image, by the end of the name."""
     encode = FORMATS[format].encode
     assert encode is not None
-    files = encode(store(prediction.maps, forms), forms)
+    files = encode(store(prediction.maps, forms), forms, depth_kind)
     if look != "none":
         suffix = (PANEL_SUFFIX if look == "panel" else MATTE_SUFFIX).lstrip(".")
         files[suffix] = png_bytes(_picture(look, image, prediction, caption), {})
