@@ -61,8 +61,8 @@ def image(tmp_path: Path) -> Path:
 ])
 def test_what_needs_metres_is_refused(relative: Path, image: Path, tmp_path: Path, options: dict, said: str) -> None:
     with pytest.raises(BadInput, match=said):
-        main(PredictConfig(relative, (str(image),), tmp_path / "out", backend="onnxruntime-cpu", graph="model", look="none",
-                           **options))
+        main(PredictConfig(relative, (str(image),), tmp_path / "out", backend="onnxruntime-cpu", graph="model",
+                           look="none", **options))
     assert not (tmp_path / "out").exists()
 
 
