@@ -12,7 +12,7 @@ from .. import cli
 from ..core.contract import Graph
 from ..core.errors import BadInput
 from ..core.image_files import MAX_PIXELS
-from ..core.places import is_address
+from ..core.places import is_address, shown
 from ..runtime import Precision, Runtime
 
 with cli.needing("cli"):
@@ -25,7 +25,7 @@ from .decoding import read_picture
 from .extras import Extras, ExtraWriter
 from .formats import FORMATS, FormatName
 from .job import Job, Picture
-from .reader import Reader, camera_index, shown, video_file
+from .reader import Reader, camera_index, video_file
 from .sources import find_sources, output_stems
 from .video import predict_video
 
@@ -243,7 +243,7 @@ class Run:
             return
         if self.sources.problems:
             raise BadInput(self.sources.problems[0])
-        names = ", ".join(source.text for source in self.sources.listing.sources)
+        names = self.sources.names
         if self.sources.results:
             raise BadInput(f"{names}: expected images, received only pictures that this command wrote.")
         raise BadInput(f"{names}: expected images, found none; {self.sources.left_out_line() or 'nothing is there'}. "

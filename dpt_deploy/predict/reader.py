@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core.errors import BadInput
 from ..core.image_header import read_header
+from ..core.places import shown
 from .mp4 import is_trimmed
 
 DEFAULT_FPS = 30.0  # if the source does not report a frame rate
@@ -37,11 +38,6 @@ def camera_index(source: str) -> int | None:
 def is_stream(source: str) -> bool:
     """Whether `source` is the address of a network stream, such as rtsp://camera/stream."""
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
-
-
-def shown(source: str) -> str:
-    """`source` without the password of an address."""
-    return re.sub(r"//[^/@]*@", "//...@", source, count=1) if is_stream(source) else source
 
 
 def video_file(source: str) -> Path:
