@@ -88,7 +88,7 @@ class Reader:
         self._camera, self._stream = camera_index(self.source), is_stream(self.source)
         is_file = self._camera is None and not self._stream
         path = Path(source)
-        if is_file and not path.is_file():
+        if is_file and not os.path.isfile(path):  # Path.is_file raises for a name that is too long
             raise BadInput(f"expected a video or the number of a camera, but there is no file {source}.")
         self._capture: cv2.VideoCapture | None = None
         self._exact = False

@@ -25,11 +25,12 @@ from dpt_deploy.core.files import locked
 from dpt_deploy.core.shard_writer import ShardWriter
 from dpt_deploy.core.tar_index import load_index
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+from dpt_deploy.predict.reader import Reader
 from tests.train.conftest import tensors_equal
 from train.check import CheckConfig
 from train.check import main as check
 from train.config import TrainConfig
-from train.data import shard_files
+from train.data import exr, shard_files
 from train.data.cache import CacheSource
 from train.data.dataset import MapDataset, TrainBatches, ValBatches, create_loader
 from train.data.shards import ShardSource
@@ -360,6 +361,16 @@ def test_numbers_too_long_and_other_damages_are_one_sentence(data: Path, tmp_pat
             open_source(tmp_path / root)
         with pytest.raises(BadInput, match=r"cannot write .*File name too long"):
             prepare(PrepareConfig(data, tmp_path / root, shards=True))
+
+
+def test_names_too_long_for_the_file_system_are_one_sentence(config: Callable[..., TrainConfig], data: Path) -> None:
+    long = Path("x" * 300)
+    for call in (lambda: Trainer(config(out=long)).run(), lambda: Trainer(config(out=long, resume="auto")).run(),
+                 lambda: evaluate(EvaluateConfig(long, data, workers=0)), lambda: Reader(long),
+                 lambda: exr.read_depth(long), lambda: CacheSource.open(long)):
+        with pytest.raises(BadInput, match=r"no file x|File name too long|it is missing|cannot be read") as caught:
+            call()
+        assert "\n" not in str(caught.value)
 
 
 def test_samples_of_one_number_in_two_folders_are_not_mixed(data: Path, tmp_path: Path) -> None:
