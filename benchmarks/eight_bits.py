@@ -215,20 +215,23 @@ def _call(session: Session, image: np.ndarray) -> None:
     session.run({"image": image})
 
 
+_COLUMNS = [("depth", "abs_rel", "AbsRel", ".4f"), ("normals", "mean", "degrees", ".2f"),
+            ("alpha", "iou", "IoU", ".3f")]
+
+
 def show(result: dict[str, Any]) -> None:
     """Print a table."""
-    print(f"{'plan':28}{'backend':17}{'eight bits':>11}{'speed':>7}{'AbsRel A':>10}{'B':>8}{'normals A':>11}{'B':>7}"
-          f"{'IoU A':>8}{'B':>8}   (worst image)")
+    columns = [one for one in _COLUMNS if one[0] in result["rows"][0]["distances"]["A"]]
+    titles = "".join(f"{f'{title} A':>11}{'B':>9}" for *_, title, _ in columns)
+    print(f"{'plan':28}{'backend':17}{'eight bits':>11}{'speed':>7}{titles}   (worst image)")
     for row in result["rows"]:
-        a, b = row["distances"]["A"], row["distances"]["B"]
-        print(f"{row['plan']:28}{row['backend']:17}{row['share']:>11.1%}{row['speed']['median']:>7.2f}"
-              f"{a['depth']['abs_rel']['worst']:>10.4f}{b['depth']['abs_rel']['worst']:>8.4f}"
-              f"{a['normals']['mean']['worst']:>11.2f}{b['normals']['mean']['worst']:>7.2f}"
-              f"{a['alpha']['iou']['worst']:>8.3f}{b['alpha']['iou']['worst']:>8.3f}")
+        values = "".join(f"{row['distances'][part][head][metric]['worst']:>{width}{form}}"
+                         for head, metric, _, form in columns for part, width in (("A", 11), ("B", 9)))
+        print(f"{row['plan']:28}{row['backend']:17}{row['share']:>11.1%}{row['speed']['median']:>7.2f}{values}")
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    """Speed against loss, one point per plan and backend; the loss is the mean AbsRel to FP32 on B."""
+    """Speed against loss, one point per plan and backend; the loss is the mean distance of a map to FP32 on B."""
     import matplotlib
     from matplotlib.figure import Figure
 
@@ -237,17 +240,19 @@ def plot(result: dict[str, Any], path: Path) -> None:
         figure = Figure(figsize=(8, 4.5), dpi=110, layout="constrained")
         axes = figure.add_subplot()
         markers = {"openvino": ("o", "#4269d0"), "onnxruntime-cpu": ("s", "#e8590c")}
+        head, metric, title, _ = next(one for one in _COLUMNS if one[0] in result["rows"][0]["distances"]["B"])
         names = list(dict.fromkeys(row["plan"] for row in result["rows"]))
         for row in result["rows"]:
             marker, colour = markers.get(row["backend"], ("^", "#2f9e44"))
-            x, y = row["speed"]["median"], row["distances"]["B"]["depth"]["abs_rel"]["mean"]
+            x, y = row["speed"]["median"], row["distances"]["B"][head][metric]["mean"]
             axes.plot([x], [y], marker, color=colour)
             axes.annotate(str(names.index(row["plan"]) + 1), (x, y), (6, 4), textcoords="offset points", color=colour)
         for name, (marker, colour) in markers.items():
             axes.plot([], [], marker, color=colour, label=name)
         for i, name in enumerate(names, 1):
             axes.plot([], [], " ", label=f"{i} {name}")
-        axes.set(xlabel="speed beside FP32 in the same backend", ylabel="mean AbsRel to FP32", yscale="log",
+        axes.set(xlabel="speed beside FP32 in the same backend", ylabel=f"mean {title} of {head} to FP32",
+                 yscale="linear" if metric == "iou" else "log",
                  title=f"Eight bits, {result['model']}: speed against loss")
         axes.grid(alpha=0.3)
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), handlelength=1)

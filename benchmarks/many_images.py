@@ -113,7 +113,7 @@ def write_images(folder: Path, count: int) -> dict[str, bool]:
 
 def bare_loop(config: ManyConfig, bundle: Path, seconds: float = 10.0) -> float:
     """Images per second of the runtime alone."""
-    with load(bundle, config.backend, threads=config.threads) as runtime:
+    with load(bundle, config.backend, threads=config.threads, compile_eagerly=True) as runtime:
         batches = [[scene(*size, seed) for seed in range(config.batch)] for size in SIZES]
         for batch in batches:
             runtime(batch)

@@ -37,7 +37,7 @@ def stage_notes(artifact: Artifact) -> tuple[str, ...]:
     if artifact.precision == "fp8":
         return (FP8_NOTE,)
     units = processor.eight_bit_units()
-    if not units and not processor.may_saturate():
+    if not processor.is_x86() or not (units or processor.may_saturate()):
         return ()
     judge = f"with {' and '.join(units)}" if units else "without VNNI"
     return (f"judged on a processor {judge}; results differ between processors with and without VNNI, because 8-bit "

@@ -174,7 +174,8 @@ class OnnxRuntimeSession(Session):
                                 f"{names}. Export the checkpoint again.")
         self._session = session
         batch = session.get_inputs()[0].shape[0]
-        self._batch = batch if isinstance(batch, int) else None
+        # Our own graphs take every batch, so one that does not is a fault that its batch has to show.
+        self._batch = batch if bundle.manifest.imported and isinstance(batch, int) else None
 
     def largest_batch(self, size: tuple[int, int]) -> int | None:
         return self._batch

@@ -151,7 +151,8 @@ class OpenVINOSession(Session):
             graph = core.read_model(path)
             self._check(graph, artifact)
             batch = graph.inputs[0].get_partial_shape()[0]
-            self._batch = batch.get_length() if batch.is_static else None
+            # Our own graphs take every batch, so one that does not is a fault that its batch has to show.
+            self._batch = batch.get_length() if bundle.manifest.imported and batch.is_static else None
             if prefer_convolutions and HINTS[self.computes] == "f32":
                 prefer_convolution_kernel(graph)
             self._parts = _compile(core, graph, self.computes, options, artifact.graph == "frame")

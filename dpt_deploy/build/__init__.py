@@ -79,7 +79,7 @@ def _not_buildable(graph: Artifact, builder: Builder, options: EngineOptions) ->
     """Why the builder cannot make an engine of a graph, or None if it can."""
     plan = graph.details.plan
     if options.turing and graph.precision in EIGHT_BITS:
-        return "TensorRT-RTX has no eight-bit kernels on Turing; --precisions fp16 builds the half-precision graphs"
+        return "TensorRT-RTX has no eight-bit kernels on Turing; for engines there, export with --precision fp16"
     if options.turing and graph.graph == "frame" and (not plan or "resize" in plan.fp32):
         return "TensorRT-RTX has no FP32 matrix products on Turing, and its resize is FP32; TensorRT builds it there"
     if builder.name == "tensorrt":  # it builds for the visible GPU

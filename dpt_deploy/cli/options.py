@@ -13,6 +13,7 @@ separated by commas. Use the types as annotations of a command's dataclass:
 
 from __future__ import annotations
 
+import dataclasses
 import math
 import os
 import re
@@ -48,6 +49,22 @@ def resolve_workers(workers: int | Literal["auto"]) -> int:
     if workers != "auto":
         return workers
     return min(len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1, MOST_WORKERS)
+
+
+def check_companions(config: Any, companions: Mapping[str, Sequence[str]]) -> None:
+    """Raise `BadInput` if an option is given without the one that it belongs to, because it would be ignored.
+
+    Args:
+        config: The dataclass of a command.
+        companions: Field -> the fields that mean something only if that one is given (not None).
+    """
+    defaults = {one.name: one.default for one in dataclasses.fields(config)}
+    for owner, names in companions.items():
+        for name in names:
+            if getattr(config, owner) is None and getattr(config, name) != defaults[name]:
+                option, needed = (f"--{one.replace('_', '-')}" for one in (name, owner))
+                raise BadInput(f"{option}: expected {needed} too, without which the option does nothing. Add {needed}, "
+                               f"or omit {option}.")
 
 
 def check_renamed(arguments: Sequence[str], renamed: Mapping[str, str]) -> None:

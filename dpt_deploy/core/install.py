@@ -41,9 +41,9 @@ def install_command(extra: str, *packages: str, flags: tuple[str, ...] = ()) -> 
     return f"{command} ({NOTES[extra]})" if extra in NOTES else command
 
 
-def plain_install_command(*packages: str) -> str:
-    """The command that installs packages that no extra has, such as s3fs."""
-    return shlex.join(["python", "-m", "pip", "install", *packages])
+def other_packages_command(packages: str) -> str:
+    """The command that installs packages of no extra, given as one string such as "gcsfs" or "adlfs azure-identity"."""
+    return shlex.join(["python", "-m", "pip", "install", *packages.split()])
 
 
 def reinstall_command(*packages: str) -> str:

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from .errors import BadInput, MissingPackage, first_line, missing_package
-from .install import install_command, plain_install_command
+from .install import install_command, other_packages_command
 
 Result = TypeVar("Result")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
@@ -350,7 +350,7 @@ def _file_system(place: str) -> tuple[Any, str]:
         entry = known_implementations.get(protocol, {})
         package = _PACKAGES.get(protocol) or entry.get("class", protocol).partition(".")[0]
         why = f"read {protocol}:// addresses"
-        run = install_command("batch", "fsspec") if protocol in _WEB else plain_install_command(package)
+        run = install_command("batch", "fsspec") if protocol in _WEB else other_packages_command(package)
         raise MissingPackage(f"{package} is needed to {why} and is not installed. Run: {run}") from error
     except ValueError as error:
         raise BadInput(f"{shown(place)}: expected a local path or an address that fsspec knows, such as s3://, gs://, "

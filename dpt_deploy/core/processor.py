@@ -43,7 +43,12 @@ def eight_bit_units() -> tuple[str, ...]:
 
 def may_saturate() -> bool:
     """Whether 8-bit products may saturate in 16 bits: on x86 without VNNI and AMX, where libraries use VPMADDUBSW."""
-    return bool(flags()) and platform.machine() in ("x86_64", "AMD64") and not eight_bit_units()
+    return bool(flags()) and is_x86() and not eight_bit_units()
+
+
+def is_x86() -> bool:
+    """Whether the processor is an x86 with 64 bits."""
+    return platform.machine() in ("x86_64", "AMD64")
 
 
 def eight_bit_summary() -> str:

@@ -14,11 +14,13 @@ from ..core.image_files import MAX_PIXELS, SUFFIXES, find_images, image_from_byt
 from ..core.storage import Item, find_items
 from ..core.tar_index import SUFFIX
 
-_OF_A_SAMPLE = re.compile(r"(?:.*/)?(?:rgb_\d+|\d+\.rgb)\.png")
+_MAP = re.compile(r"(?P<folder>(?:.*/)?)"
+                  r"(?:(?:alpha|depth|normal)_(?P<number>\d+)|(?P<key>\d+)\.(?:alpha|depth|normal))\.\w+")
+"""The map of a sample in SynthHuman's names, and in those of a WebDataset."""
 
 
 def calibration_items(source: Path | str) -> list[Item]:
-    """The images of a source, sorted by name; of data in SynthHuman's format, the colour images of all its samples.
+    """The images of a source, sorted by name. The maps of samples in SynthHuman's format are left out.
 
     Args:
         source: A folder of images, of samples or of tar shards; a tar, a pattern of them, or an address of one.
@@ -29,18 +31,31 @@ def calibration_items(source: Path | str) -> list[Item]:
     """
     folder = places.local(places.normalized(str(source)))
     if folder is not None and folder.is_dir():
-        found = sorted(folder.glob("rgb_*.png")) + sorted(folder.glob("*/rgb_*.png"))
-        if not found and not any(folder.glob(f"*{SUFFIX}")):
-            found = find_images(folder).images
+        found = [] if any(folder.glob(f"*{SUFFIX}")) else find_images(folder).images
+        found += sorted(folder.glob("*/rgb_*.png"))
         if found:
-            return [Item(path.name, str(path)) for path in found]
+            return without_maps([Item(path.name, str(path)) for path in found])
     problems: list[str] = []
     items = list(find_items([str(source)], SUFFIXES, on_problem=problems.append, contents=False))
     if not items:
         reason = f" ({problems[0]})" if problems else ""
         raise BadInput(f"{places.shown(str(source))}: expected images or tar shards with images, found none{reason}. "
                        "Check the path.")
-    return [item for item in items if _OF_A_SAMPLE.fullmatch(item.key)] or items
+    return without_maps(items)
+
+
+def without_maps(items: list[Item]) -> list[Item]:
+    """The items without the maps whose sample's colour image is among them."""
+    keys = {item.key for item in items}
+
+    def of_a_sample(item: Item) -> bool:
+        found = _MAP.fullmatch(item.key)
+        if found is None:
+            return False
+        colour = f"rgb_{found['number']}.png" if found["number"] else f"{found['key']}.rgb.png"
+        return found["folder"] + colour in keys
+
+    return [item for item in items if not of_a_sample(item)]
 
 
 def calibration_images(

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ..build import EngineOptions, choose_builder
-from ..cli.options import Count, Heads, Name, Names, Pairs, Place, Size, Triple
+from ..cli.options import Count, Heads, Name, Names, Pairs, Place, Size, Triple, check_companions
 from ..core.contract import ResizeRule
 from ..core.errors import BadInput
 from ..core.files import existing_file
@@ -118,6 +118,8 @@ def check_options(config: ExportConfig) -> None:
     if config.precision == "fp32" and config.fp32_modules:
         raise BadInput(f"--fp32-modules {','.join(config.fp32_modules)}: with --precision fp32, everything is FP32. "
                        "Omit one of the two.")
+    check_companions(config, {"images": ("max_images",), "calibrate": ("calibration_images",),
+                              "data_root": ("data_images", "normal_axes")})
     _check_eight_bits(config)
     if not config.checkpoint.is_dir():
         existing_file(config.checkpoint, "a checkpoint file such as best_model.pth")

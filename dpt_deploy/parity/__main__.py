@@ -14,7 +14,7 @@ with cli.needing("cli"):
     import tyro
 
     from ..cli.commands import training_module
-    from ..cli.options import Count, Json, Name, Place
+    from ..cli.options import Count, Json, Name, Place, check_companions
     from ..core.bundle import SKIPPED_IMAGES, Bundle
     from ..core.files import locked
     from ..core.image_files import MAX_PIXELS
@@ -68,6 +68,8 @@ def main(config: ParityConfig) -> int:
             "--images needs --checkpoint, because PyTorch computes the reference outputs for these images. "
             "Add --checkpoint best_model.pth, or leave out --images to use those in the bundle."
         )
+    check_companions(config, {"images": ("max_images",), "data_root": ("data_images", "normal_axes"),
+                              "server": ("server_model",)})
     load_budget(config.budget)
     with locked(config.bundle):
         return _judge(config)
@@ -116,8 +118,6 @@ def _judge_with_pytorch(
 
 def _judge_server(bundle: Bundle, config: ParityConfig, log: Callable[[str], None], worst: WorstMaps) -> list[Stage]:
     if config.server is None:
-        if config.server_model is not None:
-            raise BadInput("--server-model needs --server. Add --server HOST:PORT, or omit the option.")
         return []
     budget, _ = load_budget(config.budget)
     reference, _ = load_reference(bundle)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -25,9 +26,11 @@ from .decoding import read_picture
 from .extras import Extras, ExtraWriter
 from .formats import FORMATS, FormatName
 from .job import Job, Picture
-from .reader import Reader, camera_index, video_file
+from .live import RECONNECT, LiveStreams
+from .live_video import LiveOutcome, predict_live
+from .reader import Reader, camera_index, is_live, video_file
 from .sources import find_sources, output_stems
-from .video import predict_video
+from .video import Look, predict_video
 
 PROG = "python -m dpt_deploy.predict"
 
@@ -93,6 +96,10 @@ class PredictConfig:
     """The picture or video: panel, matte (the foreground over green), or none. Default: panel, none for a large run."""
     max_frames: Limit = None
     """Stop after this many frames of each video, camera or stream."""
+    every_frame: bool = False
+    """Predict every frame of a camera or stream, however late. Default: of all of them together, the newest."""
+    reconnect: float = RECONNECT
+    """Try to open a camera or stream again for this long when it breaks [s]; 0: it ends."""
     max_pixels: Count = MAX_PIXELS
     """Skip images with more pixels than this."""
     extras: Annotated[Extras, tyro.conf.arg(name="")] = field(default_factory=Extras)
@@ -187,9 +194,7 @@ class Run:
     def video(self, runtime: Runtime, reader: Reader, stem: str) -> None:
         """Predict a video, and print what was written."""
         config = self.config
-        look = "panel" if config.look is None else config.look
-        if look == "none":
-            raise BadInput("--look none: expected panel or matte for a video, which has nothing else.")
+        look = self.video_look()
         path = config.out / f"{stem}.{look}.mp4"
         total = min((number for number in (reader.length, config.max_frames) if number), default=None)
         start = time.perf_counter()
@@ -210,6 +215,32 @@ class Run:
         self.status = 130 if outcome.interrupted else 0
         if damage := reader.damage():
             self.skipped.append(f"{shown(reader.source)}: {damage}")
+
+    def live(self, runtime: Runtime, streams: LiveStreams, stems: list[str], fps: list[float]) -> None:
+        """Predict cameras and streams together, and print what was written."""
+        look = self.video_look()
+        paths = [self.config.out / f"{stem}.{look}.mp4" for stem in stems]
+        start = time.perf_counter()
+        with progress(self.console, None) as bar:
+            task = bar.add_task("", total=None)
+
+            def update(outcomes: Sequence[LiveOutcome]) -> None:
+                speed = sum(one.frames for one in outcomes) / (time.perf_counter() - start)
+                dropped = sum(one.stream.dropped for one in outcomes)
+                bar.update(task, description=f"{len(outcomes)} live: {speed:.2f} frames/s, {dropped} dropped")
+
+            outcomes = predict_live(runtime, streams, paths, fps, look, self.config.max_frames, update)
+        for outcome in outcomes:
+            self.console.print(outcome.summary())
+            self.written += outcome.failed is None and outcome.frames > 0
+            if problem := outcome.failed or outcome.stream.lost:
+                self.skipped.append(str(problem))
+
+    def video_look(self) -> Look:
+        """What the videos show. Raises `BadInput` if nothing."""
+        if self.config.look == "none":
+            raise BadInput("--look none: expected panel or matte for a video, which has nothing else.")
+        return self.config.look or "panel"
 
     def skip_video(self, source: str, error: BadInput) -> None:
         """Note what cannot be read; raises the error if nothing else is to be predicted."""
@@ -271,18 +302,42 @@ def main(config: PredictConfig) -> int:
         run.console.print(runtime.reason if config.verbose else runtime.summary)
         if sources.listing is not None:
             run.images(runtime)
-        stems = output_stems([(video_file(source), Path(), "") for source in sources.videos])
-        for source, stem in zip(sources.videos, stems, strict=True):
-            if run.status:
+        predict_videos(run, runtime, first)
+    return run.finish()
+
+
+def predict_videos(run: Run, runtime: Runtime, first: Reader | None) -> None:
+    """Predict the video files one after the other, then the cameras and streams together.
+
+    Args:
+        run: The call of the command.
+        runtime: Makes the predictions.
+        first: A reader of the only video, if there is only one.
+    """
+    videos = run.sources.videos
+    stems = output_stems([(video_file(source), Path(), "") for source in videos])
+    names, fps = [], []
+    with Stop() as stop, LiveStreams([], run.config.reconnect, run.console.print, lambda: bool(stop.signal)) as streams:
+        for source, stem in sorted(zip(videos, stems, strict=True), key=lambda video: is_live(video[0])):
+            if run.status or stop.signal:
                 break
             try:
                 reader = first or Reader(source)
             except BadInput as error:
                 run.skip_video(source, error)
                 continue
+            # A film behind an address has a length.
+            if is_live(source) and reader.length is None and not run.config.every_frame:
+                streams.add(reader)
+                names.append(stem)
+                fps.append(reader.fps)
+                continue
             with reader:
                 run.video(runtime, reader, stem)
-    return run.finish()
+        if names and not run.status:
+            run.live(runtime, streams, names, fps)
+        if stop.signal:
+            run.status = 130
 
 
 COMMAND = cli.Command(PredictConfig, main, PROG, renamed={"--frames": "--max-frames"})

@@ -40,6 +40,11 @@ def is_stream(source: str) -> bool:
     return re.match(r"[A-Za-z][A-Za-z0-9+.-]+://", source) is not None
 
 
+def is_live(source: str) -> bool:
+    """Whether `source` is a camera or the address of a network stream."""
+    return camera_index(source) is not None or is_stream(source)
+
+
 def video_file(source: str) -> Path:
     """A file name for what is made of a video, without a suffix for cameras and streams."""
     if (camera := camera_index(source)) is not None:

@@ -182,9 +182,9 @@ def predict_video(
             with contextlib.closing(runtime.stream(frames())) as predictions:
                 for prediction in predictions:
                     frame, moment = pending.popleft()
-                    picture = panel(frame, prediction) if look == "panel" else matte(frame, prediction)
+                    shown = picture(look, frame, prediction)
                     with interrupts.deferred():
-                        writer.write(picture, moment)
+                        writer.write(shown, moment)
                     done += 1
                     progress(done)
         except KeyboardInterrupt:
@@ -195,6 +195,11 @@ def predict_video(
     if writer.resized:
         notes.append(f"{writer.resized} frames of another size, resized to the first one's")
     return Outcome(len(writer.times), interrupted, tuple(notes))
+
+
+def picture(look: Look, frame: np.ndarray, prediction: Prediction) -> np.ndarray:
+    """What a video shows of a frame and its maps, uint8 (H, W, 3) RGB. Raises `BadInput` if a map is missing."""
+    return panel(frame, prediction) if look == "panel" else matte(frame, prediction)
 
 
 def matte(frame: np.ndarray, prediction: Prediction) -> np.ndarray:

@@ -44,4 +44,4 @@ def test_mutated_files_end_in_one_sentence(name: str, tmp_path: Path) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TARGETS)
 def test_ten_thousand_mutations(name: str, tmp_path: Path) -> None:
-    fuzz(name, 10_000, 2, tmp_path, 3600)
+    fuzz(name, 10_000, 2, tmp_path, 6 * 3600)

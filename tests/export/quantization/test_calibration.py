@@ -81,6 +81,16 @@ def test_of_labelled_data_only_the_photographs_are_images(tmp_path: Path) -> Non
     assert len(calibration_items(tmp_path / "SynthHuman_0000")) == 1
 
 
+def test_a_file_named_like_a_sample_hides_no_other_image(tmp_path: Path) -> None:
+    for name in ("rgb_0001.png", "street.png", "beach.jpg", "alpha_7.png"):
+        write(tmp_path / "in" / name)
+    assert [item.key for item in calibration_items(tmp_path / "in")] == \
+        ["alpha_7.png", "beach.jpg", "rgb_0001.png", "street.png"]
+    write(tmp_path / "in" / "alpha_0001.png")
+    assert [item.key for item in calibration_items(tmp_path / "in")] == \
+        ["alpha_7.png", "beach.jpg", "rgb_0001.png", "street.png"]
+
+
 def test_images_in_tar_shards_are_those_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     for i in range(4):

@@ -85,7 +85,7 @@ def test_the_command_judges_a_server_and_says_when_it_cannot(server, bundle, tmp
     done = parity(own, "--server", "127.0.0.1:1")
     assert done.returncode == 2 and "gave no answer" in done.stderr and "Traceback" not in done.stderr
     done = parity(own, "--server-model", "plain")
-    assert done.returncode == 2 and "--server-model needs --server" in done.stderr
+    assert done.returncode == 2 and "--server-model: expected --server too" in done.stderr
     done = parity(own, "--server", server.address("http"), "--server-model", "all", "--json")
     stages = {stage["name"]: stage for stage in json.loads(done.stdout)["stages"]}
     assert "Triton frame fp32" in stages and "Triton frame fp32" in (own / "report.html").read_text()
