@@ -1,65 +1,36 @@
 """Bundles on the Hugging Face Hub: push one, and load one by its address, from the cache where that has it.
 
-An address is hf://OWNER/NAME, hf://OWNER/NAME@REVISION or hf://OWNER/NAME@REVISION/FOLDER. A revision is a branch, tag
-or commit. Files are checked against the hashes of the bundle's manifest when they are loaded, as in any bundle.
+An address is hf://OWNER/NAME, hf://OWNER/NAME@REVISION or hf://OWNER/NAME@REVISION/FOLDER; see `core.hub_address`.
+Files are checked against the hashes of the bundle's manifest when they are loaded, as in any bundle. These find damage.
+They come from the author of the files, so they do not tell whether to trust the files.
 """
 
 from __future__ import annotations
 
+import contextlib
 import re
-from dataclasses import dataclass
+import warnings
 from pathlib import Path
 from typing import Any
 
 from .core.bundle import MANIFEST, MODEL_CARD, Bundle
 from .core.errors import BadBundle, BadInput, first_line, missing_package
+from .core.hub_address import NAME, Address, parse_address
 from .core.manifest import Manifest
 from .core.version import __version__
 
 LIBRARY = "dpt-deploy"
-NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
-# pathlib turns // into /, so both are read.
-ADDRESS = re.compile(rf"hf:/{{1,2}}({NAME}/{NAME})(?:@([A-Za-z0-9][A-Za-z0-9._-]*))?((?:/{NAME})*)/?")
-FORM = "hf://OWNER/NAME, with @REVISION and a folder behind it if needed"
 NOT_NEEDED = {"reference", "cache"}
 """Kinds of files that a runtime does not read."""
 PIPELINES = {"depth": "depth-estimation", "alpha": "image-segmentation", "normals": "image-feature-extraction"}
 TAGS = {"depth": "depth-estimation", "normals": "surface-normals", "alpha": "image-matting"}
 
 
-@dataclass(frozen=True)
-class Address:
-    """Where a bundle lies on the hub."""
-
-    repository: str
-    """OWNER/NAME."""
-    revision: str | None = None
-    """Branch, tag or commit; None for the main branch."""
-    folder: str = ""
-    """Folder in the repository; "" for its root."""
-
-    def __str__(self) -> str:
-        revision = f"@{self.revision}" if self.revision else ""
-        return f"hf://{self.repository}{revision}{'/' if self.folder else ''}{self.folder}"
-
-
-def is_address(text: str | Path) -> bool:
-    """Whether a text is an address on the hub, and not a path."""
-    return str(text).startswith("hf:/")
-
-
-def parse_address(text: str | Path) -> Address:
-    """An address from its text. Raises `BadInput` if it has another form."""
-    found = ADDRESS.fullmatch(str(text))
-    if found is None or ".." in str(text):
-        raise BadInput(f"expected an address {FORM}, received {str(text)!r:.200}.")
-    return Address(found[1], found[2], found[3].strip("/"))
-
-
 def download(address: str | Path) -> Path:
     """The folder of a bundle in the hub's cache on this machine; missing files are fetched.
 
-    The parity reference stays on the hub. Without a network, or with HF_HUB_OFFLINE=1, what the cache has is used.
+    The parity reference stays on the hub. A bundle with engines gives a `UserWarning`, because an engine can run any
+    code. Without a network, or with HF_HUB_OFFLINE=1, what the cache has is used.
 
     Raises:
         BadInput: The address has another form, or there is no such repository, revision or access to it.
@@ -74,6 +45,11 @@ def download(address: str | Path) -> Path:
         raise BadBundle(f"{wanted}: expected a bundle, but it has no {prefix}{MANIFEST}. Push one with: "
                         f"python -m dpt_deploy.export best_model.pth --push {wanted.repository}")
     manifest = Manifest.read(folder / MANIFEST)
+    if any(artifact.kind == "engine" for artifact in manifest.artifacts):
+        warnings.warn(f"{wanted} has engines, and an engine can run any code on this machine. Load it only if you "
+                      f"trust {wanted.repository.partition('/')[0]}; else copy it without engines and build your own: "
+                      f"{wanted.download_command} --exclude '*.engine', then python -m dpt_deploy.build {wanted.local}",
+                      stacklevel=4)  # the caller of load
     files = [artifact.file for artifact in manifest.artifacts if artifact.kind not in NOT_NEEDED]
     # The commit of the manifest, so that the files are of the same one.
     return _fetched(Address(wanted.repository, root.name, wanted.folder),
@@ -82,6 +58,8 @@ def download(address: str | Path) -> Path:
 
 def push(bundle: Bundle, repository: str, private: bool | None = None) -> str:
     """Upload a bundle, with its model card as README.md. Returns the address of the new commit.
+
+    Files of an earlier bundle there that this one does not have are deleted; what no bundle listed is kept.
 
     Args:
         bundle: The bundle; all of its files must be intact.
@@ -103,7 +81,13 @@ def push(bundle: Bundle, repository: str, private: bool | None = None) -> str:
     api = hub.HfApi(library_name=LIBRARY, library_version=__version__)
     try:
         api.create_repo(wanted, private=private, exist_ok=True)
-        commit = api.create_commit(wanted, operations, commit_message=f"Bundle {bundle.name}, dpt-deploy {__version__}")
+        now = api.model_info(wanted)
+        there = {file.rfilename for file in now.siblings or ()}
+        stale = _files_of_earlier(hub, wanted, now.sha) & there - {*names, "README.md"} if MANIFEST in there else set()
+        operations += [hub.CommitOperationDelete(name) for name in sorted(stale)]
+        # Of the commit that was looked at: a push from elsewhere in between is refused.
+        commit = api.create_commit(wanted, operations, parent_commit=now.sha,
+                                   commit_message=f"Bundle {bundle.name}, dpt-deploy {__version__}")
     except Exception as error:  # of the hub, of the network and of the disk; they have no common base class
         raise BadInput(f"--push {wanted}: the hub refused ({first_line(error)}). Log in with: hf auth login; the token "
                        "needs the right to write there.") from error
@@ -130,6 +114,15 @@ def readme(bundle: Bundle) -> str:
     )
     text = card.read_text(encoding="utf-8") if card.is_file() else f"# {bundle.name}\n"
     return f"---\n{data.to_yaml()}\n---\n\n{text}"
+
+
+def _files_of_earlier(hub: Any, repository: str, revision: str) -> set[str]:
+    """The files that the manifest of a commit lists; none if it cannot be read."""
+    path = hub.hf_hub_download(repository, MANIFEST, revision=revision, library_name=LIBRARY,
+                               library_version=__version__)
+    with contextlib.suppress(BadBundle):
+        return {artifact.file for artifact in Manifest.read(Path(path)).artifacts}
+    return set()
 
 
 def _fetched(address: Address, patterns: list[str]) -> Path:

@@ -19,8 +19,14 @@ from pathlib import Path
 import pytest
 
 from dpt_deploy import hub
+from dpt_deploy.build.__main__ import BuildConfig
+from dpt_deploy.build.__main__ import main as build
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.errors import BadBundle, BadInput
+from dpt_deploy.doctor.__main__ import DoctorConfig
+from dpt_deploy.doctor.__main__ import main as doctor
+from dpt_deploy.parity.__main__ import ParityConfig
+from dpt_deploy.parity.__main__ import main as parity
 from tests.tiny import own_bundle, tiny_bundle
 
 __all__ = ["own_bundle", "tiny_bundle"]
@@ -33,6 +39,10 @@ class Hub(http.server.ThreadingHTTPServer):
 
     commits: dict[str, dict[str, bytes]]
     newest: str | None = None
+    branches: dict[str, str]
+    """Commits by the names of other branches."""
+    parents: list[str | None]
+    """The commits that pushes were made on."""
     validated: list[str]
     """What the client sent to check the metadata of the card."""
 
@@ -54,8 +64,13 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer({"files": files})
         elif "/commit/" in path:
             lines = [json.loads(line) for line in body.splitlines()]
-            files = {line["value"]["path"]: base64.b64decode(line["value"]["content"])
-                     for line in lines if line["key"] == "file"}
+            files = dict(self.server.commits.get(self.server.newest, {}))
+            for line in lines:
+                if line["key"] == "file":
+                    files[line["value"]["path"]] = base64.b64decode(line["value"]["content"])
+                elif line["key"] == "deletedFile":
+                    del files[line["value"]["path"]]
+            self.server.parents.append(lines[0]["value"].get("parentCommit"))
             oid = hashlib.sha1(body).hexdigest()
             self.server.commits[oid], self.server.newest = files, oid
             self.answer({"success": True, "commitOid": oid,
@@ -64,13 +79,18 @@ class Handler(http.server.BaseHTTPRequestHandler):
             self.answer({"error": f"no such address {path}"}, 404)
 
     def do_GET(self, body: bool = True) -> None:
-        path = urllib.parse.unquote(urllib.parse.urlsplit(self.path).path)
+        quoted = urllib.parse.urlsplit(self.path).path
+        path = urllib.parse.unquote(quoted)
+        revision = urllib.parse.unquote(quoted.partition("/revision/")[2])
         if path.startswith(f"/api/models/{NAME}/tree/"):
             files = self.server.commits[path.split("/")[6]]
             self.answer([{"type": "file", "path": name, "size": len(data), "oid": hashlib.sha1(data).hexdigest()}
                          for name, data in files.items()])
         elif path.startswith(f"/api/models/{NAME}"):
-            self.answer({"id": NAME, "sha": self.server.newest})
+            sha = self.server.branches.get(revision, revision if revision in self.server.commits else
+                                           self.server.newest)
+            self.answer({"id": NAME, "sha": sha, "siblings": [{"rfilename": name}
+                                                              for name in self.server.commits.get(sha, {})]})
         elif path.startswith(f"/{NAME}/resolve/"):
             commit, _, name = path.removeprefix(f"/{NAME}/resolve/").partition("/")
             data = self.server.commits[commit][name]
@@ -103,7 +123,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 @pytest.fixture
 def server() -> Iterator[Hub]:
     with Hub(("127.0.0.1", 0), Handler) as running:
-        running.commits, running.validated = {}, []
+        running.commits, running.validated, running.branches, running.parents = {}, [], {}, []
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield running
@@ -200,7 +220,8 @@ def test_links_to_anywhere_else_are_refused_in_the_cache_too(tiny_bundle: Path, 
 
 
 @pytest.mark.parametrize("address", ["hf://", "hf://one", "hf://a/b/../c", "hf://a/../b", "hf://a/b@", "hf://a b/c",
-                                     "hf://-a/b", "hf://a/b@main/x\n"])
+                                     "hf://-a/b", "hf://a/b@main/x\n", "hf://a/b@x%2F", "hf://a/b@x%2F%2Fy",
+                                     "hf://a/b@%2Fx", "hf://a/b@x%2F..%2Fy", "hf://a/b@x%00"])
 def test_addresses_of_another_form_are_refused(address: str) -> None:
     with pytest.raises(BadInput, match="OWNER/NAME"):
         hub.parse_address(address)
@@ -210,6 +231,49 @@ def test_addresses_have_three_parts() -> None:
     assert hub.parse_address("hf://a/b@v1.0/models/large") == hub.Address("a/b", "v1.0", "models/large")
     assert hub.parse_address(Path("hf://a/b")) == hub.Address("a/b")
     assert str(hub.parse_address("hf://a/b@v1")) == "hf://a/b@v1"
+    assert hub.parse_address("hf://a/b@feature%2Fx/models") == hub.Address("a/b", "feature/x", "models")
+    assert hub.parse_address("hf://a/b@refs/pr/3/models") == hub.Address("a/b", "refs/pr/3", "models")
+    for text in ("hf://a/b@feature%2Fx/models", "hf://a/b@refs%2Fpr%2F3"):
+        assert str(hub.parse_address(text)) == text
+
+
+def test_commands_that_need_a_folder_say_how_to_copy_it() -> None:
+    wanted = ("hf download a/b --revision feature/x --include 'models/*' --local-dir engines/b, then pass "
+              "engines/b/models.")
+    for main, config in ((parity, ParityConfig), (doctor, DoctorConfig), (build, BuildConfig)):
+        with pytest.raises(BadBundle, match="received an address of the hub") as raised:
+            main(config(Path("hf://a/b@feature%2Fx/models")))
+        assert str(raised.value).startswith("hf://a/b@feature%2Fx/models: ") and str(raised.value).endswith(wanted)
+
+
+def test_a_push_removes_what_only_an_earlier_bundle_had(
+    tiny_bundle: Path, own_bundle: Path, tmp_path: Path, server: Hub
+) -> None:
+    bundle, first = Bundle.open(own_bundle), "0" * 40
+    (own_bundle / "old.engine").write_bytes(b"an engine")
+    bundle.add("old.engine", "engine", graph="frame", precision="fp32", details={"builder": "tensorrt"})
+    server.commits[first] = {name: (own_bundle / name).read_bytes() for name in ("manifest.json", "old.engine")}
+    server.commits[first]["notes.txt"], server.newest = b"of the user", first
+    assert program(PUSH, tmp_path, server, str(tiny_bundle), NAME).startswith("hf://")
+    assert server.parents == [first]
+    now = server.commits[server.newest]
+    assert "old.engine" not in now and now["notes.txt"] == b"of the user"
+    assert {"README.md", "manifest.json", *(one.file for one in Bundle.open(tiny_bundle).artifacts
+                                            if one.kind != "cache")} == set(now) - {"notes.txt"}
+
+
+def test_engines_of_others_give_a_warning(
+    own_bundle: Path, tmp_path: Path, server: Hub
+) -> None:
+    bundle = Bundle.open(own_bundle)
+    (own_bundle / "one.engine").write_bytes(b"an engine")
+    bundle.add("one.engine", "engine", graph="frame", precision="fp32", details={"builder": "tensorrt"})
+    files = {path.name: path.read_bytes() for path in own_bundle.iterdir()}
+    server.commits["0" * 40], server.branches["feature/x"] = files, "0" * 40
+    code = f"import warnings; warnings.simplefilter('error')\n{LOAD}"
+    said = program(code, tmp_path, server, f"hf://{NAME}@feature%2Fx")
+    assert f"UserWarning: hf://{NAME}@feature%2Fx has engines, and an engine can run any code" in said
+    assert f"hf download {NAME} --revision feature/x --local-dir engines/three-heads --exclude '*.engine'" in said
 
 
 def test_a_damaged_bundle_is_not_pushed(own_bundle: Path) -> None:

@@ -171,7 +171,7 @@ class OnnxRuntimeSession(Session):
         names = [value.name for value in (*session.get_inputs(), *session.get_outputs())]
         if names != [*self.inputs, *self.outputs]:
             raise ContractError(f"{path}: expected inputs and outputs {[*self.inputs, *self.outputs]}, received "
-                                f"{names}. Export the checkpoint again.")
+                                f"{names}. Make the bundle again: {bundle.remake_command}")
         self._session = session
         batch = session.get_inputs()[0].shape[0]
         # Our own graphs take every batch, so one that does not is a fault that its batch has to show.

@@ -173,7 +173,7 @@ class OpenVINOSession(Session):
         names = [port.get_any_name() for port in (*graph.inputs, *graph.outputs)]
         if names != [*self.inputs, *self.outputs]:
             raise ContractError(f"{artifact.file}: expected inputs and outputs {[*self.inputs, *self.outputs]}, "
-                                f"received {names}. Export the checkpoint again.")
+                                f"received {names}. Make the bundle again.")
 
     def _run(self, inputs: Mapping[str, Any], outputs: list[str], stream: int | None) -> dict[str, np.ndarray]:
         import openvino

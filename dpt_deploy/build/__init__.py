@@ -40,18 +40,20 @@ def build_engines(
     """
     present = list(dict.fromkeys(graph.precision for graph in bundle.find("onnx")))
     if absent := [precision for precision in precisions if precision not in present]:
+        other = "" if bundle.manifest.imported else f", or export with {export_option(absent[0])}"
         raise BadInput(f"--precisions: {bundle.folder} has graphs in {', '.join(present)}, received "
-                       f"{', '.join(absent)}. Use one of those, or export with {export_option(absent[0])}.")
-    if (builder := choose_builder(options)) is None:
+                       f"{', '.join(absent)}. Use one of those{other}.")
+    builder = choose_builder(options)
+    current = {artifact.sha256 for artifact in bundle.find("onnx")}
+    for outdated in [engine for engine in bundle.find("engine") if engine.details.made_from not in current]:
+        bundle.remove(outdated)
+    if builder is None:
         return []
     if problem := unserved(builder.name, builder.version, device.compute_capability(), options.turing, bundle.folder):
         say(f"note     the engines will not run on this machine: {problem.reason}; here, {problem.instead}")
     # Eight bits are never chosen unasked, so a bundle without half precision needs engines in FP32 beside them.
     half = [precision for precision in present if precision in ("fp16", "bf16")]
     wanted = precisions or [*(half or ["fp32"]), *EIGHT_BITS]
-    current = {artifact.sha256 for artifact in bundle.find("onnx")}
-    for outdated in [engine for engine in bundle.find("engine") if engine.details.made_from not in current]:
-        bundle.remove(outdated)
     engines = []
     for graph in [graph for graph in bundle.find("onnx") if graph.precision in wanted]:
         if reason := _not_buildable(graph, builder, options):

@@ -7,6 +7,8 @@ ONNX tools can read them.
 from __future__ import annotations
 
 import contextlib
+import os
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +16,8 @@ from typing import Any
 
 from .contract import Contract
 from .errors import BadBundle, BadInput, ContractError, DptError
-from .files import sha256, write_json
+from .files import cannot_write, sha256, write_json
+from .hub_address import is_address, parse_address
 from .manifest import Artifact, Kind, Manifest, Record
 from .onnx_file import read_onnx_file
 from .values import parse_json
@@ -26,6 +29,7 @@ SKIPPED_IMAGES = "skipped_images"
 PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
 VERDICT_FILES = (PARITY_JSON, REPORT_HTML, MODEL_CARD)
 """The files that hold the parity verdict on the bundle."""
+CREATE = "Create a bundle with: python -m dpt_deploy.export best_model.pth"
 REPRODUCIBLE = {"onnx": True, "data": True, "reference": True, "compat": True, "engine": False, "cache": False}
 """Whether making a file again from the same inputs gives the same bytes, by kind."""
 
@@ -98,17 +102,19 @@ class Bundle:
         Raises:
             BadBundle: The manifest is missing, not valid, or of another format.
         """
+        if is_address(folder):
+            address = parse_address(folder)
+            raise BadBundle(f"{address}: expected the folder of a bundle, received an address of the hub, which only "
+                            "commands that run a bundle take, such as predict. Copy it: "
+                            f"{address.download_command}, then pass {address.local}.")
         folder = Path(folder)
-        if folder.is_file():
-            remedy = f"Pass {folder.parent}." if (folder.parent / MANIFEST).is_file() else \
-                "Create a bundle with: python -m dpt_deploy.export best_model.pth"
+        # os.path also answers for names that are too long for the file system.
+        if os.path.isfile(folder):
+            remedy = f"Pass {folder.parent}." if (folder.parent / MANIFEST).is_file() else CREATE
             raise BadBundle(f"{folder}: expected a bundle, which is a folder, but received a file. {remedy}")
-        if not (folder / MANIFEST).is_file():
-            what = "the folder does not exist" if not folder.exists() else f"it contains no {MANIFEST}"
-            raise BadBundle(
-                f"{folder}: expected a bundle, but {what}. Create a bundle with: python -m dpt_deploy.export "
-                "best_model.pth"
-            )
+        if not os.path.isfile(folder / MANIFEST):
+            what = f"it contains no {MANIFEST}" if os.path.exists(folder) else "the folder does not exist"
+            raise BadBundle(f"{folder}: expected a bundle, but {what}. {CREATE}")
         return cls(folder, Manifest.read(folder / MANIFEST), on_verdict_removed)
 
     @property
@@ -126,6 +132,13 @@ class Bundle:
         """All files, in manifest order."""
         return self.manifest.artifacts
 
+    @property
+    def remake_command(self) -> str:
+        """The shell line that makes the bundle again, with the options at their defaults."""
+        command = "export.importing" if self.manifest.imported else "export"
+        return shlex.join(["python", "-m", f"dpt_deploy.{command}", self.manifest.checkpoint.file, "--out",
+                           str(self.folder)])
+
     def last_report(self) -> ParityReport | None:
         """The parity report of the last run. None if there is none or it is not readable."""
         try:
@@ -142,7 +155,7 @@ class Bundle:
             "the bundle has no parity verdict, because its export was interrupted or its graphs were replaced"
         if self.manifest.imported and not self.find("reference"):
             return (f"the bundle around {self.manifest.checkpoint.file} has no parity verdict; make one with: "
-                    f"python -m dpt_deploy.export.importing {self.manifest.checkpoint.file}")
+                    f"python -m dpt_deploy.export.importing {shlex.quote(self.manifest.checkpoint.file)}")
         return f"{what}; judge it with: python -m dpt_deploy.parity {self.folder}"
 
     def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:
@@ -249,6 +262,33 @@ class Bundle:
         self.save()
         return artifact
 
+    def moved(
+        self, folder: Path | str, on_verdict_removed: Callable[[Bundle], None] = lambda bundle: None
+    ) -> Bundle:
+        """Move this bundle's files into another folder on the same disk, as `create` and `add` would make them there.
+
+        Other files of an earlier bundle there are kept, or removed if they are of another model.
+
+        Args:
+            folder: The other folder, which exists.
+            on_verdict_removed: As for `create`.
+
+        Raises:
+            BadInput: A file cannot be written there.
+        """
+        there = Bundle.create(folder, self.manifest, on_verdict_removed)
+        there.save()
+        for artifact in self.artifacts:
+            try:
+                os.replace(self.folder / artifact.file, there.folder / artifact.file)
+            except OSError as error:
+                raise cannot_write(there.folder / artifact.file, error) from error
+        for artifact in self.artifacts:
+            if artifact.kind != "data":  # comes with its graph
+                known = {"graph", "precision", "key", "details"}
+                there.add(artifact.file, artifact.kind, **{name: getattr(artifact, name) for name in known})
+        return there
+
     def discard(self) -> None:
         """Delete the files of this bundle, its manifest, and the folder if nothing else is in it."""
         for file in (*(artifact.file for artifact in self.artifacts), *VERDICT_FILES, MANIFEST):
@@ -306,4 +346,4 @@ class Bundle:
     def _remedy(self, artifact: Artifact | None = None) -> str:
         if artifact is not None and artifact.kind == "engine":
             return f"Build it again: python -m dpt_deploy.build {self.folder}"
-        return f"Export again: python -m dpt_deploy.export {self.manifest.checkpoint.file} --out {self.folder}"
+        return f"{'Import' if self.manifest.imported else 'Export'} again: {self.remake_command}"

@@ -2,8 +2,8 @@
 
 Training, both graphs, both runtimes and the parity check use these definitions.
 
-**Conventions.** Images are RGB. Depth is z-depth in metres. Normals are unit vectors in camera space:
-x right, y up, z towards the viewer. A wall facing the camera has the normal (0, 0, 1).
+**Conventions.** Images are RGB. Depth is z-depth in metres, or relative if the contract says so. Normals are unit
+vectors in camera space: x right, y up, z towards the viewer. A wall facing the camera has the normal (0, 0, 1).
 Alpha is foreground coverage in [0, 1].
 
 **Resize rule.** Frames are resized to the network's input, and maps back to the frame's size, with the

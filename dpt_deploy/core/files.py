@@ -58,7 +58,7 @@ def temporary_folder(path: Path | str) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def locked(folder: Path | str, create: bool = False) -> Iterator[None]:
+def locked(folder: Path | str, create: bool = False, wait: bool = False) -> Iterator[None]:
     """Hold the lock on writing to `folder`, so that two commands never mix their files.
 
     The lock is on the folder itself and leaves no file. The kernel releases it when the process ends, however it ends.
@@ -67,6 +67,7 @@ def locked(folder: Path | str, create: bool = False) -> Iterator[None]:
     Args:
         folder: The folder. Without `create`, a missing folder is not an error here.
         create: Create the folder, and remove it at the end if it is still empty.
+        wait: Wait until no other process writes there, instead of raising.
 
     Raises:
         BadInput: Another process is writing there, or the folder cannot be created.
@@ -86,7 +87,7 @@ def locked(folder: Path | str, create: bool = False) -> Iterator[None]:
     except OSError as error:
         raise cannot_write(folder, error) from error
     try:
-        if _lock(descriptor) is False:
+        if _lock(descriptor, wait) is False:
             raise BadInput(f"{folder}: another process is writing here. Wait until it ends, or use another folder.")
         yield
     finally:
@@ -219,8 +220,8 @@ def sha256(path: Path | str) -> str:
 def existing_file(path: Path | str, what: str) -> Path:
     """Return `path` if it is a file, else raise `BadInput`. `what` describes the expected file."""
     path = Path(path)
-    if os.path.isdir(path):  # Path.is_dir raises for a name that is too long
+    if os.path.isdir(path):
         raise BadInput(f"expected {what}, received the folder {path}. Pass a file.")
-    if not os.path.isfile(path):
+    if not os.path.isfile(path):  # also for names that are too long for the file system
         raise BadInput(f"expected {what}, but there is no file {path}. Check the path.")
     return path

@@ -376,7 +376,8 @@ class Manifest(Record):
     @property
     def origin(self) -> tuple[Any, ...]:
         """What every file of a bundle depends on. Excludes the checkpoint's file name."""
-        return self.checkpoint.sha256, self.contract, self.model.to_json()
+        description = (self.options["description"],) if self.imported else ()
+        return self.checkpoint.sha256, self.contract, self.model.to_json(), *description
 
     def key(self, *made_from: Any) -> str:
         """Hash of the checkpoint, contract, model, versions and `made_from` (plain JSON values)."""

@@ -30,7 +30,7 @@ def rebuild_command(bundle: Bundle, artifact: Artifact) -> str:
         return f"python -m dpt_deploy.parity {folder}"
     if bundle.manifest.command:
         return bundle.manifest.command
-    return f"python -m dpt_deploy.export {shlex.quote(bundle.manifest.checkpoint.file)} --out {folder}"
+    return bundle.remake_command
 
 
 def _check(bundle: Bundle, artifact: Artifact) -> Check:

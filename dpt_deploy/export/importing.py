@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
 
 from .. import cli
-from ..core.errors import BadInput, BuildError
+from ..core.errors import BadBundle, BadInput, BuildError
 from ..core.image_files import MAX_PIXELS
 
 with cli.needing("export"):
@@ -16,13 +17,14 @@ with cli.needing("export"):
     from ..build import EngineOptions, benchmark_command, build_engines, choose_builder
     from ..cli.options import Count, Name
     from ..core.bundle import MANIFEST, Bundle
-    from ..core.files import locked
+    from ..core.files import locked, temporary_folder
     from ..core.verdict import ParityReport
-    from ..foreign.bundle import create_bundle, found_description, read_model
+    from ..foreign.bundle import create_bundle, found_description, read_foreign
     from ..parity import judge, load_budget
-    from ..report import write_report
+    from ..report import reset_model_card, write_report
     from ..report.terminal import print_outcome, skipped_images
 
+Say = Callable[[str], None]
 PROG = "python -m dpt_deploy.export.importing"
 
 
@@ -37,7 +39,8 @@ class ImportConfig:
     model: tyro.conf.Positional[Path]
     """ONNX file with one float32 input (N, 3, H, W) and outputs of depth, normals or alpha."""
     description: Name | None = None
-    """david, or a YAML or JSON file. Default: MODEL.yaml or MODEL.json beside the file."""
+    """david, or a YAML or JSON file. Default: that in the metadata of the file, or in MODEL.yaml or MODEL.json beside
+    it; the two must not differ."""
     out: Path | None = None
     """Folder of the bundle. Default: engines/ followed by the name of the model."""
     engines: Annotated[EngineOptions, tyro.conf.arg(name="engine")] = field(default_factory=EngineOptions)
@@ -51,7 +54,7 @@ class ImportConfig:
     """JSON file with parity budgets that replace the default ones. The report names it."""
 
 
-def import_model(config: ImportConfig, say=print, command: str = "") -> tuple[Bundle, ParityReport]:
+def import_model(config: ImportConfig, say: Say = print, command: str = "") -> tuple[Bundle, ParityReport]:
     """Make a bundle of a foreign model and judge it.
 
     Args:
@@ -67,46 +70,54 @@ def import_model(config: ImportConfig, say=print, command: str = "") -> tuple[Bu
     """
     load_budget(config.budget)
     choose_builder(config.engines)
-    model = read_model(config.model)
-    found = found_description(config.model, model, config.description)
     folder = config.out or Path("engines") / config.model.stem
+    source = read_foreign(config.model)
+    found = found_description(source, config.description)
     _check_folder(folder, config.model)
-    from .foreign_graphs import ForeignModel, at_opset, frame_graph, opset_of, session_of
+    from .foreign_graphs import ForeignModel, at_bundle_opset, frame_graph
     from .pytorch_reference import make_reference, parity_inputs
 
     inputs = parity_inputs(config.images, config.max_images, config.max_pixels)
     for line in inputs.lines():
         say(line)
     say(f"note     described by {found.source}" + (", a guess; --description states it" if found.guessed else ""))
-    foreign = session_of(config.model)
-    opset = opset_of(model)
+    converted, opset = at_bundle_opset(source)
     with locked(folder, create=True):
-        bundle, contract = create_bundle(folder, config.model, found, command, at_opset(model, opset))
-        try:
-            inputs.record(bundle)
+        # Made apart, so that a failure leaves an earlier bundle as it was.
+        with temporary_folder(folder / "import") as temporary:
+            made, contract = create_bundle(temporary, converted, found, command)
+            inputs.record(made)
             say(f"adapted  model.fp32.onnx (opset {opset})")
-            own = ForeignModel(foreign, found.description)
+            own = ForeignModel(source, found.description)
             reference = make_reference(own, contract, inputs.inputs, lambda name: say(f"its own  {name}"))
-            reference.save(folder / "reference.npz")
-            bundle.add("reference.npz", "reference")
-            frame_graph(bundle, contract, opset)
+            reference.save(temporary / "reference.npz")
+            made.add("reference.npz", "reference")
+            frame_graph(made, contract, opset)
             say("exported frame.fp32.onnx")
+            bundle = made.moved(folder, reset_model_card)
+        try:
+            report, failure = _finish(bundle, config, say, command)
         except Exception:
+            # A new bundle without a verdict would look like a whole one.
             if bundle.previous is None:
                 bundle.discard()
             raise
-        failure = None
-        try:
-            build_engines(bundle, config.engines, say)
-        except BuildError as error:
-            say(f"failed   {error}")
-            failure = error
-        judgement = judge(bundle, config.budget, progress=lambda name: say(f"judging  {name}"))
-        write_report(bundle, judgement.report, judgement.exhibits, command)
     if failure is not None:
-        raise BuildError(f"{failure} The graphs in {folder} are complete and judged: {judgement.report.verdict}.") \
-            from failure
-    return bundle, judgement.report
+        raise BuildError(f"{failure} The graphs in {folder} are complete and judged: {report.verdict}.") from failure
+    return bundle, report
+
+
+def _finish(bundle: Bundle, config: ImportConfig, say: Say, command: str) -> tuple[ParityReport, BuildError | None]:
+    """Build the engines, judge the bundle and write the report. Also returns why engines could not be built."""
+    failure = None
+    try:
+        build_engines(bundle, config.engines, say)
+    except BuildError as error:
+        say(f"failed   {error}")
+        failure = error
+    judgement = judge(bundle, config.budget, progress=lambda name: say(f"judging  {name}"))
+    write_report(bundle, judgement.report, judgement.exhibits, command)
+    return judgement.report, failure
 
 
 def _check_folder(folder: Path, model: Path) -> None:
@@ -114,9 +125,15 @@ def _check_folder(folder: Path, model: Path) -> None:
     if model.resolve().parent == folder.resolve():
         raise BadInput(f"--out {folder}: expected a folder other than that of {model.name}, whose files an import "
                        "would replace. Choose another.")
-    if (folder / MANIFEST).is_file() and not Bundle.open(folder).manifest.imported:
-        raise BadInput(f"--out {folder}: expected a new folder or an imported bundle, received the bundle of a "
-                       "checkpoint, which an import would replace. Choose another.")
+    if not (folder / MANIFEST).is_file():
+        return
+    try:
+        reason = "" if Bundle.open(folder).manifest.imported else "the bundle of a checkpoint"
+    except BadBundle:
+        reason = f"a bundle whose {MANIFEST} cannot be read"
+    if reason:
+        raise BadInput(f"--out {folder}: expected a new folder or an imported bundle, received {reason}, which an "
+                       "import would replace. Choose another.")
 
 
 def main(config: ImportConfig) -> int:

@@ -6,13 +6,16 @@ import json
 from typing import TYPE_CHECKING
 
 from ..core.contract import MAX_INPUT_SIZE, Contract
-from ..core.errors import BadInput, first_line, missing_package
+from ..core.errors import BadInput, first_line
 from .describe import DAVID, EXAMPLE, Description, Found
+from .graph import Value, check_output, inferred_outputs, inputs_of, listed, onnx_package, outputs_of, shown, summary
 
 if TYPE_CHECKING:
     import onnx
 
 OLDEST_OPSET = 13  # the first whose Unsqueeze takes its axes as an input
+OLDEST_IR = 8
+"""Of adapted models. Before IR 4, weights were inputs as well."""
 PREFIX = "foreign/"
 SMALLEST_ALPHA = 1e-7
 """Probabilities are kept this far from 0 and 1, so that their logits are finite."""
@@ -20,11 +23,11 @@ SMALLEST_ALPHA = 1e-7
 
 def guess(model: onnx.ModelProto) -> Found | None:
     """The preset whose inputs and outputs a model has, or None. Shapes say nothing of colours and ranges: a guess."""
-    inputs, outputs = _inputs(model), list(model.graph.output)
-    if len(inputs) != 1 or len(outputs) != 3:
+    inputs, outputs = inputs_of(model), outputs_of(model)
+    if len(inputs) != 1 or len(outputs) != 3 or any(value.shape is None for value in (*inputs, *outputs)):
         return None
-    sizes = [_shape(value)[1:] for value in (*inputs, *outputs)]
-    if sizes[0] == [3, 512, 512] and len(sizes[1]) in (2, 3) and sizes[2][:1] in ([3], [None]):
+    sizes = [value.shape[1:] for value in (*inputs, *outputs)]
+    if sizes[0] == (3, 512, 512) and len(sizes[1]) in (2, 3) and sizes[2][:1] in ((3,), (None,)):
         return Found(DAVID, "the shapes of the graph, which are those of david", guessed=True)
     return None
 
@@ -47,18 +50,24 @@ def adapt(model: onnx.ModelProto, description: Description, name: str) -> tuple[
         BadInput: The graph does not fit the description.
         MissingPackage: onnx is not installed.
     """
-    onnx = _onnx("adapt a foreign model")
+    onnx = onnx_package("adapt a foreign model")
     source = _input(model, name)
-    contract = description.contract(_size(source, description, name))
-    opset = max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
+    size = _size(source, description, name)
+    contract = description.contract(size)
+    opset = opset_of(model)
     if opset < OLDEST_OPSET:
         raise BadInput(f"{name}: expected opset {OLDEST_OPSET} or newer, received {opset}. Convert it with "
                        "onnx.version_converter.convert_version(model, 20), or export it again.")
-    names = {head: _output(model, getattr(description.outputs, head).output, head, name)
-             for head in description.outputs.heads}
+    names = output_names(model, description, name)
+    inferred = {value.name: value for value in inferred_outputs(model, size)}
+    for head, output in names.items():
+        check_output(head, inferred[output], size, name)
+    # Many exports state an open batch and have a constant 1 inside.
+    fixed = any(value.shape and value.shape[0] for value in (source, *(inferred[output] for output in names.values())))
+    batch = 1 if fixed else "batch"
     model = onnx.compose.add_prefix(model, PREFIX)
+    model.ir_version = max(model.ir_version, OLDEST_IR)
     builder = _Nodes(onnx)
-    h, w = contract.input_size
     entry = PREFIX + source.name
     before = [builder.gather("image", [2, 1, 0], entry)] if description.input.colours == "bgr" else \
         [onnx.helper.make_node("Identity", ["image"], [entry], "adapter/image")]
@@ -70,26 +79,17 @@ def adapt(model: onnx.ModelProto, description: Description, name: str) -> tuple[
     graph.node.extend(nodes)
     graph.initializer.extend(builder.constants)
     FLOAT = onnx.TensorProto.FLOAT
-    batch = _shape(source)[0] or "batch"
-    graph.input.append(onnx.helper.make_tensor_value_info("image", FLOAT, [batch, 3, h, w]))
+    graph.input.append(onnx.helper.make_tensor_value_info("image", FLOAT, [batch, 3, *size]))
     graph.output.extend(onnx.helper.make_tensor_value_info(spec.name, FLOAT, [batch, *spec.shape[1:]])
                         for spec in contract.outputs("model").values())
     for key, text in {"contract": json.dumps(contract.to_json()), "graph": "model"}.items():
         model.metadata_props.add(key=key, value=text)
     try:
         onnx.checker.check_model(model)
-    except onnx.checker.ValidationError as error:
-        raise BadInput(f"{name}: the graph is not valid ({first_line(error)}).") from error
+    except Exception as error:  # of the checker, or of protobuf; they have no common base class
+        raise BadInput(f"{name}: expected a valid ONNX graph, received one that is not ({first_line(error)}). Export "
+                       "the model again.") from error
     return model, contract
-
-
-def summary(model: onnx.ModelProto) -> str:
-    """The inputs and outputs of a model in a few words, for errors."""
-    def words(values: list) -> str:
-        return ", ".join(f"{value.name} {['?' if size is None else size for size in _shape(value)]}"
-                         for value in values)
-
-    return f"inputs: {words(_inputs(model))}; outputs: {words(list(model.graph.output))}"
 
 
 def needs_description(name: str, model: onnx.ModelProto) -> BadInput:
@@ -97,6 +97,25 @@ def needs_description(name: str, model: onnx.ModelProto) -> BadInput:
     stem = name.rpartition("/")[2].removesuffix(".onnx")
     return BadInput(f"{name}: expected a description of this model, received none. It has {summary(model)}. Write "
                     f"{stem}.yaml beside it, for example:\n{EXAMPLE}")
+
+
+def output_names(model: onnx.ModelProto, description: Description, name: str) -> dict[str, str]:
+    """The names of the graph's outputs by head. Raises `BadInput` for one that the graph does not have."""
+    have, found = [value.name for value in model.graph.output], {}
+    for head in description.outputs.heads:
+        wanted = getattr(description.outputs, head).output
+        if isinstance(wanted, int) and wanted < len(have):
+            wanted = have[wanted]
+        if wanted not in have:
+            raise BadInput(f"{name}: expected the output {wanted!r} for {head}, as the description says, received a "
+                           f"graph with {listed(map(shown, have))}. Correct outputs.{head}.output.")
+        found[head] = wanted
+    return found
+
+
+def opset_of(model: onnx.ModelProto) -> int:
+    """The version of ONNX's own operators that a model uses; 0 if it uses none."""
+    return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
 class _Nodes:
@@ -108,7 +127,8 @@ class _Nodes:
         self.constants: list = []
 
     def head(self, head: str, value: str, description: Description) -> None:
-        """From the foreign output `value` to the contract's output of a head."""
+        """From the foreign output `value` to the contract's output of a head, in float32."""
+        value = self._add("Cast", [value], f"adapter/{head}_float", to=self.onnx.TensorProto.FLOAT)
         if head == "depth":
             depth = description.outputs.depth
             factor = depth.metres if depth.kind == "metric" else 1.0 if depth.larger == "farther" else -1.0
@@ -163,32 +183,21 @@ class _Nodes:
         return f"adapter/{name}"
 
 
-def _onnx(why: str):
-    try:
-        import onnx
-        import onnx.compose
-    except ImportError as error:
-        raise missing_package("onnx", "export", why) from error
-    return onnx
-
-
-def _inputs(model: onnx.ModelProto) -> list:
-    weights = {tensor.name for tensor in model.graph.initializer}
-    return [value for value in model.graph.input if value.name not in weights]
-
-
-def _input(model: onnx.ModelProto, name: str):
+def _input(model: onnx.ModelProto, name: str) -> Value:
     """The one input, float32 (N, 3, H, W)."""
-    inputs = _inputs(model)
-    shape = _shape(inputs[0]) if inputs else []
-    fits = len(inputs) == 1 and len(shape) == 4 and shape[1] in (3, None)
-    if not fits or inputs[0].type.tensor_type.elem_type != 1:  # FLOAT
+    inputs = inputs_of(model)
+    shape = inputs[0].shape if inputs else None
+    fits = len(inputs) == 1 and shape is not None and len(shape) == 4 and shape[1] in (3, None)
+    if fits and shape[0] not in (1, None):
+        raise BadInput(f"{name}: expected a model for a batch of any size, or of 1, received one that fixes it to "
+                       f"{shape[0]}. Export the model again with a dynamic batch.")
+    if not fits or inputs[0].dtype != "float32":
         raise BadInput(f"{name}: expected one float32 input (N, 3, H, W), received {summary(model)}.")
     return inputs[0]
 
 
-def _size(source, description: Description, name: str) -> tuple[int, int]:
-    fixed, stated = _shape(source)[2:], description.input.size
+def _size(source: Value, description: Description, name: str) -> tuple[int, int]:
+    fixed, stated = source.shape[2:], description.input.size
     if stated is None and None in fixed:
         raise BadInput(f"{name}: expected input.size in the description, because the graph takes any height and width.")
     size = tuple(stated or fixed)
@@ -196,20 +205,5 @@ def _size(source, description: Description, name: str) -> tuple[int, int]:
         raise BadInput(f"{name}: expected an input of 1 to {MAX_INPUT_SIZE} pixels a side, received {size}.")
     if any(have is not None and have != want for have, want in zip(fixed, size, strict=True)):
         raise BadInput(f"{name}: expected an input of {size[0]}x{size[1]}, as the description says, received a graph "
-                       f"for {fixed[0]}x{fixed[1]}. Correct input.size.")
+                       f"for {'x'.join(str(one or 'any') for one in fixed)}. Correct input.size.")
     return size
-
-
-def _output(model: onnx.ModelProto, wanted: int | str, head: str, name: str) -> str:
-    outputs = [value.name for value in model.graph.output]
-    if isinstance(wanted, int) and wanted < len(outputs):
-        wanted = outputs[wanted]
-    if wanted not in outputs:
-        raise BadInput(f"{name}: expected the output {wanted!r} for {head}, as the description says, received a graph "
-                       f"with {', '.join(outputs)}. Correct outputs.{head}.output.")
-    return wanted
-
-
-def _shape(value) -> list[int | None]:
-    """Sizes of a value's axes; None where the graph leaves them open."""
-    return [dim.dim_value or None for dim in value.type.tensor_type.shape.dim]

@@ -2,49 +2,80 @@
 
 from __future__ import annotations
 
-import contextlib
 import datetime
 import hashlib
 import importlib.metadata
 import os
 import shutil
-import tempfile
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..core import manifest
 from ..core.bundle import Bundle
 from ..core.contract import Contract
-from ..core.errors import BadInput, DptError, first_line
-from ..core.files import cannot_write, replacing, sha256, temporary_folder
+from ..core.errors import BadInput, DptError, MissingPackage, first_line
+from ..core.files import cannot_write, existing_file, locked, replacing, sha256, temporary_folder, user_cache
 from ..core.manifest import Assumption, Manifest
+from ..core.onnx_file import read_onnx_file
 from ..core.plan import PrecisionPlan
 from ..core.version import __version__
-from .adapt import _onnx, adapt, guess, needs_description
+from .adapt import adapt, guess, needs_description, opset_of, output_names
 from .describe import PRESETS, Description, Found, describe, find_description
+from .graph import check_output, inferred_outputs, measured, onnx_package, run, session_of
 
-FORMAT = 1  # of adapted graphs: raising it makes them again
+if TYPE_CHECKING:
+    import onnx
+
+FORMAT = 2  # of adapted graphs: raising it makes them again
 LARGEST = 1_900_000_000
-"""Bytes of the weights, with which a model is read as one message."""
+"""Bytes of a model with its weights, so that it can be read as one message."""
 
 
-def read_model(path: Path):
-    """The ONNX model of a file, with its weights. Raises `BadInput` if it cannot be read."""
-    onnx = _onnx("read a foreign model")
-    if not path.is_file():
-        raise BadInput(f"expected an ONNX file, but there is no file {path}.")
+@dataclass(frozen=True)
+class ForeignFile:
+    """A foreign ONNX file that was read."""
+
+    path: Path
+    model: onnx.ModelProto
+    """With its weights."""
+    sha256: str
+    """Of the file; if others hold weights of it, of their names and contents too."""
+
+
+def read_foreign(path: Path) -> ForeignFile:
+    """Read an ONNX file with its weights.
+
+    Raises:
+        BadInput: The file, or one with weights, is missing, not valid or too large.
+        MissingPackage: onnx is not installed.
+    """
+    existing_file(path, "an ONNX file")
+    onnx = onnx_package("read a foreign model")
     try:
+        weights = {name: _beside(path, name) for name in read_onnx_file(path).external}
+        size = sum(file.stat().st_size for file in (path, *weights.values()))
+        if size > LARGEST:
+            raise BadInput(f"{path}: expected a model of less than {LARGEST / 1e9:.1f} GB with its weights, received "
+                           f"{size / 1e9:.1f} GB. Export it in a smaller size or in half precision.")
+        digest = sha256(path)
+        if weights:
+            facts = [digest, *(f"{name} {sha256(file)}" for name, file in weights.items())]
+            digest = hashlib.sha256("\n".join(facts).encode()).hexdigest()
         model = onnx.load(path)
+    except BadInput:
+        raise
     except Exception as error:  # protobuf and onnx raise exceptions of many types
-        raise BadInput(f"{path}: expected an ONNX file, received one that cannot be read ({first_line(error)}).") \
-            from error
-    if model.ByteSize() > LARGEST:
-        raise BadInput(f"{path}: expected weights of less than 1.9 GB, received {model.ByteSize() / 1e9:.1f} GB.")
+        raise BadInput(f"{path}: expected an ONNX file, received one that cannot be read ({first_line(error)}). Export "
+                       "the model again.") from error
     if not model.graph.node:
         raise BadInput(f"{path}: expected an ONNX model, received a graph without nodes.")
-    return model
+    return ForeignFile(path, model, digest)
 
 
-def found_description(path: Path, model, stated: Description | Path | str | None) -> Found:
+def found_description(source: ForeignFile, stated: Description | Path | str | None) -> Found:
     """The description that is stated, that comes with the file, or that the shapes suggest.
 
     Raises:
@@ -54,44 +85,43 @@ def found_description(path: Path, model, stated: Description | Path | str | None
         return Found(stated, "the program")
     if stated is not None:
         return Found(describe(stated), str(stated) if str(stated) in PRESETS else Path(stated).name)
-    found = find_description(path, {entry.key: entry.value for entry in model.metadata_props}) or guess(model)
+    model = source.model
+    found = find_description(source.path, {entry.key: entry.value for entry in model.metadata_props}) or guess(model)
     if found is None:
-        raise needs_description(str(path), model)
+        raise needs_description(str(source.path), model)
     return found
 
 
-def create_bundle(
-    folder: Path, path: Path, found: Found, command: str = "", model=None
-) -> tuple[Bundle, Contract]:
+def create_bundle(folder: Path, source: ForeignFile, found: Found, command: str = "") -> tuple[Bundle, Contract]:
     """Write a bundle with the adapted model graph in FP32. Returns it with its contract.
 
     Args:
         folder: The bundle's folder.
-        path: The foreign ONNX file.
+        source: The foreign ONNX file.
         found: Its description.
         command: The shell line to record in the manifest.
-        model: The content of `path`, if it was read already.
+
+    Raises:
+        BadInput: The model does not fit the description.
     """
-    onnx = _onnx("adapt a foreign model")
-    adapted, contract = adapt(model if model is not None else read_model(path), found.description, path.name)
+    onnx = onnx_package("adapt a foreign model")
+    adapted, contract = adapt(source.model, found.description, source.path.name)
     assumed = ()
     if found.guessed:
         assumed = (Assumption(fact="description", value="david", reason=f"from {found.source}",
                               option="--description"),)
-    digest = sha256(path)
     bundle = Bundle.create(folder, Manifest(
-        name=path.stem, command=command,
+        name=source.path.stem, command=command,
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-        checkpoint=manifest.Checkpoint(file=path.name, sha256=digest),
+        checkpoint=manifest.Checkpoint(file=source.path.name, sha256=source.sha256),
         model=manifest.ModelRecord(backbone="foreign"), contract=contract.to_json(), assumed=assumed,
-        options={"description": found.description.model_dump(mode="json", exclude_none=True)},
+        options={"description": found.description.to_json()},
         versions={"dpt-deploy": __version__, "onnx": importlib.metadata.version("onnx")},
     ))
     folder.mkdir(parents=True, exist_ok=True)
     with replacing(folder / "model.fp32.onnx") as temporary:
         onnx.save(adapted, temporary)
-    opset = max(entry.version for entry in adapted.opset_import if entry.domain in ("", "ai.onnx"))
-    details = {"opset": opset, "plan": PrecisionPlan("fp32", ()).to_json()}
+    details = {"opset": opset_of(adapted), "plan": PrecisionPlan("fp32", ()).to_json()}
     bundle.add("model.fp32.onnx", "onnx", graph="model", precision="fp32", details=details)
     return bundle, contract
 
@@ -99,28 +129,55 @@ def create_bundle(
 def cached_bundle(path: Path, stated: Description | Path | str | None = None) -> Path:
     """The folder of a bundle around a foreign ONNX file, in the user's cache; made if it is not there yet.
 
+    Before it is made, the file runs once in ONNX Runtime, and its outputs must be maps of the input's size.
+
     Raises:
-        BadInput: The file is not an ONNX model, or nothing describes it.
-        MissingPackage: onnx is not installed.
+        BadInput: The file is not an ONNX model, nothing describes it, or it does not fit its description.
+        MissingPackage: onnx is not installed, or onnxruntime is not and the graph does not tell its outputs' sizes.
     """
-    model = read_model(path)
-    found = found_description(path, model, stated)
-    facts = [__version__, FORMAT, path.stem, sha256(path), found.description.model_dump_json(), found.guessed]
+    source = read_foreign(path)
+    found = found_description(source, stated)
+    facts = [__version__, FORMAT, path.stem, source.sha256, found.description.model_dump_json(), found.guessed]
     folder = _cache() / hashlib.sha256(repr(facts).encode()).hexdigest()[:32]
     if _intact(folder):
         return folder
     try:
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with temporary_folder(folder) as temporary:  # processes that load the model at once do not meet
-            create_bundle(temporary / "bundle", path, found, model=model)
-            shutil.rmtree(folder, ignore_errors=True)
-            with contextlib.suppress(OSError):  # another one was faster
+        with locked(folder.parent, create=True, wait=True):
+            if _intact(folder):  # another process made it meanwhile, and may have loaded it
+                return folder
+            with temporary_folder(folder) as temporary:
+                _, contract = create_bundle(temporary / "bundle", source, found)
+                _check_run(source, found.description, contract)
+                shutil.rmtree(folder, ignore_errors=True)
                 os.rename(temporary / "bundle", folder)
-            if not _intact(folder):
-                raise OSError(f"{folder} could not be replaced")
     except OSError as error:
         raise cannot_write(folder, error) from error
     return folder
+
+
+def _beside(path: Path, name: str) -> Path:
+    """A file with weights of the ONNX file at `path`, by its name in there."""
+    inside = not Path(name).is_absolute() and ".." not in Path(name).parts
+    if not inside or not (path.parent / name).is_file():
+        raise BadInput(f"{path}: expected its weights in the file {name!r:.200} beside it, received no such file. Copy "
+                       "it there, or export the model again.")
+    return path.parent / name
+
+
+def _check_run(source: ForeignFile, description: Description, contract: Contract) -> None:
+    """Raise `BadInput` unless the outputs of a run are maps of the input's size."""
+    size, where = contract.input_size, source.path.name
+    names = output_names(source.model, description, where)
+    try:
+        session = session_of(source.path)
+    except MissingPackage:
+        known = {value.name: value for value in inferred_outputs(source.model, size)}
+        if any(known[name].dtype is None or None in (known[name].shape or (1, None))[1:] for name in names.values()):
+            raise
+        return
+    outputs = run(session, np.zeros((1, 3, *size), np.float32), where)
+    for head, name in names.items():
+        check_output(head, measured(name, outputs[name]), size, where)
 
 
 def _intact(folder: Path) -> bool:
@@ -132,8 +189,8 @@ def _intact(folder: Path) -> bool:
 
 
 def _cache() -> Path:
-    root = Path(os.environ.get("XDG_CACHE_HOME", ""))
-    with contextlib.suppress(RuntimeError):  # no home folder
-        # The specification ignores relative paths.
-        return (root if root.is_absolute() else Path.home() / ".cache") / "dpt-deploy" / "foreign"
-    return Path(tempfile.gettempdir()) / f"dpt-deploy-{os.getuid()}" / "foreign"
+    folder = user_cache()
+    if folder is None:
+        raise BadInput("expected a folder for the adapted model, but this user has no home folder. Set XDG_CACHE_HOME, "
+                       "or import the model: python -m dpt_deploy.export.importing MODEL.onnx")
+    return folder / "foreign"

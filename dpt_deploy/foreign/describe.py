@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from ..core.contract import HEADS, MAX_INPUT_SIZE, Contract, ResizeRule
 from ..core.errors import BadInput, missing_package
@@ -28,9 +29,23 @@ outputs:
 Finite = Annotated[float, Field(allow_inf_nan=False, ge=-1e9, le=1e9)]
 Positive = Annotated[float, Field(allow_inf_nan=False, gt=0, le=1e9)]
 Pixels = Annotated[int, Field(strict=True, ge=1, le=MAX_INPUT_SIZE)]
-Output = Annotated[int, Field(strict=True, ge=0, le=1000)] | Annotated[str, Field(min_length=1, max_length=200)]
 Direction = Literal["right", "left", "up", "down", "viewer", "away"]
+MAX_NAME, MAX_POSITION = 200, 1000
 AXES = ({"right", "left"}, {"up", "down"}, {"viewer", "away"})
+
+
+def _name_or_position(value: Any) -> int | str:
+    if isinstance(value, str) and 1 <= len(value) <= MAX_NAME:
+        return value
+    if isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_POSITION:
+        return value
+    # A list or mapping is not printed: a few aliases of YAML make one that fills the memory.
+    received = f"{value!r:.60}" if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    raise ValueError(f"expected the name of an output, of at most {MAX_NAME} characters, or its position from 0 to "
+                     f"{MAX_POSITION}, received {received}")
+
+
+Output = Annotated[int | str, BeforeValidator(_name_or_position)]
 
 
 class _Entry(BaseModel):
@@ -129,6 +144,13 @@ class Description(_Entry):
     input: Input = Input()
     outputs: Outputs
 
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON values, without those that mean nothing for this kind of depth."""
+        value = self.model_dump(mode="json", exclude_none=True)
+        if self.outputs.depth is not None:
+            del value["outputs"]["depth"]["larger" if self.outputs.depth.kind == "metric" else "metres"]
+        return value
+
     def contract(self, size: tuple[int, int]) -> Contract:
         """The contract of the adapted graph; `size` is the height and width of its input."""
         order = (2, 1, 0) if self.input.colours == "bgr" else (0, 1, 2)
@@ -167,17 +189,18 @@ def describe(source: str | Path) -> Description:
     if str(source) in PRESETS:
         return PRESETS[str(source)]
     path = Path(source)
-    if not path.is_file():
-        raise BadInput(f"{source}: expected {', '.join(PRESETS)} or a file ({', '.join(SUFFIXES)}) that describes the "
-                       f"model, received neither. Such a file:\n{EXAMPLE}")
+    if not os.path.isfile(path):  # also for names that are too long for the file system
+        raise BadInput(f"{str(source)[:MAX_NAME]}: expected {', '.join(PRESETS)} or a file ({', '.join(SUFFIXES)}) "
+                       f"that describes the model, received neither. Such a file:\n{EXAMPLE}")
     if path.stat().st_size > MAX_BYTES:
         raise BadInput(f"{path}: expected a description of at most {MAX_BYTES // 1024} KiB, received "
                        f"{path.stat().st_size // 1024} KiB.")
     try:
         text = path.read_text(encoding="utf-8")
-        value = parse_json(text) if path.suffix.lower() == ".json" else _parse_yaml(text)
-    except ValueError as error:
-        raise BadInput(f"{path}: expected a description, but it is not valid ({_line(error)}).") from error
+        value = _parse_json(text) if path.suffix.lower() == ".json" else _parse_yaml(text)
+    except (OSError, ValueError) as error:
+        raise BadInput(f"{path}: expected a description, but it is not valid ({_line(error)}). Such a file:\n"
+                       f"{EXAMPLE}") from error
     return parse(value, str(path))
 
 
@@ -187,30 +210,51 @@ def parse(value: Any, where: str) -> Description:
         return Description.model_validate(value)
     except ValidationError as error:
         first = error.errors()[0]
-        field = ".".join(map(str, first["loc"])) or "the file"
-        raise BadInput(f"{where}: expected a description of a model, but {field}: {first['msg'][:200]}. "
+        reason = _line(first["msg"].removeprefix("Value error, "))
+        field = _line(".".join(str(one)[:40] for one in first["loc"])) or "the file"
+        raise BadInput(f"{where}: expected a description of a model, but {field}: {reason}. "
                        f"An example:\n{EXAMPLE}") from error
     except RecursionError as error:
         raise BadInput(f"{where}: expected a description of a model, but it is nested too deeply.") from error
 
 
 def find_description(onnx_file: Path, metadata: dict[str, str]) -> Found | None:
-    """The description that comes with an ONNX file: in its metadata, or in a file of the same name beside it."""
+    """The description that comes with an ONNX file: in its metadata, or in a file of the same name beside it.
+
+    Raises:
+        BadInput: One of them is not valid, or there are several that differ.
+        MissingPackage: One is in YAML, and PyYAML is not installed.
+    """
+    found = []
     if KEY in metadata:
         try:
-            value = parse_json(metadata[KEY])
+            value = _parse_json(metadata[KEY])
         except ValueError as error:
-            raise BadInput(f"{onnx_file}: the description in its metadata is not valid ({_line(error)}).") from error
-        return Found(parse(value, f"the metadata of {onnx_file.name}"), f"the metadata of {onnx_file.name}")
-    for suffix in SUFFIXES:
-        if (path := onnx_file.with_suffix(suffix)).is_file():
-            return Found(describe(path), path.name)
-    return None
+            raise BadInput(f"{onnx_file}: the description in its metadata is not valid ({_line(error)}). Export the "
+                           "model again.") from error
+        found.append(Found(parse(value, f"the metadata of {onnx_file.name}"), f"the metadata of {onnx_file.name}"))
+    beside = [onnx_file.with_suffix(suffix) for suffix in SUFFIXES]
+    found += [Found(describe(path), path.name) for path in beside if os.path.isfile(path)]
+    if other := next((one for one in found if one.description != found[0].description), None):
+        raise BadInput(f"{onnx_file}: expected one description, received two that differ, {found[0].source} and "
+                       f"{other.source}. Remove one, or say which holds: --description FILE, or description= of load.")
+    return found[0] if found else None
 
 
 def to_metadata(description: Description) -> dict[str, str]:
     """The metadata entry that describes an ONNX file."""
-    return {KEY: json.dumps(description.model_dump(mode="json", exclude_none=True))}
+    return {KEY: json.dumps(description.to_json())}
+
+
+def _parse_json(text: str) -> Any:
+    parse_json(text)  # checks what json accepts and no other reader does
+    return json.loads(text, object_pairs_hook=_distinct)
+
+
+def _distinct(pairs: list[tuple[Any, Any]]) -> dict[Any, Any]:
+    if twice := {key for i, (key, _) in enumerate(pairs) if any(key == one for one, _ in pairs[:i])}:
+        raise ValueError(f"the key {min(twice)!r:.60} is there twice")
+    return dict(pairs)
 
 
 def _parse_yaml(text: str) -> Any:
@@ -218,11 +262,22 @@ def _parse_yaml(text: str) -> Any:
         import yaml
     except ImportError as error:
         raise missing_package("yaml", "export", "read a description in YAML; JSON needs no package") from error
+
+    class Loader(yaml.SafeLoader):
+        """Plain values alone, whose keys differ."""
+
+        def construct_mapping(self, node: Any, deep: bool = False) -> dict[Any, Any]:
+            keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
+            _distinct([(key, None) for key in keys])
+            return super().construct_mapping(node, deep)
+
     try:
-        return yaml.safe_load(text)
-    except (yaml.YAMLError, RecursionError) as error:
+        return yaml.load(text, Loader)
+    except (yaml.YAMLError, RecursionError, ValueError) as error:
         raise ValueError(str(error)) from error
+    except Exception as error:  # a tag such as !!int around another value raises what its conversion raises
+        raise ValueError("a value does not fit its tag") from error
 
 
-def _line(error: Exception) -> str:
-    return " ".join(str(error).split())[:200]
+def _line(error: Exception | str) -> str:
+    return " ".join("".join(one if one.isprintable() else " " for one in str(error)).split())[:200]

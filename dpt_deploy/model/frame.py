@@ -29,8 +29,8 @@ class FrameModel(nn.Module):
     def forward(self, frame: torch.Tensor) -> dict[str, torch.Tensor]:
         """Predict the maps of `frame`, uint8 (N, H, W, 3) RGB.
 
-        Returns, for the heads of the contract, float32 depth (N, H, W) [m], normals (N, H, W, 3) of unit length, and
-        alpha (N, H, W) in [0, 1].
+        Returns, for the heads of the contract, float32 depth (N, H, W) [m], or without unit if the contract says
+        relative, normals (N, H, W, 3) of unit length, and alpha (N, H, W) in [0, 1].
         """
         return self.after(frame, self.model(self.before(frame)))
 

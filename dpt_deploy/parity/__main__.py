@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ class ParityConfig:
     bundle: tyro.conf.Positional[Path]
     """Bundle: the folder that the export command wrote."""
     images: Path | None = None
-    """Image or folder that replaces the bundle's parity images. Needs --checkpoint."""
+    """Image or folder that replaces the bundle's parity images. Needs --checkpoint; an imported model has none, and is
+    imported again with --images."""
     max_images: Count = 8
     """Use at most this many images of a folder, evenly spaced."""
     max_pixels: Count = MAX_PIXELS
@@ -63,6 +65,7 @@ class ParityConfig:
 
 def main(config: ParityConfig) -> int:
     """Exit status 0 if the verdict is passed and every image of --images was read, else 1."""
+    _check_imported(config)
     if config.images is not None and config.checkpoint is None:
         raise BadInput(
             "--images needs --checkpoint, because PyTorch computes the reference outputs for these images. "
@@ -73,6 +76,19 @@ def main(config: ParityConfig) -> int:
     load_budget(config.budget)
     with locked(config.bundle):
         return _judge(config)
+
+
+def _check_imported(config: ParityConfig) -> None:
+    """Refuse options that need a checkpoint for a bundle that has none."""
+    options = {"--images": config.images, "--checkpoint": config.checkpoint}
+    given = [option for option, value in options.items() if value is not None]
+    if not given:
+        return
+    bundle = Bundle.open(config.bundle)
+    if bundle.manifest.imported:
+        images = f" --images {shlex.quote(str(config.images))}" if config.images is not None else ""
+        raise BadInput(f"{given[0]}: {bundle.folder} was imported and has no checkpoint. Its reference is made by the "
+                       f"import: {bundle.remake_command}{images}")
 
 
 def _judge(config: ParityConfig) -> int:
@@ -99,7 +115,9 @@ def _labelled(bundle: Bundle, config: ParityConfig, log: Callable[[str], None]) 
         return None
     if not any(bundle.find(kind, precision=precision) for kind in ("onnx", "engine") for precision in EIGHT_BITS):
         raise BadInput("--data-root: expected a bundle with a graph or an engine in eight bits, received "
-                       f"{bundle.folder} without any. Export with --precision int8 or fp8, or omit the option.")
+                       f"{bundle.folder} without any. "
+                       + ("An import makes none; omit the option." if bundle.manifest.imported else
+                          "Export with --precision int8 or fp8, or omit the option."))
     data = training_module("train.labelled").open_labelled(
         config.data_root, bundle.contract, bundle.manifest.training, config.data_images, config.normal_axes,
         config.max_pixels, say=log)

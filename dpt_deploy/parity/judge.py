@@ -125,7 +125,8 @@ def load_reference(bundle: Bundle) -> tuple[Reference, str]:
     """The bundle's reference and its SHA-256. Raises `BadBundle` without one."""
     found = bundle.find("reference", file=FILE)
     if not found:
-        raise BadBundle(f"{bundle.folder} has no {FILE}, so nothing can be judged. Export the checkpoint again.")
+        raise BadBundle(f"{bundle.folder} has no {FILE}, so nothing can be judged. Make it again: "
+                        f"{bundle.remake_command}")
     return Reference.load(bundle.path(found[0]), bundle.contract), found[0].sha256
 
 

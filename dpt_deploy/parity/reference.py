@@ -95,7 +95,8 @@ class Reference:
             if arrays:
                 raise ValueError(f"it has {next(iter(arrays))!r:.100}, which belongs to no case")
         except ValueError as error:
-            raise BadBundle(f"{path}: expected parity references, but {error}. Export the checkpoint again.") from error
+            raise BadBundle(f"{path}: expected parity references, but {error}. Export the checkpoint again, or "
+                            "import the model again.") from error
         return cls(cases, contract.heads, contract.depth == "metric")
 
 

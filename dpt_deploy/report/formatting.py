@@ -9,7 +9,7 @@ from ..core.metrics import AT_LEAST
 from ..core.verdict import Stage
 
 HEAD_TITLES = {"depth": "Depth", "normals": "Normals", "alpha": "Alpha"}
-ERROR_UNITS = {"depth": "relative error", "normals": "degrees", "alpha": "difference of coverage"}
+_ERROR_UNITS = {"depth": "relative error", "normals": "degrees", "alpha": "difference of coverage"}
 METRIC_TITLES = {
     "depth": {"abs_rel": "AbsRel", "p99.9": "p99.9", "max": "max", "within_1_percent": "within 1%"},
     "normals": {"mean": "mean", "p99": "p99", "max": "max"},
@@ -24,6 +24,11 @@ TASK_TITLES = {
 }
 TASK_COLUMNS = ("metric", "FP32", "eight bits", "change, 95 % interval", "margin", "verdict")
 POSITIVE = "A positive change is worse. A metric passes if its whole interval is at most the margin."
+
+
+def error_units(metric_depth: bool) -> dict[str, str]:
+    """By head, what its errors are. Those of depth without unit are fractions of the range of the map."""
+    return _ERROR_UNITS if metric_depth else _ERROR_UNITS | {"depth": "error by the range of the map"}
 
 
 def number(value: float) -> str:

@@ -21,13 +21,13 @@ from ..core.manifest import Artifact
 from ..core.verdict import Fault, ParityReport, Stage
 from .colours import colour_alpha, colour_depth, colour_error, colour_normals, depth_range
 from .formatting import (
-    ERROR_UNITS,
     HEAD_TITLES,
     METRIC_TITLES,
     POSITIVE,
     TASK_COLUMNS,
     budget_share,
     compared,
+    error_units,
     judged_by,
     metric_value,
     number,
@@ -81,12 +81,13 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
         MissingPackage: Jinja2 or matplotlib is not installed.
     """
     drawn = [stage for stage in report.stages if stage.quantiles]
-    plots = {head: quantile_plot(head, drawn, report.budget) for head in HEADS}
+    metric_depth = bundle.contract.depth == "metric"
+    plots = {head: quantile_plot(head, drawn, report.budget, metric_depth) for head in HEADS}
     return environment().get_template("report.html.j2").render(
         bundle=bundle, manifest=bundle.manifest, report=report, command=command, max_reasons=MAX_REASONS,
         skipped=skipped_images(bundle),
         heads=[head for head in HEADS if any(head in stage.heads for stage in report.stages)],
-        titles=HEAD_TITLES, units=ERROR_UNITS,
+        titles=HEAD_TITLES, units=error_units(metric_depth),
         metrics=lambda stage, head: stage_metrics(stage, head, limits_of(report.budget, stage.precision)),
         has_invalid_answer=_has_invalid_answer, compared=compared, judged_by=judged_by,
         eight_bits=[stage for stage in report.stages if judged_by(stage)], task_rows=task_rows,

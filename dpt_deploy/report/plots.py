@@ -13,7 +13,7 @@ from ..core.budget import limits_of
 from ..core.errors import missing_package
 from ..core.manifest import EightBitTrial, PrecisionPlan
 from ..core.verdict import LEVELS, Budget, Stage
-from .formatting import ERROR_UNITS, number
+from .formatting import error_units, number
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,13 +36,14 @@ def line_colours(stages: Sequence[Stage]) -> dict[str, str]:
     return {name: LINE_COLOURS[i % len(LINE_COLOURS)] for i, name in enumerate(drawn)}
 
 
-def quantile_plot(head: str, stages: Sequence[Stage], budget: Budget) -> str:
+def quantile_plot(head: str, stages: Sequence[Stage], budget: Budget, metric_depth: bool = True) -> str:
     """One head's error quantiles on a logarithmic axis, and the budgets that bound a quantile.
 
     Args:
         head: depth, normals or alpha.
         stages: A line is drawn for each one that has quantiles of this head.
         budget: Limits by precision, head and metric.
+        metric_depth: Whether depth is in metres.
 
     Returns:
         An `<svg>` element without ids, scripts or references, or "" if there is nothing to draw.
@@ -72,7 +73,7 @@ def quantile_plot(head: str, stages: Sequence[Stage], budget: Budget) -> str:
             axes.annotate(f"{precision.upper()} budget", (_position(level), bound), (-12, 0), color=INK, ha="right",
                           va="center", textcoords="offset points",
                           bbox={"facecolor": PAGE, "edgecolor": "none", "alpha": 0.8, "pad": 1})
-    label = f"{head}: quantiles of the error ({ERROR_UNITS[head]}), one line per stage"
+    label = f"{head}: quantiles of the error ({error_units(metric_depth)[head]}), one line per stage"
     return _inline(svg.getvalue(), label, {f"stage {i}": stage.name for i, stage in enumerate(drawn)})
 
 

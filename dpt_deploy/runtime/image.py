@@ -105,8 +105,8 @@ def postprocess(outputs: Mapping[str, np.ndarray], contract: Contract, size: tup
         size: Height and width of the frames.
 
     Returns:
-        The corresponding maps, float32: depth (N, H, W) [m], normals (N, H, W, 3) of unit length, alpha (N, H, W) in
-        [0, 1].
+        The corresponding maps, float32: depth (N, H, W) [m], or without unit if the contract says relative,
+        normals (N, H, W, 3) of unit length, alpha (N, H, W) in [0, 1].
     """
     box = contract.content_box(size)
 

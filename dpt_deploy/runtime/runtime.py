@@ -15,6 +15,7 @@ from ..backends.session import host_array
 from ..core.bundle import MANIFEST, Bundle
 from ..core.contract import Graph
 from ..core.errors import BackendError, BadInput, ContractError, MissingPackage
+from ..core.hub_address import is_address
 from ..core.image_files import MAX_PIXELS, from_pil, is_pil, read_image
 from ..core.manifest import EIGHT_BITS, Artifact, Assumption, Precision
 from . import preference
@@ -174,7 +175,7 @@ def load(
         compile_eagerly: TensorRT-RTX compiles the kernels of a shape in its first call, which takes longer. False runs
             generic kernels until those of the shape have been compiled in the background.
         description: Of a foreign ONNX model: a YAML or JSON file that says what its inputs and outputs mean, or
-            "david". Default: the file of the same name beside it.
+            "david". Default: that in its metadata or in a file of the same name beside it; the two must not differ.
 
     Raises:
         BadInput: An option has an invalid value.
@@ -226,8 +227,8 @@ def load(
 
 def open_bundle(bundle: Path | str, description: Path | str | None = None) -> Bundle:
     """The bundle at a path or an address of the hub, or one around the foreign ONNX file there."""
-    path = hub.download(bundle) if hub.is_address(bundle) else Path(bundle)
-    foreign = path.suffix.lower() == ".onnx" and path.is_file()
+    path = hub.download(bundle) if is_address(bundle) else Path(bundle)
+    foreign = path.suffix.lower() == ".onnx" and not os.path.isdir(path)
     if foreign and (path.parent / MANIFEST).is_file():  # a graph of a bundle is loaded with its bundle
         foreign = not Bundle.open(path.parent).find("onnx", file=path.name)
     if not foreign:

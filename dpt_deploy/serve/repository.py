@@ -134,7 +134,7 @@ def _of_precision(
         if precision in found:
             return found[precision]
     has = ", ".join(sorted(filter(None, found))) or "none"
-    remedy = f"python -m dpt_deploy.build {bundle.folder}" if "plan" in what else "python -m dpt_deploy.export"
+    remedy = f"python -m dpt_deploy.build {bundle.folder}" if "plan" in what else bundle.remake_command
     raise BadInput(f"{bundle.folder}: expected a {what}{f' in {wanted}' if wanted else ''}, and the bundle has {has}. "
                    f"Make one with: {remedy}")
 
@@ -144,6 +144,9 @@ def _config(bundle: Bundle, options: ServeOptions, name: str, served_by: ServedB
     for one in options.forms:
         if one.head not in bundle.contract.heads:
             raise BadInput(f"--compact: the bundle has no head {one.head}; it has {', '.join(bundle.contract.heads)}.")
+        if one.name == "uint16-mm" and bundle.contract.depth != "metric":
+            raise BadInput("--compact: expected depth in metres for depth=uint16-mm, received a bundle with relative "
+                           "depth. Use depth=float16.")
     max_batch, max_pixels = options.max_batch or MAX_BATCH, options.max_pixels or MAX_PIXELS
     if served_by == "tensorrt":
         max_batch, max_pixels = _limits(options, EngineProfile.of(artifact))

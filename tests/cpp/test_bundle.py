@@ -38,6 +38,13 @@ def test_a_changed_file(toy):
                                     r"dpt_deploy.export toy.pth --out ")
 
 
+def test_a_changed_file_of_an_imported_model(toy):
+    edit_manifest(toy.folder, lambda content: content.update(options={"description": {}}))
+    (toy.folder / FILE).write_bytes(b"changed")
+    bundle = Bundle.open(toy.folder)
+    assert_rejected(bundle, BadBundle, r"Import again: python -m dpt_deploy\.export\.importing toy\.pth --out ")
+
+
 def test_a_truncated_file(toy):
     path = toy.folder / FILE
     path.write_bytes(path.read_bytes()[:-1])
@@ -78,6 +85,7 @@ def test_another_format(toy):
     lambda content: content["contract"].update(heads=["alpha", "depth"]),
     lambda content: content["contract"].update(heads=[]),
     lambda content: content["contract"].update(resize="crop"),
+    lambda content: content["contract"].update(depth="in feet"),
 ])
 def test_a_malformed_manifest(toy, change):
     edit_manifest(toy.folder, change)
@@ -119,6 +127,14 @@ def test_no_manifest(toy):
 def test_a_graph_with_another_contract(tmp_path):
     bundle = make_toy(tmp_path / "toy")
     onnx.save(toy_graph(Contract(mean=(0.4, 0.5, 0.5))), bundle.folder / FILE)
+    bundle.add(FILE, "onnx", graph="frame", precision="fp32")
+    assert_rejected(bundle, ContractError, "the contract embedded in the graph differs from the one in manifest.json")
+
+
+def test_a_graph_with_another_kind_of_depth(tmp_path):
+    bundle = make_toy(tmp_path / "toy", Contract(depth="relative"))
+    CppSession(bundle, "onnxruntime-cpu").close()
+    onnx.save(toy_graph(Contract()), bundle.folder / FILE)
     bundle.add(FILE, "onnx", graph="frame", precision="fp32")
     assert_rejected(bundle, ContractError, "the contract embedded in the graph differs from the one in manifest.json")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import cv2
@@ -13,7 +14,7 @@ from onnx import TensorProto, helper
 import dpt_deploy
 from dpt_deploy.build import EngineOptions
 from dpt_deploy.core.bundle import Bundle
-from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.errors import BadBundle, BadInput
 from dpt_deploy.export.importing import ImportConfig, import_model
 from dpt_deploy.foreign import Description, describe
 from dpt_deploy.foreign.bundle import cached_bundle
@@ -99,7 +100,9 @@ def test_an_import_is_judged_against_the_file_itself(tmp_path: Path) -> None:
     names = {stage.name: stage.status for stage in report.stages}
     assert report.passed and names["ONNX Runtime frame fp32"] == names["ONNX Runtime model fp32"] == "passed"
     assert report.against == "other.onnx in ONNX Runtime FP32"
-    assert "PyTorch FP32" not in (out / "report.html").read_text(encoding="utf-8").partition("<body>")[2][:2000]
+    page, card = (out / "report.html").read_text(encoding="utf-8"), (out / "MODEL_CARD.md").read_text(encoding="utf-8")
+    assert "PyTorch FP32" not in page.partition("<body>")[2][:2000] and "Imported from other.onnx" in page
+    assert "Depth is z-depth in metres" in card and "fractions of the range" not in card
     frame = np.random.default_rng(2).integers(0, 256, (*SIZE, 3), np.uint8)
     with dpt_deploy.load(out, backend="onnxruntime-cpu") as runtime:
         assert runtime.artifact.graph == "frame"
@@ -150,11 +153,46 @@ def test_a_model_that_nothing_describes_is_refused_with_what_it_has(tmp_path: Pa
     ("", "the file"),
     ("!!python/object/apply:os.system ['true']", "not valid"),
     ("a: &a [*a, *a]", "expected a description"),
+    ("outputs: {depth: {output: 0}, depth: {output: 1}}", "'depth' is there twice"),
+    ("outputs: {depth: {output: !!timestamp x}}", "does not fit its tag"),
+    ("outputs: {depth: {output: !!int ''}}", "does not fit its tag"),
+    ("outputs: {depth: {output: 2001-99-99}}", "not valid"),
+    ("outputs: {depth: {output: !!float x}}", "not valid"),
+    ("outputs: {depth: {output: !!set {a}}}", "received a set"),
+    ("outputs: {depth: {output: true}}", "received True"),
+    (f"outputs: {{depth: {{output: {'1' * 5000}}}}}", "not valid"),
+    (f"outputs: {{depth: {{output: {'n' * 5000}}}}}", "at most 200 characters"),
+    ("a: &a [x, x]\n" + "".join(f"{b}: &{b} [*{a}, *{a}]\n" for a, b in pairwise("abcdefghijklmnopqrstuvwxyz"))
+     + "outputs: {depth: {output: *z}}", "outputs.depth.output: expected the name.*received a list"),
 ])
 def test_bad_descriptions_name_the_field(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "about.yaml").write_text(text, encoding="utf-8")
-    with pytest.raises(BadInput, match=message):
+    with pytest.raises(BadInput, match=message) as raised:
         describe(tmp_path / "about.yaml")
+    assert len(str(raised.value).partition("An example")[0].partition("Such a file")[0]) < 600
+
+
+def test_json_with_a_key_twice_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "about.json").write_text('{"outputs": {"depth": {"output": 0}}, "outputs": {"depth": {"output": 1}}}')
+    with pytest.raises(BadInput, match="'outputs' is there twice"):
+        describe(tmp_path / "about.json")
+
+
+def test_yaml_may_merge_what_it_then_replaces(tmp_path: Path) -> None:
+    (tmp_path / "about.yaml").write_text("outputs:\n  depth: &one {output: 0, larger: nearer}\n"
+                                         "  alpha: {<<: {output: 0, values: logits}, output: 1}\n", encoding="utf-8")
+    outputs = describe(tmp_path / "about.yaml").outputs
+    assert (outputs.depth.larger, outputs.alpha.output, outputs.alpha.values) == ("nearer", 1, "logits")
+
+
+def test_a_name_too_long_for_the_disk_is_one_sentence(tmp_path: Path, cache: Path) -> None:
+    with pytest.raises(BadInput, match="that describes the model, received neither"):
+        describe("n" * 5000)
+    for long in (f"{tmp_path}/{'n' * 300}.onnx", f"{tmp_path}/{'n' * 300}"):
+        with pytest.raises((BadInput, BadBundle), match=r"no file|does not exist"):
+            dpt_deploy.load(long)
+        with pytest.raises(BadInput, match="no file"):
+            import_model(ImportConfig(Path(long), "david", tmp_path / "out", EngineOptions(builder="none")), print)
 
 
 @pytest.mark.parametrize(("change", "message"), [

@@ -154,3 +154,10 @@ def test_the_page_is_no_wider_than_the_window(page, tmp_path, width):
          f"file://{tmp_path / 'frame.html'}"], capture_output=True, text=True, check=True, timeout=120,
     )
     assert f"<title>wide {width}</title>" in done.stdout
+
+
+def test_errors_of_depth_without_unit_are_named_as_what_they_are():
+    stage = Stage(StageId(StageKind.GRAPH, "frame", "fp32", title="one"), "passed",
+                  quantiles={"depth": [1e-5] * len(LEVELS)})
+    assert "depth: quantiles of the error (relative error)" in quantile_plot("depth", [stage], BUDGET)
+    assert "(error by the range of the map)" in quantile_plot("depth", [stage], BUDGET, metric_depth=False)

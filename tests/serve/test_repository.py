@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 from pathlib import Path
@@ -134,3 +135,11 @@ def test_the_command(tiny_bundle: Path, tmp_path: Path, monkeypatch: pytest.Monk
         assert message in error and "Traceback" not in error
     assert dpt_triton(monkeypatch, tmp_path / "nothing") == 2
     assert "expected a bundle" in capsys.readouterr().err
+
+
+def test_relative_depth_is_not_served_in_millimetres(own_bundle: Path, tmp_path: Path) -> None:
+    bundle = Bundle.open(own_bundle)
+    bundle.update(contract=dataclasses.replace(bundle.contract, depth="relative").to_json())
+    options = ServeOptions(served_by="onnxruntime", forms=(form("depth", "uint16-mm"),))
+    with pytest.raises(BadInput, match=r"--compact: expected depth in metres.*relative depth\. Use depth=float16\."):
+        write_repository(bundle, tmp_path, options)

@@ -33,12 +33,14 @@
  *
  * MAPS. Little-endian float32 in C order, without padding, one value per pixel of the frame (normals: three):
  *
- *     depth    [batch][height][width]       z-depth [m], > 0
+ *     depth    [batch][height][width]       z-depth [m], > 0; of an imported model perhaps relative: see below
  *     normals  [batch][height][width][3]    unit vectors in camera space: x right, y up, z towards the viewer; each
  *                                           component is in [-1, 1]
  *     alpha    [batch][height][width]       foreground coverage in [0, 1]
  *
- * A bundle may contain only some of these maps; see dpt_heads().
+ * A bundle may contain only some of these maps; see dpt_heads(). The field "depth" of dpt_contract_json() says what
+ * depth is: "z-depth in metres", or "relative depth without unit, larger is farther", of any sign, where only differences
+ * within one map mean something.
  *
  * COMPATIBILITY. The header compiles as C11 and as C++, and includes only standard C headers. Releases with the same
  * DPT_ABI_VERSION (the number in the soname) may add functions and constants, but do not change existing functions,
@@ -162,7 +164,7 @@ typedef struct dpt_frames {
 
 /* Output buffers, allocated by the caller. NULL: this map is not returned. At least one is not NULL. */
 typedef struct dpt_maps {
-    float *depth;   /* batch * height * width floats [m] */
+    float *depth;   /* batch * height * width floats [m], or without unit: see MAPS */
     float *normals; /* batch * height * width * 3 floats */
     float *alpha;   /* batch * height * width floats in [0, 1] */
 } dpt_maps;

@@ -3,7 +3,7 @@
 //
 //     dpt::Runtime runtime("engines/best_model");
 //     dpt::Maps maps = runtime.infer(dpt::Image{pixels, 720, 1280, dpt::Pixels::bgr});
-//     float metres = maps.depth[y * 1280 + x];
+//     float depth = maps.depth[y * 1280 + x];  // [m], unless the contract says relative
 #pragma once
 
 #include <cstddef>

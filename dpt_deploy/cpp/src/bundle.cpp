@@ -168,6 +168,8 @@ void Bundle::parse(const std::string &manifest) {
     contract_ = parse_contract(content.at("contract"));
     contract_json_ = content.at("contract").dump(2);
     checkpoint_ = "best_model.pth";
+    const auto options = content.find("options");
+    imported_ = options != content.end() && options->is_object() && options->contains("description");
     if (const auto source = content.find("checkpoint"); source != content.end() && source->is_object()) {
         checkpoint_ = optional_text(*source, "file").value_or(checkpoint_);
     }
@@ -263,7 +265,9 @@ std::string Bundle::build_command() const { return "python -m dpt_deploy.build "
 
 std::string Bundle::remedy(const Artifact &artifact) const {
     if (artifact.kind == "engine") return "Build it again: " + build_command();
-    return "Export again: python -m dpt_deploy.export " + checkpoint_ + " --out " + folder_;
+    const char *again = imported_ ? "Import again: python -m dpt_deploy.export.importing "
+                                  : "Export again: python -m dpt_deploy.export ";
+    return again + checkpoint_ + " --out " + folder_;
 }
 
 } // namespace dpt_impl

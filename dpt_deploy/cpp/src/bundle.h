@@ -75,6 +75,7 @@ private:
     std::string remedy(const Artifact &artifact) const;
 
     std::string folder_, contract_json_, checkpoint_;
+    bool imported_ = false; // made from an ONNX file of another project, not from a checkpoint
     Contract contract_;
     std::vector<Artifact> artifacts_;
 };

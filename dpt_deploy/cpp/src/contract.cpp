@@ -10,6 +10,7 @@ namespace dpt_impl {
 namespace {
 
 const std::vector<std::string> kHeads = {"depth", "normals", "alpha"};
+const std::vector<std::string> kDepths = {"z-depth in metres", "relative depth without unit, larger is farther"};
 constexpr std::int64_t kMaxInputSize = 1 << 16; // [pixels]
 
 template <typename T, std::size_t N>
@@ -47,6 +48,7 @@ Contract parse_contract(const Json &value) {
         contract.std = numbers<double, 3>(value, "std");
         contract.resize = value.at("resize").get<std::string>();
         contract.heads = value.at("heads").get<std::vector<std::string>>();
+        contract.depth = value.contains("depth") ? value.at("depth").get<std::string>() : kDepths[0];
     } catch (const Json::exception &error) {
         fail(DPT_BAD_BUNDLE, "contract: expected the fields input_size, mean, std, resize, heads (", error.what(), ")");
     }
@@ -65,6 +67,10 @@ Contract parse_contract(const Json &value) {
     }
     if (contract.resize != "stretch" && contract.resize != "letterbox") {
         fail(DPT_BAD_BUNDLE, "contract: resize: expected stretch or letterbox, received '", contract.resize, "'");
+    }
+    if (std::find(kDepths.begin(), kDepths.end(), contract.depth) == kDepths.end()) {
+        fail(DPT_BAD_BUNDLE, "contract: depth: expected '", kDepths[0], "' or '", kDepths[1], "', received '",
+             contract.depth, "'");
     }
     return contract;
 }

@@ -16,10 +16,11 @@ struct Contract {
     std::array<double, 3> mean{}, std{};      // of RGB in [0, 1]
     std::string resize;                       // "stretch" or "letterbox"
     std::vector<std::string> heads;           // a non-empty subset of depth, normals, alpha, in this order
+    std::string depth;                        // what depth is, one of kDepths in contract.cpp
 
     bool operator==(const Contract &other) const {
         return input_size == other.input_size && mean == other.mean && std == other.std && resize == other.resize &&
-               heads == other.heads;
+               heads == other.heads && depth == other.depth;
     }
     bool has(const std::string &head) const;
     std::uint32_t head_bits() const; // DPT_HAS_*
