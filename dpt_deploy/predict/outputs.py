@@ -94,7 +94,8 @@ class Files:
         if FORMATS[self.format].encode is None:
             chosen = dataclasses.replace(prediction, **{head: None for head in HEADS if head not in self.forms})
             picture = matte(image, prediction) if self.look == "matte" else None
-            return write_prediction(base.parent, base.name, image, chosen, caption, picture, self.look != "none")
+            return write_prediction(base.parent, base.name, image, chosen, caption, picture, self.look != "none",
+                                    self.depth_kind)
         files = []
         made = encoded(self.format, self.forms, self.look, image, prediction, caption, self.depth_kind)
         for suffix, data in made.items():
@@ -169,12 +170,9 @@ def encoded(
     files = encode(store(prediction.maps, forms), forms, depth_kind)
     if look != "none":
         suffix = (PANEL_SUFFIX if look == "panel" else MATTE_SUFFIX).lstrip(".")
-        files[suffix] = png_bytes(_picture(look, image, prediction, caption), {})
+        picture = matte(image, prediction) if look == "matte" else panel(image, prediction, caption, depth_kind)
+        files[suffix] = png_bytes(picture, {})
     return files
-
-
-def _picture(look: str, image: np.ndarray, prediction: Prediction, caption: str) -> np.ndarray:
-    return matte(image, prediction) if look == "matte" else panel(image, prediction, caption)
 
 
 class ZarrWriter:

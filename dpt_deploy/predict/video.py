@@ -17,6 +17,7 @@ from typing import Literal, Self
 import cv2
 import numpy as np
 
+from ..core.contract import DepthKind
 from ..core.errors import BadInput
 from ..core.files import cannot_write
 from ..report.panel import panel
@@ -182,7 +183,7 @@ def predict_video(
             with contextlib.closing(runtime.stream(frames())) as predictions:
                 for prediction in predictions:
                     frame, moment = pending.popleft()
-                    shown = picture(look, frame, prediction)
+                    shown = picture(look, frame, prediction, runtime.bundle.contract.depth)
                     with interrupts.deferred():
                         writer.write(shown, moment)
                     done += 1
@@ -197,9 +198,9 @@ def predict_video(
     return Outcome(len(writer.times), interrupted, tuple(notes))
 
 
-def picture(look: Look, frame: np.ndarray, prediction: Prediction) -> np.ndarray:
+def picture(look: Look, frame: np.ndarray, prediction: Prediction, depth_kind: DepthKind) -> np.ndarray:
     """What a video shows of a frame and its maps, uint8 (H, W, 3) RGB. Raises `BadInput` if a map is missing."""
-    return panel(frame, prediction) if look == "panel" else matte(frame, prediction)
+    return panel(frame, prediction, depth_kind=depth_kind) if look == "panel" else matte(frame, prediction)
 
 
 def matte(frame: np.ndarray, prediction: Prediction) -> np.ndarray:

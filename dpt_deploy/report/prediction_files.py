@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
+from ..core.contract import DepthKind
 from ..runtime import Prediction
 from .panel import panel
 from .writers import write_depth_exr, write_npz, write_png
@@ -20,7 +21,7 @@ PICTURES = (
 
 def write_prediction(
     folder: Path, stem: str, image: np.ndarray, prediction: Prediction, caption: str = "",
-    matte: np.ndarray | None = None, picture: bool = True,
+    matte: np.ndarray | None = None, picture: bool = True, depth_kind: DepthKind = "metric",
 ) -> list[Path]:
     """Write the panel, the maps and the depth of one image.
 
@@ -32,6 +33,7 @@ def write_prediction(
         caption: Shown below the image in the panel.
         matte: A picture to write instead of the panel, uint8 (H, W, 3) RGB.
         picture: Whether to write the panel or the matte.
+        depth_kind: Of the bundle, for the panel.
 
     Returns:
         The files: panel or matte (PNG), all maps (.npz) and, if depth was predicted, depth (OpenEXR).
@@ -39,7 +41,7 @@ def write_prediction(
     files = []
     if picture:
         files.append(folder / f"{stem}{PANEL_SUFFIX if matte is None else MATTE_SUFFIX}")
-        write_png(files[-1], panel(image, prediction, caption) if matte is None else matte)
+        write_png(files[-1], panel(image, prediction, caption, depth_kind) if matte is None else matte)
     files.append(folder / f"{stem}.npz")
     write_npz(files[-1], prediction.maps)
     if prediction.depth is not None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
@@ -12,12 +13,14 @@ import OpenEXR
 import pytest
 import zarr
 from onnx import TensorProto, helper
+from PIL import Image
 
 from dpt_deploy.core.contract import DEPTHS
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.foreign.bundle import cached_bundle
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.predict.extras import Extras
+from dpt_deploy.report import panel
 
 SIZE = (48, 64)
 
@@ -83,3 +86,25 @@ def test_other_files_say_that_depth_is_relative(relative: Path, image: Path, tmp
     assert [path.name for path in (tmp_path / "png16").iterdir()] == ["a.alpha.png"]
     for path in tmp_path.rglob("*"):
         assert path.is_dir() or b"metre" not in path.read_bytes()
+
+
+def test_panels_of_images_and_videos_have_no_metres(
+    relative: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    texts: list[str] = []
+    draw = panel.draw_text
+
+    def noted(picture: np.ndarray, text: str, *arguments: Any, **options: Any) -> None:
+        texts.append(text)
+        draw(picture, text, *arguments, **options)
+
+    monkeypatch.setattr(panel, "draw_text", noted)
+    frames = [Image.fromarray(np.full((*SIZE, 3), 60 * i, np.uint8)) for i in (1, 2)]
+    frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
+    for name, source, options in (("full", image, {}), ("npz", image, {"format": "npz"}),
+                                  ("film", tmp_path / "film.gif", {"video": True})):
+        texts.clear()
+        options = PredictConfig(relative, (str(source),), tmp_path / name, backend="onnxruntime-cpu", graph="model",
+                                look="panel", **options)
+        assert main(options) == 0
+        assert "Relative depth" in texts and not [text for text in texts if text.endswith(" m")], name
