@@ -6,6 +6,7 @@ Both are scored at the network's input size and on the same pixels, so that thei
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +91,7 @@ class Evaluated:
 
 def open_model(config: EvaluateConfig) -> Evaluated:
     """Open the checkpoint or the bundle. Raises `DptError` if it cannot be opened."""
-    if config.model.is_dir():
+    if os.path.isdir(config.model):  # Path.is_dir raises for a name that is too long
         return _open_bundle(config)
     checkpoint = read_checkpoint(config.model)
     device = join(config.device).device

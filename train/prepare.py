@@ -139,14 +139,15 @@ def verify(config: PrepareConfig) -> int:
     """Read every sample of the cache or the shards; returns how many. Raises `BadInput` if damaged or out of date."""
     if is_cache(config.out):
         made = CacheSource.open(config.out)
-        made_from = made.source
+        made_from, again = made.source, "Run this without --verify."
     else:
         made = open_shards(config.out, config.normal_axes, config.max_pixels)
-        made_from = (shard_files.read_record(str(config.out)) or {}).get("source")
+        made_from = (shard_files.read_record(str(config.out / shard_files.RECORD)) or {}).get("source")
+        again = "Delete the folder, and run this without --verify."  # shards are never overwritten
         if made.incomplete:
-            raise BadInput(f"{config.out} is damaged: {made.incomplete[0]}. Run this without --verify.")
+            raise BadInput(f"{config.out} is damaged: {made.incomplete[0]}. {again}")
     if made_from != fingerprint(_originals(config), config):
-        raise BadInput(f"{config.out} was made from other data or with other options. Run this without --verify.")
+        raise BadInput(f"{config.out} was made from other data or with other options. {again}")
     for position in progress_bar(range(len(made)), "verify"):
         made.read(position)
     return len(made)

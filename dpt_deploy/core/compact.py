@@ -11,7 +11,7 @@ import numpy as np
 from .errors import BadInput
 
 MILLIMETRES_MAX = 65.535
-"""Largest depth [m] of the form "uint16-mm"; what is farther, or not finite, is stored as 0: no depth."""
+"""Largest depth [m] of the form "uint16-mm"; what is farther, negative or not finite is stored as 0: no depth."""
 
 
 @dataclass(frozen=True)
@@ -28,9 +28,11 @@ class Form:
     encode: Callable[[np.ndarray], np.ndarray]
     decode: Callable[[np.ndarray], np.ndarray]
     depth_relative: float = 0.0
-    """Largest relative error of depth."""
+    """Largest relative error of depth; `depth_metres` comes on top."""
     depth_metres: float = 0.0
-    """Largest absolute error of depth [m]."""
+    """Largest absolute error of depth [m], from `depth_range` on."""
+    depth_range: tuple[float, float] = (0.0, np.inf)
+    """Depths [m] for which the errors hold."""
     degrees: float = 0.0
     """Largest angle between a normal and its stored form [degrees]."""
     alpha: float = 0.0
@@ -74,7 +76,11 @@ def encode(head: str, name: str, values: np.ndarray) -> np.ndarray:
 
 
 def decode(head: str, name: str, stored: np.ndarray) -> np.ndarray:
-    """The float32 map that a stored form stands for. Depth that was stored as 0 millimetres is infinite."""
+    """The float32 map that a stored form stands for.
+
+    Depth that was stored as 0 millimetres is infinite. A pixel without a normal (0, 0, 0) is one again, except in the
+    octahedral forms, which have no such value: there it becomes (0, 0, 1).
+    """
     return form(head, name).decode(stored)
 
 
@@ -89,9 +95,9 @@ def _to_float32(stored: np.ndarray) -> np.ndarray:
 
 def _to_millimetres(depth: np.ndarray) -> np.ndarray:
     """Rounded half to even, as ONNX's Round does; at least 1, since 0 stands for no depth."""
-    with np.errstate(invalid="ignore"):
+    with np.errstate(invalid="ignore", over="ignore"):
         rounded = np.rint(depth * np.float32(1000))
-        stored = np.where(rounded <= 65535, np.maximum(rounded, 1), 0)
+        stored = np.where((rounded >= 0) & (rounded <= 65535), np.maximum(rounded, 1), 0)
     return stored.astype(np.uint16)
 
 
@@ -101,7 +107,11 @@ def _from_millimetres(stored: np.ndarray) -> np.ndarray:
 
 
 def _to_int8(normals: np.ndarray) -> np.ndarray:
-    return np.rint(np.clip(np.nan_to_num(normals), -1, 1) * np.float32(127)).astype(np.int8)
+    return np.rint(_bounded(normals) * np.float32(127)).astype(np.int8)
+
+
+def _bounded(normals: np.ndarray) -> np.ndarray:
+    return np.clip(np.nan_to_num(normals), -1, 1)
 
 
 def _from_int8(stored: np.ndarray) -> np.ndarray:
@@ -110,19 +120,20 @@ def _from_int8(stored: np.ndarray) -> np.ndarray:
 
 def _to_unsigned(scale: float, dtype: type) -> Callable[[np.ndarray], np.ndarray]:
     def to_unsigned(normals: np.ndarray) -> np.ndarray:
-        components = np.clip(np.nan_to_num(normals), -1, 1) * np.float32(0.5) + np.float32(0.5)
+        components = _bounded(normals) * np.float32(0.5) + np.float32(0.5)
         return np.rint(components * np.float32(scale)).astype(dtype)
 
     return to_unsigned
 
 
 def _from_unsigned(scale: float) -> Callable[[np.ndarray], np.ndarray]:
-    return lambda stored: _unit(stored.astype(np.float32) * np.float32(2 / scale) - np.float32(1))
+    # No unsigned number stands for 0: without a normal, the components are half a step away from it.
+    return lambda stored: _unit(stored.astype(np.float32) * np.float32(2 / scale) - np.float32(1), least=0.5)
 
 
 def _octahedral(scale: float, dtype: type) -> Callable[[np.ndarray], np.ndarray]:
     def to_octahedral(normals: np.ndarray) -> np.ndarray:
-        normals = np.nan_to_num(normals)
+        normals = _bounded(normals)
         length = np.maximum(np.abs(normals).sum(axis=-1, keepdims=True), np.float32(1e-12))
         x, y, z = np.moveaxis(normals / length, -1, 0)
         folded_x = (1 - np.abs(y)) * np.where(x >= 0, np.float32(1), np.float32(-1))
@@ -143,9 +154,10 @@ def _from_octahedral(scale: float) -> Callable[[np.ndarray], np.ndarray]:
     return from_octahedral
 
 
-def _unit(vectors: np.ndarray) -> np.ndarray:
+def _unit(vectors: np.ndarray, least: float = 1e-12) -> np.ndarray:
+    """Vectors of length 1, float32; 0 for those shorter than `least`."""
     length = np.sqrt((vectors * vectors).sum(axis=-1, keepdims=True))
-    return vectors / np.maximum(length, np.float32(1e-12))
+    return np.where(length < least, np.float32(0), vectors / np.maximum(length, np.float32(least)))
 
 
 def _to_fraction(scale: float, dtype: type) -> Callable[[np.ndarray], np.ndarray]:
@@ -164,9 +176,11 @@ def _forms(*forms: Form) -> Mapping[str, Form]:
 FORMS: Mapping[str, Mapping[str, Form]] = MappingProxyType({
     "depth": _forms(
         Form("depth", "float32", "float32", 1, "none", _to_float32, _to_float32),
-        Form("depth", "float16", "float16", 1, "0.049 % of the depth", _to_float16, _to_float32, depth_relative=2**-11),
-        Form("depth", "uint16-mm", "uint16", 1, "0.5 mm, up to 65.535 m", _to_millimetres, _from_millimetres,
-             depth_metres=0.000505),
+        # 2**-25: half of the smallest step of float16, which counts below 0.06 mm.
+        Form("depth", "float16", "float16", 1, "0.049 % of the depth, up to 65504 m", _to_float16, _to_float32,
+             depth_relative=2**-11, depth_metres=2**-25, depth_range=(0.0, 65504.0)),
+        Form("depth", "uint16-mm", "uint16", 1, "0.5 mm, from 0.5 mm to 65.535 m", _to_millimetres, _from_millimetres,
+             depth_metres=0.000505, depth_range=(0.0005, MILLIMETRES_MAX)),
     ),
     "normals": _forms(
         Form("normals", "float32", "float32", 3, "none", _to_float32, _to_float32),

@@ -73,13 +73,13 @@ def locked(folder: Path | str, create: bool = False, wait: bool = False) -> Iter
         BadInput: Another process is writing there, or the folder cannot be created.
     """
     folder = Path(folder)
-    created = create and not folder.exists()
+    created = create and not os.path.exists(folder)  # Path.exists raises for a name that is too long
     if created:
         try:
             folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise cannot_write(folder, error) from error
-    if not folder.is_dir():
+    if not os.path.isdir(folder):
         yield
         return
     try:
@@ -88,8 +88,7 @@ def locked(folder: Path | str, create: bool = False, wait: bool = False) -> Iter
         raise cannot_write(folder, error) from error
     try:
         if _lock(descriptor, wait) is False:
-            raise BadInput(f"{folder}: another export, build or parity run is writing here. Wait until it ends, or use "
-                           "another folder.")
+            raise BadInput(f"{folder}: another process is writing here. Wait until it ends, or use another folder.")
         yield
     finally:
         if created:

@@ -31,6 +31,8 @@ _HEIC = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _FLOAT, _SIGNED = 3, 2  # TIFF's SampleFormat
 _DNG = 50706  # a tag that only DNG files have
 _MOST_BOXES = 10_000
+_MOST_PNM = 1 << 16  # bytes of a PNM file in which its size has to be
+_PNM_SIZE = re.compile(rb"P[1-6](?:\s|#[^\r\n]*[\r\n])+(\d+)\D(?:\s|#[^\r\n]*[\r\n])*(\d+)\D")
 
 
 @dataclass(frozen=True)
@@ -97,10 +99,8 @@ def _header(file: BinaryIO) -> Header:
     if head[:4] == b"\x59\xa6\x6a\x95":
         width, height = struct.unpack_from(">II", head, 4)
         return Header("Sun raster", (height, width))
-    if found := re.match(rb"P7\s+(?:#.*\n)*WIDTH\s+(\d+)\s+HEIGHT\s+(\d+)", head):
-        return Header("PAM", (int(found[2]), int(found[1])))
-    if found := re.match(rb"P[1-6](?:\s+|#.*\n)+(\d+)(?:\s+|#.*\n)+(\d+)\s", head):
-        return Header("PNM", (int(found[2]), int(found[1])))
+    if re.match(rb"P[1-7]\s", head):
+        return _pnm(head + file.read(_MOST_PNM - len(head)))
     return Header()
 
 
@@ -117,6 +117,21 @@ def _jpeg_size(file: BinaryIO) -> tuple[int, int] | None:
         else:
             file.seek(struct.unpack_from(">H", marker, 2)[0] - 2, 1)
     return None
+
+
+def _pnm(head: bytes) -> Header:
+    """PBM, PGM, PPM and PAM, whose headers may have comments of any length."""
+    size = None
+    if head[1:2] == b"7":
+        text = head.partition(b"ENDHDR")[0]
+        width, height = (re.findall(rb"\b" + name + rb"\s+(\d+)", text) for name in (b"WIDTH", b"HEIGHT"))
+        if width and height:  # the largest, so that none in a comment hides the real one
+            size = max(map(int, height)), max(map(int, width))
+    elif found := _PNM_SIZE.match(head):
+        size = int(found[2]), int(found[1])
+    if size is None and len(head) == _MOST_PNM:
+        return Header("PNM", unusable=f"its first {_MOST_PNM >> 10} kB do not tell its size. {_TO_PNG}")
+    return Header("PNM", size) if size else Header()
 
 
 def _webp_size(head: bytes) -> tuple[int, int] | None:
@@ -144,8 +159,8 @@ def _tiff(file: BinaryIO, head: bytes) -> Header:
     tags = {}
     for start in range(0, len(entries) - entry + 1, entry):
         tag, kind, number = struct.unpack_from(order + ("HHQ" if big else "HHI"), entries, start)
-        code = {1: "B", 3: "H", 4: "I", 16: "Q"}.get(kind)
-        if tag not in (254, 256, 257, 258, 339, _DNG) or code is None:
+        code = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i", 16: "Q", 17: "q"}.get(kind)
+        if tag not in (254, 256, 257, 258, 339, _DNG) or code is None or tag in tags:  # the first counts
             continue
         place, room = start + (12 if big else 8), 8 if big else 4
         if struct.calcsize(code) * number <= room:

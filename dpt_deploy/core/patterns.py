@@ -15,6 +15,7 @@ from .errors import BadInput
 _RANGE = re.compile(r"(\d+)\.\.(\d+)")
 _BRACES = re.compile(r"\{([^{}]*)\}")
 MOST_EXPANDED = 1_000_000
+_MOST_DIGITS = 18
 
 
 class Found(NamedTuple):
@@ -42,10 +43,10 @@ def expand(pattern: str) -> Iterator[str]:
     for found in _BRACES.finditer(pattern):
         choices = found[1].split(",")
         if span := _RANGE.fullmatch(found[1]):
-            low, high = int(span[1]), int(span[2])
-            if high < low or high - low >= MOST_EXPANDED:
+            low, high = (int(number) if len(number) <= _MOST_DIGITS else -1 for number in span.groups())
+            if not 0 <= low <= high < low + MOST_EXPANDED:
                 raise BadInput(f"{places.shown(pattern)}: expected a range such as {{000000..000123}} of at most "
-                               f"{MOST_EXPANDED} numbers, received {found[0]}.")
+                               f"{MOST_EXPANDED} numbers of at most {_MOST_DIGITS} digits, received {found[0][:80]}.")
             choices = [str(number).zfill(len(span[1])) for number in range(low, high + 1)]
         elif len(choices) == 1:
             continue  # braces of a name

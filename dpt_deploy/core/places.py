@@ -8,6 +8,7 @@ documents it; messages never show a password or the query of an address.
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import re
 import shutil
@@ -19,13 +20,13 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 from .errors import BadInput, MissingPackage, first_line, missing_package
-from .install import other_packages_command
+from .install import install_command, other_packages_command
 
 Result = TypeVar("Result")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
 _WEB = ("http", "https")
 _LOCAL = ("file", "local")
-_PACKAGES = {"http": "aiohttp requests", "https": "aiohttp requests", "sftp": "paramiko", "ssh": "paramiko",
+_PACKAGES = {"http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko",
              "hdfs": "pyarrow", "smb": "smbprotocol"}
 """Packages of protocols whose class does not stand in a package of its own."""
 ATTEMPTS = 3
@@ -74,14 +75,36 @@ def shown(place: str) -> str:
     if not is_address(place):
         return place
     place = re.sub(r"//[^/@]*@", "//...@", place, count=1)
-    return re.sub(r"[?#].*", "", place) if place.lower().startswith(_WEB) else place
+    return re.sub(r"[?#].*", "", place) if _is_web(place) else place
 
 
 def base_name(place: str) -> str:
     """The last component of a place, as people write it."""
-    if is_address(place) and _protocol(place) in _WEB:
+    if _is_web(place):
         return urllib.parse.unquote(urllib.parse.urlsplit(place).path.rstrip("/").rpartition("/")[2])
     return place.rstrip("/").rpartition("/")[2]
+
+
+def with_suffix(place: str, suffix: str) -> str:
+    """The place of a file whose name is longer by `suffix`. The query of a web address stays at its end."""
+    end = re.search(r"[?#]", place) if _is_web(place) else None
+    at = end.start() if end else len(place)
+    return f"{place[:at]}{suffix}{place[at:]}"
+
+
+def sibling(place: str, name: str) -> str:
+    """The place of `name` in the folder of a file. The query of a web address stays, unless `name` has one itself."""
+    query = re.search(r"\?[^#]*", place) if _is_web(place) else None
+    head, slash, _ = (place[: query.start()] if query else place).rpartition("/")
+    return f"{head}{slash}{name}{query[0] if query and '?' not in name else ''}"
+
+
+def path_of(address: str) -> str:
+    """The path of an address, with its server or bucket: without protocol, user, query and fragment."""
+    path = _ADDRESS.sub("", address, count=1)
+    path = re.sub(r"[?#].*", "", path) if _is_web(address) else path
+    server, slash, rest = path.partition("/")
+    return f"{server.rpartition('@')[2]}{slash}{urllib.parse.unquote(rest) if _is_web(address) else rest}"
 
 
 def joined(folder: str, name: str) -> str:
@@ -98,7 +121,7 @@ def kind(place: str) -> Literal["file", "folder"] | None:
     """
     if not is_address(place):
         return "folder" if os.path.isdir(place) else "file" if os.path.exists(place) else None
-    if _protocol(place) in _WEB and place.endswith("/"):
+    if _is_web(place) and place.endswith("/"):
         return "folder"
     try:
         found = _ask(place, lambda system, path: system.info(path))
@@ -145,13 +168,13 @@ def stamp(place: str) -> Stamp:
     if not is_address(place):
         try:
             found = os.stat(place)
-        except OSError as error:
-            raise _unreadable(place, error) from error
+        except (OSError, ValueError) as error:
+            raise unreadable(place, error) from error
         return Stamp(found.st_size, str(found.st_mtime_ns))
     try:
         info = _ask(place, lambda system, path: system.info(path))
     except FileNotFoundError as error:
-        raise _unreadable(place, error) from error
+        raise unreadable(place, error) from error
     version = next((str(info[key]) for key in ("ETag", "etag", "md5Hash", "LastModified", "mtime", "updated", "created")
                     if info.get(key)), "")
     return Stamp(info.get("size"), version)
@@ -173,8 +196,8 @@ def read(place: str, start: int = 0, length: int | None = None) -> bytes:
                 return file.read()
         else:
             data = _read_range(place, start, length)
-    except OSError as error:
-        raise _unreadable(place, error) from error
+    except (OSError, ValueError) as error:
+        raise unreadable(place, error) from error
     if length is not None and len(data) != length:
         raise BadInput(f"{shown(place)}: expected {length} bytes from byte {start} on, received {len(data)}. The file "
                        "has changed or is truncated: fetch it again.")
@@ -207,20 +230,56 @@ def _read_remote(place: str, start: int, length: int | None) -> bytes:
 def opened(place: str) -> Any:
     """A context with a file open for reading that can seek; what cannot is fetched into a temporary file first.
 
-    Raises `BadInput` if it cannot be opened, `MissingPackage` if the package of its protocol is not installed.
+    Raises `BadInput` if it cannot be opened, `MissingPackage` if the package of its protocol is not installed. What
+    fails later, such as a connection that is cut, is an `OSError` of the file's methods: see `unreadable`.
     """
     with contextlib.ExitStack() as stack:
         try:
             if is_address(place):
-                file = stack.enter_context(_ask(place, lambda system, path: system.open(
+                remote = stack.enter_context(_ask(place, lambda system, path: system.open(
                     path, "rb", block_size=_BLOCK, cache_type="readahead")))
-                if not file.seekable() or getattr(file, "size", 0) is None:
+                file = stack.enter_context(io.BufferedReader(_RemoteFile(remote)))
+                if not remote.seekable() or getattr(remote, "size", 0) is None:
                     file = stack.enter_context(_fetched(file))
             else:
                 file = stack.enter_context(open(place, "rb"))
-        except OSError as error:
-            raise _unreadable(place, error) from error
+        except (OSError, ValueError) as error:
+            raise unreadable(place, error) from error
         yield file
+
+
+class _RemoteFile(io.RawIOBase):
+    """A file of fsspec. Reads are tried again; what its package raises in the end becomes an `OSError`."""
+
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return self._file.seekable()
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        self._file.seek(offset, whence)
+        return self._file.tell()
+
+    def tell(self) -> int:
+        return self._file.tell()
+
+    def readinto(self, buffer: memoryview) -> int:
+        attempts, at = (ATTEMPTS, self.tell()) if self.seekable() else (1, 0)
+        for attempt in range(attempts):
+            try:
+                data = self._file.read(len(buffer))
+                break
+            except Exception as error:  # each package has its own errors
+                if attempt == attempts - 1 or isinstance(error, _FINAL):
+                    raise OSError(_reason(error)) from error
+                time.sleep(_PAUSE * 2**attempt)
+                self._file.seek(at)
+        buffer[: len(data)] = data
+        return len(data)
 
 
 @contextlib.contextmanager
@@ -231,11 +290,16 @@ def _fetched(stream: Any) -> Any:
         yield copy
 
 
-def _unreadable(place: str, error: OSError) -> BadInput:
+def unreadable(place: str, error: OSError | ValueError) -> BadInput:
+    """The error for a file that cannot be read. A path with a zero byte is a `ValueError`."""
     if isinstance(error, FileNotFoundError):
         return BadInput(f"{shown(place)}: there is no such file. Check the path.")
-    return BadInput(f"{shown(place)} cannot be read: {error.strerror or first_line(error)}. Check its permissions and "
-                    "the connection.")
+    reason = getattr(error, "strerror", None) or first_line(error)
+    return BadInput(f"{shown(place)} cannot be read: {reason}. Check its permissions and the connection.")
+
+
+def _is_web(place: str) -> bool:
+    return is_address(place) and _protocol(place) in _WEB
 
 
 def _protocol(place: str) -> str:
@@ -261,13 +325,15 @@ def _ask(place: str, request: Callable[[Any, str], Result]) -> Result:
 
 
 def _refused(place: str, error: Exception) -> BadInput:
-    reason = first_line(error) or type(error).__name__
-    return BadInput(f"{shown(place)} cannot be read: {type(error).__name__}: {_without_secrets(reason)[:200]}. Check "
-                    "the address, the credentials in the environment and the connection.")
+    return BadInput(f"{shown(place)} cannot be read: {_reason(error)}. Check the address, the credentials in the "
+                    "environment and the connection.")
 
 
-def _without_secrets(text: str) -> str:
-    return re.sub(r"(\w+://\S+?)\?\S*", r"\1", re.sub(r"//[^/@\s]*@", "//...@", text))
+def _reason(error: Exception) -> str:
+    """Type and first line of an error, without the secrets of addresses in it."""
+    text = re.sub(r"//[^/@\s]*@", "//...@", first_line(error))
+    text = re.sub(r"(\w+://\S+?)\?\S*", r"\1", text)
+    return f"{type(error).__name__}: {text[:200]}"
 
 
 def _file_system(place: str) -> tuple[Any, str]:
@@ -282,9 +348,10 @@ def _file_system(place: str) -> tuple[Any, str]:
         return url_to_fs(place)
     except ImportError as error:
         entry = known_implementations.get(protocol, {})
-        packages = _PACKAGES.get(protocol) or entry.get("class", protocol).partition(".")[0]
-        raise MissingPackage(f"{packages.partition(' ')[0]} is needed to read {protocol}:// addresses and is not "
-                             f"installed. Run: {other_packages_command(packages)}") from error
+        package = _PACKAGES.get(protocol) or entry.get("class", protocol).partition(".")[0]
+        why = f"read {protocol}:// addresses"
+        run = install_command("batch", "fsspec") if protocol in _WEB else other_packages_command(package)
+        raise MissingPackage(f"{package} is needed to {why} and is not installed. Run: {run}") from error
     except ValueError as error:
         raise BadInput(f"{shown(place)}: expected a local path or an address that fsspec knows, such as s3://, gs://, "
                        f"https:// or memory://, received the protocol {protocol}://.") from error

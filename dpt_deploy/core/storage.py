@@ -19,6 +19,7 @@ items. It is sorted by path within each source, in the order of the sources. `sh
 
 from __future__ import annotations
 
+import codecs
 import io
 import itertools
 import os
@@ -32,6 +33,7 @@ from .errors import BadInput, DptError
 from .tar_index import Member
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
+_UTF_16 = (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)
 _LEFT_OUT = 5  # names that `Listing.left_out_line` shows
 
 
@@ -121,8 +123,9 @@ class Shard:
                     if left_out:
                         left_out(member.name)
                     continue
-                yield Item(f"{self.key}/{member.name}" if self.key else member.name, self.place, member.name,
-                           member.start, member.length, data)
+                key = safe_path(member.name)
+                yield Item(f"{self.key}/{key}" if self.key else key, self.place, member.name, member.start,
+                           member.length, data)
         except DptError as error:
             say(str(error))
 
@@ -218,13 +221,14 @@ class Listing:
         prefixes = _prefixes(self.sources)
         for source, prefix in zip(self.sources, prefixes, strict=True):
             for path, place, size in source.units(self):
-                key = _safe(prefix if source.single and prefix else f"{prefix}/{path}" if prefix else path)
+                key = safe_path(prefix if source.single and prefix else f"{prefix}/{path}" if prefix else path)
                 name = places.base_name(place).lower()
+                if name.endswith(f"{tar_index.SUFFIX}{tar_index.INDEX_SUFFIX}"):
+                    continue
                 if name.endswith(tar_index.SUFFIX):
                     yield Shard("" if source.single and not prefix else key, place, self.contents)
                 elif source.chosen or _fits(name, self.suffixes):
-                    if not name.endswith(f"{tar_index.SUFFIX}{tar_index.INDEX_SUFFIX}"):
-                        yield Item(key, place, size=size)
+                    yield Item(key, place, size=size)
                 else:
                     self._left_out(path)
 
@@ -325,20 +329,26 @@ def _walked(text: str, folder: str, pattern: Callable[[Listing], str]) -> _Sourc
 
 def _lines(text: str) -> Iterator[tuple[str, str, int | None]]:
     """The files of a list. Relative ones are below the folder of the list."""
-    folder = text.rpartition("/")[0]
     with places.opened(text) as file:
-        for line in file:
-            place = line.decode("utf-8", "surrogateescape").strip()
-            if not place or place.startswith("#"):
-                continue
-            place = places.normalized(place)
-            absolute = places.is_address(place) or os.path.isabs(place)
-            path = place.partition("://")[2] if places.is_address(place) else place
-            yield path, place if absolute or not folder else places.joined(folder, place), None
+        try:
+            for number, line in enumerate(file):
+                if number == 0 and line.startswith(_UTF_16):
+                    raise BadInput(f"{places.shown(text)}: expected a list in UTF-8, received UTF-16. Save it as "
+                                   "UTF-8.")
+                line = line.removeprefix(codecs.BOM_UTF8) if number == 0 else line
+                place = line.decode("utf-8", "surrogateescape").strip()
+                if not place or place.startswith("#"):
+                    continue
+                place = places.normalized(place)
+                absolute = places.is_address(place) or os.path.isabs(place)
+                path = places.path_of(place) if places.is_address(place) else place
+                yield path, place if absolute else places.sibling(text, place), None
+        except OSError as error:
+            raise places.unreadable(text, error) from error
 
 
-def _safe(path: str) -> str:
-    """A key: no component leads upwards, and all can be written in UTF-8."""
+def safe_path(path: str) -> str:
+    """A path that stays below the folder it is joined to, whatever `path` is, and can be written in UTF-8."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "/".join("up" if part == ".." else part for part in text.split("/") if part not in ("", "."))
 

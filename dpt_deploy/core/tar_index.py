@@ -15,11 +15,11 @@ import hashlib
 import io
 import os
 import tarfile
+import zipfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
-from zipfile import BadZipFile
 
 import numpy as np
 
@@ -35,6 +35,8 @@ _MOST_HEADER = 1 << 20  # bytes of an extended header; a name has a few hundred 
 _SEARCH = 1 << 20  # bytes that are searched at a time for the header after a damage
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MOST_PROBLEMS = 100
+_LEADS_OUT = "its path leads out of the archive"
+_MOST_OVERHEAD = 1 << 20  # bytes of an index besides names and offsets, which are fewer than the archive's headers
 
 Problem = Callable[[str], None]
 """Is told of a member that is refused, or of a damage: one sentence without the name of the archive."""
@@ -134,10 +136,16 @@ def _judged(info: tarfile.TarInfo) -> tuple[str, str | None]:
         what = ("a link" if info.issym() or info.islnk() else "a device or pipe" if info.isdev() else
                 "a sparse file" if info.isreg() else "not a file")
         return "", f"{what}, and only plain files are read"
-    name = info.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+    if "\\" in info.name:
+        return "", _LEADS_OUT
+    return _below_root(info.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
+
+
+def _below_root(name: str) -> tuple[str, str | None]:
+    """A member's path below the root of the archive, "" if it is hidden or refused, and why it is refused."""
     parts = name.split("/")
-    if name.startswith("/") or "\\" in info.name or ".." in parts or (len(name) > 1 and name[1] == ":"):
-        return "", "its path leads out of the archive"
+    if name.startswith("/") or ".." in parts or (len(name) > 1 and name[1] == ":"):
+        return "", _LEADS_OUT
     if not name.isprintable():
         return "", "its name has characters that cannot be printed"
     kept = [part for part in parts if part not in ("", ".")]
@@ -222,15 +230,19 @@ class TarIndex:
 
 
 def make_index(place: str) -> TarIndex:
-    """Index a tar in one pass over its headers. Raises `BadInput`, which names it, if it is no tar."""
+    """Index a tar in one pass over its headers.
+
+    Raises `BadInput`, which names it, if it is not a tar or cannot be read to its end.
+    """
     stamp = places.stamp(place)
     problems: list[str] = []
     with places.opened(place) as file:
-        size = file.seek(0, os.SEEK_END)
         try:
-            members = list(scan(file, size, problems.append))
+            members = list(scan(file, file.seek(0, os.SEEK_END), problems.append))
         except BadInput as error:
             raise BadInput(f"{places.shown(place)}: {error}") from error
+        except OSError as error:
+            raise places.unreadable(place, error) from error
     return from_members(place, stamp, members, problems)
 
 
@@ -265,30 +277,48 @@ def load_index(place: str) -> TarIndex:
 def kept_index(place: str) -> TarIndex | None:
     """The index of a tar if one is kept that still fits. Raises `BadInput` if the tar does not exist."""
     stamp = places.stamp(place)
-    kept = (_kept(place, str(file), stamp) for file in (f"{place}{INDEX_SUFFIX}", _cache_file(place)) if file)
+    kept = (_kept(place, str(file), stamp) for file in (places.with_suffix(place, INDEX_SUFFIX), _cache_file(place))
+            if file)
     return next((index for index in kept if index is not None), None)
 
 
 def _kept(place: str, file: str, stamp: places.Stamp) -> TarIndex | None:
     """A kept index if it is whole and of this archive. Beside an address it need only be of the same size."""
-    with contextlib.suppress(BadInput, OSError, ValueError, LookupError, TypeError, EOFError, BadZipFile):
-        if not places.is_address(file) and not os.path.isfile(file):
+    with contextlib.suppress(Exception):  # zip files and arrays that someone damaged raise all kinds
+        if stamp.size is None or not (places.is_address(file) or os.path.isfile(file)):
             return None
-        table = np.load(io.BytesIO(places.read(file)))
+        most = stamp.size + _MOST_OVERHEAD
+        if (length := places.stamp(file).size) is None or length > most:
+            return None
+        data = places.read(file, 0, length)
+        with zipfile.ZipFile(io.BytesIO(data)) as archive:
+            if sum(member.file_size for member in archive.infolist()) > most:
+                return None
+        table = np.load(io.BytesIO(data))
         size, version, form = table["stamp"].tolist()
         copied = places.is_address(file)  # the time of change is that of the upload
-        if int(form) != FORMAT or stamp.size is None or int(size) != stamp.size:
-            return None
-        if not copied and version != stamp.version:
+        if int(form) != FORMAT or int(size) != stamp.size or (not copied and version != stamp.version):
             return None
         index = TarIndex(place, stamp, table["text"], table["ends"], table["starts"], table["lengths"],
                          tuple(table["found"].tolist()))
-        count = len(index)
-        fits = (index.starts.shape == index.lengths.shape == (count,) and (index.lengths >= 0).all()
-                and (index.starts >= 0).all() and (index.starts + index.lengths <= stamp.size).all()
-                and (not count or int(index.ends[-1]) == len(index.text)))
-        return index if fits else None
+        return index if _fits(index, stamp.size) else None
     return None
+
+
+def _fits(index: TarIndex, size: int) -> bool:
+    """Whether an index could be that of an archive of `size` bytes. Anyone may have written the file beside it."""
+    count = len(index)
+    arrays = (index.ends, index.starts, index.lengths)
+    if index.text.dtype != np.uint8 or index.text.ndim != 1 or \
+            any(array.dtype != np.int64 or array.shape != (count,) for array in arrays):
+        return False
+    if (np.diff(index.ends, prepend=0) < 0).any() or (index.ends[-1] if count else 0) != len(index.text):
+        return False
+    if (index.lengths < 0).any() or (index.starts < 0).any() or (index.starts > size - index.lengths).any():
+        return False
+    names = index.names  # raises UnicodeDecodeError, a ValueError
+    return len(set(names)) == count and all(name and _below_root(name) == (name, None) for name in names) and \
+        all(isinstance(line, str) and line.isprintable() for line in index.found)
 
 
 def write_index(index: TarIndex, path: Path) -> None:

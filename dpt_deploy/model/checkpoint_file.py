@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import os
 import pickle
 import re
 import warnings
@@ -50,7 +51,7 @@ def read_weights(path: Path) -> list[Weights]:
         BadInput: There is no such file or folder.
         BadCheckpoint: It cannot be read, is damaged, or has no named tensors.
     """
-    if not path.exists():
+    if not os.path.exists(path):  # Path.exists raises for a name that is too long
         raise BadInput(f"expected a checkpoint file such as best_model.pth, but there is no file {path}. "
                        "Check the path.")
     if path.is_dir():
@@ -141,7 +142,7 @@ def _read_shards(path: Path, index: Path) -> dict[str, Any]:
             raise ValueError("a shard lies outside the folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise BadCheckpoint(f"{index}: expected an index of shards ({first_line(error)}). Copy it again.") from error
-    if missing := [shard for shard in shards if not (path / shard).is_file()]:
+    if missing := [shard for shard in shards if not os.path.isfile(path / shard)]:
         raise BadCheckpoint(f"{path}: {len(missing)} of {len(shards)} shards are missing ({missing[0]}). "
                             "Copy them too.")
     content: dict[str, Any] = {}

@@ -13,7 +13,7 @@ from .. import cli
 from ..core.contract import Graph
 from ..core.errors import BadInput
 from ..core.image_files import MAX_PIXELS
-from ..core.places import is_address
+from ..core.places import is_address, shown
 from ..runtime import Precision, Runtime
 
 with cli.needing("cli"):
@@ -28,7 +28,7 @@ from .formats import FORMATS, FormatName
 from .job import Job, Picture
 from .live import RECONNECT, LiveStreams
 from .live_video import LiveOutcome, predict_live
-from .reader import Reader, camera_index, is_live, shown, video_file
+from .reader import Reader, camera_index, is_live, video_file
 from .sources import find_sources, output_stems
 from .video import Look, predict_video
 
@@ -274,7 +274,7 @@ class Run:
             return
         if self.sources.problems:
             raise BadInput(self.sources.problems[0])
-        names = ", ".join(source.text for source in self.sources.listing.sources)
+        names = self.sources.names
         if self.sources.results:
             raise BadInput(f"{names}: expected images, received only pictures that this command wrote.")
         raise BadInput(f"{names}: expected images, found none; {self.sources.left_out_line() or 'nothing is there'}. "

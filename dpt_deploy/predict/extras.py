@@ -12,6 +12,7 @@ import numpy as np
 import tyro
 
 from ..core.compact import encode
+from ..core.contract import DEPTHS, DepthKind
 from ..core.errors import BadInput
 from ..core.storage import Item
 from ..geometry import Cut, Intrinsics, find_intrinsics
@@ -111,6 +112,13 @@ class Extras:
             if getattr(self, option) and head not in heads:
                 raise BadInput(f"--{option.replace('_', '-')}: expected a bundle with the head {head}, received one "
                                f"without. It has {', '.join(heads)}.")
+
+    def check_depth(self, kind: DepthKind) -> None:
+        """Raise `BadInput` if a file needs metres and the bundle's depth has no unit."""
+        given = [option for option in ("points", "depth_png") if getattr(self, option)]
+        if given and kind != "metric":
+            raise BadInput(f"--{given[0].replace('_', '-')}: expected a bundle with depth in metres, received one with "
+                           f"{DEPTHS[kind]}. Omit the option; the maps hold the depth as it is.")
 
     def camera(self, size: tuple[int, int], item: Item | None) -> Intrinsics:
         """The intrinsics of an image of `size` (H, W): those of the options, of EXIF, or a guess."""

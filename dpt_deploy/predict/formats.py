@@ -14,7 +14,7 @@ from typing import Literal
 import numpy as np
 
 from ..core import compact
-from ..core.contract import HEADS
+from ..core.contract import DEPTHS, HEADS, DepthKind
 from ..core.errors import BadInput, missing_package
 from ..report.writers import DEPTH_TEXT, maps_exr_bytes, normals_text, png_bytes
 
@@ -24,7 +24,7 @@ Forms = Mapping[str, str]
 
 PNG_KEY = "dpt-deploy"
 """Keyword of the text in PNG files: JSON with head, form, unit, scale and offset: value = scale * stored + offset."""
-MEANING = {"depth": "z-depth in metres", "normals": "unit vectors, camera space: x right, y up, z to the viewer",
+MEANING = {"normals": "unit vectors, camera space: x right, y up, z to the viewer",
            "alpha": "foreground coverage from 0 to 1"}
 _FLOATS, _UNSIGNED = ("float16", "float32"), ("uint8", "uint16", "uint16-mm")
 
@@ -35,14 +35,17 @@ class Format:
 
     forms: Forms
     """The form in which each map is stored, unless the user chooses another."""
-    encode: Callable[[Maps, Forms], dict[str, bytes]] | None = None
-    """Stored maps by head, and their forms -> the content of each file, by the end of its name. None: see `full`."""
+    encode: Callable[[Maps, Forms, DepthKind], dict[str, bytes]] | None = None
+    """Stored maps by head, their forms and the kind of depth -> the content of each file, by the end of its name. None:
+    see `full`."""
     allowed: tuple[str, ...] = ()
     """Names of forms that it can hold; () for all."""
     shards: Literal["tar", "zarr"] | None = None
     """The kind of shard that the files go into."""
 
-    def chosen_forms(self, name: str, wanted: Forms, heads: tuple[str, ...]) -> dict[str, str]:
+    def chosen_forms(
+        self, name: str, wanted: Forms, heads: tuple[str, ...], depth_kind: DepthKind = "metric"
+    ) -> dict[str, str]:
         """The form of each head. Raises `BadInput` for one that does not exist or does not fit."""
         if unknown := [head for head in wanted if head not in HEADS]:
             raise BadInput(f"--forms: expected names among {', '.join(HEADS)}, received {', '.join(unknown)}.")
@@ -53,7 +56,14 @@ class Format:
                 raise BadInput(f"--forms: {name} holds {head} as {' or '.join(fitting)}, received {form}.")
         if wanted and self.encode is None:
             raise BadInput(f"--forms: --format {name} stores float32. Choose another format, such as npz.")
-        return {head: wanted.get(head, self.forms[head]) for head in heads}
+        chosen = {head: wanted.get(head, self.forms[head]) for head in heads}
+        if depth_kind != "metric" and chosen.get("depth") == "uint16-mm":
+            free = [one for one in compact.FORMS["depth"] if one != "uint16-mm" and self.encode
+                    and (not self.allowed or one in self.allowed)]
+            advice = f"Pass --forms depth={free[0]}" if free else "Choose --format npz, or leave depth out with --maps"
+            raise BadInput(f"depth: expected depth in metres to store it as uint16-mm, received a bundle with "
+                           f"{DEPTHS[depth_kind]}. {advice}.")
+        return chosen
 
 
 def store(maps: Maps, forms: Forms) -> dict[str, np.ndarray]:
@@ -61,31 +71,37 @@ def store(maps: Maps, forms: Forms) -> dict[str, np.ndarray]:
     return {head: compact.encode(head, form, maps[head]) for head, form in forms.items()}
 
 
-def _npz(stored: Maps, forms: Forms) -> dict[str, bytes]:
+def _npz(stored: Maps, forms: Forms, depth_kind: DepthKind) -> dict[str, bytes]:
     data = io.BytesIO()
     # np.savez_compressed takes level 6: up to three times as long, for files that are 3 % smaller.
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-        for name, values in {"forms": np.array(json.dumps(dict(forms))), **stored}.items():
+        texts = {"forms": dict(forms), "meaning": {head: meaning(head, depth_kind) for head in stored}}
+        for name, values in {**{name: np.array(json.dumps(text)) for name, text in texts.items()}, **stored}.items():
             member = io.BytesIO()
             np.lib.format.write_array(member, values, allow_pickle=False)
             file.writestr(f"{name}.npy", member.getvalue())
     return {"npz": data.getvalue()}
 
 
-def _exr(stored: Maps, forms: Forms) -> dict[str, bytes]:
-    return {"exr": maps_exr_bytes(stored)}
+def _exr(stored: Maps, forms: Forms, depth_kind: DepthKind) -> dict[str, bytes]:
+    return {"exr": maps_exr_bytes(stored, meaning("depth", depth_kind))}
 
 
-def _png(stored: Maps, forms: Forms) -> dict[str, bytes]:
+def _png(stored: Maps, forms: Forms, depth_kind: DepthKind) -> dict[str, bytes]:
     texts = {("depth", "uint16-mm"): DEPTH_TEXT, ("normals", "uint16"): normals_text()}
-    return {f"{head}.png": png_bytes(values, {PNG_KEY: json.dumps(description(head, forms[head])),
+    return {f"{head}.png": png_bytes(values, {PNG_KEY: json.dumps(description(head, forms[head], depth_kind)),
                                               **texts.get((head, forms[head]), {})})
             for head, values in stored.items()}
 
 
-def description(head: str, form: str) -> dict[str, str | float]:
+def meaning(head: str, depth_kind: DepthKind) -> str:
+    """What the numbers of a map mean, in words: metres, or that depth has no unit."""
+    return DEPTHS[depth_kind] if head == "depth" else MEANING[head]
+
+
+def description(head: str, form: str, depth_kind: DepthKind = "metric") -> dict[str, str | float]:
     """What the numbers of a stored map mean, for its metadata."""
-    found: dict[str, str | float] = {"head": head, "form": form, "meaning": MEANING[head]}
+    found: dict[str, str | float] = {"head": head, "form": form, "meaning": meaning(head, depth_kind)}
     if form == "uint16-mm":
         found |= {"scale": 0.001, "offset": 0, "no_depth": 0}
     elif form in _UNSIGNED:
@@ -94,10 +110,10 @@ def description(head: str, form: str) -> dict[str, str | float]:
     return found
 
 
-def _zarr(stored: Maps, forms: Forms) -> dict[str, bytes]:
+def _zarr(stored: Maps, forms: Forms, depth_kind: DepthKind) -> dict[str, bytes]:
     found = {"zarr.json": zarr_group()}
     for head, values in stored.items():
-        metadata, compress = _zarr_array(head, forms[head], values.shape, values.dtype.str)
+        metadata, compress = _zarr_array(head, forms[head], depth_kind, values.shape, values.dtype.str)
         chunk = "/".join(["c", *["0"] * values.ndim])
         found |= {f"{head}/zarr.json": metadata, f"{head}/{chunk}": compress(np.ascontiguousarray(values))}
     return found
@@ -110,12 +126,14 @@ def zarr_group() -> bytes:
 
 
 @functools.lru_cache(maxsize=256)
-def _zarr_array(head: str, form: str, shape: tuple[int, ...], dtype: str) -> tuple[bytes, Callable[..., bytes]]:
+def _zarr_array(
+    head: str, form: str, depth_kind: DepthKind, shape: tuple[int, ...], dtype: str
+) -> tuple[bytes, Callable[..., bytes]]:
     """zarr's own metadata of an array with one chunk, and what compresses the chunk; a call of zarr takes 6 ms."""
     from numcodecs import Zstd
 
     written = _zarr_files(lambda zarr, store: zarr.create_array(
-        store=store, shape=shape, chunks=shape, dtype=dtype, attributes=description(head, form),
+        store=store, shape=shape, chunks=shape, dtype=dtype, attributes=description(head, form, depth_kind),
         compressors=zarr.codecs.ZstdCodec(level=3)))
     return written["zarr.json"], Zstd(level=3).encode
 

@@ -15,7 +15,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from ..core.places import is_address
+from ..core.places import is_address, shown
 from ..runtime import Runtime
 from .batches import Outcome, Work
 from .job import Job
@@ -146,9 +146,9 @@ def predict_many(
 
 
 def source_names(sources: Sources) -> list[str]:
-    """The sources of images, local ones by their whole path."""
+    """The sources of images: local ones by their whole path, addresses without passwords and queries."""
     texts = [source.text for source in sources.listing.sources]
-    return [text if is_address(text) else os.path.abspath(text) for text in texts]
+    return [shown(text) if is_address(text) else os.path.abspath(text) for text in texts]
 
 
 def counts(tally: Tally) -> str:

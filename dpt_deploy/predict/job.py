@@ -74,10 +74,11 @@ class Job:
                            "shards hold maps only. Choose --format npz.")
         if self.extras is not None:
             self.extras.extras.check_heads(heads)
+            self.extras.extras.check_depth(bundle.contract.depth)
             if self.format == "png16" and (same := _OF_PNG16 & set(self.extras.extras.asked())):
                 raise BadInput(f"{min(same)}: --format png16 writes a file of that name. Choose --format npz.")
         chosen = tuple(head for head in heads if head in (self.maps or heads))
-        return FORMATS[self.format].chosen_forms(self.format, dict(self.forms), chosen)
+        return FORMATS[self.format].chosen_forms(self.format, dict(self.forms), chosen, bundle.contract.depth)
 
     def identity(self, bundle: Bundle, sources: Iterable[str]) -> dict[str, Any]:
         """What results depend on, as plain JSON: a run may go on only if it is the same.

@@ -31,7 +31,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from ..core.errors import BadInput
+from ..core.errors import BadInput, first_line
 from ..core.files import cannot_write, write_json
 from .naming import Hashes, hashed
 
@@ -195,13 +195,15 @@ class Journal:
         wanted = {"journal": FORMAT} | json.loads(json.dumps(identity))
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
+            if not isinstance(found, dict):
+                raise ValueError("not an object")
         except FileNotFoundError:
             write_json(path, wanted)
             return
         except NotADirectoryError as error:
             raise cannot_write(self.out, error) from error
-        except (OSError, ValueError) as error:
-            raise BadInput(f"{path} cannot be read: {error}. Choose another folder with --out.") from error
+        except (OSError, ValueError, RecursionError) as error:
+            raise BadInput(f"{path} cannot be read: {first_line(error)}. Choose another folder with --out.") from error
         if not resume and self.share == "1/1":
             raise BadInput(f"{self.out} has the results of an earlier run. Add --resume to go on with it, or choose "
                            "another folder with --out.")
@@ -231,7 +233,9 @@ class Journal:
                 if _lock(file.fileno()):
                     continue
                 first = next(_lines(path), {})
-            other, others = str(first.get("run", {}).get("share", "1/1")).split("/")
+            run = first.get("run")
+            share = str(run.get("share", "1/1") if isinstance(run, dict) else "1/1")
+            other, _, others = share.partition("/")
             if parts != others or part == other:
                 raise _busy(path)
 
@@ -261,7 +265,7 @@ def read_done(folder: Path, out: Path, verify: bool = False) -> Done:
     for path in _parts(folder):
         pending: dict[str, list[tuple[str, str]]] = {}
         for line in _lines(path):
-            with contextlib.suppress(LookupError, TypeError, ValueError):  # damaged
+            with contextlib.suppress(LookupError, TypeError, ValueError, AttributeError):  # damaged
                 if "run" in line:
                     pending.clear()  # of a shard that its process did not complete
                 elif "files" in line:
@@ -293,7 +297,7 @@ def read_part(path: Path, out: Path) -> PartContent:
     pending: set[str] = set()
     begun: list[str] = []
     for line in _lines(path):
-        with contextlib.suppress(LookupError, TypeError, OSError):
+        with contextlib.suppress(LookupError, TypeError, ValueError, OSError):
             if "run" in line:
                 found.attempts += 1
                 found.died_with += begun
@@ -324,7 +328,7 @@ def _lines(path: Path) -> Iterator[dict[str, Any]]:
     """The lines of a part that are whole."""
     with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
         for text in file:
-            with contextlib.suppress(ValueError):
+            with contextlib.suppress(ValueError, RecursionError):
                 line = json.loads(text)
                 if isinstance(line, dict):
                     yield line

@@ -11,7 +11,8 @@ from typing import Self
 import numpy as np
 
 from ..core.errors import BadInput
-from .reader import Reader, shown
+from ..core.places import shown
+from .reader import Reader
 
 RECONNECT = 60.0  # seconds
 PAUSES = (0.5, 8.0)  # seconds before the first attempt to open a stream again, and the longest; doubled in between

@@ -70,7 +70,8 @@ def predict_live(
             if not outcome.frames:
                 starts[frame.stream] = frame.time
             try:
-                writer.write(picture(look, frame.image, prediction), 1000 * (frame.time - starts[frame.stream]))
+                shown = picture(look, frame.image, prediction)
+                writer.write(shown, 1000 * (frame.time - starts[frame.stream]))
                 outcome.frames += 1
             except BadInput as error:  # such as a full disk; the other streams go on
                 outcome.failed = error

@@ -8,6 +8,8 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..core.storage import safe_path
+
 _RECENT = 1 << 17  # entries in a dictionary before they move into the arrays
 
 
@@ -86,6 +88,7 @@ class Names:
 
     def _candidates(self, key: str, member: str) -> Iterator[str]:
         """Names from the shortest on. Members of a tar go into a folder with the name of the tar."""
+        key, member = safe_path(key), safe_path(member)
         folder, _, name = key.rpartition("/")
         if member and key != member:  # the tar is not the only source
             inner = member.rpartition("/")[0]

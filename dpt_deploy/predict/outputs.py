@@ -161,15 +161,12 @@ def encoded(
     """The files of one image, by the end of the name."""
     encode = FORMATS[format].encode
     assert encode is not None
-    files = encode(store(prediction.maps, forms), forms)
+    files = encode(store(prediction.maps, forms), forms, prediction.depth_kind)
     if look != "none":
         suffix = (PANEL_SUFFIX if look == "panel" else MATTE_SUFFIX).lstrip(".")
-        files[suffix] = png_bytes(_picture(look, image, prediction, caption), {})
+        picture = matte(image, prediction) if look == "matte" else panel(image, prediction, caption)
+        files[suffix] = png_bytes(picture, {})
     return files
-
-
-def _picture(look: str, image: np.ndarray, prediction: Prediction, caption: str) -> np.ndarray:
-    return matte(image, prediction) if look == "matte" else panel(image, prediction, caption)
 
 
 class ZarrWriter:

@@ -18,6 +18,7 @@ import numpy as np
 
 from ..core.errors import BadInput
 from ..core.image_header import read_header
+from ..core.places import shown
 from .mp4 import is_trimmed
 
 DEFAULT_FPS = 30.0  # if the source does not report a frame rate
@@ -31,7 +32,7 @@ TEXT = re.compile(rb"[\t\n\f\r\x1b -~]*")
 
 def camera_index(source: str) -> int | None:
     """`source` as the number of a camera; None if it is not a number, or a file of that name exists."""
-    return int(source) if source.isdecimal() and not Path(source).exists() else None
+    return int(source) if re.fullmatch(r"\d{1,9}", source) and not os.path.exists(source) else None
 
 
 def is_stream(source: str) -> bool:
@@ -42,11 +43,6 @@ def is_stream(source: str) -> bool:
 def is_live(source: str) -> bool:
     """Whether `source` is a camera or the address of a network stream."""
     return camera_index(source) is not None or is_stream(source)
-
-
-def shown(source: str) -> str:
-    """`source` without the password of an address."""
-    return re.sub(r"//[^/@]*@", "//...@", source, count=1) if is_stream(source) else source
 
 
 def video_file(source: str) -> Path:
@@ -97,7 +93,7 @@ class Reader:
         self._camera, self._stream = camera_index(self.source), is_stream(self.source)
         is_file = self._camera is None and not self._stream
         path = Path(source)
-        if is_file and not path.is_file():
+        if is_file and not os.path.isfile(path):  # Path.is_file raises for a name that is too long
             raise BadInput(f"expected a video or the number of a camera, but there is no file {source}.")
         self._capture: cv2.VideoCapture | None = None
         self._exact = False

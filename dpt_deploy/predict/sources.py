@@ -12,7 +12,7 @@ from pathlib import Path
 from ..core.errors import BadInput
 from ..core.image_files import SUFFIXES
 from ..core.patterns import has_braces, has_wildcards
-from ..core.places import base_name, is_address, normalized
+from ..core.places import base_name, is_address, normalized, shown
 from ..core.storage import LIST_SUFFIXES, Item, Listing, Shard, Unit, find_items
 from ..core.tar_index import SUFFIX as TAR
 from ..report.prediction_files import PICTURES
@@ -103,7 +103,12 @@ class Sources:
             return ""
         folders = any(name.endswith("/") for name in self.listing.left_out_names)
         advice = "" if self.listing.recursive or not folders else "; --recursive reads subfolders"
-        return f"{', '.join(source.text for source in self.listing.sources)}: {line}{advice}"
+        return f"{self.names}: {line}{advice}"
+
+    @property
+    def names(self) -> str:
+        """The sources of images for messages, without passwords and queries of addresses."""
+        return ", ".join(shown(source.text) for source in self.listing.sources)
 
     def _units(self) -> Iterator[Unit]:
         self.problems.clear()

@@ -35,8 +35,8 @@ class Tile:
 def panel(image: np.ndarray, prediction: Prediction, name: str = "") -> np.ndarray:
     """The image, depth in colours, normals as RGB and the cut-out over a checkerboard, as far as they are predicted.
 
-    Depth colours span the foreground. Depth and normals fade where alpha says background, because they mean
-    nothing there.
+    Depth colours span the foreground; relative depth has a scale without a unit. Depth and normals fade where alpha
+    says background, because they mean nothing there.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -53,8 +53,9 @@ def panel(image: np.ndarray, prediction: Prediction, name: str = "") -> np.ndarr
     tiles = [Tile("Image", _resized(image, size), f"{name}  {h}x{w}".strip())]
     if "depth" in small:
         limits = depth_range(prediction.depth, prediction.alpha)
-        bar = depth_scale(limits, max(size[1], MIN_TILE_WIDTH))
-        tiles.append(Tile("Depth", _faded(colour_depth(small["depth"], limits), alpha), legend=bar))
+        title, unit = ("Depth", " m") if prediction.depth_kind == "metric" else ("Relative depth", "")
+        bar = depth_scale(limits, max(size[1], MIN_TILE_WIDTH), unit=unit)
+        tiles.append(Tile(title, _faded(colour_depth(small["depth"], limits), alpha), legend=bar))
     if "normals" in small:
         picture = _faded(colour_normals(small["normals"]), alpha)
         tiles.append(Tile("Normals", picture, "x right, y up, z to viewer", _sphere(40)))
@@ -96,8 +97,8 @@ def tile_size(height: int, width: int) -> tuple[int, int]:
     return max(1, round(height * scale)), max(1, round(width * scale))
 
 
-def depth_scale(limits: tuple[float, float], width: int, height: int = 40) -> np.ndarray:
-    """The colour bar of depths from `limits[0]` to `limits[1]` [m] with round ticks, uint8 (height, width, 3) RGB."""
+def depth_scale(limits: tuple[float, float], width: int, height: int = 40, unit: str = " m") -> np.ndarray:
+    """The colour bar of depths from `limits[0]` to `limits[1]` with round ticks, uint8 (height, width, 3) RGB."""
     near, far = limits
     bar = np.full((height, width, 3), PAPER, np.uint8)
     colours = colour_depth(np.linspace(near, far, width, dtype=np.float64)[None], limits)
@@ -107,7 +108,7 @@ def depth_scale(limits: tuple[float, float], width: int, height: int = 40) -> np
     free = 0
     for k in range(math.ceil(near / step - 1e-9), math.floor(far / step + 1e-9) + 1):
         x = round((k * step - near) / (far - near) * (width - 1))
-        text = f"{k * step:.{digits}f} m"
+        text = f"{k * step:.{digits}f}{unit}"
         left = min(max(0, x - text_width(text) // 2), width - text_width(text))
         if left < free:
             continue

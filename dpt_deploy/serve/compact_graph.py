@@ -73,15 +73,13 @@ class _Nodes:
             case "uint16-mm":
                 stored = self._millimetres(x)
             case "octahedral" | "octahedral16":
-                stored = self._rounded(self._octahedral(self._finite(x)), np.iinfo(form.dtype).max)
+                stored = self._rounded(self._octahedral(self._bounded(x, -1)), np.iinfo(form.dtype).max)
             case "uint8" | "uint16" if form.head == "normals":  # [-1, 1] -> [0, 1]
-                clipped = self("Clip", self._finite(x), self._number(-1), self._number(1))
-                half = self("Add", self("Mul", clipped, self._number(0.5)), self._number(0.5))
+                half = self("Add", self("Mul", self._bounded(x, -1), self._number(0.5)), self._number(0.5))
                 stored = self._rounded(half, np.iinfo(form.dtype).max)
             case _:  # int8 normals, uint8 and uint16 alpha
                 low = -1.0 if np.dtype(form.dtype).kind == "i" else 0.0
-                clipped = self("Clip", self._finite(x), self._number(low), self._number(1))
-                stored = self._rounded(clipped, np.iinfo(form.dtype).max)
+                stored = self._rounded(self._bounded(x, low), np.iinfo(form.dtype).max)
         kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(form.dtype))
         self._graph.node.append(self._onnx.helper.make_node("Cast", [stored], [form.output], self._name("Cast"),
                                                             to=kind))
@@ -100,8 +98,10 @@ class _Nodes:
     def _millimetres(self, depth: str) -> str:
         rounded = self("Round", self("Mul", depth, self._number(1000)))
         at_least_one = self("Max", rounded, self._number(1))  # 0 stands for no depth
-        # False for NaN too.
-        return self("Where", self("LessOrEqual", rounded, self._number(65535)), at_least_one, self._number(0))
+        # Both are False for NaN too.
+        fits = self("And", self("GreaterOrEqual", rounded, self._number(0)),
+                    self("LessOrEqual", rounded, self._number(65535)))
+        return self("Where", fits, at_least_one, self._number(0))
 
     def _octahedral(self, normals: str) -> str:
         """(N, H, W, 3) to (N, H, W, 2) in [-1, 1]; see `core.compact`."""
@@ -123,8 +123,9 @@ class _Nodes:
                                                             num_outputs=3))
         return names
 
-    def _finite(self, x: str) -> str:
-        return self("Where", self("IsNaN", x), self._number(0), x)
+    def _bounded(self, x: str, low: float) -> str:
+        """Values from `low` to 1; 0 for NaN."""
+        return self("Clip", self("Where", self("IsNaN", x), self._number(0), x), self._number(low), self._number(1))
 
     def _rounded(self, x: str, scale: int) -> str:
         return self("Round", self("Mul", x, self._number(scale)))  # half to even, as NumPy does

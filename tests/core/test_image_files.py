@@ -13,8 +13,8 @@ import pytest
 from PIL import Image
 
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.core.image_files import SUFFIXES, find_images, from_pil, is_pil, read_image
-from dpt_deploy.core.image_header import read_header
+from dpt_deploy.core.image_files import SUFFIXES, decode_bytes, find_images, from_pil, is_pil, read_image
+from dpt_deploy.core.image_header import header_of, read_header
 from dpt_deploy.runtime.image import as_frame
 from tests.tiny import photo
 
@@ -157,6 +157,46 @@ def test_other_headers_tell_their_size_too(options: tuple, picture: Image.Image,
     path = tmp_path / f"a.{options[0]}"
     picture.save(path, **options[1])
     assert read_header(path).size == (40, 64) == read_image(path).shape[:2]
+
+
+def tiff(kind: int, *sizes: tuple[int, int]) -> bytes:
+    """A gray TIFF of 20x10 pixels whose entries of width and height have a type of TIFF, given several times."""
+    code = {3: "H", 4: "I", 8: "h", 9: "i"}
+    entries = [entry for width, height in sizes for entry in ((256, kind, width), (257, kind, height))]
+    entries += [(258, 3, 8), (259, 3, 1), (262, 3, 1), (273, 4, 8), (277, 3, 1), (278, 4, 10), (279, 4, 200)]
+    data = b"II*\0" + struct.pack("<I", 208) + bytes(200) + struct.pack("<H", len(entries))
+    for tag, form, value in sorted(entries, key=lambda entry: entry[0]):
+        data += struct.pack("<HHI", tag, form, 1) + struct.pack(f"<{code[form]}", value).ljust(4, b"\0")
+    return data + bytes(4)
+
+
+PAM = b"DEPTH 1\nMAXVAL 255\nTUPLTYPE GRAYSCALE\nENDHDR\n"
+
+
+@pytest.mark.parametrize("content", [
+    *(tiff(kind, (20, 10)) for kind in (3, 4, 8, 9)), tiff(4, (20, 10), (1, 1)),
+    b"P4\n20 10\n", b"P4\n#c\r20 10\n1 1\n", b"P4 20 10#", b"P4 20 10\xff",
+    b"P5\n#" + b"x" * 600 + b"\n20 10\n255\n", b"P5\n#" + b"x" * 504 + b"\n20 10\n255\n", b"P5 0020\t010 255 ",
+    b"P7\nHEIGHT 10\nWIDTH 20\n" + PAM,
+    b"P7\n#WIDTH 1\n# HEIGHT 1\nWIDTH 20\nHEIGHT 10\n" + PAM,
+    b"P7\n#" + b"x" * 600 + b"\nWIDTH 20\nHEIGHT 10\n" + PAM,
+], ids=lambda content: repr(content[:12]))
+def test_the_header_and_the_decoder_read_the_same_size(content: bytes) -> None:
+    content += bytes(200)
+    image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_GRAYSCALE)
+    assert image.shape == (10, 20) == header_of(content).size
+
+
+@pytest.mark.parametrize("content", [
+    b"P5\n#" + b"x" * 70_000 + b"\n20000 20000\n255\n",
+    b"P7\n#" + b"x" * 70_000 + b"\nWIDTH 20000\nHEIGHT 20000\n" + PAM,
+], ids=["P5", "P7"])
+def test_a_size_behind_a_huge_comment_is_not_decoded_unseen(content: bytes) -> None:
+    with pytest.raises(BadInput, match=r"received a PNM file; its first 64 kB do not tell its size\. Convert it"):
+        decode_bytes(content, "a.ppm", cv2.IMREAD_COLOR)
+    for short in (content[:1000], b"P5 " + b"9" * 4401 + b" 1\n"):
+        with pytest.raises(BadInput, match="cannot be decoded"):
+            decode_bytes(short, "a.ppm", cv2.IMREAD_COLOR)
 
 
 @pytest.mark.parametrize("suffix", WRITTEN)

@@ -75,7 +75,7 @@ def test_a_failed_write_leaves_the_earlier_file(tmp_path):
 
 def test_a_folder_is_written_by_one_command_at_a_time(tmp_path, hold):
     process = hold("locked", tmp_path)
-    with pytest.raises(BadInput, match="another export, build or parity run is writing here"), locked(tmp_path):
+    with pytest.raises(BadInput, match="another process is writing here"), locked(tmp_path):
         pass
     process.send_signal(signal.SIGKILL)
     process.wait()

@@ -12,16 +12,20 @@ import pickle
 import subprocess
 import tarfile
 import threading
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
 
 from dpt_deploy.core import places, tar_index
 from dpt_deploy.core.errors import BadInput, MissingPackage
 from dpt_deploy.core.patterns import expand
 from dpt_deploy.core.shard_writer import ShardWriter, next_number
-from dpt_deploy.core.storage import Listing, Shard, find_items, shards_of
+from dpt_deploy.core.storage import Listing, Shard, find_items, safe_path, shards_of
+from dpt_deploy.predict.naming import Names
 
 fsspec = pytest.importorskip("fsspec")
 
@@ -118,6 +122,8 @@ def test_a_link_to_a_folder_above_is_entered_once(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("sources", "what"), [
     (["gone"], "gone: expected a file, a folder.*no such file or folder"), ([], "received nothing"),
     (["x/*.png"], "x cannot be listed: No such file"), (["shard-{5..1}.tar"], r"range such as.*\{5\.\.1\}"),
+    (["{1.." + "9" * 4401 + "}.tar"], "at most 18 digits"), (["9" * 4401], "no such file"),
+    (["x" * 300], "no such file"), (["@" + "x" * 300], "there is no file"), (["x" * 300 + "/*.png"], "name too long"),
     (["{0..999}{0..999}{0..999}"], "at most 1000000 files"), (["zzz://bucket/a"], "fsspec knows.*protocol zzz://"),
     (["memory://gone.png"], "no such address"),
 ])
@@ -229,6 +235,56 @@ def test_a_damaged_index_and_a_home_that_cannot_be_written_cost_only_time(
     assert tar_index.load_index(str(path)).names == ["1.png", "2.png"]
 
 
+def forged(path: Path, *names: bytes, starts: tuple[int, ...] | None = None, found: tuple[str, ...] = ()) -> None:
+    """An index beside a tar with names and offsets that someone has made up."""
+    stamp = places.stamp(str(path))
+    count = len(names)
+    index = tar_index.TarIndex(
+        str(path), stamp, np.frombuffer(b"".join(names), np.uint8), np.cumsum([len(name) for name in names]),
+        np.array(starts or [512] * count, np.int64), np.ones(count, np.int64), found)
+    tar_index.write_index(index, path.with_name(f"{path.name}.index"))
+
+
+@pytest.mark.parametrize("name", [
+    b"../../x.png", b"/x.png", b"a/../x.png", b"C:/x.png", b"a\nb.png", b"./1.png", b".x.png", b"", b"\xff.png",
+    b"2.png\x1b[2J",
+])
+def test_an_index_with_names_that_no_tar_gives_is_not_used(name: bytes, tmp_path: Path) -> None:
+    path = tar_with(tmp_path / "a.tar", ("1.png", b"1"), ("2.png", b"2"))
+    forged(path, b"3.png", b"4.png")
+    assert keys(path) == ["3.png", "4.png"], "an index is trusted where it can be true"
+    forged(path, b"3.png", name)
+    assert keys(path) == ["1.png", "2.png"]
+    system = fsspec.filesystem("memory")
+    for file in sorted(tmp_path.iterdir()):
+        system.pipe(f"/forged/{file.name}", file.read_bytes())
+    assert keys("memory://forged/a.tar") == ["1.png", "2.png"]
+
+
+def test_an_index_with_impossible_offsets_or_of_a_huge_size_is_not_used(tmp_path: Path) -> None:
+    path = tar_with(tmp_path / "a.tar", ("1.png", b"1"), ("2.png", b"2"))
+    for wrong in ((512, 1 << 62), (-1, 512), (512, path.stat().st_size)):
+        forged(path, b"3.png", b"4.png", starts=wrong)
+        assert keys(path) == ["1.png", "2.png"], wrong
+    forged(path, b"3.png", b"3.png")
+    assert keys(path) == ["1.png", "2.png"], "the same name twice"
+    forged(path, b"3.png", b"4.png", found=("\x1b]0;gotcha\a",))
+    assert keys(path) == ["1.png", "2.png"], "a message that would control the terminal"
+    index = path.with_name("a.tar.index")
+    with zipfile.ZipFile(index, "w", zipfile.ZIP_DEFLATED) as archive:  # 64 MiB of zeros in 64 kB
+        archive.writestr("text.npy", bytes(1 << 26))
+    assert index.stat().st_size < 1 << 17 and keys(path) == ["1.png", "2.png"]
+    os.truncate(index, 1 << 40)  # sparse: reading it would take a terabyte of memory
+    assert keys(path) == ["1.png", "2.png"]
+
+
+def test_a_path_that_becomes_a_key_stays_below_its_folder() -> None:
+    names = ("../../x.png", "/x.png", "b/../x.png")
+    assert [safe_path(name) for name in names] == ["up/up/x.png", "x.png", "b/up/x.png"]
+    stems = Names()
+    assert [stems.stem(f"a.tar/{name}", name) for name in names] == ["a/up/up/x", "a/x", "a/b/up/x"]
+
+
 def test_the_whole_members_of_a_truncated_tar_are_read_and_the_damage_is_named(tmp_path: Path) -> None:
     path = tar_with(tmp_path / "a.tar", *((f"{i}.png", bytes([i]) * 3000) for i in range(4)))
     whole, step = path.read_bytes(), 512 + 3072
@@ -321,15 +377,105 @@ def test_buckets_have_folders_globs_tars_and_lists(tmp_path: Path) -> None:
         places.read("memory://b/x/1.png", 5, 100)
 
 
+class Half(http.server.SimpleHTTPRequestHandler):
+    """Knows byte ranges, and closes the connection in the middle of those that reach behind `whole` bytes."""
+
+    whole = 1 << 62
+    asked: ClassVar[list[str]] = []
+
+    def log_message(self, *arguments: object) -> None: ...
+
+    def do_GET(self) -> None:
+        self.asked.append(self.path)
+        data = Path(self.translate_path(self.path))
+        if not data.is_file():  # the page of a folder, or 404
+            super().do_GET()
+            return
+        data = data.read_bytes()
+        first, last = 0, len(data) - 1
+        if span := self.headers.get("Range"):
+            first, last = (int(text) for text in span.removeprefix("bytes=").split("-"))
+        part = data[first : last + 1]
+        self.send_response(206 if span else 200)
+        self.send_header("Content-Length", str(len(part)))
+        self.send_header("Content-Range", f"bytes {first}-{first + len(part) - 1}/{len(data)}")
+        self.end_headers()
+        self.wfile.write(part if first + len(part) <= self.whole else part[: len(part) // 2])
+        self.close_connection = True
+
+
+def test_a_connection_that_is_cut_is_one_sentence(
+    server: tuple[str, Path], monkeypatch: pytest.MonkeyPatch, cache: Path
+) -> None:
+    pytest.importorskip("aiohttp")
+    address, folder = server
+    monkeypatch.setattr(places, "_PAUSE", 0.01)
+    monkeypatch.setattr(Half, "whole", 2 << 20)
+    tar_with(folder / "a.tar", *((f"{i}.png", bytes([i]) * (1 << 20)) for i in range(5)))
+    (folder / "list.txt").write_text("0.png\n" * (1 << 19))
+    said: list[str] = []
+    found = keys(f"{address}/a.tar?token=secret", on_problem=said.append)
+    assert found == ["0.png"] and len(said) == 1 and "the connection broke off" in said[0], said
+    Half.asked.clear()
+    with pytest.raises(BadInput, match=r"a\.tar cannot be read: Client\w+: .*connection") as caught:
+        tar_index.load_index(f"{address}/a.tar?token=secret")
+    assert "secret" not in str(caught.value) and "\n" not in str(caught.value)
+    assert "/a.tar.index?token=secret" in Half.asked and not list(cache.rglob("tar-index/*"))
+    with pytest.raises(BadInput, match=r"list\.txt cannot be read: Client"):
+        keys(f"{address}/list.txt")
+
+
+def test_an_index_of_a_web_address_stands_before_its_query(server: tuple[str, Path]) -> None:
+    pytest.importorskip("aiohttp")
+    address, folder = server
+    path = tar_with(folder / "a.tar", ("1.png", b"1"))
+    forged(path, b"of the index.png")
+    (folder / "list.txt").write_bytes(f"{address}/b/1.png?sig=secret\nc/2.png\n".encode())
+    assert keys(f"{address}/a.tar?sig=secret") == ["of the index.png"]
+    first, second = find_items([f"{address}/list.txt?sig=secret"])
+    assert first.key == f"{address.partition('://')[2]}/b/1.png" and first.place.endswith("/1.png?sig=secret")
+    assert (second.key, second.place) == ("c/2.png", f"{address}/c/2.png?sig=secret")
+
+
+@pytest.mark.parametrize(("place", "index", "record"), [
+    ("a/b.tar", "a/b.tar.index", "a/shards.json"), ("b.tar", "b.tar.index", "shards.json"),
+    ("a?/b#.tar", "a?/b#.tar.index", "a?/shards.json"),
+    ("s3://x/b?.tar", "s3://x/b?.tar.index", "s3://x/shards.json"),
+    ("https://h/a/b.tar?x=/y#z", "https://h/a/b.tar.index?x=/y#z", "https://h/a/shards.json?x=/y"),
+])
+def test_files_beside_a_file(place: str, index: str, record: str) -> None:
+    assert (places.with_suffix(place, ".index"), places.sibling(place, "shards.json")) == (index, record)
+
+
+def test_lists_with_a_byte_order_mark_and_names_with_a_zero_byte(tmp_path: Path) -> None:
+    fill(tmp_path, "1.png", "2.png")
+    (tmp_path / "list.txt").write_text("1.png\n2.png\n", encoding="utf-8-sig")
+    assert contents(find_items([tmp_path / "list.txt"])) == {"1.png": b"1.png", "2.png": b"2.png"}
+    (tmp_path / "list.txt").write_text("1.png\n", encoding="utf-16")
+    with pytest.raises(BadInput, match="expected a list in UTF-8, received UTF-16"):
+        keys(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_bytes(b"1\0.png\n")
+    (item,) = find_items([tmp_path / "list.txt"])
+    with pytest.raises(BadInput, match="cannot be read: embedded null byte"):
+        item.read()
+    (tmp_path / "list.txt").write_bytes(b"1\0.tar\n")
+    said: list[str] = []
+    assert keys(tmp_path / "list.txt", on_problem=said.append) == [] and "embedded null" in said[0]
+
+
+def test_an_index_beside_a_tar_is_neither_an_item_nor_left_out(tmp_path: Path) -> None:
+    with ShardWriter(tmp_path) as writer:
+        writer.add("1", {"png": b"1"})
+    listing = find_items([tmp_path], PICTURES)
+    assert [item.key for item in listing] == ["shard-000000.tar/1.png"] and listing.left_out_line() == ""
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
-    """A web server over a folder, which knows nothing of byte ranges: Python's own."""
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *arguments: object) -> None: ...
-
+    """A web server over a folder."""
     folder = tmp_path / "served"
     folder.mkdir()
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=folder)) as running:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Half, directory=folder)) as running:
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield f"http://127.0.0.1:{running.server_port}", folder
@@ -340,7 +486,7 @@ def server(tmp_path: Path) -> Iterator[tuple[str, Path]]:
 def test_a_web_server_is_read(server: tuple[str, Path]) -> None:
     address, folder = server
     if not importlib.util.find_spec("aiohttp"):
-        with pytest.raises(MissingPackage, match="pip install aiohttp requests"):
+        with pytest.raises(MissingPackage, match=r"aiohttp is needed.*pip install 'fsspec\[http\]>="):
             find_items([f"{address}/a.tar"])
         pytest.skip("aiohttp is not installed; that the message says so was tried")
     fill(folder, "x/1 a.png", "x/2.png")

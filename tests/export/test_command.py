@@ -335,7 +335,7 @@ def test_a_changed_a_missing_and_a_foreign_bundle(own_bundle, tmp_path, command)
 
 def test_two_commands_never_write_into_one_folder(own_bundle, checkpoint, tmp_path, command):  # noqa: F811
     before = {path.name: path.stat().st_mtime_ns for path in own_bundle.iterdir()}
-    words = "another export, build or parity run is writing here"
+    words = "another process is writing here"
     with locked(own_bundle):
         for config, main, arguments in (
             (ExportConfig, export_main, (checkpoint, "--out", own_bundle, "--builder", "none")),

@@ -69,7 +69,11 @@ def test_a_shard_counts_when_it_has_its_name(tmp_path: Path) -> None:
     assert part.done == {"a.png", "b.png"} and part.attempts == 1
 
 
-@pytest.mark.parametrize("damage", [b'{"key": "z.png", "fil', b"\xff\xfe\n", b'{"files": 3}\n', b"[1]\n\n", b"null\n"])
+@pytest.mark.parametrize("damage", [
+    b'{"key": "z.png", "fil', b"\xff\xfe\n", b'{"files": 3}\n', b"[1]\n\n", b"null\n", b"[" * 100_000 + b"\n",
+    b'{"key": 5, "stem": 5, "files": []}\n', b'{"key": "k", "stem": "s", "files": [["\\u0000", 1, 1]]}\n',
+    b'{"key": ' + b"9" * 4401 + b"}\n", b'{"shard": "' + b"x" * 300 + b'", "bytes": 1, "crc": 1}\n',
+], ids=lambda damage: repr(damage[:20]))
 def test_damaged_lines_are_passed_over(tmp_path: Path, damage: bytes) -> None:
     first = journal(tmp_path)
     first.part.done("a.png", "a", (1, 2), [file(tmp_path, "a.npz")])
@@ -79,6 +83,25 @@ def test_damaged_lines_are_passed_over(tmp_path: Path, damage: bytes) -> None:
     with Part(path, "1/1") as part:
         part.done("b.png", "b", (1, 2), [file(tmp_path, "b.npz")])
     assert read_done(first.folder, tmp_path).count == 2
+    assert {"a.png", "b.png"} <= read_part(path, tmp_path).done
+
+
+@pytest.mark.parametrize("text", ["[]", "[" * 100_000, "5", '{"journal": ' + "9" * 4401 + "}", "\x00"])
+def test_a_damaged_record_of_a_run_is_one_sentence(tmp_path: Path, text: str) -> None:
+    journal(tmp_path).close()
+    (tmp_path / "_journal" / "run.json").write_text(text)
+    with pytest.raises(BadInput, match=r"run\.json cannot be read: .*Choose another folder") as caught:
+        journal(tmp_path, resume=True)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 400 + len(str(tmp_path))
+
+
+def test_another_process_with_a_damaged_part_is_still_another_process(tmp_path: Path) -> None:
+    other = journal(tmp_path, share="1/2")
+    for damage in ('{"run": 5}', '{"run": {"share": "x"}}', "{"):
+        other.part.path.write_text(damage + "\n")
+        with pytest.raises(BadInput, match="another process is writing here"):
+            journal(tmp_path, share="2/2", resume=True)
+    other.close()
 
 
 def test_results_of_another_run_are_refused_with_advice(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ import fsspec
 import numpy as np
 import pytest
 
+from dpt_deploy.core import places, tar_index
 from dpt_deploy.core.errors import BackendError, BadInput, ContractError
 from dpt_deploy.core.storage import Item
 from dpt_deploy.predict.__main__ import PredictConfig, main
@@ -223,6 +224,20 @@ def test_every_kind_of_source(toy: Path, tmp_path: Path, monkeypatch: pytest.Mon
         main(PredictConfig(toy, ("in/none*",), tmp_path / "none"))
     with pytest.raises(BadInput, match=r"@gone: expected @ and a list of files"):
         main(PredictConfig(toy, ("@gone",), tmp_path / "none"))
+
+
+def test_a_lying_index_beside_a_tar_writes_nothing_outside_of_the_output_folder(toy: Path, tmp_path: Path) -> None:
+    fill(tmp_path / "in", 2)
+    archive = tmp_path / "in" / "a.tar"
+    with tarfile.open(archive, "w") as tar:
+        tar.add(tmp_path / "in" / "0000.png", "0000.png")
+    (member,) = tar_index.make_index(str(archive)).members()
+    lie = tar_index.from_members(str(archive), places.stamp(str(archive)),
+                                 [member._replace(name="../../../escaped.png")], [])
+    tar_index.write_index(lie, archive.with_name("a.tar.index"))
+    out = tmp_path / "deep" / "er" / "out"
+    assert main(PredictConfig(toy, (str(archive), str(tmp_path / "in" / "0000.png")), out, format="npz")) == 0
+    assert not list(tmp_path.rglob("escaped*")) and len(list(out.rglob("0000.npz"))) == 2
 
 
 def test_results_are_no_inputs(toy: Path, tmp_path: Path) -> None:

@@ -18,9 +18,10 @@ import pytest
 from PIL import Image
 
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.places import shown
 from dpt_deploy.predict import mp4
 from dpt_deploy.predict.__main__ import PredictConfig, main
-from dpt_deploy.predict.reader import Reader, is_video, shown, video_file
+from dpt_deploy.predict.reader import Reader, camera_index, is_video, video_file
 from dpt_deploy.predict.video import Writer, predict_video
 from tests.predict.test_video import StandIn
 from tests.tiny import photo
@@ -198,7 +199,9 @@ def test_a_network_stream_is_read(tiny_bundle: Path, tmp_path: Path, capsys) -> 
 
 
 def test_passwords_of_addresses_are_not_shown() -> None:
-    assert shown("rtsp://me:secret@camera/live") == "rtsp://...@camera/live"
+    assert shown("rtsp://me:secret@camera/live?channel=1") == "rtsp://...@camera/live?channel=1"
+    assert shown("http://me:secret@camera/live?token=secret") == "http://...@camera/live"
+    assert [camera_index(name) for name in ("0", "12", "9" * 4401, "x" * 300, "-1")] == [0, 12, None, None, None]
     assert video_file("rtsp://me:secret@camera/live/1?x=2") == Path("1")
     assert video_file("rtsp://me:secret@camera") == Path("camera")
 

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
 import pytest
 
+from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.image_files import MAX_PIXELS
 from dpt_deploy.predict import reader as reader_module
@@ -42,7 +44,8 @@ class StandIn(Runtime):
     """A runtime without a network: alpha follows the frame's brightness."""
 
     def __init__(self) -> None:
-        self.session = type("Session", (), {"concurrency": 1})()
+        self.session = SimpleNamespace(concurrency=1)
+        self.bundle = SimpleNamespace(contract=Contract())
         self.max_pixels = MAX_PIXELS
 
     def _predict(self, frames: list[np.ndarray]) -> list[Prediction]:

@@ -42,10 +42,10 @@ def unusual(head: str) -> np.ndarray:
         values = RANDOM.normal(size=(1, 60, 70, 3)).astype(np.float32)
         values /= np.linalg.norm(values, axis=-1, keepdims=True)
         values[0, 0, :7] = [(1, 0, 0), (-1, 0, 0), (0, 1, 0), (0, -1, 0), (0, 0, 1), (0, 0, -1), (0, 0, 0)]
-        values[0, 1, 0] = np.nan
+        values[0, 1, :4] = [(np.nan,) * 3, (np.nan, 0, 1), (np.inf, 0, 0), (np.inf, -np.inf, 0)]
         return values
     values = RANDOM.uniform(0, 70 if head == "depth" else 1, (1, 60, 70)).astype(np.float32)
-    values[0, 0, :8] = [0, 0.0004, 0.0005, 65.535, 65.536, np.inf, np.nan, -1]
+    values[0, 0, :12] = [0, 0.0004, 0.0005, 65.535, 65.536, np.inf, np.nan, -1, -np.inf, -0.0004, 3e38, 66000]
     return values
 
 

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import io
 import itertools
+import json
+import os
 import shutil
 import subprocess
 import sys
+import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,13 +21,16 @@ import torch
 
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.files import locked
 from dpt_deploy.core.shard_writer import ShardWriter
+from dpt_deploy.core.tar_index import load_index
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+from dpt_deploy.predict.reader import Reader
 from tests.train.conftest import tensors_equal
 from train.check import CheckConfig
 from train.check import main as check
 from train.config import TrainConfig
-from train.data import shard_files
+from train.data import exr, shard_files
 from train.data.cache import CacheSource
 from train.data.dataset import MapDataset, TrainBatches, ValBatches, create_loader
 from train.data.shards import ShardSource
@@ -34,6 +41,8 @@ from train.loop.trainer import Trainer
 from train.prepare import PrepareConfig, prepare, verify
 
 fsspec = pytest.importorskip("fsspec")
+
+ROLES = ("rgb.png", "alpha.png", "depth.exr", "normal.exr", "cam.txt")
 
 
 @pytest.fixture(autouse=True)
@@ -219,8 +228,9 @@ def test_a_damaged_shard_costs_its_samples_and_is_named(
     for damaged, what in (
         (whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1:], r"sample 0000000 is damaged \(its checksum differs\)"),
         (whole.replace(b"NUMPY", b"NUMPX", 1), r"rgb\.npy is not uint8 of 48x48x3"),
-        (whole.replace(b'{"format": 1', b'{"format": 9', 1), "expected shards of format 1, received 9"),
-        (whole.replace(b'"box"', b'"bax"', 1), "sample.json has no valid 'box'"),
+        (whole.replace(b'{"format": 2', b'{"format": 9', 1), "expected shards of format 2, received 9"),
+        (whole.replace(b'"box"', b'"bax"', 1), r"sample 0000000 is damaged \(its checksum differs\)"),
+        (whole.replace(b'"kind": "face"', b'"kind": "farm"', 1), r"\(its checksum differs\)"),
         (whole[:3000], r"expected \d+ bytes, received 3000.*truncated"),
     ):
         shard.write_bytes(damaged)
@@ -236,7 +246,8 @@ def test_an_interrupted_or_incomplete_set_is_not_taken_for_a_whole_one(
     add = ShardWriter.add
 
     def killed(self: ShardWriter, stem: str, members: dict[str, bytes]) -> Path:
-        if stem.endswith("7"):
+        if stem == "0000007":
+            self.finish()  # one shard is whole
             raise KeyboardInterrupt
         return add(self, stem, members)
 
@@ -244,8 +255,14 @@ def test_an_interrupted_or_incomplete_set_is_not_taken_for_a_whole_one(
     with pytest.raises(KeyboardInterrupt):
         prepare(options)
     monkeypatch.undo()
-    with pytest.raises(BadInput, match=r"writing of these shards was interrupted.*train\.prepare --shards"):
-        open_source(tmp_path / "out")
+    system = fsspec.filesystem("memory")
+    for path in (tmp_path / "out").iterdir():
+        system.pipe(f"/interrupted/{path.name}", path.read_bytes())
+    (tmp_path / "list.txt").write_text("out/shard-000000.tar\n")
+    for root in ("out", "out/*.tar", "out/shard-{000000..000000}.tar", "out/shard-000000.tar", "list.txt",
+                 "memory://interrupted", "memory://interrupted/shard-000000.tar"):
+        with pytest.raises(BadInput, match=r"writing of these shards was interrupted.*train\.prepare --shards"):
+            open_source(root if "://" in root else tmp_path / root)
     assert prepare(options) == (24, 0) and verify(options) == 24
     for path in packed.iterdir():
         assert path.suffix == ".index" or path.read_bytes() == (tmp_path / "out" / path.name).read_bytes(), path.name
@@ -254,6 +271,136 @@ def test_an_interrupted_or_incomplete_set_is_not_taken_for_a_whole_one(
     (tmp_path / "out" / "shard-000000.tar").unlink()
     with pytest.raises(BadInput, match=r"1 are missing, such as shard-000000\.tar"):
         open_source(tmp_path / "out")
+
+
+def test_a_folder_that_lacks_a_shard_is_refused_wherever_it_lies(data: Path, tmp_path: Path) -> None:
+    folder = open_source(data)
+    samples = ((name, dict(zip(ROLES, (content for _, content in folder.files(i)), strict=True)))
+               for i, name in enumerate(folder.names))
+    assert shard_files.write_shards(tmp_path / "set", samples, "x", most_bytes=200_000)[1] > 1
+    (tmp_path / "set" / "shard-000000.tar").unlink()
+    system = fsspec.filesystem("memory")
+    for path in (tmp_path / "set").iterdir():
+        system.pipe(f"/lacking/{path.name}", path.read_bytes())
+    for root in (tmp_path / "set", f"{tmp_path}/set/", "memory://lacking", "memory://lacking/"):
+        with pytest.raises(BadInput, match=r"1 are missing, such as shard-000000\.tar.*delete the folder and make"):
+            open_source(root)
+    for root in (f"{tmp_path}/set/*.tar", "memory://lacking/*.tar"):
+        assert 0 < len(open_source(root)) < 24, "who names some of the shards gets these"
+
+
+def test_two_processes_that_write_to_one_folder_do_not_mix(data: Path, tmp_path: Path) -> None:
+    for shards in (True, False):
+        options = PrepareConfig(data, tmp_path / str(shards), (32, 32), shards=shards, workers=0)
+        with locked(options.out, create=True), pytest.raises(BadInput, match="another process is writing here"):
+            prepare(options)
+        assert not options.out.exists()
+        prepare(options)
+        with locked(options.out), pytest.raises(BadInput, match="another process is writing here"):
+            prepare(options)
+        assert verify(options) == 24
+
+
+def test_the_advice_of_a_failed_verification_works(data: Path, tmp_path: Path) -> None:
+    for shards in (True, False):
+        options = PrepareConfig(data, tmp_path / str(shards), (32, 32), shards=shards, workers=0)
+        prepare(options)
+        changed = dataclasses.replace(options, input_size=(16, 16))
+        with pytest.raises(BadInput, match="or with other options") as caught:
+            verify(changed)
+        if "Delete the folder" in str(caught.value):
+            shutil.rmtree(options.out)
+        assert prepare(changed) == (24, 0) and verify(changed) == 24
+
+
+def rewritten(folder: Path, **changes: object) -> Path:
+    """A set of one prepared sample, whose sample.json says something else, with a checksum that fits."""
+    common = {"format": 2, "kind": "face", "intrinsics": [[50, 0, 8], [0, 50, 8], [0, 0, 1]], "box": [0, 0, 16, 16],
+              "input_size": [16, 16], "resize": "stretch", "source": "x"}
+    record = common | changes
+    shapes = {"rgb": (np.uint8, 3), "depth": (np.float16, 0), "normals": (np.float16, 3), "alpha": (np.uint8, 0)}
+    members, checksum = {}, 0
+    for name, (dtype, channels) in shapes.items():
+        file = io.BytesIO()
+        np.save(file, np.zeros((16, 16, channels) if channels else (16, 16), dtype))
+        members[f"{name}.npy"] = file.getvalue()
+        checksum = zlib.crc32(file.getvalue(), checksum)
+    checksum = zlib.crc32(json.dumps(record, sort_keys=True).encode(), checksum)
+    members["sample.json"] = json.dumps(record | {"crc32": checksum}).encode()
+    with ShardWriter(folder) as writer:
+        writer.add("0000000", members)
+    return folder
+
+
+@pytest.mark.parametrize("changes", [
+    {"box": [0, 0, float("inf"), 16]}, {"box": [0, 0, float("nan"), 16]}, {"box": [0, 0, 16]}, {"box": None},
+    {"input_size": [16]}, {"input_size": [16, 1e3]}, {"input_size": 16}, {"input_size": [16, 0]},
+    {"input_size": [16, True]}, {"resize": ["stretch"]}, {"resize": "crop"}, {"format": 10**4200}, {"format": None},
+    {"intrinsics": [[10**4200, 0, 8], [0, 50, 8], [0, 0, 1]]}, {"intrinsics": [[float("nan")] * 3] * 3},
+    {"intrinsics": "x"},
+])
+def test_nonsense_in_a_record_is_one_sentence(changes: dict[str, object], tmp_path: Path) -> None:
+    assert open_source(rewritten(tmp_path / "good")).read(0).kind == "face"
+    with pytest.raises(BadInput, match=r"is damaged|expected shards of format") as caught:
+        open_source(rewritten(tmp_path / "bad", **changes)).read(0)
+    assert len(str(caught.value)) < 400 + len(str(tmp_path)) and "\n" not in str(caught.value)
+
+
+def test_numbers_too_long_and_other_damages_are_one_sentence(data: Path, tmp_path: Path) -> None:
+    folder = rewritten(tmp_path / "set")
+    for text in ("9" * 4401, "[" * 100_000, '{"whole": true, "shards": 3}', '{"whole": true, "shards": [3]}', "[]", ""):
+        (folder / "shards.json").write_text(text)
+        with pytest.raises(BadInput, match=r"shards\.json: expected the record of a set of shards"):
+            open_source(folder)
+    with ShardWriter(tmp_path / "many") as writer:
+        writer.add("0" * 4401, {"rgb.png": b""})
+    with pytest.raises(BadInput, match="found 1 tars with 1 other members"):
+        open_source(tmp_path / "many")
+    for root in ("x" * 300, "x" * 300 + ".tar"):
+        with pytest.raises(BadInput, match=r"found nothing there|no such file"):
+            open_source(tmp_path / root)
+        with pytest.raises(BadInput, match=r"cannot write .*File name too long"):
+            prepare(PrepareConfig(data, tmp_path / root, shards=True))
+
+
+def test_names_too_long_for_the_file_system_are_one_sentence(config: Callable[..., TrainConfig], data: Path) -> None:
+    long = Path("x" * 300)
+    for call in (lambda: Trainer(config(out=long)).run(), lambda: Trainer(config(out=long, resume="auto")).run(),
+                 lambda: evaluate(EvaluateConfig(long, data, workers=0)), lambda: Reader(long),
+                 lambda: exr.read_depth(long), lambda: CacheSource.open(long)):
+        with pytest.raises(BadInput, match=r"no file x|File name too long|it is missing|cannot be read") as caught:
+            call()
+        assert "\n" not in str(caught.value)
+
+
+def test_samples_of_one_number_in_two_folders_are_not_mixed(data: Path, tmp_path: Path) -> None:
+    source = open_source(data)
+    files = {suffix: [source.files(i)[role][1] for i in (0, 1)]
+             for role, suffix in enumerate(ROLES)}
+    with ShardWriter(tmp_path) as writer:
+        for suffix, both in files.items():  # role by role, so that the members of both samples take turns
+            for folder, content in zip("ab", both, strict=True):
+                if (folder, suffix) != ("a", "depth.exr"):
+                    writer.add(f"{folder}/0000000", {suffix: content})
+    found = open_source(tmp_path)
+    assert len(found) == 1 and [content for _, content in found.files(0)] == [both[1] for both in files.values()]
+    assert found.incomplete == ["shard-000000.tar, sample a/0000000: no depth.exr"]
+
+
+def test_few_shards_are_open_at_a_time(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(12):
+        with ShardWriter(tmp_path, first=number) as writer:
+            one = rewritten(tmp_path / "one")
+            index = load_index(str(one / "shard-000000.tar"))
+            writer.add(f"{number}", {name.partition(".")[2]: data for name, data in
+                                     zip(index.names, index.read(range(5)), strict=True)})
+    monkeypatch.setattr("train.data.shards.MOST_MAPS", 3)
+    source, before = open_source(f"{tmp_path}/*.tar"), len(os.listdir("/proc/self/fd"))
+    read = [source.read(i) for i in (*range(12), 11, 10, 9, 0)]
+    del read[1:]
+    assert len(source._maps) == 3 and list(source._maps)[-1] == 0
+    assert len(os.listdir("/proc/self/fd")) <= before + 4, "three maps, and the one that a sample holds"
+    assert not read[0].rgb.any(), "its map is gone from the list, and still readable"
 
 
 def test_a_set_that_was_made_from_other_data_or_is_damaged_is_not_verified(
@@ -296,10 +443,17 @@ def test_mixed_and_repeated_samples_are_named(packed: Path, prepared: Path, tmp_
     assert len(source.incomplete) == len(source) and "b.tar, sample 0000000: there is one" in source.incomplete[0]
 
 
-def test_unpacked_samples_go_before_tars_beside_them(data: Path, packed: Path, tmp_path: Path) -> None:
+def test_unpacked_samples_and_tars_in_one_folder_are_refused(data: Path, packed: Path, tmp_path: Path) -> None:
     folder = copied(data / "SynthHuman_0000", tmp_path / "both")
-    shutil.copy(packed / "shard-000000.tar", folder)
-    assert not isinstance(open_source(folder), ShardSource)
+    shutil.copy(packed / "shard-000000.tar", folder / "a.TAR")
+    with pytest.raises(BadInput, match=r"found 8 unpacked samples and 1 tars, such as a\.TAR.*both/\*\.TAR"):
+        open_source(folder)
+    assert isinstance(open_source(f"{folder}/*.TAR"), ShardSource)
+    cache = tmp_path / "cache"
+    prepare(PrepareConfig(data, cache, (16, 16), workers=0))
+    shutil.copy(packed / "shard-000000.tar", cache)
+    with pytest.raises(BadInput, match="found a cache and 1 tars"):
+        open_source(cache)
 
 
 def test_the_command_lines_take_addresses(data: Path, tmp_path: Path, root: Path) -> None:

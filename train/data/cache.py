@@ -11,6 +11,7 @@
 from __future__ import annotations
 
 import json
+import os
 import zlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,7 +22,7 @@ import torch
 
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.core.files import cannot_write, sha256, write_json
+from dpt_deploy.core.files import cannot_write, locked, sha256, write_json
 
 from ..commands import command
 from .conventions import AXES
@@ -34,7 +35,7 @@ STORED = {"rgb": (np.uint8, 3), "depth": (np.float16, 0), "normals": (np.float16
 
 def is_cache(root: Path) -> bool:
     """Whether `root` is a prepared cache."""
-    return (root / "cache.json").is_file()
+    return os.path.isfile(root / "cache.json")  # Path.is_file raises for a name that is too long
 
 
 def write_cache(root: Path, samples: Iterable[Sample], count: int, contract: Contract, source: str) -> int:
@@ -51,11 +52,15 @@ def write_cache(root: Path, samples: Iterable[Sample], count: int, contract: Con
         The number of samples written.
 
     Raises:
-        BadInput: The folder cannot be written.
+        BadInput: The folder cannot be written, or another process is writing there.
     """
+    with locked(root, create=True):
+        return _write_cache(root, samples, count, contract, source)
+
+
+def _write_cache(root: Path, samples: Iterable[Sample], count: int, contract: Contract, source: str) -> int:
     h, w = contract.input_size
     try:
-        root.mkdir(parents=True, exist_ok=True)
         (root / "cache.json").unlink(missing_ok=True)
         arrays = {
             name: np.lib.format.open_memmap(

@@ -51,7 +51,7 @@ def read_channels(
         import OpenEXR
     except ImportError as error:
         raise missing_package("OpenEXR", "train", "read .exr files") from error
-    if data is None and not Path(path).is_file():
+    if data is None and not os.path.isfile(path):
         raise BadInput(f"{path}: expected an OpenEXR file, but it is missing.")
     messages: list[str] = []
     try:

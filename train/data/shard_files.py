@@ -4,7 +4,7 @@
     0000000.depth.npy     float16 (H, W) [m]
     0000000.normals.npy   float16 (H, W, 3)
     0000000.alpha.npy     uint8 (H, W)
-    0000000.sample.json   kind, intrinsics, content box, CRC-32 of the four, resize rule, the source's fingerprint
+    0000000.sample.json   kind, intrinsics, content box, resize rule, the source's fingerprint, CRC-32 of all of this
     shards.json           beside the shards: whether the set is whole, how many samples, what it was made from
 """
 
@@ -14,6 +14,7 @@ import functools
 import io
 import json
 import math
+import os
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -23,16 +24,16 @@ from typing import Any
 import numpy as np
 
 from dpt_deploy.core import places, tar_index
-from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.contract import MAX_INPUT_SIZE, RESIZE_RULES, Contract
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.core.files import write_json
+from dpt_deploy.core.files import locked, write_json
 from dpt_deploy.core.shard_writer import ShardWriter
 
 from ..commands import command
 from .cache import STORED, content_box, in_float32, inside_of, stored
 from .sample import Sample
 
-FORMAT = 1
+FORMAT = 2
 RECORD = "shards.json"
 MEMBERS = (*(f"{name}.npy" for name in STORED), "sample.json")
 
@@ -55,9 +56,15 @@ def packed(sample: Sample, contract: Contract, source: str) -> dict[str, bytes]:
         members[f"{name}.npy"] = _npy_header(values.dtype.str, values.shape) + values.tobytes()
         checksum = zlib.crc32(members[f"{name}.npy"], checksum)
     record = {"format": FORMAT, "kind": sample.kind, "intrinsics": sample.intrinsics.tolist(),
-              "box": content_box(sample), "crc32": checksum, "input_size": list(contract.input_size),
-              "resize": contract.resize, "source": source}
-    return members | {"sample.json": json.dumps(record).encode()}
+              "box": list(content_box(sample)), "input_size": list(contract.input_size), "resize": contract.resize,
+              "source": source}
+    return members | {"sample.json": json.dumps(record | {"crc32": _checksum(record, checksum)}).encode()}
+
+
+def _checksum(record: dict[str, Any], of_maps: int) -> int:
+    """CRC-32 of the four maps and of what sample.json says besides."""
+    rest = {key: value for key, value in record.items() if key != "crc32"}
+    return zlib.crc32(json.dumps(rest, sort_keys=True).encode(), of_maps)
 
 
 @functools.cache
@@ -70,10 +77,13 @@ def _npy_header(dtype: str, shape: tuple[int, ...]) -> bytes:
 def header(index: tar_index.TarIndex, members: Sequence[int]) -> Header:
     """What a set has in common, from one of its samples. Raises `BadInput` if this one cannot be read."""
     record = _record(places.shown(index.place), index.read([members[-1]])[0])
-    try:
-        return Header(tuple(record["input_size"]), str(record["resize"]), str(record["source"]))
-    except (KeyError, TypeError) as error:
-        raise _damaged(places.shown(index.place), f"sample.json has no valid {error}") from error
+    size, resize, source = (record.get(key) for key in ("input_size", "resize", "source"))
+    if not (isinstance(size, list) and len(size) == 2 and all(type(side) is int for side in size)
+            and all(1 <= side <= MAX_INPUT_SIZE for side in size)):
+        raise _damaged(places.shown(index.place), "sample.json has no valid 'input_size'")
+    if resize not in RESIZE_RULES:
+        raise _damaged(places.shown(index.place), "sample.json has no valid 'resize'")
+    return Header((size[0], size[1]), resize, str(source))
 
 
 def unpacked(name: str, place: str, members: Sequence[bytes | memoryview], common: Header) -> Sample:
@@ -88,7 +98,8 @@ def unpacked(name: str, place: str, members: Sequence[bytes | memoryview], commo
     h, w = common.input_size
     if record.get("input_size") != [h, w] or record.get("resize") != common.resize:
         raise BadInput(f"{where}: expected a sample prepared as {h}x{w}, {common.resize}, received "
-                       f"{record.get('input_size')}, {record.get('resize')}. Prepare all shards in the same way.")
+                       f"{str(record.get('input_size'))[:40]}, {str(record.get('resize'))[:40]}. Prepare all shards "
+                       "in the same way.")
     maps, checksum = {}, 0
     for (map_name, (dtype, channels)), data in zip(STORED.items(), members, strict=False):
         shape = (h, w, channels) if channels else (h, w)
@@ -99,15 +110,15 @@ def unpacked(name: str, place: str, members: Sequence[bytes | memoryview], commo
             raise _damaged(where, f"{map_name}.npy is not {np.dtype(dtype).name} of {'x'.join(map(str, shape))}")
         maps[map_name] = np.frombuffer(data, dtype, offset=len(start)).reshape(shape)
     maps["rgb"].flags.writeable = False  # it may be the memory of the shard itself
-    if checksum != record.get("crc32"):
+    if _checksum(record, checksum) != record.get("crc32"):
         raise _damaged(where, "its checksum differs")
     try:
         intrinsics, box, kind = np.array(record["intrinsics"], np.float64), record["box"], str(record["kind"])
-        if intrinsics.shape != (3, 3):
+        if intrinsics.shape != (3, 3) or not np.isfinite(intrinsics).all():
             raise ValueError("intrinsics")
         inside = inside_of(tuple(map(int, box)), common.input_size)
-    except (KeyError, TypeError, ValueError) as error:
-        raise _damaged(where, f"sample.json has no valid {error}") from error
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
+        raise _damaged(where, f"sample.json has no valid content: {str(error)[:80]}") from error
     return Sample(name, kind, maps["rgb"], in_float32(maps["depth"]), in_float32(maps["normals"]),
                   maps["alpha"] / np.float32(255), intrinsics, inside)
 
@@ -115,10 +126,13 @@ def unpacked(name: str, place: str, members: Sequence[bytes | memoryview], commo
 def _record(where: str, data: bytes | memoryview) -> dict[str, Any]:
     try:
         record = json.loads(bytes(data))
-        if record["format"] != FORMAT:
-            raise BadInput(f"{where}: expected shards of format {FORMAT}, received {record['format']}. {_again()}")
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise _damaged(where, "its sample.json cannot be read") from error
+    if not isinstance(record, dict) or "format" not in record:
+        raise _damaged(where, "its sample.json has no format")
+    if record["format"] != FORMAT:
+        raise BadInput(f"{where}: expected shards of format {FORMAT}, received {str(record['format'])[:40]}. "
+                       f"{_again()}")
     return record
 
 
@@ -127,7 +141,11 @@ def _damaged(where: str, what: str) -> BadInput:
 
 
 def _again() -> str:
-    return f"Make them again: {command('train.prepare')} --shards --data-root DIR --out SHARDS"
+    return f"Or delete the folder and make them again: {_make()}"
+
+
+def _make() -> str:
+    return f"{command('train.prepare')} --shards --data-root DIR --out SHARDS"
 
 
 def write_shards(
@@ -139,52 +157,76 @@ def write_shards(
         How many samples and shards were written.
 
     Raises:
-        BadInput: The folder holds a whole set of shards, or tars of someone else, or cannot be written.
+        BadInput: The folder holds a whole set of shards, or tars of someone else, another process writes there, or it
+            cannot be written.
     """
     folder = Path(folder)
-    record = read_record(str(folder))
-    present = sorted(folder.glob(f"*{tar_index.SUFFIX}")) if folder.is_dir() else []
-    if present and (record is None or record.get("whole")):
-        raise BadInput(f"{folder} holds {len(present)} tars already, such as {present[0].name}. Give another --out, or "
-                       "delete them.")
-    write_json(folder / RECORD, {"format": FORMAT, "whole": False})
-    for path in present:  # of a run that was interrupted
-        path.unlink()
-        path.with_name(f"{path.name}{tar_index.INDEX_SUFFIX}").unlink(missing_ok=True)
-    count = 0
-    with ShardWriter(folder, most_bytes=most_bytes) as writer:
-        for name, members in samples:
-            writer.add(name, members)
-            count += 1
-    write_json(folder / RECORD, {"format": FORMAT, "whole": True, "samples": count, "source": source,
-                                 "shards": [path.name for path in writer.paths]})
+    with locked(folder, create=True):
+        record = read_record(str(folder / RECORD))
+        present = sorted(folder.glob(f"*{tar_index.SUFFIX}"))
+        if present and (record is None or record.get("whole")):
+            raise BadInput(f"{folder} holds {len(present)} tars already, such as {present[0].name}. Give another "
+                           "--out, or delete them.")
+        write_json(folder / RECORD, {"format": FORMAT, "whole": False})
+        for path in present:  # of a run that was interrupted
+            path.unlink()
+            path.with_name(f"{path.name}{tar_index.INDEX_SUFFIX}").unlink(missing_ok=True)
+        count = 0
+        with ShardWriter(folder, most_bytes=most_bytes) as writer:
+            for name, members in samples:
+                writer.add(name, members)
+                count += 1
+        write_json(folder / RECORD, {"format": FORMAT, "whole": True, "samples": count, "source": source,
+                                     "shards": [path.name for path in writer.paths]})
     return count, len(writer.paths)
 
 
-def read_record(folder: str) -> dict[str, Any] | None:
-    """The record of a set of shards in a local folder; None without one. Raises `BadInput` if it cannot be read."""
-    path = Path(folder) / RECORD
-    if places.is_address(folder) or not path.is_file():
-        return None
+def read_record(place: str) -> dict[str, Any] | None:
+    """The record of a set of shards; None if there is none, or if a server does not let anyone see whether there is.
+
+    Args:
+        place: Of shards.json, local or an address.
+
+    Raises:
+        BadInput: It cannot be read.
+    """
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        if not isinstance(record, dict):
-            raise ValueError("not an object")
-    except (OSError, ValueError) as error:
-        raise BadInput(f"{path}: expected the record of a set of shards, but it cannot be read ({error}). {_again()}") \
-            from error
+        data = places.read(place)
+    except BadInput as error:
+        cause = error.__cause__
+        if isinstance(cause, FileNotFoundError | NotADirectoryError) or (
+                places.is_address(place) and (isinstance(cause, PermissionError) or
+                                              getattr(cause, "status", None) in (401, 403))):
+            return None
+        raise
+    try:
+        record = json.loads(data)
+    except (ValueError, RecursionError):
+        record = None
+    names = record.get("shards", []) if isinstance(record, dict) else None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise BadInput(f"{places.shown(place)}: expected the record of a set of shards, but it is damaged. Fetch it "
+                       f"again. {_again()}")
     return record
 
 
-def check_whole(root: str) -> None:
-    """Raise `BadInput` if `root` is a folder of shards whose writing was interrupted, or that lacks some."""
-    record = read_record(root)
-    if record is None:
-        return
-    if not record.get("whole"):
-        raise BadInput(f"{root}: the writing of these shards was interrupted. {_again()}")
-    missing = [name for name in record.get("shards", ()) if not (Path(root) / name).is_file()]
-    if missing:
-        raise BadInput(f"{root}: expected {len(record['shards'])} shards, but {len(missing)} are missing, such as "
-                       f"{missing[0]}. Fetch them again. {_again()}")
+def check_whole(root: str, tars: Sequence[str]) -> None:
+    """Raise `BadInput` if the writing of shards was interrupted, or if `root` is a folder of them that lacks some.
 
+    Args:
+        root: What stands for the shards: a folder, a tar, a pattern or a list, local or an address.
+        tars: The shards.
+    """
+    root = places.normalized(root).rstrip("/")
+    found = dict.fromkeys(places.sibling(tar, RECORD) for tar in tars)
+    if os.path.isdir(root):
+        found[places.joined(root, RECORD)] = None
+    for place in found:
+        record = read_record(place) or {"whole": True}
+        if not record.get("whole"):
+            raise BadInput(f"{places.shown(root)}: the writing of these shards was interrupted. Go on: {_make()}")
+        present = {places.base_name(tar) for tar in tars}
+        missing = [name for name in record.get("shards", []) if name not in present]
+        if missing and place == places.joined(root, RECORD):
+            raise BadInput(f"{places.shown(root)}: expected {len(record['shards'])} shards, but {len(missing)} are "
+                           f"missing, such as {missing[0]}. Fetch them again. {_again()}")

@@ -14,10 +14,11 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import os
 import re
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -32,11 +33,26 @@ from .conventions import AXES
 from .sample import Sample
 from .synthhuman import FILES, kind_of_index, read_bytes
 
-_ORIGINAL = re.compile(r"(?:.*/)?(\d+)\.(rgb\.png|alpha\.png|depth\.exr|normal\.exr|cam\.txt)")
-_NAMED = re.compile(r"(?:.*/)?(rgb|alpha|depth|normal|cam)_(\d+)\.(png|exr|txt)")
-_PREPARED = re.compile(rf"(?:.*/)?(\d+)\.({'|'.join(map(re.escape, shard_files.MEMBERS))})")
+_ORIGINAL = re.compile(r"(.*/)?(\d{1,18})\.(rgb\.png|alpha\.png|depth\.exr|normal\.exr|cam\.txt)")
+_NAMED = re.compile(r"(.*/)?(rgb|alpha|depth|normal|cam)_(\d{1,18})\.(png|exr|txt)")
+_PREPARED = re.compile(rf"(.*/)?(\d{{1,18}})\.({'|'.join(map(re.escape, shard_files.MEMBERS))})")
 _ROLES = {pattern.replace("_{}", ""): role for role, pattern in enumerate(FILES)}
 """Suffix of an original file -> its place in `FILES`."""
+MOST_MAPS = 128
+"""Shards that a process keeps mapped into memory; each takes a file descriptor."""
+
+
+class _Role(NamedTuple):
+    """What a member is to its sample. Members of one sample have everything but the place in common."""
+
+    number: str
+    form: Literal["original", "prepared"]
+    folder: str
+    """In the tar, with a slash at its end; "" for its root."""
+    named: bool
+    """Whether the file has SynthHuman's own name."""
+    place: int
+    """In `FILES` or `shard_files.MEMBERS`."""
 
 
 @dataclass
@@ -58,7 +74,7 @@ class ShardSource:
     prepared: shard_files.Header | None = None
     """What prepared samples have in common; None for original files."""
     _maps: dict[int, mmap.mmap] = field(default_factory=dict, repr=False)
-    """The local shards of prepared samples that this process has read from, mapped into memory."""
+    """The local shards of prepared samples that this process has read from last, mapped into memory."""
 
     @property
     def input_size(self) -> tuple[int, int] | None:
@@ -93,10 +109,13 @@ class ShardSource:
         index, members = self.indexes[shard], self.members[position]
         starts, lengths = index.starts[members].tolist(), index.lengths[members].tolist()
         try:
-            if (mapped := self._maps.get(shard)) is None:
+            if (mapped := self._maps.pop(shard, None)) is None:
                 with open(index.place, "rb") as file:
                     # Nobody writes, but PyTorch takes memory without a copy only if it could be written.
-                    mapped = self._maps[shard] = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+                    mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            self._maps[shard] = mapped
+            if len(self._maps) > MOST_MAPS:  # the one that was read from longest ago; samples may still hold it
+                del self._maps[next(iter(self._maps))]
             size = min(len(mapped), mapped.size())  # a byte behind the end of the file would end the process
         except (OSError, ValueError) as error:
             raise BadInput(f"{index.place} cannot be read: {first_line(error)}. Check the path.") from error
@@ -119,10 +138,14 @@ def is_sharded(root: Path | str) -> bool:
     """Whether a data root stands for tars: an address, a tar, a pattern, a list of tars, or a folder with tars."""
     if places.is_address(str(root)):
         return True
-    root = Path(root)
-    if root.is_dir():
-        return (root / shard_files.RECORD).is_file() or any(root.glob(f"*{tar_index.SUFFIX}"))
-    return root.name.lower().endswith((tar_index.SUFFIX, *LIST_SUFFIXES))
+    if os.path.isdir(root):  # Path.is_dir raises for a name that is too long
+        return os.path.isfile(os.path.join(root, shard_files.RECORD)) or bool(tars_in(Path(root)))
+    return str(root).lower().endswith((tar_index.SUFFIX, *LIST_SUFFIXES))
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """The tars of a local folder, sorted."""
+    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(tar_index.SUFFIX))
 
 
 def open_shards(root: Path | str, normal_axes: str = AXES, max_pixels: int = MAX_PIXELS) -> ShardSource:
@@ -139,8 +162,8 @@ def open_shards(root: Path | str, normal_axes: str = AXES, max_pixels: int = MAX
         MissingPackage: The package of an address's protocol is not installed.
     """
     text = str(root)
-    shard_files.check_whole(text)
     tars = shards_of(text)
+    shard_files.check_whole(text, tars)
     found = _Found()
     for number, tar in enumerate(tars):
         found.add(number, tar_index.load_index(tar))
@@ -182,23 +205,22 @@ class _Found:
         self.indexes.append(index)
         self.incomplete += index.problems
         label = places.base_name(index.place)
-        found: dict[tuple[str, str], list[int | None]] = {}
+        found: dict[tuple[str, str, str, bool], list[int | None]] = {}
         for member, name in enumerate(index.names):
             role = _role(name)
             if role is None:
                 self.others += 1
-                continue
-            form, sample, place = role
-            found.setdefault((form, sample), [None] * len(FILES))[place] = member
+            else:
+                found.setdefault(role[:4], [None] * len(FILES))[role.place] = member
         forms = set()
-        for (form, sample), members in sorted(found.items(), key=lambda one: (int(one[0][1]), one[0])):
+        for (sample, form, folder, _), members in sorted(found.items(), key=lambda one: (int(one[0][0]), one[0])):
             forms.add(form)
             wanted = shard_files.MEMBERS if form == "prepared" else list(_ROLES)
             missing = [wanted[i] for i, member in enumerate(members) if member is None]
             if missing:
-                self.incomplete.append(f"{label}, sample {sample}: no {', '.join(missing)}")
+                self.incomplete.append(f"{label}, sample {folder}{sample}: no {', '.join(missing)}")
             elif sample in self._seen:
-                self.incomplete.append(f"{label}, sample {sample}: there is one of this number already")
+                self.incomplete.append(f"{label}, sample {folder}{sample}: there is one of this number already")
             else:
                 self._seen.add(sample)
                 self.shards.append(number)
@@ -207,13 +229,13 @@ class _Found:
         self.forms += forms
 
 
-def _role(name: str) -> tuple[str, str, int] | None:
-    """Form, sample and place in the sample of a member; None if it belongs to no sample."""
+def _role(name: str) -> _Role | None:
+    """What a member is to its sample; None if it belongs to none."""
     if match := _ORIGINAL.fullmatch(name):
-        return "original", match[1], _ROLES[match[2]]
+        return _Role(match[2], "original", match[1] or "", False, _ROLES[match[3]])
     if match := _NAMED.fullmatch(name):
-        place = _ROLES.get(f"{match[1]}.{match[3]}")
-        return None if place is None else ("original", match[2], place)
+        place = _ROLES.get(f"{match[2]}.{match[4]}")
+        return None if place is None else _Role(match[3], "original", match[1] or "", True, place)
     if match := _PREPARED.fullmatch(name):
-        return "prepared", match[1], shard_files.MEMBERS.index(match[2])
+        return _Role(match[2], "prepared", match[1] or "", False, shard_files.MEMBERS.index(match[3]))
     return None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
+import os
+import shlex
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -16,7 +17,7 @@ from ..commands import command
 from .cache import CacheSource, is_cache
 from .conventions import AXES, parse_axes
 from .sample import Sample
-from .shards import is_sharded, open_shards
+from .shards import is_sharded, open_shards, tars_in
 from .synthhuman import KINDS, find_samples
 
 
@@ -56,32 +57,42 @@ def open_source(root: Path | str, normal_axes: str = AXES, max_pixels: int = MAX
         max_pixels: Original files with more pixels are broken samples.
 
     Raises:
-        BadInput: There are no samples.
+        BadInput: There are no samples, or both unpacked samples and tars.
     """
     parse_axes(normal_axes)
-    if not is_sharded(root):
-        root = Path(root)
-    elif (folder := _samples_beside_tars(root, normal_axes, max_pixels)) is not None:
-        return folder
-    else:
-        return open_shards(root, normal_axes, max_pixels)
-    if not root.is_dir():
-        what = "a file" if root.is_file() else "nothing there"
+    if is_sharded(root):
+        return _samples_without_tars(root, normal_axes, max_pixels) or open_shards(root, normal_axes, max_pixels)
+    if not os.path.isdir(root):  # Path.is_dir raises for a name that is too long
+        what = "a file" if os.path.isfile(root) else "nothing there"
         raise BadInput(
             f"data root {root}: expected a folder of SynthHuman samples or tar shards, found {what}. Give --data-root "
             f"the folder of SynthHuman_0000, or generate data: {command('train.synthetic')} --out data/synthetic"
         )
+    root = Path(root)
     return CacheSource.open(root) if is_cache(root) else find_samples(root, normal_axes, max_pixels)
 
 
-def _samples_beside_tars(root: Path | str, normal_axes: str, max_pixels: int) -> Source | None:
-    """The samples of a folder that has unpacked ones or is a cache, and tars besides; None if it only has tars."""
-    if not places.is_address(str(root)) and Path(root).is_dir():
-        if is_cache(Path(root)):
-            return CacheSource.open(Path(root))
-        with contextlib.suppress(BadInput):
-            return find_samples(Path(root), normal_axes, max_pixels)
-    return None
+def _samples_without_tars(root: Path | str, normal_axes: str, max_pixels: int) -> Source | None:
+    """The samples of a folder that has only the record of a set of shards besides; None if there are none.
+
+    Raises `BadInput` if there are samples and tars.
+    """
+    if places.is_address(str(root)) or not os.path.isdir(root):
+        return None
+    root, tars = Path(root), tars_in(Path(root))
+    if is_cache(root):
+        samples, what = CacheSource.open(root), "a cache"
+    else:
+        try:
+            samples = find_samples(root, normal_axes, max_pixels)
+        except BadInput:
+            return None
+        what = f"{len(samples)} unpacked samples"
+    if tars:
+        raise BadInput(f"data root {root}: expected samples or tar shards, found {what} and {len(tars)} tars, such as "
+                       f"{tars[0].name}. Give --data-root {shlex.quote(f'{root}/*{tars[0].suffix}')} for the tars, or "
+                       "move them to another folder.")
+    return samples
 
 
 def split(names: Sequence[str], kinds: Sequence[str], val_fraction: float) -> tuple[list[int], list[int]]:

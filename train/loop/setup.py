@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,7 +59,7 @@ def state_to_resume(config: TrainConfig) -> Path | None:
     """The last.pth that the run continues from; None if it starts anew. Raises `BadInput` if it does not exist."""
     if config.resume == "auto":
         last = config.out / "last.pth"
-        return last if last.exists() else None
+        return last if os.path.exists(last) else None  # Path.exists raises for a name that is too long
     return existing_file(config.resume, "the last.pth of a run") if config.resume else None
 
 
@@ -70,7 +71,7 @@ def claimed_output(out: Path, resumed: Path | None, main: bool) -> Iterator[None
     holds another run or cannot be written.
     """
     last = out / "last.pth"
-    if last.exists() and not (resumed and last.samefile(resumed)):
+    if os.path.exists(last) and not (resumed and last.samefile(resumed)):
         raise BadInput(f"{out} holds a run already. Continue it with --resume auto, or give another --out.")
     if main:
         try:
