@@ -94,6 +94,13 @@ def _positive(text: str) -> int:
     return _number(text, 1)
 
 
+def _seconds(text: str) -> float:
+    value = _finite(text)
+    if value < 0:
+        raise ValueError(f"expected a number of seconds from 0, received {text!r}")
+    return value
+
+
 def _workers(text: str) -> int | Literal["auto"]:
     if text != "auto" and not text.isdecimal():
         raise ValueError(f"expected auto or a whole number from 0, received {text!r}")
@@ -208,6 +215,8 @@ Triple = Annotated[tuple[float, float, float], _several("R,G,B", _finite, lambda
 """Three numbers, one per colour."""
 Pairs = Annotated[dict[str, Any], _one("NAME=VALUE,...", _pairs, _pairs_text)]
 """Names with values that are whole numbers, numbers, sizes (HEIGHTxWIDTH), true or false."""
+Seconds = Annotated[float, _one("SECONDS", _seconds, lambda value: f"{value:g}")]
+"""A time from 0."""
 Choices = Annotated[dict[str, str], _one("NAME=CHOICE,...", _choices, _pairs_text)]
 """Names with one of several choices each."""
 Share = Annotated[tuple[int, int], _one("K/N", _share, lambda share: f"{share[0]}/{share[1]}")]

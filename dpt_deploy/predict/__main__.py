@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Annotated
 
@@ -19,7 +21,7 @@ from ..runtime import Precision, Runtime
 with cli.needing("cli"):
     import tyro
 
-    from ..cli.options import Choices, Count, Heads, Limit, Name, Share, Verbose, Workers, resolve_workers
+    from ..cli.options import Choices, Count, Heads, Limit, Name, Seconds, Share, Verbose, Workers, resolve_workers
     from .images import FEW, Stop, Tally, predict_few, predict_many, print_tally, progress
 from ..report.terminal import plain_console
 from .decoding import read_picture
@@ -27,7 +29,7 @@ from .extras import Extras, ExtraWriter
 from .formats import FORMATS, FormatName
 from .job import Job, Picture
 from .live import RECONNECT, LiveStreams
-from .live_video import LiveOutcome, predict_live
+from .live_video import Recording, predict_live
 from .reader import Reader, camera_index, is_live, video_file
 from .sources import find_sources, output_stems
 from .video import Look, predict_video
@@ -97,8 +99,9 @@ class PredictConfig:
     max_frames: Limit = None
     """Stop after this many frames of each video, camera or stream."""
     every_frame: bool = False
-    """Predict every frame of a camera or stream, however late. Default: of all of them together, the newest."""
-    reconnect: float = RECONNECT
+    """Predict every frame of a camera or stream, however late, one source after the other. Default: predict the newest
+    frame of each, all sources together."""
+    reconnect: Seconds = RECONNECT
     """Try to open a camera or stream again for this long when it breaks [s]; 0: it ends."""
     max_pixels: Count = MAX_PIXELS
     """Skip images with more pixels than this."""
@@ -212,29 +215,35 @@ class Run:
         self.console.print(f"{'interrupted: ' if outcome.interrupted else ''}{outcome.frames} frames written to "
                            f"{path}{notes}")
         self.written += 1
-        self.status = 130 if outcome.interrupted else 0
+        self.status = 128 + outcome.interrupted if outcome.interrupted else 0
         if damage := reader.damage():
             self.skipped.append(f"{shown(reader.source)}: {damage}")
 
-    def live(self, runtime: Runtime, streams: LiveStreams, stems: list[str], fps: list[float]) -> None:
+    def live(self, runtime: Runtime, readers: list[tuple[Reader, str]], stopped: Callable[[], bool]) -> None:
         """Predict cameras and streams together, and print what was written."""
         look = self.video_look()
-        paths = [self.config.out / f"{stem}.{look}.mp4" for stem in stems]
+        streams = LiveStreams([reader for reader, _ in readers], self.config.reconnect, self.console.print, stopped)
+        records = [Recording(stream, partial(self._live_file, stem, look), reader.fps)
+                   for stream, (reader, stem) in zip(streams.streams, readers, strict=True)]
         start = time.perf_counter()
         with progress(self.console, None) as bar:
             task = bar.add_task("", total=None)
 
-            def update(outcomes: Sequence[LiveOutcome]) -> None:
-                speed = sum(one.frames for one in outcomes) / (time.perf_counter() - start)
-                dropped = sum(one.stream.dropped for one in outcomes)
-                bar.update(task, description=f"{len(outcomes)} live: {speed:.2f} frames/s, {dropped} dropped")
+            def update() -> None:
+                speed = sum(record.frames for record in records) / (time.perf_counter() - start)
+                dropped = sum(stream.dropped for stream in streams.streams)
+                bar.update(task, description=f"{len(records)} live: {speed:.2f} frames/s, {dropped} dropped")
 
-            outcomes = predict_live(runtime, streams, paths, fps, look, self.config.max_frames, update)
-        for outcome in outcomes:
-            self.console.print(outcome.summary())
-            self.written += outcome.failed is None and outcome.frames > 0
-            if problem := outcome.failed or outcome.stream.lost:
+            predict_live(runtime, streams, records, look, self.config.max_frames, update)
+        for record in records:
+            self.console.print(record.summary())
+            self.written += bool(record.files)
+            if problem := record.failed or record.stream.lost:
                 self.skipped.append(str(problem))
+
+    def _live_file(self, stem: str, look: Look, number: int) -> Path:
+        part = f".part{number}" if number > 1 else ""
+        return self.config.out / f"{stem}{part}.{look}.mp4"
 
     def video_look(self) -> Look:
         """What the videos show. Raises `BadInput` if nothing."""
@@ -289,6 +298,8 @@ def absolute(name: str) -> str:
 
 def main(config: PredictConfig) -> int:
     """Exit status: 0 if everything was predicted, 1 if something was skipped, 130 if it was interrupted."""
+    if config.every_frame and config.reconnect != RECONNECT:
+        raise BadInput("--reconnect: with --every-frame a source is read once, to its end. Omit one of the two.")
     run = Run(config)
     sources = run.sources
     if config.with_ray:
@@ -316,8 +327,8 @@ def predict_videos(run: Run, runtime: Runtime, first: Reader | None) -> None:
     """
     videos = run.sources.videos
     stems = output_stems([(video_file(source), Path(), "") for source in videos])
-    names, fps = [], []
-    with Stop() as stop, LiveStreams([], run.config.reconnect, run.console.print, lambda: bool(stop.signal)) as streams:
+    live: list[tuple[Reader, str]] = []
+    with Stop() as stop, contextlib.ExitStack() as opened:
         for source, stem in sorted(zip(videos, stems, strict=True), key=lambda video: is_live(video[0])):
             if run.status or stop.signal:
                 break
@@ -328,16 +339,15 @@ def predict_videos(run: Run, runtime: Runtime, first: Reader | None) -> None:
                 continue
             # A film behind an address has a length.
             if is_live(source) and reader.length is None and not run.config.every_frame:
-                streams.add(reader)
-                names.append(stem)
-                fps.append(reader.fps)
+                live.append((opened.enter_context(reader), stem))
                 continue
             with reader:
                 run.video(runtime, reader, stem)
-        if names and not run.status:
-            run.live(runtime, streams, names, fps)
+        if live and not run.status:
+            opened.pop_all()  # their threads close them; a capture must not be closed while it reads
+            run.live(runtime, live, lambda: bool(stop.signal))
         if stop.signal:
-            run.status = 130
+            run.status = 128 + stop.signal
 
 
 COMMAND = cli.Command(PredictConfig, main, PROG, renamed={"--frames": "--max-frames"})

@@ -76,8 +76,10 @@ class LiveStreams:
             stopped: Asked five times a second; the iteration ends if it says so.
 
         Raises:
-            BadInput: A source gives no frame.
+            BadInput: A source gives no frame, or `reconnect` is not a time.
         """
+        if not 0 <= reconnect < float("inf"):
+            raise BadInput(f"reconnect: expected a number of seconds from 0, received {reconnect!r}.")
         self._reconnect, self._say, self._stopped = reconnect, say, stopped
         self._changed = threading.Condition()
         self.streams: list[LiveStream] = []
@@ -127,7 +129,7 @@ class LiveStreams:
                         del reader.times[:-KEPT]  # a stream may run for weeks
                 reader = self._open_again(stream, reader.source)
         except Exception as error:  # a thread that dies in silence would leave a picture that stands still
-            stream.lost = f"{stream.name}: {error}"
+            self._lose(stream, str(error))
         finally:
             with self._changed:
                 stream.ended = True
@@ -151,13 +153,17 @@ class LiveStreams:
                 reader = Reader(source)
             except BadInput as error:
                 if time.monotonic() - broke >= self._reconnect:
-                    stream.lost = f"{stream.name}: interrupted, and not back within {self._reconnect:g} s; {error}"
+                    self._lose(stream, f"interrupted, and not back within {self._reconnect:g} s; {error}")
                     return None
                 continue
             stream.reconnects += 1
             self._say(f"{stream.name}: back after {time.monotonic() - broke:.1f} s")
             return reader
         return None
+
+    def _lose(self, stream: LiveStream, reason: str) -> None:
+        stream.lost = f"{stream.name}: {reason}"
+        self._say(f"{stream.name}: lost")
 
     def close(self) -> None:
         """End all threads."""

@@ -1,105 +1,172 @@
-"""Predict the newest frames of cameras and network streams together, and write a video of each."""
+"""Predict the newest frames of cameras and network streams together, and write videos of each."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
-from ..core.errors import BadInput
+import numpy as np
+
+from ..core.errors import BadInput, ContractError, DptError
 from ..runtime import Prediction, Runtime
 from .live import LiveFrame, LiveStream, LiveStreams
 from .reader import quiet
 from .video import Look, Writer, picture
 
+PART = 3600.0  # seconds of one file; what a power cut costs at most, and far below what an MP4 index can hold
 
-@dataclass
-class LiveOutcome:
-    """What became of a stream."""
 
-    stream: LiveStream
-    path: Path
-    """The MP4 file."""
-    frames: int = 0
-    """Number of frames predicted and written."""
-    behind: float = 0.0
-    """Sum over the frames of the time from the arrival to the maps [s]."""
-    failed: BadInput | None = None
-    """Why the file could not be written."""
+class Recording:
+    """Writes the pictures of a stream to MP4 files of at most an hour, and counts them."""
+
+    def __init__(self, stream: LiveStream, path: Callable[[int], Path], fps: float, seconds: float = PART) -> None:
+        """A recording of a stream.
+
+        Args:
+            stream: What is recorded.
+            path: Gives the name of a file from its number, from 1.
+            fps: Nominal frame rate [1/s].
+            seconds: The most that a file holds [s].
+        """
+        self.stream = stream
+        self.frames = 0
+        """Number of frames predicted and written."""
+        self.files: list[Path] = []
+        """The files that were finished."""
+        self.resized = 0
+        """Number of frames that had another size than the first one of their file."""
+        self.failed: DptError | None = None
+        """Why the recording ended early."""
+        self._path, self._fps, self._seconds = path, fps, seconds
+        self._writer: Writer | None = None
+        self._start = self._behind = 0.0
+
+    def write(self, image: np.ndarray, moment: float, behind: float) -> None:
+        """Append a picture.
+
+        Args:
+            image: uint8 (H, W, 3) RGB.
+            moment: When the frame arrived [s].
+            behind: How long it then took to its maps [s].
+
+        Raises:
+            BadInput: The file cannot be written.
+        """
+        if self._writer is not None and moment - self._start >= self._seconds:
+            self.close()
+        if self._writer is None:
+            self._writer, self._start = Writer(self._path(len(self.files) + 1), self._fps), moment
+        self._writer.write(image, 1000 * (moment - self._start))
+        self.frames += 1
+        self._behind += behind
+
+    def fail(self, error: DptError) -> None:
+        """End the recording; what was written so far stays."""
+        self.failed = self.failed or error
+        self.stream.done.set()
+
+    def close(self) -> None:
+        """Finish the file. Raises `BadInput`, and removes the file, if it is not as written."""
+        writer, self._writer = self._writer, None
+        if writer is None:
+            return
+        frames, self.frames = self.frames, self.frames - len(writer.times)
+        writer.close()
+        self.frames = frames
+        self.resized += writer.resized
+        self.files.append(writer.path)
 
     def summary(self) -> str:
-        """What was written, dropped and how late it was, in one line."""
+        """What was written and dropped and how late it was, in one line."""
+        if not self.files:
+            return f"{self.stream.name}: no frame written"
         parts = []
         if self.stream.dropped:
             parts.append(f"{self.stream.dropped} of {self.stream.received} received were dropped for newer ones")
         if self.stream.reconnects:
-            parts.append(f"opened again {self.stream.reconnects} times" if self.stream.reconnects > 1 else
-                         "opened again once")
-        if self.frames:
-            parts.append(f"maps {self.behind / self.frames:.2f} s behind")
-        return f"{self.stream.name}: {self.frames} frames written to {self.path} ({'; '.join(parts)})"
+            parts.append("opened again " + ("once" if self.stream.reconnects == 1 else
+                                            f"{self.stream.reconnects} times"))
+        if self.resized:
+            parts.append(f"{self.resized} of another size, resized to the first one's")
+        parts.append(f"maps {self._behind / max(self.frames, 1):.2f} s behind")
+        more = f" and {len(self.files) - 1} more files" if len(self.files) > 1 else ""
+        return f"{self.stream.name}: {self.frames} frames written to {self.files[0]}{more} ({'; '.join(parts)})"
 
 
 def predict_live(
-    runtime: Runtime, streams: LiveStreams, paths: Sequence[Path], fps: Sequence[float], look: Look = "panel",
-    max_frames: int | None = None, progress: Callable[[Sequence[LiveOutcome]], None] = lambda outcomes: None,
-) -> list[LiveOutcome]:
-    """Write a video of the predictions for the newest frames of each stream, until all have ended.
+    runtime: Runtime, streams: LiveStreams, records: Sequence[Recording], look: Look = "panel",
+    max_frames: int | None = None, progress: Callable[[], None] = lambda: None,
+) -> None:
+    """Record the predictions for the newest frames of each stream, until all streams have ended.
 
     Frames of equal size that came in the meantime run as a batch. The pictures are encoded in a second thread while the
-    next frames are predicted. Each frame is shown from its arrival to that of the next one that was predicted.
+    next frames are predicted. Each frame is shown from its arrival to that of the next one that was predicted. A stream
+    that cannot be predicted or recorded ends, and the others go on.
 
     Args:
         runtime: Makes the predictions.
         streams: The sources. They are closed at the end.
-        paths: The MP4 file of each stream.
-        fps: Nominal frame rate of each stream [1/s].
+        records: The recording of each stream, closed at the end.
         look: panel, or matte, the foreground over green.
         max_frames: Stop each stream after this many frames; None for no limit.
-        progress: Called with the outcomes so far after each call of the network.
+        progress: Called after each call of the network.
     """
-    outcomes = [LiveOutcome(stream, path) for stream, path in zip(streams.streams, paths, strict=True)]
-    writers = [Writer(path, rate) for path, rate in zip(paths, fps, strict=True)]
-    starts = [0.0] * len(writers)
 
-    def write(frames: list[LiveFrame], predictions: list[Prediction]) -> None:
-        for frame, prediction in zip(frames, predictions, strict=True):
-            outcome, writer = outcomes[frame.stream], writers[frame.stream]
-            if not outcome.frames:
-                starts[frame.stream] = frame.time
+    def write(frames: Sequence[tuple[LiveFrame, Prediction]], done: float) -> None:
+        for frame, prediction in frames:
+            record = records[frame.stream]
+            if record.failed:
+                continue
             try:
-                shown = picture(look, frame.image, prediction)
-                writer.write(shown, 1000 * (frame.time - starts[frame.stream]))
-                outcome.frames += 1
-            except BadInput as error:  # such as a full disk; the other streams go on
-                outcome.failed = error
-                outcome.stream.done.set()
+                record.write(picture(look, frame.image, prediction), frame.time, done - frame.time)
+            except BadInput as error:  # such as a full disk
+                record.fail(error)
+            if max_frames is not None and record.frames >= max_frames:
+                record.stream.done.set()
 
     written: Future[None] | None = None
     with quiet(), streams, ThreadPoolExecutor(1, thread_name_prefix="dpt-encode") as encoder:
         try:
             for frames in streams:
-                predictions = runtime([frame.image for frame in frames])
-                now = time.monotonic()
+                predicted = _predicted(runtime, frames, records)
                 if written is not None:
                     written.result()
-                for frame in frames:
-                    outcomes[frame.stream].behind += now - frame.time
-                written = encoder.submit(write, frames, predictions)
+                written = encoder.submit(write, predicted, time.monotonic())
                 if max_frames is not None:
                     written.result()
-                    for outcome in outcomes:
-                        if outcome.frames >= max_frames:
-                            outcome.stream.done.set()
-                progress(outcomes)
+                progress()
         finally:
-            if written is not None:
-                written.result()
-            for outcome, writer in zip(outcomes, writers, strict=True):
-                try:
-                    writer.close()
-                except BadInput as error:
-                    outcome.failed = outcome.failed or error
-    return outcomes
+            encoder.shutdown()
+            _close(records)
+    if written is not None:
+        written.result()
+
+
+def _predicted(
+    runtime: Runtime, frames: list[LiveFrame], records: Sequence[Recording]
+) -> list[tuple[LiveFrame, Prediction]]:
+    """The frames and their maps; without those that the runtime refuses, whose recordings end."""
+    try:
+        return list(zip(frames, runtime([frame.image for frame in frames]), strict=True))
+    except (BadInput, ContractError) as error:
+        if len(frames) == 1:
+            record = records[frames[0].stream]
+            record.fail(type(error)(f"{record.stream.name}: {error}"))
+            return []
+    return [found for frame in frames for found in _predicted(runtime, [frame], records)]
+
+
+def _close(records: Sequence[Recording]) -> None:
+    """Finish all files, whatever happens to one of them."""
+    unexpected: Exception | None = None
+    for record in records:
+        try:
+            record.close()
+        except BadInput as error:
+            record.fail(error)
+        except Exception as error:
+            unexpected = error
+    if unexpected is not None:
+        raise unexpected

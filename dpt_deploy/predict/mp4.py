@@ -68,6 +68,8 @@ def _shortened(track: bytes, movie_rate: int) -> bool:
 
 def _timing(durations: Sequence[float]) -> dict[bytes, Callable[[bytes], bytes]]:
     ends, ticks, elapsed = 0, [], 0.0
+    if sum(durations) * TICKS / 1000 >= 1 << 32:
+        raise ValueError(f"a video of more than {(1 << 32) / TICKS / 3600:.0f} hours whose frame rate varies")
     for duration in durations:  # rounded at the sum, so that errors do not add up
         elapsed += duration * TICKS / 1000
         ticks.append(max(1, round(elapsed) - ends))

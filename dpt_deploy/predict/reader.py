@@ -46,10 +46,10 @@ def is_live(source: str) -> bool:
 
 
 def video_file(source: str) -> Path:
-    """A file name for what is made of a video, without a suffix for cameras and streams."""
+    """A file name for what is made of a video, without a suffix for cameras; HOST/NAME for streams."""
     if (camera := camera_index(source)) is not None:
         return Path(f"camera{camera}")
-    return Path(_stream_name(source) if is_stream(source) else source)
+    return _stream_file(source) if is_stream(source) else Path(source)
 
 
 def is_video(path: Path) -> bool:
@@ -243,10 +243,11 @@ def _is_text(path: Path) -> bool:
         return TEXT.fullmatch(file.read(4096)) is not None
 
 
-def _stream_name(address: str) -> str:
+def _stream_file(address: str) -> Path:
     parts = urllib.parse.urlsplit(address)
-    name = Path(urllib.parse.unquote(parts.path)).stem or parts.hostname or "stream"
-    return re.sub(r"[^\w.-]+", "_", name).lstrip(".") or "stream"
+    name = Path(urllib.parse.unquote(parts.path)).stem
+    host, name = (re.sub(r"[^\w.-]+", "_", part or "").lstrip(".") for part in (parts.hostname, name))
+    return Path(host or "stream") / name if name else Path(host or "stream")
 
 
 @contextlib.contextmanager

@@ -141,7 +141,8 @@ class Outcome:
 
     frames: int
     """Number of frames written."""
-    interrupted: bool
+    interrupted: int
+    """The signal that ended it; 0 if none did."""
     notes: tuple[str, ...]
     """What is special about the file: varying frame rate, frames of another size."""
 
@@ -176,7 +177,7 @@ def predict_video(
             if i == max_frames:
                 return
 
-    done, interrupted = 0, False
+    done, interrupted = 0, 0
     with quiet(), _Interrupts() as interrupts, Writer(path, reader.fps) as writer:
         try:
             with contextlib.closing(runtime.stream(frames())) as predictions:
@@ -188,7 +189,7 @@ def predict_video(
                     done += 1
                     progress(done)
         except KeyboardInterrupt:
-            interrupted = True
+            interrupted = interrupts.number
         with contextlib.suppress(KeyboardInterrupt), interrupts.deferred():  # a signal now changes nothing
             writer.close()
     notes = ["varying frame rate, kept"] if writer.varies and not reader.damage() else []
@@ -218,9 +219,12 @@ class _Interrupts:
 
     def __init__(self) -> None:
         self._previous: dict[int, object] = {}
+        self.number = int(signal.SIGINT)
+        """The last signal."""
         self._deferred = self._asked = False
 
-    def _interrupt(self, _signal: int, _frame: object) -> None:
+    def _interrupt(self, number: int, _frame: object) -> None:
+        self.number = number
         if not self._deferred:
             raise KeyboardInterrupt
         self._asked = True

@@ -19,10 +19,12 @@ import numpy as np
 import pytest
 
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.predict import live_video
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.predict.live import LiveStreams
-from dpt_deploy.predict.live_video import predict_live
-from dpt_deploy.predict.reader import Reader
+from dpt_deploy.predict.live_video import Recording, predict_live
+from dpt_deploy.predict.reader import Reader, video_file
+from dpt_deploy.predict.sources import output_stems
 from dpt_deploy.runtime import Runtime, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -94,10 +96,21 @@ def runtime(tiny_bundle: Path) -> Iterator[Runtime]:
 
 
 def wait_for_videos(folder: Path, count: int) -> None:
-    """Until some frames of so many streams are predicted."""
-    while len(list(folder.glob("*.mp4"))) < count:
+    """Until some frames of so many streams are predicted, or a minute has passed."""
+    end = time.monotonic() + 60
+    while len(list(folder.glob("*.mp4"))) < count and time.monotonic() < end:
         time.sleep(0.02)
     time.sleep(0.5)
+
+
+def records_of(streams: LiveStreams, folder: Path, **options: float) -> list[Recording]:
+    return [Recording(stream, lambda number, i=i: folder / f"{i}.{number}.mp4", 25.0, **options)
+            for i, stream in enumerate(streams.streams)]
+
+
+def frames_of(path: Path) -> list[np.ndarray]:
+    with Reader(path) as reader:
+        return list(reader)
 
 
 def brightness(image: np.ndarray) -> int:
@@ -120,16 +133,73 @@ def test_the_newest_frame_wins_and_the_others_are_counted(cameras: Cameras) -> N
 def test_streams_of_two_sizes_are_predicted_together(cameras: Cameras, runtime: Runtime, tmp_path: Path) -> None:
     sizes = ["66x90", "66x90", "48x64"]
     streams = LiveStreams([cameras.address(size, 30) for size in sizes])
-    paths = [tmp_path / f"{i}.mp4" for i in range(3)]
-    most: list[int] = []
-    outcomes = predict_live(runtime, streams, paths, [25.0] * 3, "matte", 5,
-                            lambda outcomes: most.append(sum(one.frames for one in outcomes)))
-    assert [outcome.frames for outcome in outcomes] == [5, 5, 5] and not any(one.failed for one in outcomes)
-    assert len(most) < 15, "no call had frames of more than one stream"
-    for path, size in zip(paths, sizes, strict=True):
-        with Reader(path) as reader:
-            frames = list(reader)
+    records = records_of(streams, tmp_path)
+    calls: list[int] = []
+    predict_live(runtime, streams, records, "matte", 5, lambda: calls.append(1))
+    assert [record.frames for record in records] == [5, 5, 5] and not any(record.failed for record in records)
+    assert len(calls) < 15, "no call had frames of more than one stream"
+    for i, size in enumerate(sizes):
+        frames = frames_of(tmp_path / f"{i}.1.mp4")
         assert len(frames) == 5 and frames[0].shape[:2] == tuple(map(int, size.split("x")))
+
+
+def test_a_long_recording_goes_on_in_another_file(cameras: Cameras, runtime: Runtime, tmp_path: Path) -> None:
+    streams = LiveStreams([cameras.address(fps=50)])
+    (record,) = records_of(streams, tmp_path, seconds=0.2)
+    predict_live(runtime, streams, [record], "matte", 20)
+    assert len(record.files) > 2 and record.files[1] == tmp_path / "0.2.mp4"
+    assert sum(len(frames_of(file)) for file in record.files) == record.frames == 20
+    assert f"and {len(record.files) - 1} more files" in record.summary()
+
+
+class Picky(Runtime):
+    """A runtime that refuses one size."""
+
+    def __init__(self, runtime: Runtime) -> None:
+        vars(self).update(vars(runtime))
+
+    def _predict(self, frames: list[np.ndarray]) -> list:
+        if any(frame.shape[0] == 48 for frame in frames):
+            raise BadInput("images[0]: too small")
+        return super()._predict(frames)
+
+
+def test_a_stream_that_is_refused_ends_alone(cameras: Cameras, runtime: Runtime, tmp_path: Path) -> None:
+    streams = LiveStreams([cameras.address("48x64", 30), cameras.address("66x90", 30)])
+    records = records_of(streams, tmp_path)
+    predict_live(Picky(runtime), streams, records, "matte", 10)
+    assert str(records[0].failed) == f"{streams.streams[0].name}: images[0]: too small"
+    assert records[0].summary() == f"{streams.streams[0].name}: no frame written"
+    assert records[1].failed is None and len(frames_of(tmp_path / "1.1.mp4")) == 10
+
+
+def test_an_unexpected_error_leaves_files_that_play(
+    cameras: Cameras, runtime: Runtime, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    streams = LiveStreams([cameras.address("48x64", 30), cameras.address("66x90", 30)])
+    records = records_of(streams, tmp_path)
+    drawn = live_video.picture
+
+    def breaks(look, frame, prediction):
+        if sum(record.frames for record in records) > 8:
+            raise RuntimeError("a fault of ours")
+        return drawn(look, frame, prediction)
+
+    monkeypatch.setattr(live_video, "picture", breaks)
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        predict_live(runtime, streams, records, "matte")
+    assert sum(len(frames_of(file)) for record in records for file in record.files) == 9
+
+
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_a_time_that_is_none_is_refused(seconds: float) -> None:
+    with pytest.raises(BadInput, match="reconnect: expected a number of seconds from 0"):
+        LiveStreams([], seconds)
+
+
+def test_streams_of_one_name_are_told_apart_by_their_hosts() -> None:
+    files = [(video_file(f"rtsp://{host}/live"), Path(), "") for host in ("a", "b")]
+    assert output_stems(files) == ["a_live", "b_live"]
 
 
 def test_a_stream_that_breaks_comes_back(cameras: Cameras, tmp_path: Path, tiny_bundle: Path, capsys) -> None:
@@ -139,18 +209,18 @@ def test_a_stream_that_breaks_comes_back(cameras: Cameras, tmp_path: Path, tiny_
         time.sleep(1)
         cameras.start()
 
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     address = cameras.address().replace("//", "//me:secret@")
-    status = main(PredictConfig(tiny_bundle, (address,), tmp_path, CPU, max_frames=60, reconnect=20))
+    status = main(PredictConfig(tiny_bundle, (address,), tmp_path, CPU, max_frames=30, reconnect=20))
     thread.join()
     said = " ".join(capsys.readouterr().out.split())
-    assert status == 0 and "60 frames written to" in said and "opened again" in said, said
+    assert status == 0 and "30 frames written to" in said and "opened again" in said, said
     assert re.search(r"interrupted; trying to open it again for 20 s .*back after \d", said), said
     assert "secret" not in said
     (video,) = tmp_path.glob("*.panel.mp4")
     with Reader(video) as reader:
-        assert len(list(reader)) == 60
+        assert len(list(reader)) == 30
         assert max(np.diff(reader.times)) > 900, "the gap is as long in the video as it was"
 
 
@@ -165,12 +235,12 @@ def test_a_stream_that_stays_away_is_named_and_the_others_go_on(
         wait_for_videos(tmp_path, 2)
         other.stop()
 
-    thread = threading.Thread(target=interrupt)
+    thread = threading.Thread(target=interrupt, daemon=True)
     thread.start()
     status = main(PredictConfig(tiny_bundle, sources, tmp_path, CPU, max_frames=60, reconnect=1))
     thread.join()
     said = " ".join(capsys.readouterr().out.split())
-    assert status == 1 and "interrupted, and not back within 1 s" in said, said
+    assert status == 1 and "interrupted, and not back within 1 s" in said and ": lost" in said, said
     assert "60 frames written to" in said
     assert len(list(tmp_path.glob("*.panel.mp4"))) == 2
 
@@ -186,16 +256,17 @@ def test_a_stream_that_is_not_there_is_refused() -> None:
         LiveStreams(["http://127.0.0.1:9/nothing"])
 
 
-def test_ctrl_c_leaves_videos_that_play(cameras: Cameras, tmp_path: Path, tiny_bundle: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_videos_that_play(
+    cameras: Cameras, tmp_path: Path, tiny_bundle: Path, number: signal.Signals
+) -> None:
     command = [sys.executable, "-m", "dpt_deploy.predict", str(tiny_bundle), cameras.address(),
                cameras.address("48x64"), "--out", str(tmp_path), "--backend", CPU]
     with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
                           env=os.environ | {"PYTHONPATH": str(ROOT)}, start_new_session=True) as process:
         wait_for_videos(tmp_path, 2)
-        os.killpg(process.pid, signal.SIGINT)
+        os.killpg(process.pid, number)
         said = process.communicate(timeout=60)[0]
-    assert process.returncode == 130 and "Traceback" not in said, said
+    assert process.returncode == 128 + number and "Traceback" not in said, said
     assert said.count("frames written to") == 2
-    for video in tmp_path.glob("*.panel.mp4"):
-        with Reader(video) as reader:
-            assert list(reader)
+    assert all(frames_of(video) for video in tmp_path.glob("*.panel.mp4"))

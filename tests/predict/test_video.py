@@ -110,7 +110,7 @@ def test_a_signal_ends_the_command_with_a_video_that_plays(
             time.sleep(0.05)
         process.send_signal(number)
         said = process.communicate(timeout=120)[0]
-    assert process.returncode == 130, said
+    assert process.returncode == 128 + number, said
     assert "interrupted: " in said and "Traceback" not in said
     assert 0 < len(frames_of(target)) < 1500
 
