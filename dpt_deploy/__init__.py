@@ -34,7 +34,8 @@ _HOME = {
 }
 __all__ = [
     "Bundle", "Contract", "DptError", "EngineOptions", "ExportConfig", "ParityReport", "Prediction", "Runtime",
-    "Steady", "__version__", "build_engines", "create_multitask_dpt_model", "export_checkpoint", "judge", "load", "write_report",
+    "Steady", "__version__", "build_engines", "create_multitask_dpt_model", "export_checkpoint", "judge", "load",
+    "write_report",
 ]
 
 

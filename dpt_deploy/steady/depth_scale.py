@@ -1,8 +1,8 @@
 """Scale and shift of depth from one frame to the next.
 
 A network that sees single frames guesses the scale of a scene anew for each, and its guesses differ. Within a shot the
-scale is held: a frame's depth is fitted to that of the frame before, which is first brought nearer or farther by as much
-as the picture of the foreground has grown or shrunk.
+scale is held: a frame's depth is fitted to that of the frame before, which is first brought nearer or farther by as
+much as the picture of the foreground has grown or shrunk.
 """
 
 from __future__ import annotations

@@ -13,18 +13,16 @@ from .depth_scale import growth, scale_and_shift
 from .flow import Flow, Tracker, inside, warp
 from .shots import is_cut
 
-MEMORY = {"depth": 8, "normals": 8, "alpha": 32}
+MEMORY = {"depth": 24, "normals": 24, "alpha": 32}
 """Most frames that a mean weighs equally; beyond them, older ones fade."""
 HOLD = 30
 """The same for scale and shift of depth."""
 TYPICAL = {"depth": 0.005, "normals": 0.02, "alpha": 0.02}
 """Least deviation that counts as usual: relative, of unit vectors, absolute."""
-SURPRISE = (2.5, 5.0)
+SURPRISE = (4.0, 8.0)
 """Deviations in units of the frame's usual one, from which a mean is forgotten partly, and wholly."""
-ALPHA_SURPRISE = (0.4, 0.8)
+ALPHA_SURPRISE = (0.5, 1.0)
 """The same for alpha, absolute. Its usual deviation is near 0, and all that deviates is at edges."""
-ALPHA_TRUST = 0.8
-"""Least trust in the motion of alpha: the flow is never sure at edges, where alpha varies, and a wrong alpha shows."""
 
 
 class Steady:
@@ -74,7 +72,9 @@ class Steady:
             return self._begin(prediction, maps)
         self._age += 1
         old = {name: warp(value, flow.motion, sharp=True) for name, value in self._maps.items()}
-        counts = {name: warp(value, flow.motion) * self._trust(name, flow) for name, value in self._counts.items()}
+        seen = inside(flow.motion)  # at edges, where alpha varies, the flow is never sure: alpha itself tells
+        counts = {name: warp(value, flow.motion) * (seen if name == "alpha" else flow.trust)
+                  for name, value in self._counts.items()}
         if "depth" in maps:
             old["depth"], maps["depth"] = self._held(old["depth"], maps, counts["depth"], flow)
         for name, value in maps.items():
@@ -90,11 +90,6 @@ class Steady:
         self._maps = dict(maps)
         self._counts = {name: _finite(value).astype(np.float32) for name, value in maps.items()}
         return prediction
-
-    def _trust(self, name: str, flow: Flow) -> np.ndarray:
-        if name != "alpha":
-            return flow.trust
-        return np.maximum(flow.trust, np.float32(ALPHA_TRUST) * inside(flow.motion))
 
     def _held(
         self, old: np.ndarray, maps: dict[str, np.ndarray], count: np.ndarray, flow: Flow
@@ -132,14 +127,14 @@ def _surprise(name: str, value: np.ndarray, old: np.ndarray, count: np.ndarray) 
     deviation = np.sqrt((difference**2).sum(axis=-1)) if difference.ndim == 3 else abs(difference)
     if name == "depth":
         deviation = deviation / np.maximum(np.nan_to_num(abs(value)), 1e-6)
-    deviation = cv2.blur(np.minimum(deviation, 1e3).astype(np.float32), (5, 5))
-    if name == "alpha":
-        low, high = ALPHA_SURPRISE
-        return np.clip((deviation - low) / (high - low), 0, 1)
-    followed = count > 0.5
-    usual = float(np.sqrt(np.mean(deviation[followed] ** 2))) if followed.any() else 0.0
-    low, high = SURPRISE
-    return np.clip((deviation / max(usual, TYPICAL[name]) - low) / (high - low), 0, 1)
+    deviation = np.minimum(deviation, 1e3).astype(np.float32)
+    low, high = ALPHA_SURPRISE
+    if name != "alpha":
+        low, high = SURPRISE
+        followed = cv2.blur(deviation, (5, 5))[count > 0.5]  # without the noise of single pixels
+        usual = float(np.sqrt(np.mean(followed**2))) if followed.size else 0.0
+        deviation = deviation / max(usual, TYPICAL[name])
+    return np.clip((deviation - low) / (high - low), 0, 1)
 
 
 def _finite(value: np.ndarray) -> np.ndarray:
