@@ -21,6 +21,9 @@ with cli.needing("cli"):
     from ..cli.options import Choices, Count, Heads, Limit, Name, Share, Verbose, Workers, resolve_workers
     from .images import FEW, Stop, Tally, predict_few, predict_many, print_tally, progress
 from ..report.terminal import plain_console
+from ..steady import Steady
+from .alpha_video import SUFFIXES as ALPHA_SUFFIXES
+from .alpha_video import AlphaFormat
 from .decoding import read_picture
 from .extras import Extras, ExtraWriter
 from .formats import FORMATS, FormatName
@@ -91,6 +94,11 @@ class PredictConfig:
     """Images in a shard of the output."""
     look: Picture | None = None
     """The picture or video: panel, matte (the foreground over green), or none. Default: panel, none for a large run."""
+    alpha_video: AlphaFormat | None = None
+    """Write each video as the foreground with transparency and with its sound: prores (ProRes 4444, .mov), vp9 (.webm),
+    or png (a folder of frames and their times, without sound). prores and vp9 need the extra video."""
+    steady: bool = False
+    """Steady the maps of videos, cameras and streams, so that they flicker less. Adds no delay."""
     max_frames: Limit = None
     """Stop after this many frames of each video, camera or stream."""
     max_pixels: Count = MAX_PIXELS
@@ -113,6 +121,16 @@ class PredictConfig:
     def with_ray(self) -> bool:
         """Whether Ray predicts."""
         return self.ray or self.ray_address is not None or self.actors is not None
+
+    def check_videos(self, count: int) -> None:
+        """Raise `BadInput` unless options for videos meet one, and do not exclude each other."""
+        asked = [name for name, given in (("--steady", self.steady), ("--alpha-video", self.alpha_video)) if given]
+        if asked and not count:
+            raise BadInput(f"{asked[0]}: expected a video, a camera or a stream, received images. Leave it out, or "
+                           "pass --video for animated images.")
+        if self.alpha_video is not None and self.look is not None:
+            raise BadInput(f"--alpha-video {self.alpha_video}: expected no --look, received --look {self.look}. A "
+                           "video is written once; run the command again for the other one.")
 
     def job(self, large: bool, extras: ExtraWriter) -> Job:
         """The options that each process needs."""
@@ -137,6 +155,7 @@ class Run:
         self.job = config.job(self.large, self.extras)
         self.single = not self.large and len(self.works) + len(self.sources.videos) == 1
         config.extras.check_sources(2 if self.large else len(self.works), len(self.sources.videos))
+        config.check_videos(len(self.sources.videos))
         self.tally = Tally()
         self.skipped: list[str] = []
         self.written = self.status = 0
@@ -191,6 +210,8 @@ class Run:
         if look == "none":
             raise BadInput("--look none: expected panel or matte for a video, which has nothing else.")
         path = config.out / f"{stem}.{look}.mp4"
+        if config.alpha_video is not None:
+            look, path = "cutout", config.out / f"{stem}.cutout{ALPHA_SUFFIXES[config.alpha_video]}"
         total = min((number for number in (reader.length, config.max_frames) if number), default=None)
         start = time.perf_counter()
         with progress(self.console, total) as bar:
@@ -200,7 +221,8 @@ class Run:
                 speed = done / (time.perf_counter() - start)
                 bar.update(task, completed=done, description=f"{speed:.2f} frames/s")
 
-            outcome = predict_video(runtime, reader, path, look, config.max_frames, update)
+            steady = Steady() if config.steady else None
+            outcome = predict_video(runtime, reader, path, look, config.max_frames, update, steady)
         if outcome.interrupted and not outcome.frames:
             raise KeyboardInterrupt("interrupted before the first frame; nothing was written")
         notes = f" ({'; '.join(outcome.notes)})" if outcome.notes else ""
