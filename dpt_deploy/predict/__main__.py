@@ -28,9 +28,10 @@ from .decoding import read_picture
 from .extras import Extras, ExtraWriter
 from .formats import FORMATS, FormatName
 from .job import Job, Picture
+from .live import GIVE_UP, Live, predict_live
 from .reader import Reader, camera_index, shown, video_file
 from .sources import find_sources, output_stems
-from .video import predict_video
+from .video import Look, predict_video
 
 PROG = "python -m dpt_deploy.predict"
 
@@ -99,6 +100,11 @@ class PredictConfig:
     or png (a folder of frames and their times, without sound). prores and vp9 need the extra video."""
     steady: bool = False
     """Steady the maps of videos, cameras and streams, so that they flicker less. Adds no delay."""
+    live: bool = False
+    """Take cameras and streams as they come, several at once: the newest frame of each, in one call of the network; the
+    frames in between are dropped and counted, and a lost connection is made again. Files play at their own rate."""
+    give_up: Count = int(GIVE_UP)
+    """With --live: seconds without a connection after which a stream has ended."""
     max_frames: Limit = None
     """Stop after this many frames of each video, camera or stream."""
     max_pixels: Count = MAX_PIXELS
@@ -122,9 +128,20 @@ class PredictConfig:
         """Whether Ray predicts."""
         return self.ray or self.ray_address is not None or self.actors is not None
 
+    @property
+    def video_look(self) -> tuple[Look, str]:
+        """What videos show, and how their names end. Raises `BadInput` for a look that no video has."""
+        if self.alpha_video is not None:
+            return "cutout", f".cutout{ALPHA_SUFFIXES[self.alpha_video]}"
+        look = "panel" if self.look is None else self.look
+        if look == "none":
+            raise BadInput("--look none: expected panel or matte for a video, which has nothing else.")
+        return look, f".{look}.mp4"
+
     def check_videos(self, count: int) -> None:
         """Raise `BadInput` unless options for videos meet one, and do not exclude each other."""
-        asked = [name for name, given in (("--steady", self.steady), ("--alpha-video", self.alpha_video)) if given]
+        asked = [name for name, given in (("--steady", self.steady), ("--alpha-video", self.alpha_video),
+                                          ("--live", self.live)) if given]
         if asked and not count:
             raise BadInput(f"{asked[0]}: expected a video, a camera or a stream, received images. Leave it out, or "
                            "pass --video for animated images.")
@@ -156,6 +173,9 @@ class Run:
         self.single = not self.large and len(self.works) + len(self.sources.videos) == 1
         config.extras.check_sources(2 if self.large else len(self.works), len(self.sources.videos))
         config.check_videos(len(self.sources.videos))
+        if config.live and self.sources.listing is not None:
+            raise BadInput("--live: expected cameras, streams and videos alone, received images as well. Predict them in "
+                           "a run of their own.")
         self.tally = Tally()
         self.skipped: list[str] = []
         self.written = self.status = 0
@@ -206,12 +226,8 @@ class Run:
     def video(self, runtime: Runtime, reader: Reader, stem: str) -> None:
         """Predict a video, and print what was written."""
         config = self.config
-        look = "panel" if config.look is None else config.look
-        if look == "none":
-            raise BadInput("--look none: expected panel or matte for a video, which has nothing else.")
-        path = config.out / f"{stem}.{look}.mp4"
-        if config.alpha_video is not None:
-            look, path = "cutout", config.out / f"{stem}.cutout{ALPHA_SUFFIXES[config.alpha_video]}"
+        look, ending = config.video_look
+        path = config.out / f"{stem}{ending}"
         total = min((number for number in (reader.length, config.max_frames) if number), default=None)
         start = time.perf_counter()
         with progress(self.console, total) as bar:
@@ -232,6 +248,29 @@ class Run:
         self.status = 130 if outcome.interrupted else 0
         if damage := reader.damage():
             self.skipped.append(f"{shown(reader.source)}: {damage}")
+
+    def live(self, runtime: Runtime, stems: list[str]) -> None:
+        """Predict all cameras and streams at once, and print what was written of each."""
+        config = self.config
+        look, ending = config.video_look
+
+        say = self.console.print
+        live = Live(self.sources.videos, say, config.give_up)
+        paths = [config.out / f"{stem}{ending}" for stem in stems]
+        with progress(self.console, None) as bar:
+            task = bar.add_task("live", total=None)
+            outcomes = predict_live(runtime, live, paths, look, config.steady, config.max_frames,
+                                    lambda done: bar.update(task, completed=done))
+        if outcomes[0].interrupted and not any(one.frames for one in outcomes):
+            raise KeyboardInterrupt("interrupted before the first frame; nothing was written")
+        for one in outcomes:
+            notes = "".join(f"; {note}" for note in one.notes)
+            say(f"{'interrupted: ' if one.interrupted else ''}{one.name}: {one.frames} frames written to {one.path}; "
+                f"{one.dropped} of {one.received} dropped; {one.reconnections} reconnections{notes}")
+            if one.lost:
+                self.skipped.append(f"{one.name}: the connection was lost, and {config.give_up} s brought no other")
+        self.written += sum(one.frames > 0 for one in outcomes)
+        self.status = 130 if outcomes[0].interrupted else 0
 
     def skip_video(self, source: str, error: BadInput) -> None:
         """Note what cannot be read; raises the error if nothing else is to be predicted."""
@@ -287,15 +326,17 @@ def main(config: PredictConfig) -> int:
         return run.finish()
     if run.single and run.works:
         read_picture(run.works[0].item, run.works[0].page, config.max_pixels)  # fail before an engine is loaded
-    first = Reader(sources.videos[0]) if run.single and sources.videos else None
+    first = Reader(sources.videos[0]) if run.single and sources.videos and not config.live else None
     with run.job.load() as runtime:
         run.job.stored(runtime.bundle)  # options that do not fit the bundle end the run before it begins
         run.console.print(runtime.reason if config.verbose else runtime.summary)
         if sources.listing is not None:
             run.images(runtime)
         stems = output_stems([(video_file(source), Path(), "") for source in sources.videos])
+        if config.live:
+            run.live(runtime, stems)
         for source, stem in zip(sources.videos, stems, strict=True):
-            if run.status:
+            if run.status or config.live:
                 break
             try:
                 reader = first or Reader(source)

@@ -183,7 +183,7 @@ def predict_video(
 
     done, interrupted = 0, False
     output = AlphaWriter(path, reader.fps, reader.file) if look == "cutout" else Writer(path, reader.fps)
-    with quiet(), _Interrupts() as interrupts, output as writer:
+    with quiet(), Interrupts() as interrupts, output as writer:
         try:
             with contextlib.closing(runtime.stream(frames())) as predictions:
                 for prediction in predictions:
@@ -227,7 +227,7 @@ PICTURES: dict[Look, Callable[[np.ndarray, Prediction], np.ndarray]] = {
     "panel": panel, "matte": matte, "cutout": _cutout}
 
 
-class _Interrupts:
+class Interrupts:
     """Raise `KeyboardInterrupt` on SIGTERM, which service managers send, so that the file is playable.
 
     Sets the handler of SIGINT too, because shells start background commands with SIGINT ignored.
