@@ -60,7 +60,8 @@ class SteadyConfig:
 
 @dataclass
 class Measured:
-    """Sums over the frames of a clip; the keys are head and, for flicker, what moved."""
+    """Values of the frames of a clip, by head; for flicker also by the motion, and uncovered: only of pixels whose points
+    were not seen in the frame before."""
 
     flicker: dict[str, list[float]] = field(default_factory=dict)
     error: dict[str, list[float]] = field(default_factory=dict)
@@ -78,6 +79,9 @@ class Measured:
             self.error.setdefault(head, []).append(float(error.mean()))
             if before is None:
                 continue
+            if (hidden := counted & ~frame.seen).any():
+                error = metrics.error_map(head, value[hidden], truth[head][hidden])
+                self.error.setdefault(f"{head} uncovered", []).append(float(error.mean()))
             ways = {"true": (frame.motion, frame.seen), "estimated": estimated}
             for name, way in ways.items():
                 if way is not None:

@@ -174,8 +174,8 @@ class Run:
         config.extras.check_sources(2 if self.large else len(self.works), len(self.sources.videos))
         config.check_videos(len(self.sources.videos))
         if config.live and self.sources.listing is not None:
-            raise BadInput("--live: expected cameras, streams and videos alone, received images as well. Predict them in "
-                           "a run of their own.")
+            raise BadInput("--live: expected cameras, streams and videos alone, received images as well. Predict them "
+                           "in a run of their own.")
         self.tally = Tally()
         self.skipped: list[str] = []
         self.written = self.status = 0

@@ -14,7 +14,9 @@ from .flow import Flow
 
 FEWEST = 64  # pixels to fit to
 FLAT = 0.03  # of the depth: with less relief than this, a scale is hardly told from a shift
+OUTLIER = 0.25
 POINTS = 400  # of the fit of the growth
+AGREEING = 0.5  # share of the points that move alike, below which nothing is said
 MOST_GROWTH = 1.05  # from frame to frame
 
 
@@ -30,8 +32,8 @@ def growth(flow: Flow, weight: np.ndarray) -> float:
     chosen = np.linspace(0, len(rows) - 1, POINTS).astype(int)
     rows, columns = rows[chosen], columns[chosen]
     here = np.stack((columns, rows), axis=1).astype(np.float32)
-    similarity, _ = cv2.estimateAffinePartial2D(here, here + flow.motion[rows, columns], ransacReprojThreshold=1.0)
-    if similarity is None:
+    similarity, agree = cv2.estimateAffinePartial2D(here, here + flow.motion[rows, columns], ransacReprojThreshold=1.0)
+    if similarity is None or agree.mean() < AGREEING:
         return 1.0
     factor = 1 / max(float(np.hypot(similarity[0, 0], similarity[1, 0])), 1e-6)
     return min(max(factor, 1 / MOST_GROWTH), MOST_GROWTH)
@@ -40,17 +42,22 @@ def growth(flow: Flow, weight: np.ndarray) -> float:
 def scale_and_shift(depth: np.ndarray, wanted: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
     """Scale from 0.5 to 2 and shift [m] that bring `depth` nearest to `wanted`, by weighted least squares.
 
-    All are (H, W). Where the depth has little relief, the scale is drawn to the ratio of the means. (1, 0) if fewer
-    than `FEWEST` pixels count.
+    All are (H, W). Pixels that differ from the median ratio by more than `OUTLIER` do not count: they show another
+    surface. Where the depth has little relief, the scale is drawn to the ratio of the means. (1, 0) if fewer than
+    `FEWEST` pixels count.
     """
-    total = float(weight.sum())
+    chosen = (weight > 0) & (depth > 0) & (wanted > 0)
+    x, y, w = depth[chosen], wanted[chosen], weight[chosen]
+    if w.sum() < FEWEST:
+        return 1.0, 0.0
+    ratio = y / x
+    w = w * (abs(ratio / np.median(ratio) - 1) < OUTLIER)
+    total = float(w.sum())
     if total < FEWEST:
         return 1.0, 0.0
-    mean, target = float((weight * depth).sum()) / total, float((weight * wanted).sum()) / total
-    if mean <= 0 or target <= 0:
-        return 1.0, 0.0
-    variance = float((weight * (depth - mean) ** 2).sum()) / total
-    covariance = float((weight * (depth - mean) * (wanted - target)).sum()) / total
+    mean, target = float((w * x).sum()) / total, float((w * y).sum()) / total
+    variance = float((w * (x - mean) ** 2).sum()) / total
+    covariance = float((w * (x - mean) * (y - target)).sum()) / total
     floor = (FLAT * mean) ** 2
     scale = min(max((covariance + floor * target / mean) / (variance + floor), 0.5), 2.0)
     return scale, target - scale * mean

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 
-import cv2
 import numpy as np
 
 from ..core.errors import BadInput
@@ -15,22 +14,19 @@ from .shots import is_cut
 
 MEMORY = {"depth": 24, "normals": 24, "alpha": 32}
 """Most frames that a mean weighs equally; beyond them, older ones fade."""
-HOLD = 30
+HOLD = 15
 """The same for scale and shift of depth."""
-TYPICAL = {"depth": 0.005, "normals": 0.02, "alpha": 0.02}
-"""Least deviation that counts as usual: relative, of unit vectors, absolute."""
-SURPRISE = (4.0, 8.0)
-"""Deviations in units of the frame's usual one, from which a mean is forgotten partly, and wholly."""
-ALPHA_SURPRISE = (0.5, 1.0)
-"""The same for alpha, absolute. Its usual deviation is near 0, and all that deviates is at edges."""
+SURPRISE = {"depth": (0.06, 0.2), "normals": (0.4, 0.8), "alpha": (0.4, 0.8)}
+"""Deviations from a mean, from which it is forgotten partly, and wholly: of depth as a share of the map's median, of
+unit vectors, of alpha. A network's flicker is smaller, and another surface deviates more."""
 
 
 class Steady:
     """Steadies the predictions of one video or camera, frame by frame, without delay.
 
     Each map is a running mean along the optical flow. It begins anew for points that come into sight, where the flow is
-    not sure, where the prediction deviates more than it usually does, and in all the frame at a cut. Scale and shift of
-    depth are held over a shot. Not thread-safe: frames are given in order.
+    not sure, where the prediction deviates from the mean by more than flicker, and in all the frame at a cut. Scale and
+    shift of depth are held over a shot. Not thread-safe: frames are given in order.
 
         steady = Steady()
         for frame, prediction in zip(frames, runtime.stream(frames)):
@@ -109,7 +105,7 @@ def _mean(name: str, value: np.ndarray, old: np.ndarray, count: np.ndarray) -> t
     """The running mean with one more frame, and the frames (H, W) that it now weighs."""
     usable = _finite(old) & _finite(value)
     old = np.where(usable if value.ndim == 2 else usable[..., None], old, value)
-    count = np.where(usable, count, 0) * (1 - _surprise(name, value, old, count))
+    count = np.where(usable, count, 0) * (1 - _surprise(name, value, old))
     count = np.minimum(count, MEMORY[name] - 1)
     share = 1 / (1 + count)
     mean = old + (share if value.ndim == 2 else share[..., None]) * (value - old)
@@ -121,19 +117,13 @@ def _mean(name: str, value: np.ndarray, old: np.ndarray, count: np.ndarray) -> t
     return mean.astype(np.float32), (count + _finite(value)).astype(np.float32)
 
 
-def _surprise(name: str, value: np.ndarray, old: np.ndarray, count: np.ndarray) -> np.ndarray:
-    """How far a map deviates from its mean beyond what is usual, (H, W): 0 for not at all, 1 for entirely."""
+def _surprise(name: str, value: np.ndarray, old: np.ndarray) -> np.ndarray:
+    """How far a map deviates from its mean beyond flicker, (H, W): 0 for not at all, 1 for entirely."""
     difference = np.nan_to_num(value - old)
     deviation = np.sqrt((difference**2).sum(axis=-1)) if difference.ndim == 3 else abs(difference)
     if name == "depth":
-        deviation = deviation / np.maximum(np.nan_to_num(abs(value)), 1e-6)
-    deviation = np.minimum(deviation, 1e3).astype(np.float32)
-    low, high = ALPHA_SURPRISE
-    if name != "alpha":
-        low, high = SURPRISE
-        followed = cv2.blur(deviation, (5, 5))[count > 0.5]  # without the noise of single pixels
-        usual = float(np.sqrt(np.mean(followed**2))) if followed.size else 0.0
-        deviation = deviation / max(usual, TYPICAL[name])
+        deviation = deviation / max(float(np.nanmedian(abs(value[::4, ::4]))), 1e-6)
+    low, high = SURPRISE[name]
     return np.clip((deviation - low) / (high - low), 0, 1)
 
 

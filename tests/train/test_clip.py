@@ -31,7 +31,7 @@ def test_the_motion_leads_to_the_same_point(frames: list[ClipFrame]) -> None:
         pairs.append([abs(other - blurred[i + 1])[person].mean()
                       for other in (moved(blurred[i], now.motion), blurred[i])])
     difference, without = np.mean(pairs, axis=0)
-    assert difference < 0.6 * without
+    assert difference < 0.75 * without
 
 
 def test_the_person_and_the_camera_move(frames: list[ClipFrame]) -> None:
