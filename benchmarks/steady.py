@@ -60,8 +60,8 @@ class SteadyConfig:
 
 @dataclass
 class Measured:
-    """Values of the frames of a clip, by head; for flicker also by the motion, and uncovered: only of pixels whose points
-    were not seen in the frame before."""
+    """Values of the frames of a clip, by head; for flicker also by the motion; "uncovered" ones are of the pixels whose
+    points were not seen in the frame before."""
 
     flicker: dict[str, list[float]] = field(default_factory=dict)
     error: dict[str, list[float]] = field(default_factory=dict)

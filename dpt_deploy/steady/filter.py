@@ -9,7 +9,7 @@ import numpy as np
 from ..core.errors import BadInput
 from ..runtime import Prediction
 from .depth_scale import growth, scale_and_shift
-from .flow import Flow, Tracker, inside, warp
+from .flow import Flow, Tracker, warp
 from .shots import is_cut
 
 MEMORY = {"depth": 24, "normals": 24, "alpha": 32}
@@ -68,8 +68,7 @@ class Steady:
             return self._begin(prediction, maps)
         self._age += 1
         old = {name: warp(value, flow.motion, sharp=True) for name, value in self._maps.items()}
-        seen = inside(flow.motion)  # at edges, where alpha varies, the flow is never sure: alpha itself tells
-        counts = {name: warp(value, flow.motion) * (seen if name == "alpha" else flow.trust)
+        counts = {name: warp(value, flow.motion) * (flow.seen if name == "alpha" else flow.trust)
                   for name, value in self._counts.items()}
         if "depth" in maps:
             old["depth"], maps["depth"] = self._held(old["depth"], maps, counts["depth"], flow)

@@ -15,6 +15,7 @@ LONGEST = 512  # pixels; larger frames are reduced, because the flow of the maps
 SMALLEST = 16  # pixels, of a side; smaller frames are enlarged, because DIS needs that
 TYPICAL = 40.0  # standard deviation that pictures are brought to, so that a change of exposure is no motion
 DARK = 4.0  # grey levels; below this deviation, a picture is noise and is not amplified further
+HIDDEN = 1.0  # pixels between the way there and the way back, from which on a point is taken for hidden
 LOOK = 24.0  # of those grey levels: a difference along the motion at which a pixel is another one
 
 
@@ -26,6 +27,9 @@ class Flow:
     """float32 (H, W, 2), x and y [pixels]: from a pixel to its place in the other frame."""
     trust: np.ndarray
     """float32 (H, W) in [0, 1]: 0 where the pixel is hidden or out of sight in the other frame, or not found."""
+    seen: np.ndarray
+    """float32 (H, W) in [0, 1]: 0 only where it is clearly hidden or out of sight. At edges, where the flow is never
+    sure and maps change most, it is higher than `trust`."""
 
 
 class Tracker:
@@ -55,15 +59,17 @@ class Tracker:
         motion = self._dis.calc(frame, other, None)
         back = self._dis.calc(other, frame, None)
         miss = motion + warp(back, motion)
+        distance, within = np.sqrt((miss**2).sum(axis=-1)), inside(motion)
         bound = 0.01 * ((motion**2).sum(axis=-1) + (back**2).sum(axis=-1)) + 0.5
-        agree = np.clip(1.5 - (miss**2).sum(axis=-1) / bound, 0, 1)
+        agree = np.clip(1.5 - distance**2 / bound, 0, 1)
         unlike = cv2.blur(abs(frame - warp(other.astype(np.float32), motion)), (3, 3))
-        trust = agree * np.clip(1.5 - unlike / LOOK, 0, 1) * inside(motion)
+        trust = agree * np.clip(1.5 - unlike / LOOK, 0, 1) * within
+        seen = np.clip(1 + HIDDEN - distance, 0, 1) * within
         if frame.shape != size:
             factors = np.float32((size[1] / frame.shape[1], size[0] / frame.shape[0]))
             motion = cv2.resize(motion, size[::-1], interpolation=cv2.INTER_LINEAR) * factors
-            trust = cv2.resize(trust, size[::-1], interpolation=cv2.INTER_LINEAR)
-        return Flow(motion, trust.astype(np.float32))
+            trust, seen = (cv2.resize(one, size[::-1], interpolation=cv2.INTER_LINEAR) for one in (trust, seen))
+        return Flow(motion, trust.astype(np.float32), seen.astype(np.float32))
 
 
 def warp(picture: np.ndarray, motion: np.ndarray, sharp: bool = False) -> np.ndarray:
