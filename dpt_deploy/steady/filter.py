@@ -16,7 +16,7 @@ MEMORY = {"depth": 24, "normals": 24, "alpha": 32}
 """Most frames that a mean weighs equally; beyond them, older ones fade."""
 HOLD = 15
 """The same for scale and shift of depth."""
-SURPRISE = {"depth": (0.06, 0.2), "normals": (0.4, 0.8), "alpha": (0.4, 0.8)}
+SURPRISE = {"depth": (0.06, 0.2), "normals": (0.4, 0.8), "alpha": (0.5, 1.0)}
 """Deviations from a mean, from which it is forgotten partly, and wholly: of depth as a share of the map's median, of
 unit vectors, of alpha. A network's flicker is smaller, and another surface deviates more."""
 

@@ -15,7 +15,7 @@ LONGEST = 512  # pixels; larger frames are reduced, because the flow of the maps
 SMALLEST = 16  # pixels, of a side; smaller frames are enlarged, because DIS needs that
 TYPICAL = 40.0  # standard deviation that pictures are brought to, so that a change of exposure is no motion
 DARK = 4.0  # grey levels; below this deviation, a picture is noise and is not amplified further
-HIDDEN = 1.0  # pixels between the way there and the way back, from which on a point is taken for hidden
+HIDDEN = 2.5  # pixels between the way there and the way back, from which on a point is taken for hidden
 LOOK = 24.0  # of those grey levels: a difference along the motion at which a pixel is another one
 
 
