@@ -22,6 +22,7 @@ from dpt_deploy import cli
 from dpt_deploy.cli.options import Count, Json, Name, Size
 from dpt_deploy.core import metrics
 from dpt_deploy.core.contract import HEADS
+from dpt_deploy.core.errors import BadInput
 from dpt_deploy.report.writers import write_png
 from dpt_deploy.runtime import Prediction, Runtime, load
 from dpt_deploy.steady import Steady, Tracker, flicker
@@ -39,8 +40,8 @@ UNITS = {"depth": "relative", "normals": "degrees", "alpha": "absolute"}
 class SteadyConfig:
     """Measure flicker and error of a bundle on generated clips, frame by frame and steadied."""
 
-    bundle: Path = Path("engines") / "demo-steady"
-    """Bundle. Default: the demonstration model's FP32 graphs, exported once."""
+    bundle: Path | None = None
+    """Bundle. Default: the demonstration model's FP32 graphs, exported once to engines/demo-steady."""
     clips: Count = 6
     """Clips: faces, full bodies and upper bodies in turn."""
     frames: Count = 75
@@ -56,6 +57,10 @@ class SteadyConfig:
     name: str = "steady"
     """Name of the result files: NAME.json and NAME.png."""
     json: Json = False
+
+    def __post_init__(self) -> None:
+        if self.frames < 2:
+            raise BadInput(f"--frames: expected at least 2, because flicker is a change, received {self.frames}.")
 
 
 @dataclass
@@ -136,8 +141,8 @@ def measure(config: SteadyConfig, runtime: Runtime, number: int) -> tuple[dict[s
         strip.add(frame, maps)
         before, last = maps, now
     result = {name: one.summary() for name, one in sums.items()}
-    log(f"clip {number}: {steady.shots} shot, flicker " + ", ".join(
-        f"{head} {ratio(result, 'flicker', f'{head} true'):.2f}" for head in HEADS))
+    shares = ", ".join(f"{head} {ratio(result, 'flicker', f'{head} true'):.2f}" for head in HEADS)
+    log(f"clip {number}: flicker {shares} of frame by frame")
     return {"clip": number, "shots": steady.shots, **result}, strip
 
 
@@ -163,7 +168,7 @@ def main(config: SteadyConfig) -> int:
     """Exit status 0; 1 if a goal is missed."""
     machine = environment.record()
     clips, strips = [], []
-    with load(demonstration(config.bundle), config.backend) as runtime:
+    with load(config.bundle or demonstration(), config.backend) as runtime:
         backend = runtime.backend
         for number in range(config.clips):
             numbers, strip = measure(config, runtime, number)
@@ -182,8 +187,9 @@ def main(config: SteadyConfig) -> int:
     return int(not met)
 
 
-def demonstration(folder: Path) -> Path:
-    """The bundle in `folder`; made of the demonstration checkpoint if there is none."""
+def demonstration() -> Path:
+    """The bundle of the demonstration checkpoint; made once."""
+    folder = Path("engines") / "demo-steady"
     if (folder / "parity.json").exists():
         return folder
     with cli.needing("export"):

@@ -11,9 +11,9 @@ from dpt_deploy.report.colours import colour_alpha, colour_depth, colour_normals
 from dpt_deploy.report.panel import INK, PAPER, draw_text
 from train.data.synthetic.clip import ClipFrame
 
-SHOWN = (10, 11, 12, 13)
+SHOWN = (40, 41, 42)
 """Frames in a row: consecutive ones, because flicker is the change between them."""
-SIDE = 160  # pixels
+SIDE = 120  # pixels
 LABEL, GAP = 86, 6
 WAYS = {"frames": "one by one", "steady": "steadied", "truth": "truth"}
 
@@ -44,11 +44,8 @@ class Strip:
 
 
 def draw(strips: Sequence[Strip]) -> np.ndarray:
-    """The clips one below the other, uint8 (H, W, 3) RGB."""
-    pages = [_clip(strip) for strip in strips]
-    width = max(page.shape[1] for page in pages)
-    return np.vstack([cv2.copyMakeBorder(page, 0, 3 * GAP, 0, width - page.shape[1], cv2.BORDER_CONSTANT, value=PAPER)
-                      for page in pages])
+    """The clips side by side, uint8 (H, W, 3) RGB."""
+    return np.hstack([_clip(strip) for strip in strips])
 
 
 def _clip(strip: Strip) -> np.ndarray:
@@ -60,11 +57,10 @@ def _clip(strip: Strip) -> np.ndarray:
             lines = np.stack([line[head] for line in strip.lines[way]])  # (T, W) or (T, W, 3)
             tiles.append(cv2.resize(_coloured(head, lines, limits), (2 * SIDE, SIDE), interpolation=cv2.INTER_NEAREST))
             rows.append(_row(f"{head},", title, tiles))
-    pictures = [_small(picture) for picture in strip.pictures]
     head = np.full((SIDE, 2 * SIDE, 3), PAPER, np.uint8)
     draw_text(head, "one row of pixels,", (8, SIDE - 34), INK, 0.5)
     draw_text(head, "time runs downwards", (8, SIDE - 12), INK, 0.5)
-    return np.vstack([_row("frames", "", [*pictures, head]), *rows])
+    return np.vstack([_row("frames", "", [*map(_small, strip.pictures), head]), *rows])
 
 
 def _limits(strip: Strip, way: str) -> tuple[float, float]:

@@ -74,7 +74,7 @@ class Steady:
             old["depth"], maps["depth"] = self._held(old["depth"], maps, counts["depth"], flow)
         for name, value in maps.items():
             self._maps[name], self._counts[name] = _mean(name, value, old[name], counts[name])
-        return dataclasses.replace(prediction, **self._maps)
+        return dataclasses.replace(prediction, **{name: value.copy() for name, value in self._maps.items()})
 
     def reset(self) -> None:
         """Forget all frames, as at a cut."""
@@ -82,7 +82,7 @@ class Steady:
 
     def _begin(self, prediction: Prediction, maps: dict[str, np.ndarray]) -> Prediction:
         self.shots, self._age = self.shots + 1, 1
-        self._maps = dict(maps)
+        self._maps = {name: value.copy() for name, value in maps.items()}
         self._counts = {name: _finite(value).astype(np.float32) for name, value in maps.items()}
         return prediction
 

@@ -183,6 +183,17 @@ def test_normals_stay_unit_vectors_and_alpha_in_its_range() -> None:
     assert all(value.dtype == np.float32 for value in result.maps.values())
 
 
+def test_results_may_be_changed() -> None:
+    """What a caller draws into the maps does not come back."""
+    drawn, kept = Steady(), Steady()
+    for rgb, truth in pan(3):
+        mine = Prediction(alpha=truth.alpha.copy())
+        result = drawn(rgb, mine)
+        np.testing.assert_array_equal(result.alpha, kept(rgb, Prediction(alpha=truth.alpha)).alpha)
+        result.alpha[:] = 1
+        mine.alpha[:] = 1
+
+
 def test_what_is_not_finite_does_not_spread() -> None:
     steady = Steady()
     for i, (rgb, truth) in enumerate(pan(4)):
