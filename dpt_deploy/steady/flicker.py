@@ -11,8 +11,8 @@ from .flow import warp
 def flicker(head: str, now: np.ndarray, before: np.ndarray, motion: np.ndarray, counted: np.ndarray) -> float:
     """Mean difference between a map and the map of the frame before, warped to the same points.
 
-    It contains the change that is real, as of the depth of a person who comes nearer, and what the warp interpolates:
-    the flicker of the true maps, measured in the same way, is its lower bound.
+    It contains the change that is real, as of the depth of a person who comes nearer, and what the warp interpolates at
+    edges. Compare it with that of the true maps, where they are known.
 
     Args:
         head: depth (relative difference), normals (degrees) or alpha (absolute difference).

@@ -160,7 +160,8 @@ def test_the_newest_frame_wins(runtime: Runtime, tmp_path: Path) -> None:
                 return super().__call__(images)
 
         predict_live(Watched(runtime, 0.3), live, [tmp_path / "out.mp4"], "matte", max_frames=5)
-    assert ages[-1] <= ages[0] + 3, f"frames do not queue up: {ages} frames behind the camera"
+    # In a queue, each call would add the six frames that come while it runs.
+    assert ages[-1] <= ages[0] + 12, f"frames queue up: {ages} frames behind the camera"
 
 
 def test_a_file_plays_at_its_rate(runtime: Runtime, tmp_path: Path) -> None:
