@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import re
 import shutil
-import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from ..core.errors import BadInput, first_line, missing_package
-from ..core.files import cannot_write
+from ..core.files import cannot_write, temporary_folder
 from ..report.writers import write_png
 
 if TYPE_CHECKING:
@@ -70,6 +69,7 @@ class AlphaWriter:
             raise BadInput(f"{path}: expected a new folder, or one of frames that this command wrote, but it holds "
                            f"{other.name}. Choose another output folder with --out.")
         self._folder: Path | None = None
+        self._stack = contextlib.ExitStack()
         self._container: OutputContainer | None = None
         self._video: VideoStream | None = None
         self._sound: _Sound | None = None
@@ -98,8 +98,7 @@ class AlphaWriter:
 
     def _open(self) -> None:
         try:
-            self.path.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{self.path.name}.", dir=self.path.parent))
+            self._folder = self._stack.enter_context(temporary_folder(self.path))
             if not self._coded:
                 (self._folder / "frames").mkdir()
                 return
@@ -165,9 +164,8 @@ class AlphaWriter:
             with contextlib.suppress(OSError, ValueError):
                 self._container.close()
         self._container = None
-        if self._folder is not None:
-            shutil.rmtree(self._folder, ignore_errors=True)
         self._folder = None
+        self._stack.close()
 
     def __enter__(self) -> Self:
         return self
