@@ -9,7 +9,7 @@
 
 SHELL := /bin/sh
 DPT_VENV ?= .venv
-DPT_EXTRAS ?= export,cpu,tensorrt-rtx,train,ray,hub,view,points,docs,dev
+DPT_EXTRAS ?= export,cpu,tensorrt-rtx,train,ray,hub,view,points,video,docs,dev
 DPT_SERVE_VENV ?= .venv-serve
 JOBS ?= 2
 PYTEST_ARGS ?=

@@ -29,7 +29,7 @@ from dpt_deploy.cli.help import MARKERS, REGISTRY, paragraph  # noqa: E402
 COPIED = {  # page of the site -> file of the repository
     "index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md",
     "demo.md": "demo/model/README.md", "LICENSE.txt": "LICENSE", "curves.png": "demo/model/curves.png",
-    "samples.png": "demo/model/samples.png",
+    "samples.png": "demo/model/samples.png", "steady.png": "benchmarks/results/steady.png",
 }
 LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?(?=\))")
 

@@ -22,10 +22,11 @@ if TYPE_CHECKING:
     from .parity import judge
     from .report import write_report
     from .runtime import Prediction, Runtime, load
+    from .steady import Steady
 
 _HOME = {
     "Bundle": "core.bundle", "Contract": "core.contract", "ParityReport": "core.verdict",
-    "Prediction": "runtime", "Runtime": "runtime", "load": "runtime",
+    "Prediction": "runtime", "Runtime": "runtime", "load": "runtime", "Steady": "steady",
     "judge": "parity", "write_report": "report",
     "EngineOptions": "build", "build_engines": "build",
     "ExportConfig": "export.config", "export_checkpoint": "export.pipeline",
@@ -33,7 +34,8 @@ _HOME = {
 }
 __all__ = [
     "Bundle", "Contract", "DptError", "EngineOptions", "ExportConfig", "ParityReport", "Prediction", "Runtime",
-    "__version__", "build_engines", "create_multitask_dpt_model", "export_checkpoint", "judge", "load", "write_report",
+    "Steady", "__version__", "build_engines", "create_multitask_dpt_model", "export_checkpoint", "judge", "load",
+    "write_report",
 ]
 
 

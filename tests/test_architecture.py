@@ -29,12 +29,13 @@ ALLOWED: dict[str, set[str]] = {
     "foreign": {"core"},
     "hub": {"core"},
     "runtime": {"core", "backends", "foreign", "geometry", "hub"},
+    "steady": {"core", "runtime"},
     "parity": {"core", "backends", "runtime", "client"},
     "build": {"core", "backends", "cli"},
     "report": {"core", "geometry", "runtime"},
     "export": {"core", "cli", "model", "backends", "foreign", "hub", "runtime", "parity", "build", "report"},
     "doctor": {"core", "backends"},
-    "predict": {"core", "geometry", "runtime", "report"},
+    "predict": {"core", "geometry", "runtime", "report", "steady"},
     "view": {"core", "geometry", "runtime", "report"},
     "client": {"core", "runtime"},
     "serve": {"core", "backends", "runtime"},
@@ -49,7 +50,7 @@ ABOVE_ALL = {"cli", "report", "parity"}  # what the `__main__` of a part may imp
 WITHOUT_TORCH = set(ALLOWED) - {"model", "export", "train"}
 TORCH = {"torch", "torchvision", "timm"}
 # Parts of the base install: its dependencies are all they may need in order to be imported.
-BASE_PARTS = {"__init__", "core", "geometry", "backends", "runtime", "client"}
+BASE_PARTS = {"__init__", "core", "geometry", "backends", "runtime", "steady", "client"}
 BASE_DEPENDENCIES = {"numpy", "cv2", "pydantic", "packaging", PACKAGE}
 
 

@@ -107,7 +107,7 @@ def test_base_install_is_small() -> None:
 
 def test_extras_are_the_documented_ones() -> None:
     assert set(EXTRAS) == {"cli", "cpu", "gpu", "export", "tensorrt", "tensorrt-rtx", "train", "batch", "ray", "hub",
-                           "view", "points", "client", "docs", "dev"}
+                           "view", "points", "video", "client", "docs", "dev"}
 
 
 @pytest.mark.parametrize("extra", EXTRAS)

@@ -24,6 +24,9 @@ with cli.needing("cli"):
     from ..cli.options import Choices, Count, Heads, Limit, Name, Seconds, Share, Verbose, Workers, resolve_workers
     from .images import FEW, Stop, Tally, predict_few, predict_many, print_tally, progress
 from ..report.terminal import plain_console
+from ..steady import Steady
+from .alpha_video import SUFFIXES as ALPHA_SUFFIXES
+from .alpha_video import AlphaFormat
 from .decoding import read_picture
 from .extras import Extras, ExtraWriter
 from .formats import FORMATS, FormatName
@@ -96,6 +99,11 @@ class PredictConfig:
     """Images in a shard of the output."""
     look: Picture | None = None
     """The picture or video: panel, matte (the foreground over green), or none. Default: panel, none for a large run."""
+    alpha_video: AlphaFormat | None = None
+    """Write each video as the foreground with transparency and with its sound: prores (ProRes 4444, .mov), vp9 (.webm),
+    or png (a folder of frames and their times, without sound). prores and vp9 need the extra video."""
+    steady: bool = False
+    """Steady the maps of videos, cameras and streams, so that they flicker less. Adds no delay."""
     max_frames: Limit = None
     """Stop after this many frames of each video, camera or stream."""
     every_frame: bool = False
@@ -124,6 +132,26 @@ class PredictConfig:
         """Whether Ray predicts."""
         return self.ray or self.ray_address is not None or self.actors is not None
 
+    @property
+    def video_look(self) -> tuple[Look, str]:
+        """What videos show, and how their names end. Raises `BadInput` for a look that no video has."""
+        if self.alpha_video is not None:
+            return "cutout", f".cutout{ALPHA_SUFFIXES[self.alpha_video]}"
+        look = "panel" if self.look is None else self.look
+        if look == "none":
+            raise BadInput("--look none: expected panel or matte for a video, which has nothing else.")
+        return look, f".{look}.mp4"
+
+    def check_videos(self, count: int) -> None:
+        """Raise `BadInput` unless options for videos meet one, and do not exclude each other."""
+        asked = [name for name, given in (("--steady", self.steady), ("--alpha-video", self.alpha_video)) if given]
+        if asked and not count:
+            raise BadInput(f"{asked[0]}: expected a video, a camera or a stream, received images. Leave it out, or "
+                           "pass --video for animated images.")
+        if self.alpha_video is not None and self.look is not None:
+            raise BadInput(f"--alpha-video {self.alpha_video}: expected no --look, received --look {self.look}. A "
+                           "video is written once; run the command again for the other one.")
+
     def job(self, large: bool, extras: ExtraWriter) -> Job:
         """The options that each process needs."""
         return Job(self.bundle, self.out, self.backend, self.graph, self.precision, self.threads, self.maps,
@@ -147,6 +175,7 @@ class Run:
         self.job = config.job(self.large, self.extras)
         self.single = not self.large and len(self.works) + len(self.sources.videos) == 1
         config.extras.check_sources(2 if self.large else len(self.works), len(self.sources.videos))
+        config.check_videos(len(self.sources.videos))
         self.tally = Tally()
         self.skipped: list[str] = []
         self.written = self.status = 0
@@ -197,8 +226,8 @@ class Run:
     def video(self, runtime: Runtime, reader: Reader, stem: str) -> None:
         """Predict a video, and print what was written."""
         config = self.config
-        look = self.video_look()
-        path = config.out / f"{stem}.{look}.mp4"
+        look, ending = config.video_look
+        path = config.out / f"{stem}{ending}"
         total = min((number for number in (reader.length, config.max_frames) if number), default=None)
         start = time.perf_counter()
         with progress(self.console, total) as bar:
@@ -208,7 +237,8 @@ class Run:
                 speed = done / (time.perf_counter() - start)
                 bar.update(task, completed=done, description=f"{speed:.2f} frames/s")
 
-            outcome = predict_video(runtime, reader, path, look, config.max_frames, update)
+            steady = Steady() if config.steady else None
+            outcome = predict_video(runtime, reader, path, look, config.max_frames, update, steady)
         if outcome.interrupted and not outcome.frames:
             raise KeyboardInterrupt("interrupted before the first frame; nothing was written")
         notes = f" ({'; '.join(outcome.notes)})" if outcome.notes else ""
@@ -221,9 +251,9 @@ class Run:
 
     def live(self, runtime: Runtime, readers: list[tuple[Reader, str]], stopped: Callable[[], bool]) -> None:
         """Predict cameras and streams together, and print what was written."""
-        look = self.video_look()
+        look, ending = self.config.video_look
         streams = LiveStreams([reader for reader, _ in readers], self.config.reconnect, self.console.print, stopped)
-        records = [Recording(stream, partial(self._live_file, stem, look), reader.fps)
+        records = [Recording(stream, partial(self._live_file, stem, ending), reader.fps, look, self.config.steady)
                    for stream, (reader, stem) in zip(streams.streams, readers, strict=True)]
         start = time.perf_counter()
         with progress(self.console, None) as bar:
@@ -234,22 +264,16 @@ class Run:
                 dropped = sum(stream.dropped for stream in streams.streams)
                 bar.update(task, description=f"{len(records)} live: {speed:.2f} frames/s, {dropped} dropped")
 
-            predict_live(runtime, streams, records, look, self.config.max_frames, update)
+            predict_live(runtime, streams, records, self.config.max_frames, update)
         for record in records:
             self.console.print(record.summary())
             self.written += bool(record.files)
             if problem := record.failed or record.stream.lost:
                 self.skipped.append(str(problem))
 
-    def _live_file(self, stem: str, look: Look, number: int) -> Path:
+    def _live_file(self, stem: str, ending: str, number: int) -> Path:
         part = f".part{number}" if number > 1 else ""
-        return self.config.out / f"{stem}{part}.{look}.mp4"
-
-    def video_look(self) -> Look:
-        """What the videos show. Raises `BadInput` if nothing."""
-        if self.config.look == "none":
-            raise BadInput("--look none: expected panel or matte for a video, which has nothing else.")
-        return self.config.look or "panel"
+        return self.config.out / f"{stem}{part}{ending}"
 
     def skip_video(self, source: str, error: BadInput) -> None:
         """Note what cannot be read; raises the error if nothing else is to be predicted."""
@@ -307,7 +331,7 @@ def main(config: PredictConfig) -> int:
         return run.finish()
     if run.single and run.works:
         read_picture(run.works[0].item, run.works[0].page, config.max_pixels)  # fail before an engine is loaded
-    first = Reader(sources.videos[0]) if run.single and sources.videos else None
+    first = Reader(sources.videos[0]) if run.single and sources.videos and not config.live else None
     with run.job.load() as runtime:
         run.job.stored(runtime.bundle)  # options that do not fit the bundle end the run before it begins
         run.console.print(runtime.reason if config.verbose else runtime.summary)

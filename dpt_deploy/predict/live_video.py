@@ -7,27 +7,32 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
-import numpy as np
-
 from ..core.errors import BadInput, ContractError, DptError
 from ..runtime import Prediction, Runtime
+from ..steady import Steady
+from .alpha_video import AlphaWriter
 from .live import LiveFrame, LiveStream, LiveStreams
 from .reader import quiet
-from .video import Look, Writer, picture
+from .video import PICTURES, Look, Writer, open_writer
 
 PART = 3600.0  # seconds of one file; what a power cut costs at most, and far below what an MP4 index can hold
 
 
 class Recording:
-    """Writes the pictures of a stream to MP4 files of at most an hour, and counts them."""
+    """Writes the pictures of a stream to files of at most an hour, and counts them."""
 
-    def __init__(self, stream: LiveStream, path: Callable[[int], Path], fps: float, seconds: float = PART) -> None:
+    def __init__(
+        self, stream: LiveStream, path: Callable[[int], Path], fps: float, look: Look = "panel", steady: bool = False,
+        seconds: float = PART,
+    ) -> None:
         """A recording of a stream.
 
         Args:
             stream: What is recorded.
             path: Gives the name of a file from its number, from 1.
             fps: Nominal frame rate [1/s].
+            look: panel, matte, the foreground over green, or cutout, the foreground with transparency.
+            steady: Whether to steady the maps.
             seconds: The most that a file holds [s].
         """
         self.stream = stream
@@ -39,28 +44,34 @@ class Recording:
         """Number of frames that had another size than the first one of their file."""
         self.failed: DptError | None = None
         """Why the recording ended early."""
-        self._path, self._fps, self._seconds = path, fps, seconds
-        self._writer: Writer | None = None
+        self._path, self._fps, self._look, self._seconds = path, fps, look, seconds
+        self._steady = Steady() if steady else None
+        self._writer: Writer | AlphaWriter | None = None
         self._start = self._behind = 0.0
 
-    def write(self, image: np.ndarray, moment: float, behind: float) -> None:
-        """Append a picture.
+    def write(self, frame: LiveFrame, prediction: Prediction, done: float) -> None:
+        """Append the picture of a frame.
 
         Args:
-            image: uint8 (H, W, 3) RGB.
-            moment: When the frame arrived [s].
-            behind: How long it then took to its maps [s].
+            frame: The frame.
+            prediction: Its maps.
+            done: When they were there, on the clock of the frame [s].
 
         Raises:
-            BadInput: The file cannot be written.
+            BadInput: The file cannot be written, or a map is missing.
         """
+        moment = frame.time
+        if self._steady is not None:
+            prediction = self._steady(frame.image, prediction)
+        image = PICTURES[self._look](frame.image, prediction)
         if self._writer is not None and moment - self._start >= self._seconds:
             self.close()
         if self._writer is None:
-            self._writer, self._start = Writer(self._path(len(self.files) + 1), self._fps), moment
+            self._writer = open_writer(self._look, self._path(len(self.files) + 1), self._fps)
+            self._start = moment
         self._writer.write(image, 1000 * (moment - self._start))
         self.frames += 1
-        self._behind += behind
+        self._behind += done - frame.time
 
     def fail(self, error: DptError) -> None:
         """End the recording; what was written so far stays."""
@@ -96,7 +107,7 @@ class Recording:
 
 
 def predict_live(
-    runtime: Runtime, streams: LiveStreams, records: Sequence[Recording], look: Look = "panel",
+    runtime: Runtime, streams: LiveStreams, records: Sequence[Recording],
     max_frames: int | None = None, progress: Callable[[], None] = lambda: None,
 ) -> None:
     """Record the predictions for the newest frames of each stream, until all streams have ended.
@@ -109,7 +120,6 @@ def predict_live(
         runtime: Makes the predictions.
         streams: The sources. They are closed at the end.
         records: The recording of each stream, closed at the end.
-        look: panel, or matte, the foreground over green.
         max_frames: Stop each stream after this many frames; None for no limit.
         progress: Called after each call of the network.
     """
@@ -120,7 +130,7 @@ def predict_live(
             if record.failed:
                 continue
             try:
-                record.write(picture(look, frame.image, prediction), frame.time, done - frame.time)
+                record.write(frame, prediction, done)
             except BadInput as error:  # such as a full disk
                 record.fail(error)
             if max_frames is not None and record.frames >= max_frames:

@@ -123,6 +123,11 @@ class Reader:
             yield frame
         self.ended = True
 
+    @property
+    def file(self) -> str | None:
+        """The source if it is a file, and None for cameras and streams."""
+        return self.source if self._camera is None and not self._stream else None
+
     def damage(self) -> str:
         """How many of how many frames were read, and where the others are missing; "" if none is."""
         interval = statistics.median(np.diff(self.times)) if len(self.times) > 1 else 1000 / self.fps

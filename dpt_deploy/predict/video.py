@@ -1,4 +1,4 @@
-"""Predict the frames of a video or a camera, and write a video of panels or of the foreground over green."""
+"""Predict the frames of a video or a camera, and write a video of panels, or of the foreground."""
 
 from __future__ import annotations
 
@@ -19,8 +19,11 @@ import numpy as np
 
 from ..core.errors import BadInput
 from ..core.files import cannot_write
+from ..report.cutout import cutout
 from ..report.panel import panel
 from ..runtime import Prediction, Runtime
+from ..steady import Steady
+from .alpha_video import AlphaWriter
 from .mp4 import rewrite
 from .reader import Reader, quiet
 
@@ -28,7 +31,7 @@ LARGEST = 8190  # pixels; MPEG-4 Part 2 has 13 bits for a size
 RESERVE = 4 << 20  # bytes of free space; what the encoder holds back, and the index
 CHECK_EVERY = 16  # frames
 BACKDROP = (0, 177, 64)  # a common chroma key green
-Look = Literal["panel", "matte"]
+Look = Literal["panel", "matte", "cutout"]
 
 
 class Writer:
@@ -149,7 +152,7 @@ class Outcome:
 
 def predict_video(
     runtime: Runtime, reader: Reader, path: Path, look: Look = "panel", max_frames: int | None = None,
-    progress: Callable[[int], None] = lambda done: None,
+    progress: Callable[[int], None] = lambda done: None, steady: Steady | None = None,
 ) -> Outcome:
     """Write a video of the predictions for each frame of a reader.
 
@@ -160,13 +163,15 @@ def predict_video(
     Args:
         runtime: Makes the predictions.
         reader: The source.
-        path: The MP4 file to write.
-        look: panel, or matte, the foreground over green.
+        path: The MP4 file to write; for a cutout the MOV or WebM file or the folder, as `AlphaWriter` takes it.
+        look: panel, matte, the foreground over green, or cutout, the foreground with transparency.
         max_frames: Stop after this many frames; None for no limit.
         progress: Called with the number of frames that are done.
+        steady: Steadies the predictions; None takes them as they are.
 
     Raises:
         BadInput: The file cannot be written, or is not complete when it is read back.
+        MissingPackage: A cutout needs PyAV, and it is not installed.
     """
     pending: collections.deque[tuple[np.ndarray, float]] = collections.deque()
 
@@ -178,12 +183,15 @@ def predict_video(
                 return
 
     done, interrupted = 0, 0
-    with quiet(), _Interrupts() as interrupts, Writer(path, reader.fps) as writer:
+    output = open_writer(look, path, reader.fps, reader.file)
+    with quiet(), Interrupts() as interrupts, output as writer:
         try:
             with contextlib.closing(runtime.stream(frames())) as predictions:
                 for prediction in predictions:
                     frame, moment = pending.popleft()
-                    shown = picture(look, frame, prediction)
+                    if steady is not None:
+                        prediction = steady(frame, prediction)
+                    shown = PICTURES[look](frame, prediction)
                     with interrupts.deferred():
                         writer.write(shown, moment)
                     done += 1
@@ -193,14 +201,13 @@ def predict_video(
         with contextlib.suppress(KeyboardInterrupt), interrupts.deferred():  # a signal now changes nothing
             writer.close()
     notes = ["varying frame rate, kept"] if writer.varies and not reader.damage() else []
+    if steady is not None:
+        notes.append(f"steadied in {steady.shots} {'shot' if steady.shots == 1 else 'shots'}")
+    if look == "cutout" and writer.sound:
+        notes.append(writer.sound)
     if writer.resized:
         notes.append(f"{writer.resized} frames of another size, resized to the first one's")
     return Outcome(len(writer.times), interrupted, tuple(notes))
-
-
-def picture(look: Look, frame: np.ndarray, prediction: Prediction) -> np.ndarray:
-    """What a video shows of a frame and its maps, uint8 (H, W, 3) RGB. Raises `BadInput` if a map is missing."""
-    return panel(frame, prediction) if look == "panel" else matte(frame, prediction)
 
 
 def matte(frame: np.ndarray, prediction: Prediction) -> np.ndarray:
@@ -211,7 +218,22 @@ def matte(frame: np.ndarray, prediction: Prediction) -> np.ndarray:
     return (frame * alpha + np.float32(BACKDROP) * (1 - alpha) + 0.5).astype(np.uint8)
 
 
-class _Interrupts:
+def _cutout(frame: np.ndarray, prediction: Prediction) -> np.ndarray:
+    if prediction.alpha is None:
+        raise BadInput("--alpha-video: expected a bundle with the head alpha, received one without. Use --look panel.")
+    return cutout(frame, prediction.alpha)
+
+
+PICTURES: dict[Look, Callable[[np.ndarray, Prediction], np.ndarray]] = {
+    "panel": panel, "matte": matte, "cutout": _cutout}
+
+
+def open_writer(look: Look, path: Path, fps: float, source: str | None = None) -> Writer | AlphaWriter:
+    """A writer of what `PICTURES[look]` gives; `source` is the file whose sound goes along, where there is any."""
+    return AlphaWriter(path, fps, source) if look == "cutout" else Writer(path, fps)
+
+
+class Interrupts:
     """Raise `KeyboardInterrupt` on SIGTERM, which service managers send, so that the file is playable.
 
     Sets the handler of SIGINT too, because shells start background commands with SIGINT ignored.

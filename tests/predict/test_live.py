@@ -13,18 +13,19 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import cv2
 import numpy as np
 import pytest
 
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.predict import live_video
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.predict.live import LiveStreams
 from dpt_deploy.predict.live_video import Recording, predict_live
 from dpt_deploy.predict.reader import Reader, video_file
 from dpt_deploy.predict.sources import output_stems
+from dpt_deploy.predict.video import PICTURES
 from dpt_deploy.runtime import Runtime, load
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -103,8 +104,8 @@ def wait_for_videos(folder: Path, count: int) -> None:
     time.sleep(0.5)
 
 
-def records_of(streams: LiveStreams, folder: Path, **options: float) -> list[Recording]:
-    return [Recording(stream, lambda number, i=i: folder / f"{i}.{number}.mp4", 25.0, **options)
+def records_of(streams: LiveStreams, folder: Path, **options: Any) -> list[Recording]:
+    return [Recording(stream, lambda number, i=i: folder / f"{i}.{number}.mp4", 25.0, "matte", **options)
             for i, stream in enumerate(streams.streams)]
 
 
@@ -135,7 +136,7 @@ def test_streams_of_two_sizes_are_predicted_together(cameras: Cameras, runtime: 
     streams = LiveStreams([cameras.address(size, 30) for size in sizes])
     records = records_of(streams, tmp_path)
     calls: list[int] = []
-    predict_live(runtime, streams, records, "matte", 5, lambda: calls.append(1))
+    predict_live(runtime, streams, records, 5, lambda: calls.append(1))
     assert [record.frames for record in records] == [5, 5, 5] and not any(record.failed for record in records)
     assert len(calls) < 15, "no call had frames of more than one stream"
     for i, size in enumerate(sizes):
@@ -143,10 +144,17 @@ def test_streams_of_two_sizes_are_predicted_together(cameras: Cameras, runtime: 
         assert len(frames) == 5 and frames[0].shape[:2] == tuple(map(int, size.split("x")))
 
 
+def test_a_live_recording_can_be_steadied(cameras: Cameras, runtime: Runtime, tmp_path: Path) -> None:
+    streams = LiveStreams([cameras.address("66x90", 30)])
+    (record,) = records_of(streams, tmp_path, steady=True)
+    predict_live(runtime, streams, [record], 5)
+    assert record.failed is None and record.frames == 5 and len(frames_of(record.files[0])) == 5
+
+
 def test_a_long_recording_goes_on_in_another_file(cameras: Cameras, runtime: Runtime, tmp_path: Path) -> None:
     streams = LiveStreams([cameras.address(fps=50)])
     (record,) = records_of(streams, tmp_path, seconds=0.2)
-    predict_live(runtime, streams, [record], "matte", 20)
+    predict_live(runtime, streams, [record], 20)
     assert len(record.files) > 2 and record.files[1] == tmp_path / "0.2.mp4"
     assert sum(len(frames_of(file)) for file in record.files) == record.frames == 20
     assert f"and {len(record.files) - 1} more files" in record.summary()
@@ -167,7 +175,7 @@ class Picky(Runtime):
 def test_a_stream_that_is_refused_ends_alone(cameras: Cameras, runtime: Runtime, tmp_path: Path) -> None:
     streams = LiveStreams([cameras.address("48x64", 30), cameras.address("66x90", 30)])
     records = records_of(streams, tmp_path)
-    predict_live(Picky(runtime), streams, records, "matte", 10)
+    predict_live(Picky(runtime), streams, records, 10)
     assert str(records[0].failed) == f"{streams.streams[0].name}: images[0]: too small"
     assert records[0].summary() == f"{streams.streams[0].name}: no frame written"
     assert records[1].failed is None and len(frames_of(tmp_path / "1.1.mp4")) == 10
@@ -178,16 +186,16 @@ def test_an_unexpected_error_leaves_files_that_play(
 ) -> None:
     streams = LiveStreams([cameras.address("48x64", 30), cameras.address("66x90", 30)])
     records = records_of(streams, tmp_path)
-    drawn = live_video.picture
+    drawn = PICTURES["matte"]
 
-    def breaks(look, frame, prediction):
+    def breaks(frame, prediction):
         if sum(record.frames for record in records) > 8:
             raise RuntimeError("a fault of ours")
-        return drawn(look, frame, prediction)
+        return drawn(frame, prediction)
 
-    monkeypatch.setattr(live_video, "picture", breaks)
+    monkeypatch.setitem(PICTURES, "matte", breaks)
     with pytest.raises(RuntimeError, match="a fault of ours"):
-        predict_live(runtime, streams, records, "matte")
+        predict_live(runtime, streams, records)
     assert sum(len(frames_of(file)) for record in records for file in record.files) == 9
 
 

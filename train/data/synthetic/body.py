@@ -7,11 +7,16 @@ metres. The origin is the pelvis.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 SKIN, HAIR, TOP, BOTTOM, SHOE, WHITE, DARK, LIP = range(8)
+Sway = Callable[[str], float]
+"""What is added to the angle of a joint [degrees], by the joint's name in `JOINTS`."""
+JOINTS = ("lean", "twist", "bend", "nod", "turn", "tilt",
+          *(f"{joint} {side}" for side in ("left", "right") for joint in ("raise", "arm", "elbow", "leg", "knee")))
 
 
 @dataclass(frozen=True)
@@ -71,21 +76,31 @@ class _Builder:
         )
 
 
-def random_body(rng: np.random.Generator, seated_share: float = 0.15) -> Body:
-    """A person of 1.5 to 1.95 m in a random pose, facing +z; seated with probability `seated_share`."""
+def still(joint: str) -> float:
+    """The sway of a body that does not move."""
+    return 0.0
+
+
+def random_body(rng: np.random.Generator, seated_share: float = 0.15, sway: Sway = still) -> Body:
+    """A person of 1.5 to 1.95 m in a random pose, facing +z; seated with probability `seated_share`.
+
+    Equal states of `rng` give the same person, with the same ellipsoids in the same order, whatever `sway` adds to the
+    pose.
+    """
     build = _Builder()
     girth = rng.uniform(0.85, 1.25)
-    spine = rotation(rng.normal(4, 8), rng.normal(0, 12), rng.normal(0, 5))
+    spine = rotation(rng.normal(4, 8) + sway("lean"), rng.normal(0, 12) + sway("twist"),
+                     rng.normal(0, 5) + sway("bend"))
     neck = spine @ (0.0, 0.50, 0.0)
     _torso(build, spine, neck, girth)
-    head = _head(build, rng, spine, neck)
+    head = _head(build, rng, spine, neck, sway)
     sleeve = int(rng.choice([TOP, SKIN], p=[0.6, 0.4]))
     for side in (-1.0, 1.0):
-        _arm(build, rng, spine, neck, side, girth, sleeve)
+        _arm(build, rng, spine, neck, side, girth, sleeve, sway)
     seated = rng.random() < seated_share
     shin = int(rng.choice([BOTTOM, SKIN], p=[0.75, 0.25]))
     for side in (-1.0, 1.0):
-        _leg(build, rng, side, girth, shin, seated)
+        _leg(build, rng, side, girth, shin, seated, sway)
     return build.build(rng.uniform(1.5, 1.95) / 1.75, head)
 
 
@@ -100,8 +115,11 @@ def _torso(build: _Builder, spine: np.ndarray, neck: np.ndarray, girth: float) -
     build.limb(neck - spine @ (0, 0.04, 0.01), neck + spine @ (0, 0.08, 0.015), 0.052, SKIN)
 
 
-def _head(build: _Builder, rng: np.random.Generator, spine: np.ndarray, neck: np.ndarray) -> np.ndarray:
-    axes = spine @ rotation(rng.normal(0, 9), rng.normal(0, 18), rng.normal(0, 5))
+def _head(
+    build: _Builder, rng: np.random.Generator, spine: np.ndarray, neck: np.ndarray, sway: Sway
+) -> np.ndarray:
+    axes = spine @ rotation(rng.normal(0, 9) + sway("nod"), rng.normal(0, 18) + sway("turn"),
+                            rng.normal(0, 5) + sway("tilt"))
     centre = neck + spine @ (0, 0.06, 0.01) + axes @ (0, 0.12, 0.015)
     wide, tall = rng.uniform(0.93, 1.07, 2)
 
@@ -131,13 +149,14 @@ def _head(build: _Builder, rng: np.random.Generator, spine: np.ndarray, neck: np
 
 def _arm(
     build: _Builder, rng: np.random.Generator, spine: np.ndarray, neck: np.ndarray, side: float, girth: float,
-    sleeve: int,
+    sleeve: int, sway: Sway,
 ) -> None:
+    name = _side(side)
     shoulder = neck + spine @ (side * 0.185, -0.065, -0.005)
     raised = rng.uniform(4, 35) if rng.random() < 0.7 else rng.uniform(35, 130)
-    upper = spine @ rotation(-rng.uniform(-25, 55), 0, side * raised)
+    upper = spine @ rotation(-rng.uniform(-25, 55) + sway(f"arm {name}"), 0, side * (raised + sway(f"raise {name}")))
     elbow = shoulder + upper @ (0, -0.28, 0)
-    lower = upper @ rotation(0, side * rng.uniform(-60, 40)) @ rotation(-rng.uniform(5, 110))
+    lower = upper @ rotation(0, side * rng.uniform(-60, 40)) @ rotation(-rng.uniform(5, 110) + sway(f"elbow {name}"))
     wrist = elbow + lower @ (0, -0.25, 0)
     build.ellipsoid(shoulder, np.eye(3), (0.062 * girth,) * 3, TOP)
     build.limb(shoulder, elbow, 0.047 * girth, TOP)
@@ -146,14 +165,22 @@ def _arm(
     build.ellipsoid(wrist + lower @ (0, -0.075, 0), lower, (0.040, 0.085, 0.022), SKIN)
 
 
-def _leg(build: _Builder, rng: np.random.Generator, side: float, girth: float, shin: int, seated: bool) -> None:
+def _leg(
+    build: _Builder, rng: np.random.Generator, side: float, girth: float, shin: int, seated: bool, sway: Sway
+) -> None:
+    name = _side(side)
     hip = np.array((side * 0.09 * girth, -0.05, 0.0))
     swing = rng.uniform(70, 95) if seated else rng.normal(5, 16)
+    swing -= sway(f"leg {name}")
     upper = rotation(0, side * rng.uniform(0, 25)) @ rotation(-swing, 0, side * rng.uniform(0, 10))
     knee = hip + upper @ (0, -0.42, 0)
-    lower = upper @ rotation(rng.uniform(60, 95) if seated else abs(rng.normal(0, 18)))
+    lower = upper @ rotation((rng.uniform(60, 95) if seated else abs(rng.normal(0, 18))) + sway(f"knee {name}"))
     ankle = knee + lower @ (0, -0.40, 0)
     build.limb(hip, knee, 0.082 * girth, BOTTOM)
     build.ellipsoid(knee, np.eye(3), (0.060,) * 3, shin)
     build.limb(knee, ankle, 0.053, shin)
     build.ellipsoid(ankle + lower @ (0, -0.045, 0.055), lower, (0.042, 0.036, 0.115), SHOE)
+
+
+def _side(side: float) -> str:
+    return "left" if side < 0 else "right"

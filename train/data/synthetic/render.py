@@ -142,7 +142,10 @@ def _surface(body, camera, form, linear, depth, alpha, part) -> Surface:
     return Surface(depth, normals, alpha.astype(np.float32), pixels, parts, facing, local)
 
 
-def shade(surface: Surface, body: Body, background: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+def shade(
+    surface: Surface, body: Body, background: np.ndarray, rng: np.random.Generator,
+    noise: np.random.Generator | None = None,
+) -> np.ndarray:
     """Light the body and composite it over a background.
 
     The light is mostly frontal, the ambient light is brighter from above, surfaces are a little glossy, and clothes
@@ -153,6 +156,7 @@ def shade(surface: Surface, body: Body, background: np.ndarray, rng: np.random.G
         body: The body it shows.
         background: float32 (H, W, 3) in [0, 1], linear light.
         rng: Draws light, colours and noise.
+        noise: Draws the noise of the sensor instead, so that the frames of a clip share the rest.
 
     Returns:
         uint8 (H, W, 3) RGB with gamma 2.
@@ -181,7 +185,8 @@ def shade(surface: Surface, body: Body, background: np.ndarray, rng: np.random.G
     softness = rng.uniform(0.25, 0.7)
     image = cv2.GaussianBlur(image, (0, 0), softness) if softness > 0.3 else image
     image = np.sqrt(np.clip(image, 0, 1)) * 255  # gamma 2
-    image += rng.normal(0, 1, image.shape[:2] + (1,)).astype(np.float32) * rng.uniform(0, 4)
+    grain = (noise or rng).normal(0, 1, image.shape[:2] + (1,)).astype(np.float32)
+    image += grain * rng.uniform(0, 4)
     return np.clip(image + 0.5, 0, 255).astype(np.uint8)
 
 

@@ -49,7 +49,8 @@ def generate(seed: int, number: int, height: int, width: int) -> Scene:
     rng = np.random.default_rng((seed, number))
     while True:
         body = random_body(rng)
-        body, camera = _frame(body, kind_of(number), height, width, rng)
+        placement = place(body, kind_of(number), height, width, rng)
+        body, camera = placement.placed(body), placement.camera
         surface = render(body, camera)
         if (surface.alpha > 0.5).mean() > 0.04:
             break
@@ -57,7 +58,24 @@ def generate(seed: int, number: int, height: int, width: int) -> Scene:
     return Scene(rgb, surface.depth, surface.normals, surface.alpha, camera.intrinsics)
 
 
-def _frame(body: Body, kind: str, height: int, width: int, rng: np.random.Generator) -> tuple[Body, Camera]:
+@dataclass(frozen=True)
+class Placement:
+    """Where a body stands before the camera."""
+
+    turn: np.ndarray
+    """float64 (3, 3): rotates the body about its origin."""
+    target: np.ndarray
+    """float64 (3,): the point of the turned body [m] that moves to `to`."""
+    to: np.ndarray
+    """float64 (3,), in camera space [m]."""
+    camera: Camera
+
+    def placed(self, body: Body) -> Body:
+        """The body in camera space."""
+        return body.moved(self.turn, np.zeros(3), np.zeros(3)).moved(np.eye(3), self.target, self.to)
+
+
+def place(body: Body, kind: str, height: int, width: int, rng: np.random.Generator) -> Placement:
     """Turn the body, and place the camera so that `kind` fills the image."""
     yaw = rng.normal(0, 32) if rng.random() < 0.8 else rng.uniform(-180, 180)
     turn = rotation(rng.normal(4, 9), 0, rng.normal(0, 3)) @ rotation(0, yaw)
@@ -75,7 +93,7 @@ def _frame(body: Body, kind: str, height: int, width: int, rng: np.random.Genera
     focal = height / 2 / np.tan(field_of_view / 2)
     distance = extent * focal / height
     shift = rng.normal(0, 0.03, 2) * extent
-    return body.moved(np.eye(3), target, np.array((shift[0], shift[1], -distance))), Camera(focal, height, width)
+    return Placement(turn, target, np.array((shift[0], shift[1], -distance)), Camera(focal, height, width))
 
 
 def write_sample(folder: Path, index: int, scene: Scene) -> None:
