@@ -26,6 +26,8 @@ from .verdict import ParityReport
 MANIFEST = "manifest.json"
 SKIPPED_IMAGES = "skipped_images"
 """Among the manifest's options: the images of `--images` that could not be read, one line each."""
+DESCRIBED_BY = "described_by"
+"""Among the manifest's options, of an import: the value of `--description`, a file without its folder."""
 PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
 VERDICT_FILES = (PARITY_JSON, REPORT_HTML, MODEL_CARD)
 """The files that hold the parity verdict on the bundle."""
@@ -81,10 +83,10 @@ class Bundle:
             BadInput: `folder` is a file.
         """
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):
             raise BadInput(f"--out: expected a folder for the bundle, received the file {folder}. Choose another.")
         bundle = cls(folder, manifest, on_verdict_removed)
-        if (folder / MANIFEST).exists():
+        if os.path.exists(folder / MANIFEST):
             # An unreadable manifest is replaced, because nothing in it can be reused.
             with contextlib.suppress(BadBundle):
                 bundle.previous = Manifest.read(folder / MANIFEST)
@@ -137,9 +139,13 @@ class Bundle:
     @property
     def remake_command(self) -> str:
         """The shell line that makes the bundle again, with the options at their defaults."""
+        return shlex.join([*self._make_words(), "--out", str(self.folder)])
+
+    def _make_words(self) -> list[str]:
         command = "export.importing" if self.manifest.imported else "export"
-        return shlex.join(["python", "-m", f"dpt_deploy.{command}", self.manifest.checkpoint.file, "--out",
-                           str(self.folder)])
+        described_by = self.manifest.options.get(DESCRIBED_BY) if self.manifest.imported else None
+        return ["python", "-m", f"dpt_deploy.{command}", self.manifest.checkpoint.file,
+                *(["--description", str(described_by)] if described_by else [])]
 
     def last_report(self) -> ParityReport | None:
         """The parity report of the last run. None if there is none or it is not readable."""
@@ -157,7 +163,7 @@ class Bundle:
             "the bundle has no parity verdict, because its export was interrupted or its graphs were replaced"
         if self.manifest.imported and not self.find("reference"):
             return (f"the bundle around {self.manifest.checkpoint.file} has no parity verdict; make one with: "
-                    f"python -m dpt_deploy.export.importing {shlex.quote(self.manifest.checkpoint.file)}")
+                    f"{shlex.join(self._make_words())}")
         return f"{what}; judge it with: python -m dpt_deploy.parity {self.folder}"
 
     def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:

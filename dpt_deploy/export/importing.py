@@ -17,7 +17,7 @@ with cli.needing("export"):
     import tyro
 
     from ..build import EngineOptions, benchmark_command, build_engines, choose_builder
-    from ..cli.options import Count, Name
+    from ..cli.options import Count, Name, check_companions
     from ..core.bundle import MANIFEST, Bundle
     from ..core.files import locked, temporary_folder
     from ..core.replacement import begin_apart, check_free, take_place
@@ -72,6 +72,7 @@ def import_model(config: ImportConfig, say: Say = print, command: str = "") -> t
     Raises:
         DptError: The model or its description is not valid, a package is missing, or a graph cannot be made.
     """
+    check_companions(config, {"images": ("max_images",)})
     load_budget(config.budget)
     choose_builder(config.engines)
     folder = config.out or Path("engines") / config.model.stem

@@ -269,6 +269,35 @@ def test_remedies_of_an_imported_bundle_name_the_import(tmp_path: Path) -> None:
         bundle.path(graph)
 
 
+@pytest.mark.parametrize("stated", [None, "file", "preset"])
+def test_the_command_that_makes_an_import_again_states_its_description(
+    tmp_path: Path, cache: Path, stated: str | None
+) -> None:
+    path = foreign_model(tmp_path / "other.onnx", size=(512, 512) if stated == "preset" else SIZE)
+    if stated == "preset":  # the outputs in david's order
+        model = onnx.load(path)
+        mask, far, vectors = model.graph.output
+        outputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in (far, vectors, mask)]
+        del model.graph.output[:]
+        model.graph.output.extend(outputs)
+        onnx.save(model, path)
+    file = (tmp_path / "other.yaml") if stated is None else tmp_path / "about it.yaml"
+    file.write_text(DESCRIPTION, encoding="utf-8")
+    option = {None: None, "file": file, "preset": "david"}[stated]
+    bundle = Bundle.open(cached_bundle(path, option))
+    words = {None: "", "file": " --description 'about it.yaml'", "preset": " --description david"}[stated]
+    again = f"python -m dpt_deploy.export.importing other.onnx{words}"
+    assert bundle.remake_command == f"{again} --out {bundle.folder}"
+    assert bundle.unjudged(bundle.find("onnx")[0]).endswith(f"make one with: {again}")
+    assert str(tmp_path) not in json.dumps(bundle.manifest.to_json())
+
+
+def test_a_number_of_images_without_images_is_refused(tmp_path: Path) -> None:
+    given = ImportConfig(foreign_model(tmp_path / "other.onnx"), "david", tmp_path / "out", max_images=3)
+    with pytest.raises(BadInput, match="--max-images: expected --images too"):
+        import_model(given, lambda line: None)
+
+
 def test_a_file_that_is_not_there_is_no_bundle(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match=r"expected an ONNX file, but there is no file .*nothere\.onnx"):
         dpt_deploy.load(tmp_path / "nothere.onnx")
