@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from .core.bundle import MANIFEST, MODEL_CARD, Bundle
-from .core.errors import BadBundle, BadInput, first_line, missing_package
+from .core.errors import BadBundle, BadInput, DptWarning, first_line, missing_package
 from .core.hub_address import NAME, Address, parse_address
 from .core.manifest import Manifest
 from .core.version import __version__
@@ -22,6 +22,9 @@ from .core.version import __version__
 LIBRARY = "dpt-deploy"
 NOT_NEEDED = {"reference", "cache"}
 """Kinds of files that a runtime does not read."""
+NETWORK = ("httpx", "httpcore", "requests", "urllib3")
+"""What the names of the modules begin with whose exceptions without a response mean that the network failed. Which of
+them it is depends on the version of huggingface_hub."""
 PIPELINES = {"depth": "depth-estimation", "alpha": "image-segmentation", "normals": "image-feature-extraction"}
 TAGS = {"depth": "depth-estimation", "normals": "surface-normals", "alpha": "image-matting"}
 
@@ -29,7 +32,7 @@ TAGS = {"depth": "depth-estimation", "normals": "surface-normals", "alpha": "ima
 def download(address: str | Path) -> Path:
     """The folder of a bundle in the hub's cache on this machine; missing files are fetched.
 
-    The parity reference stays on the hub. A bundle with engines gives a `UserWarning`, because an engine can run any
+    The parity reference stays on the hub. A bundle with engines gives a `DptWarning`, because an engine can run any
     code. Without a network, or with HF_HUB_OFFLINE=1, what the cache has is used.
 
     Raises:
@@ -49,7 +52,7 @@ def download(address: str | Path) -> Path:
         warnings.warn(f"{wanted} has engines, and an engine can run any code on this machine. Load it only if you "
                       f"trust {wanted.repository.partition('/')[0]}; else copy it without engines and build your own: "
                       f"{wanted.download_command} --exclude '*.engine', then python -m dpt_deploy.build {wanted.local}",
-                      stacklevel=4)  # the caller of load
+                      DptWarning, stacklevel=4)  # the caller of load
     files = [artifact.file for artifact in manifest.artifacts if artifact.kind not in NOT_NEEDED]
     # The commit of the manifest, so that the files are of the same one.
     return _fetched(Address(wanted.repository, root.name, wanted.folder),
@@ -67,7 +70,8 @@ def push(bundle: Bundle, repository: str, private: bool | None = None) -> str:
         private: Of a new repository. None takes the account's default.
 
     Raises:
-        BadInput: The name has another form, nobody is logged in, or the hub refused.
+        BadInput: The name has another form, nobody is logged in, the hub refused or cannot be reached, or the
+            repository was changed meanwhile.
         BadBundle: A file is damaged.
         MissingPackage: huggingface_hub is not installed.
     """
@@ -89,9 +93,24 @@ def push(bundle: Bundle, repository: str, private: bool | None = None) -> str:
         commit = api.create_commit(wanted, operations, parent_commit=now.sha,
                                    commit_message=f"Bundle {bundle.name}, dpt-deploy {__version__}")
     except Exception as error:  # of the hub, of the network and of the disk; they have no common base class
-        raise BadInput(f"--push {wanted}: the hub refused ({first_line(error)}). Log in with: hf auth login; the token "
-                       "needs the right to write there.") from error
+        raise BadInput(f"--push {wanted}: {_push_fault(hub, error)}") from error
     return str(Address(wanted, commit.oid))
+
+
+def _push_fault(hub: Any, error: Exception) -> str:
+    """Why a push failed, and what to do."""
+    reason, status = first_line(error), getattr(getattr(error, "response", None), "status_code", None)
+    if status in (401, 403) or isinstance(error, hub.errors.LocalTokenNotFoundError):
+        return f"the hub refused ({reason}). Log in with: hf auth login; the token needs the right to write there."
+    if status in (409, 412):
+        return f"somebody else changed the repository meanwhile ({reason}). Run the command again."
+    if status == 429 or (status or 0) >= 500:
+        return f"the hub cannot take it now ({reason}). Wait a while, then run the command again."
+    if status is not None:
+        return f"the hub refused ({reason}). Check the name of the repository and the bundle."
+    if type(error).__module__.startswith(NETWORK) or isinstance(error, ConnectionError | TimeoutError):
+        return f"the hub cannot be reached ({reason}). Check the network and HF_HUB_OFFLINE, then run it again."
+    return f"the bundle cannot be sent ({reason}). Check its files, then run the command again."
 
 
 def check_repository(repository: str) -> str:

@@ -43,6 +43,8 @@ class Hub(http.server.ThreadingHTTPServer):
     """Commits by the names of other branches."""
     parents: list[str | None]
     """The commits that pushes were made on."""
+    refusals: list[int]
+    """The statuses that the next commits are answered with instead."""
     validated: list[str]
     """What the client sent to check the metadata of the card."""
 
@@ -62,6 +64,8 @@ class Handler(http.server.BaseHTTPRequestHandler):
             files = [{"path": file["path"], "uploadMode": "regular", "shouldIgnore": False}
                      for file in json.loads(body)["files"]]
             self.answer({"files": files})
+        elif "/commit/" in path and self.server.refusals:
+            self.answer({"error": "the commit is refused"}, self.server.refusals.pop(0))
         elif "/commit/" in path:
             lines = [json.loads(line) for line in body.splitlines()]
             files = dict(self.server.commits.get(self.server.newest, {}))
@@ -124,6 +128,7 @@ class Handler(http.server.BaseHTTPRequestHandler):
 def server() -> Iterator[Hub]:
     with Hub(("127.0.0.1", 0), Handler) as running:
         running.commits, running.validated, running.branches, running.parents = {}, [], {}, []
+        running.refusals = []
         thread = threading.Thread(target=running.serve_forever)
         thread.start()
         yield running
@@ -221,7 +226,10 @@ def test_links_to_anywhere_else_are_refused_in_the_cache_too(tiny_bundle: Path, 
 
 @pytest.mark.parametrize("address", ["hf://", "hf://one", "hf://a/b/../c", "hf://a/../b", "hf://a/b@", "hf://a b/c",
                                      "hf://-a/b", "hf://a/b@main/x\n", "hf://a/b@x%2F", "hf://a/b@x%2F%2Fy",
-                                     "hf://a/b@%2Fx", "hf://a/b@x%2F..%2Fy", "hf://a/b@x%00"])
+                                     "hf://a/b@%2Fx", "hf://a/b@x%2F..%2Fy", "hf://a/b@x%00",
+                                     "hf://a/b@refs/heads/main", "hf://a/b@refs%2Fheads%2Fmain", "hf://a/b@refs/x",
+                                     "hf://a/b@refs/tags/v1/models", "hf://a/b@refs/pr/x", "hf://a/b@refs/pr",
+                                     "hf://a/b@refs%2Fpr%2F3%2Fx", "hf://a/b@refs/", "hf://a/b@refs/convert"])
 def test_addresses_of_another_form_are_refused(address: str) -> None:
     with pytest.raises(BadInput, match="OWNER/NAME"):
         hub.parse_address(address)
@@ -233,6 +241,8 @@ def test_addresses_have_three_parts() -> None:
     assert str(hub.parse_address("hf://a/b@v1")) == "hf://a/b@v1"
     assert hub.parse_address("hf://a/b@feature%2Fx/models") == hub.Address("a/b", "feature/x", "models")
     assert hub.parse_address("hf://a/b@refs/pr/3/models") == hub.Address("a/b", "refs/pr/3", "models")
+    assert hub.parse_address("hf://a/b@refs/convert/onnx") == hub.Address("a/b", "refs/convert/onnx")
+    assert hub.parse_address("hf://a/b@refs-x/models") == hub.Address("a/b", "refs-x", "models")
     for text in ("hf://a/b@feature%2Fx/models", "hf://a/b@refs%2Fpr%2F3"):
         assert str(hub.parse_address(text)) == text
 
@@ -262,6 +272,34 @@ def test_a_push_removes_what_only_an_earlier_bundle_had(
                                             if one.kind != "cache")} == set(now) - {"notes.txt"}
 
 
+def test_a_failed_push_says_what_to_do(own_bundle: Path, tmp_path: Path, server: Hub) -> None:
+    """Only who lacks a token is told to log in."""
+    advice = {401: "Log in with: hf auth login", 403: "Log in with: hf auth login", 409: "Run the command again",
+              412: "changed the repository meanwhile", 503: "Wait a while", 400: "Check the name"}
+    server.commits["0" * 40], server.newest, server.refusals = {}, "0" * 40, list(advice)
+    code = f"""
+import sys
+from dpt_deploy import hub
+from dpt_deploy.core.bundle import Bundle
+from dpt_deploy.core.errors import BadInput
+import huggingface_hub
+for i in range({len(advice) + 1}):
+    if i == {len(advice)}:  # nothing listens there
+        huggingface_hub.constants.ENDPOINT = "http://127.0.0.1:9"
+    try:
+        hub.push(Bundle.open(sys.argv[1]), "{NAME}")
+    except BadInput as error:
+        print(error)
+"""
+    bundle = Bundle.open(own_bundle)
+    bundle.update(artifacts=())
+    bundle.save()
+    lines = program(code, tmp_path, server, str(own_bundle)).splitlines()
+    for line, wanted in zip(lines, [*advice.values(), "cannot be reached"], strict=True):
+        assert line.startswith(f"--push {NAME}: ") and wanted in line, line
+        assert ("hf auth login" in line) == ("Log in" in wanted), line
+
+
 def test_engines_of_others_give_a_warning(
     own_bundle: Path, tmp_path: Path, server: Hub
 ) -> None:
@@ -270,9 +308,11 @@ def test_engines_of_others_give_a_warning(
     bundle.add("one.engine", "engine", graph="frame", precision="fp32", details={"builder": "tensorrt"})
     files = {path.name: path.read_bytes() for path in own_bundle.iterdir()}
     server.commits["0" * 40], server.branches["feature/x"] = files, "0" * 40
-    code = f"import warnings; warnings.simplefilter('error')\n{LOAD}"
-    said = program(code, tmp_path, server, f"hf://{NAME}@feature%2Fx")
-    assert f"UserWarning: hf://{NAME}@feature%2Fx has engines, and an engine can run any code" in said
+    code = f"import sys; sys.stderr = sys.stdout\n{LOAD}"
+    said, loaded = program(code, tmp_path, server, f"hf://{NAME}@feature%2Fx",
+                           HF_HUB_DISABLE_PROGRESS_BARS="1").splitlines()
+    assert said.startswith(f"warning: hf://{NAME}@feature%2Fx has engines, and an engine can run any code")
+    assert "snapshots" in loaded
     assert f"hf download {NAME} --revision feature/x --local-dir engines/three-heads --exclude '*.engine'" in said
 
 

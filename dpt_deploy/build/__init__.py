@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,8 @@ def build_engines(
 ) -> list[Artifact]:
     """Build an engine for each half-precision and eight-bit graph of the bundle, or for each graph of `precisions`.
 
-    An engine of the same graph, builder, profile and options is reused. Engines of outdated graphs are removed.
+    An engine of the same graph, builder, profile and options is reused. Engines of outdated graphs are removed, and so
+    are engines and timing caches that the manifest lists and the folder lacks, as in a copy made without them.
 
     Args:
         bundle: The bundle that has the graphs; the engines are added to it, with their certificates in `details`.
@@ -45,8 +47,10 @@ def build_engines(
                        f"{', '.join(absent)}. Use one of those{other}.")
     builder = choose_builder(options)
     current = {artifact.sha256 for artifact in bundle.find("onnx")}
-    for outdated in [engine for engine in bundle.find("engine") if engine.details.made_from not in current]:
-        bundle.remove(outdated)
+    for artifact in [*bundle.find("engine"), *bundle.find("cache")]:
+        outdated = artifact.kind == "engine" and artifact.details.made_from not in current
+        if outdated or not os.path.exists(bundle.folder / artifact.file):
+            bundle.remove(artifact)
     if builder is None:
         return []
     if problem := unserved(builder.name, builder.version, device.compute_capability(), options.turing, bundle.folder):

@@ -68,10 +68,10 @@ def target_graph(bundle: Bundle, engine: Artifact) -> Artifact:
     """The graph of `bundle` of the same kind and precision as `engine`. Raises `BadBundle` if there is none."""
     graphs = bundle.find("onnx", graph=engine.graph, precision=engine.precision)
     if not graphs:
-        remedy = f"Export it with --precision {engine.precision}"
+        remedy = f"Export it with --precision {engine.precision}."
         if bundle.manifest.imported:
-            remedy = "An import makes none"
-        raise BadBundle(f"--refit: {bundle.folder} has no {engine.graph} graph in {engine.precision}. {remedy}.")
+            remedy = f"An import has FP32 graphs only. Build their engines: python -m dpt_deploy.build {bundle.folder}"
+        raise BadBundle(f"--refit: {bundle.folder} has no {engine.graph} graph in {engine.precision}. {remedy}")
     return graphs[0]
 
 

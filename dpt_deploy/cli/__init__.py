@@ -22,11 +22,12 @@ from __future__ import annotations
 import contextlib
 import shlex
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from ..core.errors import DptError, MissingPackage, missing_package
+from ..core.errors import DptError, DptWarning, MissingPackage, missing_package
 
 OURS = ("dpt_deploy", "dpt_train", "train", "benchmarks", "demo")
 
@@ -45,10 +46,31 @@ def needing(extra: str) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def exit_on_error() -> Iterator[None]:
-    """Around a program: a `DptError` or Ctrl-C becomes its message on standard error, and its exit status."""
+def _plain_warnings() -> Iterator[None]:
+    """Print the text of a `DptWarning` alone, without a line of the code that gave it."""
+    before = warnings.formatwarning
+
+    def text(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> str:
+        if issubclass(category, DptWarning):
+            return f"warning: {message}\n"
+        return before(message, category, *rest, **more)
+
+    warnings.formatwarning = text
     try:
         yield
+    finally:
+        warnings.formatwarning = before
+
+
+@contextlib.contextmanager
+def exit_on_error() -> Iterator[None]:
+    """Around a program: a `DptError` or Ctrl-C becomes its message on standard error, and its exit status.
+
+    A `DptWarning` becomes a line on standard error.
+    """
+    try:
+        with _plain_warnings():
+            yield
     except DptError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_code)

@@ -16,7 +16,7 @@ from typing import Any
 
 from .contract import Contract
 from .errors import BadBundle, BadInput, ContractError, DptError
-from .files import cannot_write, sha256, write_json
+from .files import sha256, write_json
 from .hub_address import is_address, parse_address
 from .manifest import Artifact, Kind, Manifest, Record
 from .onnx_file import read_onnx_file
@@ -26,6 +26,8 @@ from .verdict import ParityReport
 MANIFEST = "manifest.json"
 SKIPPED_IMAGES = "skipped_images"
 """Among the manifest's options: the images of `--images` that could not be read, one line each."""
+DESCRIBED_BY = "described_by"
+"""Among the manifest's options, of an import: the value of `--description`, a file without its folder."""
 PARITY_JSON, REPORT_HTML, MODEL_CARD = "parity.json", "report.html", "MODEL_CARD.md"
 VERDICT_FILES = (PARITY_JSON, REPORT_HTML, MODEL_CARD)
 """The files that hold the parity verdict on the bundle."""
@@ -60,6 +62,8 @@ class Bundle:
         """The manifest of an earlier run in the same folder."""
         self._on_verdict_removed = on_verdict_removed
         self._stale: list[str] = []
+        self._written: set[str] = set()
+        self._before = {name for name in VERDICT_FILES if os.path.lexists(Path(folder) / name)}
 
     @classmethod
     def create(
@@ -79,10 +83,10 @@ class Bundle:
             BadInput: `folder` is a file.
         """
         folder = Path(folder)
-        if folder.exists() and not folder.is_dir():
+        if os.path.exists(folder) and not os.path.isdir(folder):
             raise BadInput(f"--out: expected a folder for the bundle, received the file {folder}. Choose another.")
         bundle = cls(folder, manifest, on_verdict_removed)
-        if (folder / MANIFEST).exists():
+        if os.path.exists(folder / MANIFEST):
             # An unreadable manifest is replaced, because nothing in it can be reused.
             with contextlib.suppress(BadBundle):
                 bundle.previous = Manifest.read(folder / MANIFEST)
@@ -135,9 +139,13 @@ class Bundle:
     @property
     def remake_command(self) -> str:
         """The shell line that makes the bundle again, with the options at their defaults."""
+        return shlex.join([*self._make_words(), "--out", str(self.folder)])
+
+    def _make_words(self) -> list[str]:
         command = "export.importing" if self.manifest.imported else "export"
-        return shlex.join(["python", "-m", f"dpt_deploy.{command}", self.manifest.checkpoint.file, "--out",
-                           str(self.folder)])
+        described_by = self.manifest.options.get(DESCRIBED_BY) if self.manifest.imported else None
+        return ["python", "-m", f"dpt_deploy.{command}", self.manifest.checkpoint.file,
+                *(["--description", str(described_by)] if described_by else [])]
 
     def last_report(self) -> ParityReport | None:
         """The parity report of the last run. None if there is none or it is not readable."""
@@ -155,7 +163,7 @@ class Bundle:
             "the bundle has no parity verdict, because its export was interrupted or its graphs were replaced"
         if self.manifest.imported and not self.find("reference"):
             return (f"the bundle around {self.manifest.checkpoint.file} has no parity verdict; make one with: "
-                    f"python -m dpt_deploy.export.importing {shlex.quote(self.manifest.checkpoint.file)}")
+                    f"{shlex.join(self._make_words())}")
         return f"{what}; judge it with: python -m dpt_deploy.parity {self.folder}"
 
     def find(self, kind: Kind, **wanted: Any) -> list[Artifact]:
@@ -259,39 +267,13 @@ class Bundle:
             parts += [self._described(name, "data") for name in self._data_files(file)]
         replaced = {file, f"{file}.data", *(part.file for part in parts)} if kind == "onnx" else {file}
         self.update(artifacts=(*(a for a in self.artifacts if a.file not in replaced), *parts))
+        self._written |= {part.file for part in parts}
         self.save()
         return artifact
 
-    def moved(
-        self, folder: Path | str, on_verdict_removed: Callable[[Bundle], None] = lambda bundle: None
-    ) -> Bundle:
-        """Move this bundle's files into another folder on the same disk, as `create` and `add` would make them there.
-
-        Other files of an earlier bundle there are kept, or removed if they are of another model.
-
-        Args:
-            folder: The other folder, which exists.
-            on_verdict_removed: As for `create`.
-
-        Raises:
-            BadInput: A file cannot be written there.
-        """
-        there = Bundle.create(folder, self.manifest, on_verdict_removed)
-        there.save()
-        for artifact in self.artifacts:
-            try:
-                os.replace(self.folder / artifact.file, there.folder / artifact.file)
-            except OSError as error:
-                raise cannot_write(there.folder / artifact.file, error) from error
-        for artifact in self.artifacts:
-            if artifact.kind != "data":  # comes with its graph
-                known = {"graph", "precision", "key", "details"}
-                there.add(artifact.file, artifact.kind, **{name: getattr(artifact, name) for name in known})
-        return there
-
     def discard(self) -> None:
-        """Delete the files of this bundle, its manifest, and the folder if nothing else is in it."""
-        for file in (*(artifact.file for artifact in self.artifacts), *VERDICT_FILES, MANIFEST):
+        """Delete the files that this object wrote, its manifest, and the folder if nothing else is in it."""
+        for file in {*self._written, *(set(VERDICT_FILES) - self._before)}:
             (self.folder / file).unlink(missing_ok=True)
         with contextlib.suppress(OSError):  # the folder has other files, or was never made
             self.folder.rmdir()
@@ -316,6 +298,7 @@ class Bundle:
         """Write the manifest atomically and delete the files that were removed from it."""
         verdict_removed = MODEL_CARD in self._stale
         write_json(self.folder / MANIFEST, self.manifest.to_json())
+        self._written.add(MANIFEST)
         listed = {artifact.file for artifact in self.artifacts}
         while self._stale:
             # A model card may contain hand-written text, so `on_verdict_removed` decides what to do with it.

@@ -78,6 +78,10 @@ class BuildError(DptError):
     """Building an engine or exporting a graph failed."""
 
 
+class DptWarning(UserWarning):
+    """A warning to the user. Commands print its text alone."""
+
+
 def first_line(error: BaseException) -> str:
     """The first line of an error message without a full stop, or the type of the error if it has no message."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

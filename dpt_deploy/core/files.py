@@ -72,29 +72,47 @@ def locked(folder: Path | str, create: bool = False, wait: bool = False) -> Iter
     Raises:
         BadInput: Another process is writing there, or the folder cannot be created.
     """
-    folder = Path(folder)
-    created = create and not os.path.exists(folder)  # Path.exists raises for a name that is too long
-    if created:
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise cannot_write(folder, error) from error
-    if not os.path.isdir(folder):
-        yield
-        return
+    folder, created, descriptor = Path(folder), False, None
+    while descriptor is None:
+        missing = not os.path.exists(folder)  # Path.exists raises for a name that is too long
+        if missing and create:
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise cannot_write(folder, error) from error
+            created = True
+        elif not os.path.isdir(folder):
+            yield
+            return
+        descriptor = _locked_folder(folder, wait)
     try:
-        descriptor = os.open(folder, os.O_RDONLY)
-    except OSError as error:
-        raise cannot_write(folder, error) from error
-    try:
-        if _lock(descriptor, wait) is False:
-            raise BadInput(f"{folder}: another process is writing here. Wait until it ends, or use another folder.")
         yield
     finally:
         if created:
             with contextlib.suppress(OSError):
                 folder.rmdir()
         os.close(descriptor)
+
+
+def _locked_folder(folder: Path, wait: bool) -> int | None:
+    """The descriptor of a folder that this process has locked; None if the process before removed the folder."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise cannot_write(folder, error) from error
+    try:
+        if _lock(descriptor, wait) is False:
+            raise BadInput(f"{folder}: another process is writing here. Wait until it ends, or use another folder.")
+        with contextlib.suppress(FileNotFoundError):
+            if (mine := os.fstat(descriptor)).st_nlink or os.path.samestat(mine, os.stat(folder)):
+                return descriptor
+    except BaseException:
+        os.close(descriptor)
+        raise
+    os.close(descriptor)
+    return None
 
 
 def _lock(descriptor: int, wait: bool = False) -> bool | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -167,7 +168,7 @@ def find_images(path: Path | str, suffixes: Sequence[str] = SUFFIXES) -> ImageLi
     Raises `BadInput` if `path` does not exist or the folder contains no image.
     """
     path = Path(path)
-    if not path.is_dir():
+    if not os.path.isdir(path):  # Path.is_dir raises for a name that is too long
         return ImageList([existing_file(path, "an image file or a folder of images")], [])
     try:
         entries = sorted(entry for entry in path.iterdir() if not entry.name.startswith("."))

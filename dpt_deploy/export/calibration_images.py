@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -22,6 +24,8 @@ _MAP = re.compile(r"(?P<folder>(?:.*/)?)"
 def calibration_items(source: Path | str) -> list[Item]:
     """The images of a source, sorted by name. The maps of samples in SynthHuman's format are left out.
 
+    The key of an item is its path below the source.
+
     Args:
         source: A folder of images, of samples or of tar shards; a tar, a pattern of them, or an address of one.
 
@@ -30,11 +34,13 @@ def calibration_items(source: Path | str) -> list[Item]:
         MissingPackage: The package of an address's protocol is not installed.
     """
     folder = places.local(places.normalized(str(source)))
-    if folder is not None and folder.is_dir():
-        found = [] if any(folder.glob(f"*{SUFFIX}")) else find_images(folder).images
-        found += sorted(folder.glob("*/rgb_*.png"))
+    if folder is not None and os.path.isdir(folder):
+        found = sorted(folder.glob("*/rgb_*.png"))
+        if not any(folder.glob(f"*{SUFFIX}")):
+            with contextlib.suppress(BadInput):  # there may be samples in its folders only
+                found = find_images(folder).images + found
         if found:
-            return without_maps([Item(path.name, str(path)) for path in found])
+            return without_maps([Item(path.relative_to(folder).as_posix(), str(path)) for path in found])
     problems: list[str] = []
     items = list(find_items([str(source)], SUFFIXES, on_problem=problems.append, contents=False))
     if not items:
@@ -81,7 +87,8 @@ def calibration_images(
         try:
             images.append(convert(_read(item, max_pixels)))
         except BadInput as error:  # no paths of this machine in a bundle
-            skipped.append(str(error).replace(places.shown(item.place), places.base_name(item.place)))
+            name = places.base_name(item.place) if item.member else item.key
+            skipped.append(str(error).replace(places.shown(item.place), name))
     if not images:
         raise BadInput(f"--calibrate {places.shown(str(source))}: none of the {len(items)} images can be read. The "
                        f"first: {skipped[0]}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -121,7 +122,7 @@ def check_options(config: ExportConfig) -> None:
     check_companions(config, {"images": ("max_images",), "calibrate": ("calibration_images",),
                               "data_root": ("data_images", "normal_axes")})
     _check_eight_bits(config)
-    if not config.checkpoint.is_dir():
+    if not os.path.isdir(config.checkpoint):
         existing_file(config.checkpoint, "a checkpoint file such as best_model.pth")
     load_budget(config.budget)
     if config.push is not None:

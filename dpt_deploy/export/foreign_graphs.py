@@ -68,7 +68,7 @@ class ForeignModel:
 
         def take(head: str) -> torch.Tensor:
             name = self.names[head]
-            check_output(head, measured(name, received[name]), tuple(image.shape[-2:]), self.where)
+            check_output(head, measured(name, received[name]), self.description, tuple(image.shape[-2:]), self.where)
             return torch.from_numpy(received[name].astype(np.float32))
 
         if (depth := outputs.depth) is not None:

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from .. import cli
-from ..core.errors import BadBundle, BadInput, BuildError
+from ..core.errors import BadBundle, BadInput, BuildError, DptError
 from ..core.image_files import MAX_PIXELS
 
 with cli.needing("export"):
     import tyro
 
     from ..build import EngineOptions, benchmark_command, build_engines, choose_builder
-    from ..cli.options import Count, Name
+    from ..cli.options import Count, Name, check_companions
     from ..core.bundle import MANIFEST, Bundle
     from ..core.files import locked, temporary_folder
+    from ..core.replacement import begin_apart, check_free, take_place
     from ..core.verdict import ParityReport
     from ..foreign.bundle import create_bundle, found_description, read_foreign
     from ..parity import judge, load_budget
-    from ..report import reset_model_card, write_report
+    from ..report import write_report
+    from ..report.model_card import LATENCY_FILE
     from ..report.terminal import print_outcome, skipped_images
 
 Say = Callable[[str], None]
@@ -68,6 +72,7 @@ def import_model(config: ImportConfig, say: Say = print, command: str = "") -> t
     Raises:
         DptError: The model or its description is not valid, a package is missing, or a graph cannot be made.
     """
+    check_companions(config, {"images": ("max_images",)})
     load_budget(config.budget)
     choose_builder(config.engines)
     folder = config.out or Path("engines") / config.model.stem
@@ -82,50 +87,63 @@ def import_model(config: ImportConfig, say: Say = print, command: str = "") -> t
         say(line)
     say(f"note     described by {found.source}" + (", a guess; --description states it" if found.guessed else ""))
     converted, opset = at_bundle_opset(source)
-    with locked(folder, create=True):
-        # Made apart, so that a failure leaves an earlier bundle as it was.
-        with temporary_folder(folder / "import") as temporary:
-            made, contract = create_bundle(temporary, converted, found, command)
-            inputs.record(made)
-            say(f"adapted  model.fp32.onnx (opset {opset})")
-            own = ForeignModel(source, found.description)
-            reference = make_reference(own, contract, inputs.inputs, lambda name: say(f"its own  {name}"))
-            reference.save(temporary / "reference.npz")
-            made.add("reference.npz", "reference")
-            frame_graph(made, contract, opset)
-            say("exported frame.fp32.onnx")
-            bundle = made.moved(folder, reset_model_card)
+    # Made apart, so that a failure or an interrupt leaves an earlier bundle as it was.
+    with locked(folder, create=True), temporary_folder(folder / "import") as temporary, _named(temporary, folder):
+        def tell(line: str) -> None:
+            say(_elsewhere(line, temporary, folder))
+
+        begin_apart(temporary, folder, [LATENCY_FILE])
+        made, contract = create_bundle(temporary, converted, found, command)
+        inputs.record(made)
+        tell(f"adapted  model.fp32.onnx (opset {opset})")
+        own = ForeignModel(source, found.description)
+        reference = make_reference(own, contract, inputs.inputs, lambda name: tell(f"its own  {name}"))
+        reference.save(temporary / "reference.npz")
+        made.add("reference.npz", "reference")
+        frame_graph(made, contract, opset)
+        tell("exported frame.fp32.onnx")
+        failure = None
         try:
-            report, failure = _finish(bundle, config, say, command)
-        except Exception:
-            # A new bundle without a verdict would look like a whole one.
-            if bundle.previous is None:
-                bundle.discard()
-            raise
+            build_engines(made, config.engines, tell)
+        except BuildError as error:
+            tell(f"failed   {error}")
+            failure = error
+        judgement = judge(made, config.budget, progress=lambda name: tell(f"judging  {name}"))
+        report = ParityReport.from_json(_elsewhere(judgement.report.to_json(), temporary, folder))
+        write_report(made, report, judgement.exhibits, command)
+        bundle = take_place(made, folder)
     if failure is not None:
-        raise BuildError(f"{failure} The graphs in {folder} are complete and judged: {report.verdict}.") from failure
+        text = _elsewhere(str(failure), temporary, folder)
+        raise BuildError(f"{text} The graphs in {folder} are complete and judged: {report.verdict}.") from failure
     return bundle, report
 
 
-def _finish(bundle: Bundle, config: ImportConfig, say: Say, command: str) -> tuple[ParityReport, BuildError | None]:
-    """Build the engines, judge the bundle and write the report. Also returns why engines could not be built."""
-    failure = None
+@contextlib.contextmanager
+def _named(temporary: Path, folder: Path) -> Iterator[None]:
+    """Let the errors of the block name the bundle's folder, where the temporary one is gone when they are read."""
     try:
-        build_engines(bundle, config.engines, say)
-    except BuildError as error:
-        say(f"failed   {error}")
-        failure = error
-    judgement = judge(bundle, config.budget, progress=lambda name: say(f"judging  {name}"))
-    write_report(bundle, judgement.report, judgement.exhibits, command)
-    return judgement.report, failure
+        yield
+    except DptError as error:
+        error.args = tuple(_elsewhere(list(error.args), temporary, folder))
+        raise
+
+
+def _elsewhere(value: Any, temporary: Path, folder: Path) -> Any:
+    """Plain JSON values whose texts name `folder` instead of `temporary`."""
+    if isinstance(value, str):
+        return value.replace(str(temporary), str(folder))
+    if isinstance(value, dict):
+        return {key: _elsewhere(one, temporary, folder) for key, one in value.items()}
+    return [_elsewhere(one, temporary, folder) for one in value] if isinstance(value, list) else value
 
 
 def _check_folder(folder: Path, model: Path) -> None:
-    """Raise `BadInput` if the folder holds the model itself, or a bundle that was exported and not imported."""
+    """Raise `BadInput` if the folder holds the model itself, files of the user, or a bundle of a checkpoint."""
     if model.resolve().parent == folder.resolve():
         raise BadInput(f"--out {folder}: expected a folder other than that of {model.name}, whose files an import "
                        "would replace. Choose another.")
-    if not (folder / MANIFEST).is_file():
+    check_free(folder)
+    if not os.path.isfile(folder / MANIFEST):
         return
     try:
         reason = "" if Bundle.open(folder).manifest.imported else "the bundle of a checkpoint"

@@ -20,6 +20,7 @@ from ..core.contract import Contract
 from ..core.errors import BadInput, BuildError
 from ..core.files import locked
 from ..core.manifest import EIGHT_BITS, Artifact, Assumption, Manifest, PrecisionPlan, PrecisionRecord
+from ..core.replacement import check_free
 from ..core.task import FEWEST
 from ..core.verdict import ParityReport, Stage
 from ..core.version import __version__
@@ -80,6 +81,7 @@ def export_checkpoint(
     plan = _requested_plan(model, config)
     labelled = _labelled(checkpoint, contract, config, say)
     folder = config.out or Path("engines") / checkpoint.path.stem
+    check_free(folder)
     with locked(folder, create=True):
         return _export(folder, checkpoint, model, contract, inputs, plan, config, say, command, labelled)
 
@@ -93,6 +95,8 @@ def _export(
     inputs.record(bundle)
     _keep_earlier(bundle, config)
     try:
+        if bundle.previous is None:
+            bundle.save()  # after an interrupt, it tells whose the files are
         report, failure = _fill(bundle, model, contract, inputs.inputs, plan, config, say, command, labelled)
     except Exception:
         # After an interrupt, the next run reuses the files. After an error, a new bundle would look like a whole one.

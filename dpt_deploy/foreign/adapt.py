@@ -61,7 +61,7 @@ def adapt(model: onnx.ModelProto, description: Description, name: str) -> tuple[
     names = output_names(model, description, name)
     inferred = {value.name: value for value in inferred_outputs(model, size)}
     for head, output in names.items():
-        check_output(head, inferred[output], size, name)
+        check_output(head, inferred[output], description, size, name)
     # Many exports state an open batch and have a constant 1 inside.
     fixed = any(value.shape and value.shape[0] for value in (source, *(inferred[output] for output in names.values())))
     batch = 1 if fixed else "batch"
@@ -189,8 +189,8 @@ def _input(model: onnx.ModelProto, name: str) -> Value:
     shape = inputs[0].shape if inputs else None
     fits = len(inputs) == 1 and shape is not None and len(shape) == 4 and shape[1] in (3, None)
     if fits and shape[0] not in (1, None):
-        raise BadInput(f"{name}: expected a model for a batch of any size, or of 1, received one that fixes it to "
-                       f"{shape[0]}. Export the model again with a dynamic batch.")
+        raise BadInput(f"{name}: expected a model for a batch of any size, or of 1, received one whose batch is fixed "
+                       f"to {shape[0]}. Export the model again with a dynamic batch.")
     if not fits or inputs[0].dtype != "float32":
         raise BadInput(f"{name}: expected one float32 input (N, 3, H, W), received {summary(model)}.")
     return inputs[0]
@@ -202,7 +202,8 @@ def _size(source: Value, description: Description, name: str) -> tuple[int, int]
         raise BadInput(f"{name}: expected input.size in the description, because the graph takes any height and width.")
     size = tuple(stated or fixed)
     if not all(1 <= one <= MAX_INPUT_SIZE for one in size):
-        raise BadInput(f"{name}: expected an input of 1 to {MAX_INPUT_SIZE} pixels a side, received {size}.")
+        raise BadInput(f"{name}: expected an input of 1 to {MAX_INPUT_SIZE} pixels a side, received "
+                       f"{size[0]}x{size[1]}.")
     if any(have is not None and have != want for have, want in zip(fixed, size, strict=True)):
         raise BadInput(f"{name}: expected an input of {size[0]}x{size[1]}, as the description says, received a graph "
                        f"for {'x'.join(str(one or 'any') for one in fixed)}. Correct input.size.")

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..core import manifest
-from ..core.bundle import Bundle
+from ..core.bundle import DESCRIBED_BY, Bundle
 from ..core.contract import Contract
 from ..core.errors import BadInput, DptError, MissingPackage, first_line
 from ..core.files import cannot_write, existing_file, locked, replacing, sha256, temporary_folder, user_cache
@@ -84,7 +84,8 @@ def found_description(source: ForeignFile, stated: Description | Path | str | No
     if isinstance(stated, Description):
         return Found(stated, "the program")
     if stated is not None:
-        return Found(describe(stated), str(stated) if str(stated) in PRESETS else Path(stated).name)
+        name = str(stated) if str(stated) in PRESETS else Path(stated).name
+        return Found(describe(stated), name, option=name)
     model = source.model
     found = find_description(source.path, {entry.key: entry.value for entry in model.metadata_props}) or guess(model)
     if found is None:
@@ -115,7 +116,7 @@ def create_bundle(folder: Path, source: ForeignFile, found: Found, command: str 
         created=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         checkpoint=manifest.Checkpoint(file=source.path.name, sha256=source.sha256),
         model=manifest.ModelRecord(backbone="foreign"), contract=contract.to_json(), assumed=assumed,
-        options={"description": found.description.to_json()},
+        options={"description": found.description.to_json()} | ({DESCRIBED_BY: found.option} if found.option else {}),
         versions={"dpt-deploy": __version__, "onnx": importlib.metadata.version("onnx")},
     ))
     folder.mkdir(parents=True, exist_ok=True)
@@ -177,7 +178,7 @@ def _check_run(source: ForeignFile, description: Description, contract: Contract
         return
     outputs = run(session, np.zeros((1, 3, *size), np.float32), where)
     for head, name in names.items():
-        check_output(head, measured(name, outputs[name]), size, where)
+        check_output(head, measured(name, outputs[name]), description, size, where)
 
 
 def _intact(folder: Path) -> bool:

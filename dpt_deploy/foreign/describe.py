@@ -177,6 +177,8 @@ class Found:
     """In words, such as "david.yaml"."""
     guessed: bool = False
     """Whether it was recognised by the shapes of the graph, and nobody stated it."""
+    option: str | None = None
+    """The value of --description, a file without its folder; None if that was not given."""
 
 
 def describe(source: str | Path) -> Description:

@@ -10,13 +10,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..core.errors import BadInput, first_line, missing_package
+from .describe import Description
 
 if TYPE_CHECKING:
     import onnx
 
-FLOATS = ("float32", "float16", "float64", "bfloat16")
+FLOATS = ("float32", "float16", "float64")  # not bfloat16, which ONNX Runtime does not give to NumPy
 INTEGERS = ("int8", "uint8", "int16", "uint16", "int32", "uint32", "int64", "uint64")
-DTYPES = {"depth": FLOATS + INTEGERS, "normals": FLOATS, "alpha": (*FLOATS, "bool")}
+DTYPES = {"depth": FLOATS + INTEGERS, "normals": FLOATS, "alpha": (*FLOATS, "bool"), "alpha logits": FLOATS}
 """The types that an output may have, by head."""
 LAYOUTS = {"depth": "(N, H, W) or (N, 1, H, W)", "normals": "(N, 3, H, W)", "alpha": "(N, H, W) or (N, 1, H, W)"}
 SMALL = 1 << 12  # [bytes] tensors of up to this size, such as shapes, take part in shape inference
@@ -34,7 +35,9 @@ class Value:
     """Sizes of the axes, None for an open one; None if not even their number is known."""
 
     def __str__(self) -> str:
-        sizes = "of any shape" if self.shape is None else str(["?" if size is None else size for size in self.shape])
+        sizes = "of any shape"
+        if self.shape is not None:
+            sizes = f"[{', '.join('?' if size is None else str(size) for size in self.shape)}]"
         return f"{shown(self.name)} {sizes}" + ("" if self.dtype in (None, "float32") else f" {self.dtype}")
 
 
@@ -168,12 +171,13 @@ def measured(name: str, array: Any) -> Value:
     return Value(name, array.dtype.name, array.shape)
 
 
-def check_output(head: str, value: Value, size: tuple[int, int], where: str) -> None:
+def check_output(head: str, value: Value, description: Description, size: tuple[int, int], where: str) -> None:
     """Check that an output can be the map of a head for a batch of 1. What is not known of the output passes.
 
     Args:
         head: depth, normals or alpha.
         value: The output, as inferred or as measured.
+        description: What it means.
         size: Height and width of the input [pixels].
         where: The start of an error.
 
@@ -181,18 +185,24 @@ def check_output(head: str, value: Value, size: tuple[int, int], where: str) -> 
         BadInput: The type, the number of axes or channels, or a size does not fit.
     """
     def refuse(expected: str, advice: str) -> BadInput:
-        return BadInput(f"{where}: expected {expected} as {head}, received the output {value}. {advice}")
+        return BadInput(f"{where}: expected {expected}, received the output {value}. {advice}")
 
-    if value.dtype is not None and value.dtype not in DTYPES[head]:
-        raise refuse("numbers in floating point", f"Correct outputs.{head}.output in the description, or add a Cast to "
-                     "the model.")
+    logits = head == "alpha" and description.outputs.alpha.values == "logits"
+    name = "alpha logits" if logits else head
+    if value.dtype is not None and value.dtype not in DTYPES[name]:
+        advice = f"Correct outputs.{head}.output in the description, or add a Cast to the model."
+        if value.dtype == "bfloat16":
+            advice = "Add a Cast to float32 to the model."
+        elif value.dtype in DTYPES[head]:
+            advice = "A mask of bool is not logits: set outputs.alpha.values to probability in the description."
+        raise refuse(f"{', '.join(DTYPES[name][:-1])} or {DTYPES[name][-1]} as {name}", advice)
     if value.shape is None:
         return
     channels = 3 if head == "normals" else 1
     ranks = (4,) if head == "normals" else (3, 4)
     if len(value.shape) not in ranks or (len(value.shape) == 4 and value.shape[1] not in (None, channels)) or \
             value.shape[0] not in (None, 1):
-        raise refuse(LAYOUTS[head], f"Correct outputs.{head}.output in the description.")
+        raise refuse(f"{LAYOUTS[head]} as {head}", f"Correct outputs.{head}.output in the description.")
     if any(have not in (None, want) for have, want in zip(value.shape[-2:], size, strict=True)):
-        raise refuse(f"{LAYOUTS[head]} of the input's size {size[0]}x{size[1]}", "Resize it in the model, for example "
-                     "with a Resize node.")
+        raise refuse(f"{LAYOUTS[head]} of the input's size {size[0]}x{size[1]} as {head}",
+                     "Resize it in the model, for example with a Resize node.")

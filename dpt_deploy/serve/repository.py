@@ -224,7 +224,7 @@ def _notes(bundle: Bundle, options: ServeOptions, served_by: ServedBy, artifact:
 
 def _check_ours(folder: Path) -> None:
     """Raise `BadInput` if the folder holds a model that is not from here."""
-    if not folder.exists() or (folder.is_dir() and not any(folder.iterdir())):
+    if not os.path.exists(folder) or (folder.is_dir() and not any(folder.iterdir())):
         return
     config = folder / CONFIG
     with contextlib.suppress(OSError, UnicodeDecodeError):

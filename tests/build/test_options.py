@@ -122,6 +122,36 @@ def test_the_timing_cache_is_kept_and_handed_to_the_next_build(own_bundle, monke
     assert [bool(order["new_timings"]) for order in orders] == [True, True, False, False]
 
 
+@pytest.mark.parametrize("broken_link", [False, True])
+def test_engines_and_caches_that_a_copy_lacks_are_no_longer_listed(own_bundle, broken_link):  # noqa: F811
+    """As after a download without them: a verdict would fail, and say that they are missing."""
+    bundle = Bundle.open(own_bundle)
+    (own_bundle / "timing.trt11.4-sm90.cache").write_bytes(b"timings")
+    bundle.add("timing.trt11.4-sm90.cache", "cache")
+    kept = own_bundle / bundle.find("engine", graph="frame")[0].file
+    for path in (own_bundle / bundle.find("engine", graph="model")[0].file, own_bundle / "timing.trt11.4-sm90.cache"):
+        path.unlink()
+        if broken_link:
+            path.symlink_to("nowhere")
+    build_engines(Bundle.open(own_bundle), EngineOptions("none"), pytest.fail)
+    again = Bundle.open(own_bundle)
+    assert [engine.file for engine in again.find("engine")] == [kept.name] and not again.find("cache")
+    assert kept.is_file() and all(again.intact(one) for one in again.artifacts if one.kind != "reference")
+    assert not [path for path in own_bundle.iterdir() if path.is_symlink()]
+
+
+def test_a_refit_of_an_import_says_what_to_build(own_bundle):  # noqa: F811
+    bundle = Bundle.open(own_bundle)
+    (engine,) = bundle.find("engine", graph="frame")
+    for graph in bundle.find("onnx", precision=engine.precision):
+        bundle.remove(graph)
+    with pytest.raises(BadBundle, match=r"no frame graph in fp16\. Export it with --precision fp16\.$"):
+        refit.target_graph(bundle, engine)
+    bundle.update(options={"description": {}})
+    with pytest.raises(BadBundle, match=r"FP32 graphs only\. Build .*: python -m dpt_deploy\.build .*own$"):
+        refit.target_graph(bundle, engine)
+
+
 def test_a_refit_needs_an_engine_made_for_it(own_bundle, tiny_bundle):  # noqa: F811
     with pytest.raises(BadBundle, match=r"no engine with refittable weights.*--weights refittable"):
         refit_engines(Bundle.open(own_bundle), Bundle.open(tiny_bundle))

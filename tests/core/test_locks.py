@@ -5,6 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import threading
+import time
 
 import pytest
 
@@ -83,6 +85,27 @@ def test_a_folder_is_written_by_one_command_at_a_time(tmp_path, hold):
         assert not list(tmp_path.iterdir())
     with locked(tmp_path):
         pass
+
+
+@pytest.mark.parametrize("create", [True, False])
+def test_who_waited_has_no_lock_on_a_folder_that_was_removed_meanwhile(tmp_path, create):
+    folder, seen, ready = tmp_path / "new", [], threading.Event()
+
+    def wait():
+        ready.set()
+        with locked(folder, create=create, wait=True):
+            seen.append(folder.is_dir())
+            if create:
+                with pytest.raises(BadInput, match="another process is writing here"), locked(folder):
+                    pass
+
+    thread = threading.Thread(target=wait)
+    with locked(folder, create=True):
+        thread.start()
+        ready.wait()
+        time.sleep(0.2)  # until it waits for the lock; it passes too if it does not yet
+    thread.join(10)
+    assert seen == [create] and not folder.exists()
 
 
 def test_a_folder_that_stays_empty_is_removed_again(tmp_path):

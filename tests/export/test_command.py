@@ -350,3 +350,14 @@ def test_two_commands_never_write_into_one_folder(own_bundle, checkpoint, tmp_pa
 def test_every_option_explains_itself():
     for config in (ExportConfig, BuildConfig, ParityConfig):
         assert config.__doc__ and dataclasses.fields(config)
+
+
+def test_an_export_does_not_replace_files_of_the_user(checkpoint, tmp_path, command):
+    out = tmp_path / "bundle"
+    out.mkdir()
+    for name in ("reference.npz", "model.fp32.onnx", "report.html", "notes.txt"):
+        (out / name).write_text("of the user")
+    status, _, error = command(ExportConfig, export_main, checkpoint, "--out", out, "--builder", "none")
+    assert status == 2 and error.count("\n") == 1
+    assert "received model.fp32.onnx, reference.npz, report.html, which would be replaced" in error
+    assert {path.read_text() for path in out.iterdir()} == {"of the user"}

@@ -70,8 +70,15 @@ BAD = {
                                  "y = Transpose<perm=[0, 2, 1]>(one)", DEPTH, "of the input's size"),
     "one number": ("float[N, 1] y", "y = ReduceMean<axes=[2, 3], keepdims=0>(x)", ALPHA, "as alpha"),
     "true and false": ("bool[N, 1, 16, 24] y", "one = ReduceMean<axes=[1]>(x) zero = Constant<value_float=0.0>() "
-                       "y = Greater(one, zero)", DEPTH, "floating point as depth"),
-    "words": ("string[N, 1, 16, 24] y", "one = ReduceMean<axes=[1]>(x) y = Cast<to=8>(one)", ALPHA, "floating point"),
+                       "y = Greater(one, zero)", DEPTH,
+                       r"float32, .*int8, .* or uint64 as depth, received the output y \[\?, 1, 16, 24\] bool"),
+    "words": ("string[N, 1, 16, 24] y", "one = ReduceMean<axes=[1]>(x) y = Cast<to=8>(one)", ALPHA,
+              "float32, float16 or float64 as alpha logits, received"),
+    "bfloat16": ("bfloat16[N, 1, 16, 24] y", "one = ReduceMean<axes=[1]>(x) y = Cast<to=16>(one)", DEPTH,
+                 r"received the output y \[\?, 1, 16, 24\] bfloat16\. Add a Cast to float32"),
+    "a mask of bool as logits": (
+        "bool[N, 1, 16, 24] y", "one = ReduceMean<axes=[1]>(x) zero = Constant<value_float=0.0>() "
+        "y = Greater(one, zero)", ALPHA, r"or float64 as alpha logits, .*bool\. .*set outputs\.alpha\.values to"),
     # The file states a size that its nodes do not give.
     "a stated size": ("float[N, 1, 16, 24] y", "one = ReduceMean<axes=[1]>(x) y = AveragePool<kernel_shape=[2, 2], "
                       "strides=[2, 2]>(one)", DEPTH, "of the input's size"),
@@ -128,7 +135,7 @@ def test_a_fixed_batch_above_one_is_refused(tmp_path: Path, cache: Path) -> None
     path = write(tmp_path / "other.onnx", "float[4, 1, 16, 24] y", "y = ReduceMean<axes=[1]>(x)", batch="4")
     for action in (lambda: cached_bundle(path, Description.model_validate(DEPTH)),
                    lambda: imported(path, DEPTH, tmp_path / "out")):
-        with pytest.raises(BadInput, match=r"other\.onnx: .*fixes it to 4\. Export the model again"):
+        with pytest.raises(BadInput, match=r"other\.onnx: .*one whose batch is fixed to 4\. Export the model again"):
             action()
 
 
@@ -156,11 +163,14 @@ def test_weights_that_are_inputs_too_of_ir_3(tmp_path: Path, cache: Path) -> Non
 
 
 def test_a_model_that_cannot_run_says_so(tmp_path: Path, cache: Path) -> None:
-    """Its nodes contradict each other for this size, which only a run shows."""
-    body = "s = Constant<value_ints=[1, 1, 32, 32]>() one = ReduceMean<axes=[1]>(x) y = Reshape(one, s)"
-    path = write(tmp_path / "other.onnx", "float[N, 1, h, w] y", body, size="h, w")
-    description = DEPTH | {"input": {"size": [32, 24]}}
-    for action in (lambda: cached_bundle(path, Description.model_validate(description)),
-                   lambda: imported(path, description, tmp_path / "out")):
-        with pytest.raises(BadInput, match=r"other\.onnx: "):
+    """It reshapes to a size that depends on values, which only a run shows."""
+    body = ("s = NonZero(x) t = Shape(s) index = Constant<value_ints=[1]>() n = Gather(t, index) "
+            "seven = Constant<value_ints=[7]>() m = Add(n, seven) size = Concat<axis=0>(index, index, m, m) "
+            "one = ReduceMean<axes=[1]>(x) y = Reshape(one, size)")
+    path = write(tmp_path / "other.onnx", "float[a, b, c, d] y", body)
+    for action in (lambda: cached_bundle(path, Description.model_validate(DEPTH)),
+                   lambda: imported(path, DEPTH, tmp_path / "out")):
+        with pytest.raises(BadInput, match=r"other\.onnx: expected a model that runs on an input of \[1, 3, 16, 24\], "
+                                           r"received one that fails \(.*Reshape"):
             action()
+    assert not (tmp_path / "out").exists() and not list(cache.rglob("*.onnx"))

@@ -17,6 +17,7 @@ from dpt_deploy.build import EngineOptions, build_engines
 from dpt_deploy.core.bundle import MANIFEST, Bundle
 from dpt_deploy.core.errors import BadBundle, BadInput, ContractError
 from dpt_deploy.core.files import locked
+from dpt_deploy.core.verdict import ParityReport
 from dpt_deploy.doctor.bundle import rebuild_command
 from dpt_deploy.export import foreign_graphs, importing
 from dpt_deploy.export.importing import ImportConfig, import_model
@@ -26,6 +27,7 @@ from dpt_deploy.foreign.bundle import cached_bundle, create_bundle, read_foreign
 from dpt_deploy.foreign.describe import KEY, Found, to_metadata
 from dpt_deploy.parity.__main__ import ParityConfig
 from dpt_deploy.parity.__main__ import main as parity
+from dpt_deploy.parity.judge import Judgement
 from dpt_deploy.report.model_card import render_model_card
 from tests.foreign.test_foreign import DESCRIPTION, SIZE, cache, foreign_model
 
@@ -174,15 +176,58 @@ def test_a_failed_import_leaves_no_half_of_a_bundle(
     assert contents(out) == before and out.exists() == (there != "nothing")
 
 
-def test_an_import_that_fails_at_the_verdict_leaves_no_bundle(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Without a verdict, it would look like a whole one."""
+@pytest.mark.parametrize("step", ["build_engines", "judge", "write_report"])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["full", "Ctrl-C"])
+@pytest.mark.parametrize("there", ["nothing", "an imported bundle"])
+def test_an_import_that_fails_late_leaves_the_folder_as_it_was(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, there: str, error: BaseException, step: str
+) -> None:
+    """Without a verdict, a bundle would look like a whole one."""
     path, out = foreign_model(tmp_path / "other.onnx"), tmp_path / "out"
     (tmp_path / "about.yaml").write_text(DESCRIPTION, encoding="utf-8")
+    if there != "nothing":
+        bundle = made(out, path)
+        for name, kind in {"reference.npz": "reference", "parity.json": "report", "MODEL_CARD.md": "report"}.items():
+            (out / name).write_text(f"earlier {name}")
+            bundle.add(name, kind)
+        (out / "report.html").write_text("not listed")
+    before = contents(out)
+
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
     monkeypatch.setattr(foreign_graphs, "frame_graph", lambda *_: None)  # takes ten seconds, and is judged elsewhere
-    monkeypatch.setattr(importing, "judge", full)
-    with pytest.raises(OSError, match="No space"):
+    for name in ("judge", "write_report"):
+        monkeypatch.setattr(importing, name, fail)
+    if step == "write_report":
+        report = ParityReport((), {}, "default", ())
+        monkeypatch.setattr(importing, "judge", lambda *_, **__: Judgement(report, {}))
+    monkeypatch.setattr(importing, step, fail)
+    with pytest.raises(type(error)):
         import_model(config(path, out, tmp_path / "about.yaml"), lambda line: None)
-    assert not out.exists()
+    assert contents(out) == before and out.exists() == (there != "nothing")
+
+
+def test_an_import_does_not_replace_files_of_the_user(tmp_path: Path) -> None:
+    path, out = foreign_model(tmp_path / "other.onnx"), tmp_path / "out"
+    (tmp_path / "about.yaml").write_text(DESCRIPTION, encoding="utf-8")
+    out.mkdir()
+    for name in ("reference.npz", "report.html"):
+        (out / name).write_text("of the user")
+    with pytest.raises(BadInput, match=r"received reference\.npz, report\.html, which would be replaced"):
+        import_model(config(path, out, tmp_path / "about.yaml"), lambda line: pytest.fail("it began"))
+    assert set(contents(out).values()) == {b"of the user"}
+
+
+def test_errors_of_an_import_name_its_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And not the temporary one, which is gone when they are read."""
+    path, out = foreign_model(tmp_path / "other.onnx"), tmp_path / "out"
+    (tmp_path / "about.yaml").write_text(DESCRIPTION, encoding="utf-8")
+    monkeypatch.setattr(foreign_graphs, "frame_graph", lambda bundle, *_: bundle.path(
+        bundle.find("onnx")[0].model_copy(update={"sha256": "0" * 64})))
+    with pytest.raises(BadBundle) as raised:
+        import_model(config(path, out, tmp_path / "about.yaml"), lambda line: None)
+    assert str(raised.value).startswith(f"{out}/model.fp32.onnx does not match") and ".dpt-tmp" not in str(raised.value)
 
 
 def test_a_manifest_that_cannot_be_read_is_never_replaced(tmp_path: Path) -> None:
@@ -222,6 +267,35 @@ def test_remedies_of_an_imported_bundle_name_the_import(tmp_path: Path) -> None:
     (bundle.folder / graph.file).write_bytes(b"damaged")
     with pytest.raises(BadBundle, match="Import again: " + again):
         bundle.path(graph)
+
+
+@pytest.mark.parametrize("stated", [None, "file", "preset"])
+def test_the_command_that_makes_an_import_again_states_its_description(
+    tmp_path: Path, cache: Path, stated: str | None
+) -> None:
+    path = foreign_model(tmp_path / "other.onnx", size=(512, 512) if stated == "preset" else SIZE)
+    if stated == "preset":  # the outputs in david's order
+        model = onnx.load(path)
+        mask, far, vectors = model.graph.output
+        outputs = [onnx.ValueInfoProto.FromString(value.SerializeToString()) for value in (far, vectors, mask)]
+        del model.graph.output[:]
+        model.graph.output.extend(outputs)
+        onnx.save(model, path)
+    file = (tmp_path / "other.yaml") if stated is None else tmp_path / "about it.yaml"
+    file.write_text(DESCRIPTION, encoding="utf-8")
+    option = {None: None, "file": file, "preset": "david"}[stated]
+    bundle = Bundle.open(cached_bundle(path, option))
+    words = {None: "", "file": " --description 'about it.yaml'", "preset": " --description david"}[stated]
+    again = f"python -m dpt_deploy.export.importing other.onnx{words}"
+    assert bundle.remake_command == f"{again} --out {bundle.folder}"
+    assert bundle.unjudged(bundle.find("onnx")[0]).endswith(f"make one with: {again}")
+    assert str(tmp_path) not in json.dumps(bundle.manifest.to_json())
+
+
+def test_a_number_of_images_without_images_is_refused(tmp_path: Path) -> None:
+    given = ImportConfig(foreign_model(tmp_path / "other.onnx"), "david", tmp_path / "out", max_images=3)
+    with pytest.raises(BadInput, match="--max-images: expected --images too"):
+        import_model(given, lambda line: None)
 
 
 def test_a_file_that_is_not_there_is_no_bundle(tmp_path: Path) -> None:

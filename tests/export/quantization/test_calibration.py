@@ -77,7 +77,8 @@ def test_of_labelled_data_only_the_photographs_are_images(tmp_path: Path) -> Non
     for chunk in ("SynthHuman_0000", "SynthHuman_0001"):
         for kind in ("rgb", "alpha"):
             write(tmp_path / chunk / f"{kind}_0000001.png")
-    assert [item.key for item in calibration_items(tmp_path)] == ["rgb_0000001.png"] * 2
+    assert [item.key for item in calibration_items(tmp_path)] == \
+        ["SynthHuman_0000/rgb_0000001.png", "SynthHuman_0001/rgb_0000001.png"]
     assert len(calibration_items(tmp_path / "SynthHuman_0000")) == 1
 
 
@@ -89,6 +90,17 @@ def test_a_file_named_like_a_sample_hides_no_other_image(tmp_path: Path) -> None
     write(tmp_path / "in" / "alpha_0001.png")
     assert [item.key for item in calibration_items(tmp_path / "in")] == \
         ["alpha_7.png", "beach.jpg", "rgb_0001.png", "street.png"]
+
+
+def test_a_sample_in_another_folder_hides_no_image(tmp_path: Path) -> None:
+    write(tmp_path / "in" / "alpha_0001.png")
+    write(tmp_path / "in" / "s" / "rgb_0001.png")
+    (tmp_path / "in" / "s" / "rgb_0002.png").write_bytes(b"no image")
+    assert [item.key for item in calibration_items(tmp_path / "in")] == \
+        ["alpha_0001.png", "s/rgb_0001.png", "s/rgb_0002.png"]
+    images, skipped = calibration_images(tmp_path / "in", 10)
+    assert len(images) == 2 and len(skipped) == 1
+    assert skipped[0].startswith("s/rgb_0002.png: ") and str(tmp_path) not in skipped[0]
 
 
 def test_images_in_tar_shards_are_those_of_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
