@@ -331,7 +331,7 @@ def main(config: PredictConfig) -> int:
         return run.finish()
     if run.single and run.works:
         read_picture(run.works[0].item, run.works[0].page, config.max_pixels)  # fail before an engine is loaded
-    first = Reader(sources.videos[0]) if run.single and sources.videos and not config.live else None
+    first = Reader(sources.videos[0]) if run.single and sources.videos else None
     with run.job.load() as runtime:
         run.job.stored(runtime.bundle)  # options that do not fit the bundle end the run before it begins
         run.console.print(runtime.reason if config.verbose else runtime.summary)
