@@ -487,3 +487,27 @@ def test_nothing_is_written(client: TestClient, tmp_path: Path, monkeypatch: pyt
         assert not _written and not list(tmp_path.iterdir())
     finally:
         _written = None
+
+
+def test_files_are_not_rescaled_by_a_guess_of_the_focal_length(canonical_bundle: Path, tmp_path: Path) -> None:
+    """As `dpt predict` does it. The tiny model's frames of 80x120 are stretched to 160x160: f = 200 * 120 / 160."""
+    image = photo(80, 120)
+    with load(canonical_bundle, "onnxruntime-cpu", precision="fp32") as runtime, \
+            TestClient(Page(Models([runtime], MAX_PIXELS), MAX_BYTES).app, base_url="http://localhost") as client:
+        found = runtime(image)
+        for name in ("depth.exr", "maps.exr"):
+            data = download(client, image, name)
+            assert np.array_equal(channels(data, tmp_path)["Z"], found.depth)
+            with OpenEXR.File(io.BytesIO(data)) as file:
+                assert file.header()["depthMeaning"].startswith("z-depth for a focal length of 150 pixels")
+            data = download(client, image, name, film=35)
+            metres = found.in_metres(Intrinsics.from_film(35, (80, 120))).depth
+            assert np.array_equal(channels(data, tmp_path)["Z"], metres)
+            with OpenEXR.File(io.BytesIO(data)) as file:
+                assert file.header()["depthMeaning"] == "z-depth in metres"
+        refused = client.post("/api/download/depth.png", content=png(image), headers=IMAGE)
+        assert refused.status_code == 422 and "Set it with the slider" in refused.json()["error"]
+        depth = decoded(download(client, image, "depth.png", film=35))
+        assert np.array_equal(depth, compact.encode("depth", "uint16-mm", metres))
+        points = download(client, image, "points.ply")
+        assert b"GUESSED" in points.partition(b"end_header")[0]
