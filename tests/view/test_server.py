@@ -29,9 +29,10 @@ from dpt_deploy.export.config import ExportConfig
 from dpt_deploy.export.pipeline import export_checkpoint
 from dpt_deploy.geometry import Cut, Intrinsics
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+from dpt_deploy.report.colours import colour_depth
 from dpt_deploy.runtime import Prediction, Runtime, load
 from dpt_deploy.view.__main__ import Server
-from dpt_deploy.view.answer import FORMS, SHOWN_PIXELS, difference, shrunk, spread
+from dpt_deploy.view.answer import FORMS, SHOWN_PIXELS, difference, shown_range, shrunk, spread
 from dpt_deploy.view.app import MOST_WAITING, Page
 from dpt_deploy.view.downloads import DOWNLOADS
 from dpt_deploy.view.guard import HEADERS
@@ -389,6 +390,15 @@ def test_a_bundle_without_depth_says_so(tmp_path: Path) -> None:
         assert client.get("/api/info").json()["models"][0]["heads"] == ["alpha"]
         refused = client.post("/api/download/points.ply", content=png(photo(20, 30)), headers=IMAGE)
         assert refused.status_code == 404 and "predicts no depth" in refused.json()["error"]
+
+
+@pytest.mark.parametrize("value", [-1e20, 0, 3, 1e5, 1e20])
+@pytest.mark.parametrize("kind", ["metric", "relative"])
+def test_the_same_depth_everywhere_has_a_range(value: float, kind: str) -> None:
+    flat = Prediction(np.full((4, 5), value, np.float32), depth_kind=kind)
+    near, far = shown_range(flat)
+    assert near < far
+    assert (colour_depth(flat.depth, (near, far)) == colour_depth(flat.depth, (near, far))[0, 0]).all()
 
 
 @pytest.fixture
