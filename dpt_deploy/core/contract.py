@@ -114,6 +114,14 @@ def check_heads(heads: tuple[str, ...]) -> None:
         )
 
 
+def depth_meaning(kind: DepthKind, canonical_focal: float = 0.0, pixels: str = "pixels") -> str:
+    """What the numbers of depth are, in words. `canonical_focal` [`pixels`] is 0 if the network has none."""
+    if canonical_focal:
+        return (f"z-depth for a focal length of {canonical_focal:g} {pixels}: times the camera's own over it, it is in "
+                "metres")
+    return DEPTHS[kind]
+
+
 def frame_focal(
     focal: float, frame_size: tuple[int, int], input_size: tuple[int, int], resize: ResizeRule
 ) -> float:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.contract import DEPTHS, HEADS, MEANINGS, DepthKind
+from ..core.contract import DEPTHS, HEADS, MEANINGS, DepthKind, depth_meaning
 from ..core.errors import BadInput, first_line
 from ..core.image_files import MAX_PIXELS, image_from_bytes
 from ..geometry import Cut, Mesh, PointCloud, find_intrinsics, point_cloud, triangulate
@@ -42,10 +42,7 @@ class Prediction:
     @property
     def depth_meaning(self) -> str:
         """What the numbers of depth are, in words, for the headers of files."""
-        if self.canonical_focal:
-            return (f"z-depth for a focal length of {self.canonical_focal:g} pixels: times the camera's own over it, "
-                    "it is in metres")
-        return DEPTHS[self.depth_kind]
+        return depth_meaning(self.depth_kind, self.canonical_focal)
 
     @property
     def meanings(self) -> dict[str, str]:

@@ -414,7 +414,7 @@ def test_the_camera_does_not_take_the_focal_length_of_the_photo(canonical: sync_
 def test_depth_of_a_frozen_frame_follows_the_focal_length(canonical: sync_api.Page) -> None:
     page = canonical
     page.click("#camera2")
-    until(page, "document.getElementById('status').textContent.includes('frames/s')")
+    page.wait_for_selector("body[data-state=shown]")
     page.click("#freeze")
     page.wait_for_timeout(500)  # a frame that is on its way arrives
     page.locator("[data-pane=depth] .frame canvas").focus()
