@@ -97,3 +97,17 @@ def change_details(bundle: Bundle, artifact: Artifact, **details: object) -> Art
     changed = artifact.model_copy(update={"details": artifact.details.model_copy(update=details)})
     bundle.update(artifacts=tuple(changed if one is artifact else one for one in bundle.artifacts))
     return changed
+
+
+CANONICAL_FOCAL = 200.0
+"""Of `canonical_bundle` [pixels of the network's input, 160x160]."""
+
+
+@pytest.fixture
+def canonical_bundle(own_bundle: Path) -> Path:
+    """A copy of the tiny bundle whose training record says --canonical-focal 200."""
+    bundle = Bundle.open(own_bundle)
+    training = dict(bundle.manifest.training) | {"canonical_focal": CANONICAL_FOCAL}
+    bundle.manifest = bundle.manifest.model_copy(update={"training": training})
+    bundle.save()
+    return own_bundle

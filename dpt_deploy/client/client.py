@@ -140,6 +140,7 @@ class Client:
                 maps = self.run(np.stack([frames[i] for i in chosen]), heads)
                 for position, i in enumerate(chosen):
                     predictions[i] = Prediction(**{head: value[position] for head, value in maps.items()},
+                                                canonical_focal=self.model.frame_focal((height, width)),
                                                 depth_kind=self.model.depth_kind)
         return [predictions[i] for i in range(len(frames))]
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from ..core.compact import Form, form_of_output
-from ..core.contract import DEPTHS, HEADS, DepthKind
+from ..core.contract import DEPTHS, HEADS, MAX_INPUT_SIZE, MAX_NUMBER, RESIZE_RULES, DepthKind, frame_focal
 from ..core.errors import BadInput
+
+_SIZE = re.compile(r"[0-9]{1,5}x[0-9]{1,5}")
 
 
 @dataclass(frozen=True)
@@ -29,6 +33,11 @@ class ServedModel:
     precision: str
     depth_kind: DepthKind = "metric"
     """What depth is, as the bundle's contract says."""
+    canonical_focal: float = 0.0
+    """The focal length for which depth is in metres [pixels of the network's input]; 0: for any."""
+    input_size: tuple[int, int] = (0, 0)
+    """(H, W) of the network's input [pixels]; known if there is a canonical focal length, as `resize` is."""
+    resize: str = ""
 
     @property
     def heads(self) -> tuple[str, ...]:
@@ -47,13 +56,18 @@ class ServedModel:
         if depth_kind not in DEPTHS:
             raise BadInput(f"model {name}: expected depth of a kind among {', '.join(DEPTHS)}, received "
                            f"{depth_kind!r:.100}. Write the model again with: dpt triton BUNDLE")
+        canonical = _canonical(name, parameters)
         try:
             return cls(name, forms, max(1, int(config.get("max_batch_size", 0))), int(parameters["max_pixels"]),
                        parameters["dpt_bundle"], parameters["dpt_graph"], parameters["dpt_graph_sha256"],
-                       parameters["dpt_precision"], depth_kind)
+                       parameters["dpt_precision"], depth_kind, *canonical)
         except (KeyError, ValueError) as error:
             raise BadInput(f"model {name}: expected a model that dpt triton wrote, received one without {error}. "
                            "Choose another model, or write it with: dpt triton BUNDLE") from error
+
+    def frame_focal(self, size: tuple[int, int]) -> float:
+        """The canonical focal length in pixels of a frame of `size` (H, W); 0: depth is in metres for any."""
+        return frame_focal(self.canonical_focal, size, self.input_size, self.resize) if self.canonical_focal else 0.0
 
     def chosen(self, forms: Mapping[str, str] | str | None) -> dict[str, Form]:
         """The form to request for each head: as named, the smallest for "smallest", else float32.
@@ -77,3 +91,19 @@ class ServedModel:
                                f"as {wanted}. Write the model again with: dpt triton BUNDLE --compact {head}={wanted}")
             chosen[head] = match[0]
         return chosen
+
+
+def _canonical(name: str, parameters: Mapping[str, str]) -> tuple[float, tuple[int, int], str]:
+    """The canonical focal length, the size of the network's input and the resize rule; 0 first if there is none."""
+    if (focal := parameters.get("dpt_canonical_focal")) is None:
+        return 0.0, (0, 0), ""
+    size, resize = parameters.get("dpt_input_size", ""), parameters.get("dpt_resize", "")
+    with contextlib.suppress(ValueError):
+        numbers = [int(side) for side in size.split("x")] if _SIZE.fullmatch(size) else []
+        height, width = numbers
+        if 0 < float(focal) <= MAX_NUMBER and 1 <= min(numbers) and max(numbers) <= MAX_INPUT_SIZE \
+                and resize in RESIZE_RULES:
+            return float(focal), (height, width), resize
+    raise BadInput(f"model {name}: expected dpt_canonical_focal above 0 with dpt_input_size HEIGHTxWIDTH and "
+                   f"dpt_resize among {', '.join(RESIZE_RULES)}, received {focal!r:.50}, {size!r:.50} and "
+                   f"{resize!r:.50}. Write the model again with: dpt triton BUNDLE")

@@ -7,6 +7,7 @@ ONNX tools can read them.
 from __future__ import annotations
 
 import contextlib
+import math
 import os
 import shlex
 from collections.abc import Callable
@@ -125,6 +126,15 @@ class Bundle:
     def contract(self) -> Contract:
         """The typed contract of the bundle's graphs."""
         return Contract.from_json(self.manifest.contract)
+
+    @property
+    def canonical_focal(self) -> float:
+        """The focal length for which depth is in metres [pixels of the network's input]; 0: for any.
+
+        The training record has it if the network was trained with --canonical-focal.
+        """
+        recorded = self.manifest.training.get("canonical_focal")
+        return float(recorded) if isinstance(recorded, int | float) and 0 < recorded < math.inf else 0.0
 
     @property
     def name(self) -> str:

@@ -11,7 +11,7 @@ import numpy as np
 from .errors import BadInput
 
 MILLIMETRES_MAX = 65.535
-"""Largest depth [m] of the form "uint16-mm"; what is farther, negative or not finite is stored as 0: no depth."""
+"""Largest depth [m] of the form "uint16-mm"; what is farther, 0 m or below, or not finite is stored as 0: no depth."""
 
 
 @dataclass(frozen=True)
@@ -94,10 +94,10 @@ def _to_float32(stored: np.ndarray) -> np.ndarray:
 
 
 def _to_millimetres(depth: np.ndarray) -> np.ndarray:
-    """Rounded half to even, as ONNX's Round does; at least 1, since 0 stands for no depth."""
+    """Rounded half to even, as ONNX's Round does; at least 1 above 0 m, since 0 stands for no depth."""
     with np.errstate(invalid="ignore", over="ignore"):
         rounded = np.rint(depth * np.float32(1000))
-        stored = np.where((rounded >= 0) & (rounded <= 65535), np.maximum(rounded, 1), 0)
+        stored = np.where((depth > 0) & (rounded <= 65535), np.maximum(rounded, 1), 0)
     return stored.astype(np.uint16)
 
 

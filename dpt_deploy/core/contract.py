@@ -38,6 +38,11 @@ DEPTHS: dict[str, str] = {
     "relative": "relative depth without unit, larger is farther",
 }
 """How a contract's file words the kind of depth. Bundles of a trained checkpoint are metric; imported ones say."""
+MEANINGS: dict[str, str] = {
+    "normals": "unit vectors, camera space: x right, y up, z to the viewer",
+    "alpha": "foreground coverage from 0 to 1",
+}
+"""What the numbers of the other maps are, as files with maps word it."""
 Graph = Literal["model", "frame"]
 
 
@@ -109,6 +114,21 @@ def check_heads(heads: tuple[str, ...]) -> None:
         )
 
 
+def depth_meaning(kind: DepthKind, canonical_focal: float = 0.0, pixels: str = "pixels") -> str:
+    """What the numbers of depth are, in words. `canonical_focal` [`pixels`] is 0 if the network has none."""
+    if canonical_focal:
+        return (f"z-depth for a focal length of {canonical_focal:g} {pixels}: times the camera's own over it, it is in "
+                "metres")
+    return DEPTHS[kind]
+
+
+def frame_focal(
+    focal: float, frame_size: tuple[int, int], input_size: tuple[int, int], resize: ResizeRule
+) -> float:
+    """A focal length [pixels of an input of `input_size` (H, W)] in pixels of a frame of `frame_size`, along x."""
+    return focal * frame_size[1] / content_box(frame_size, input_size, resize).width
+
+
 @dataclass(frozen=True)
 class Contract:
     """What a program must know to prepare a bundle's inputs and interpret its outputs."""
@@ -136,6 +156,10 @@ class Contract:
     def content_box(self, frame_size: tuple[int, int]) -> Box:
         """The region that a frame of `frame_size` (H, W) covers in the network's input."""
         return content_box(frame_size, self.input_size, self.resize)
+
+    def frame_focal(self, focal: float, frame_size: tuple[int, int]) -> float:
+        """A focal length [pixels of the network's input] in pixels of a frame of `frame_size` (H, W)."""
+        return frame_focal(focal, frame_size, self.input_size, self.resize)
 
     def inputs(self, graph: Graph) -> dict[str, TensorSpec]:
         """The inputs of a graph by name."""

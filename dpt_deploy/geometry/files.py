@@ -63,7 +63,9 @@ def ply_bytes(cloud: PointCloud) -> bytes:
 
 
 def glb_bytes(cloud: PointCloud) -> bytes:
-    """A binary glTF 2.0 file. Its scene's extras hold the comments and the intrinsics.
+    """A binary glTF 2.0 file: positions, and normals and colours where there are, as in `ply_bytes`.
+
+    Its scene's extras hold the comments and the intrinsics.
 
     glTF has the same axes and the same unit. Raises `MissingPackage` if trimesh is not installed.
     """
@@ -77,7 +79,9 @@ def glb_bytes(cloud: PointCloud) -> bytes:
     scene.metadata = {"comments": list(cloud.comments), "intrinsics": cloud.intrinsics.matrix.tolist(),
                       "focal_length_is_a_guess": cloud.intrinsics.guessed}
     if isinstance(cloud, Mesh):
-        return library.exchange.gltf.export_glb(scene, include_normals=True)
+        return library.exchange.gltf.export_glb(scene, include_normals=cloud.normals is not None)
+    if cloud.normals is None:
+        return library.exchange.gltf.export_glb(scene)
     return library.exchange.gltf.export_glb(
         scene, buffer_postprocessor=lambda buffers, tree: _add_normals(buffers, tree, cloud.normals))
 

@@ -163,14 +163,13 @@ def parse_matrix(text: bytes, name: str) -> np.ndarray:
         raise BadInput(f"{what}, received a file of more than {_LONGEST_FILE} bytes.")
     try:
         lines = (line.partition("#")[0] for line in text.decode().replace(",", " ").splitlines())
-        rows = [line.split() for line in lines if line.strip()]
-        matrix = np.array([[float(value) for value in row] for row in rows])
+        rows = [[float(value) for value in line.split()] for line in lines if line.strip()]
     except ValueError as error:
         raise BadInput(f"{what}, but it cannot be read ({str(error)[:80]}).") from error
-    if matrix.shape != (3, 3):
+    if len(rows) != 3 or any(len(row) != 3 for row in rows):
         raise BadInput(f"{what}, received {len(rows)} rows of "
                        f"{' or '.join(map(str, sorted({len(row) for row in rows}))) or 'no'} values.")
-    return matrix
+    return np.array(rows)
 
 
 def find_intrinsics(given: Any, size: tuple[int, int], image: Any = None) -> Intrinsics:

@@ -44,8 +44,9 @@ PROG = "python -m dpt_deploy.predict"
 class PredictConfig:
     """Predict depth, normals and alpha for images, folders, shards and buckets of images, videos and cameras.
 
-    Writes for each image a panel (PNG), the maps (.npz: depth [m], normals and alpha, float32 at the image's size), and
-    depth [m] as OpenEXR; for a video, camera or stream one MP4 file without sound, which is playable even after Ctrl-C.
+    Writes for each image a panel (PNG), the maps (.npz: depth, normals and alpha, float32 at the image's size), and
+    depth as OpenEXR; both files say what depth is: metres, unless the bundle is relative or the focal length is
+    missing. Writes for a video, camera or stream one MP4 file without sound, which is playable even after Ctrl-C.
 
     A run over more than 100 images, and any run with --resume, --shard, --ray or a format in shards, is a large one: it
     writes compressed .npz files of float16 unless --format says otherwise, no panels, and a journal from which it goes

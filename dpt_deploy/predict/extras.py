@@ -20,6 +20,7 @@ from ..geometry.files import SUFFIXES, trimesh, write_points
 from ..report.cutout import Background, composite, cutout
 from ..report.writers import write_depth_png, write_normals, write_picture, write_png
 from ..runtime import Prediction
+from .formats import FOCAL_ADVICE
 
 
 @dataclass(frozen=True)
@@ -154,7 +155,8 @@ class ExtraWriter:
     def metric(self, prediction: Prediction, item: Item | None) -> Prediction:
         """The prediction with depth in metres, if the network needs the focal length for that and it is known.
 
-        Raises `BadInput` if the intrinsics of the options do not fit the image.
+        Raises `BadInput` if the intrinsics of the options do not fit the image, or if a file needs metres and nothing
+        tells the focal length.
         """
         if prediction.depth is None or not (prediction.canonical_focal or self.extras.points):
             return prediction
@@ -162,6 +164,9 @@ class ExtraWriter:
         if not prediction.canonical_focal:
             return prediction
         if camera.guessed:
+            if self.extras.depth_png:
+                raise BadInput(f"--depth-png: expected depth in metres, received {prediction.depth_meaning}. "
+                               f"{FOCAL_ADVICE}, or omit the option.")
             self.unscaled.append(item.key if item else "")
             return prediction
         return prediction.in_metres(camera)
@@ -217,7 +222,7 @@ class ExtraWriter:
                          f"stretched. {advice}")
         if self.unscaled:
             found.append(f"depth: the network needs the focal length for metres, and {_images(len(self.unscaled))} did "
-                         f"not tell it; such depth maps are as the network gave them. {advice}")
+                         f"not tell it; their depth maps are as the network gave them, and say so. {advice}")
         if self.empty:
             found.append(f"points: none is left of {_images(len(self.empty))} ({', '.join(self.empty[:5])}). Lower "
                          "--point-alpha, or raise --max-slope and --max-angle.")

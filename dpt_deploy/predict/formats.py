@@ -17,15 +17,17 @@ from ..core import compact
 from ..core.contract import DEPTHS, HEADS, DepthKind
 from ..core.errors import BadInput, missing_package
 from ..report.writers import DEPTH_TEXT, maps_exr_bytes, normals_text, png_bytes
+from ..runtime import Prediction
 
 FormatName = Literal["full", "npz", "exr", "png16", "zarr", "tar", "tar-npz"]
 Maps = Mapping[str, np.ndarray]
 Forms = Mapping[str, str]
+Meanings = Mapping[str, str]
+"""By head, what the numbers of a map are, in words."""
 
+FOCAL_ADVICE = "Pass the camera's focal length with --focal, --fov or --intrinsics"
 PNG_KEY = "dpt-deploy"
 """Keyword of the text in PNG files: JSON with head, form, unit, scale and offset: value = scale * stored + offset."""
-MEANING = {"normals": "unit vectors, camera space: x right, y up, z to the viewer",
-           "alpha": "foreground coverage from 0 to 1"}
 _FLOATS, _UNSIGNED = ("float16", "float32"), ("uint8", "uint16", "uint16-mm")
 
 
@@ -35,9 +37,9 @@ class Format:
 
     forms: Forms
     """The form in which each map is stored, unless the user chooses another."""
-    encode: Callable[[Maps, Forms, DepthKind], dict[str, bytes]] | None = None
-    """Stored maps by head, their forms and the kind of depth -> the content of each file, by the end of its name. None:
-    see `full`."""
+    encode: Callable[[Maps, Forms, Meanings], dict[str, bytes]] | None = None
+    """Stored maps by head, their forms and meanings -> the content of each file, by the end of its name. None: see
+    `full`."""
     allowed: tuple[str, ...] = ()
     """Names of forms that it can hold; () for all."""
     shards: Literal["tar", "zarr"] | None = None
@@ -66,16 +68,19 @@ class Format:
         return chosen
 
 
-def store(maps: Maps, forms: Forms) -> dict[str, np.ndarray]:
-    """float32 maps by head in their forms."""
-    return {head: compact.encode(head, form, maps[head]) for head, form in forms.items()}
+def store(prediction: Prediction, forms: Forms) -> dict[str, np.ndarray]:
+    """The maps of a prediction by head in their forms. Raises `BadInput` for millimetres of depth without metres."""
+    if forms.get("depth") == "uint16-mm" and not prediction.depth_in_metres:
+        raise BadInput(f"depth: expected depth in metres to store it as uint16-mm, received "
+                       f"{prediction.depth_meaning}. {FOCAL_ADVICE}, or choose --format npz.")
+    return {head: compact.encode(head, form, prediction.maps[head]) for head, form in forms.items()}
 
 
-def _npz(stored: Maps, forms: Forms, depth_kind: DepthKind) -> dict[str, bytes]:
+def _npz(stored: Maps, forms: Forms, meanings: Meanings) -> dict[str, bytes]:
     data = io.BytesIO()
     # np.savez_compressed takes level 6: up to three times as long, for files that are 3 % smaller.
     with zipfile.ZipFile(data, "w", zipfile.ZIP_DEFLATED, compresslevel=1) as file:
-        texts = {"forms": dict(forms), "meaning": {head: meaning(head, depth_kind) for head in stored}}
+        texts = {"forms": dict(forms), "meaning": {head: meanings[head] for head in stored}}
         for name, values in {**{name: np.array(json.dumps(text)) for name, text in texts.items()}, **stored}.items():
             member = io.BytesIO()
             np.lib.format.write_array(member, values, allow_pickle=False)
@@ -83,25 +88,20 @@ def _npz(stored: Maps, forms: Forms, depth_kind: DepthKind) -> dict[str, bytes]:
     return {"npz": data.getvalue()}
 
 
-def _exr(stored: Maps, forms: Forms, depth_kind: DepthKind) -> dict[str, bytes]:
-    return {"exr": maps_exr_bytes(stored, meaning("depth", depth_kind))}
+def _exr(stored: Maps, forms: Forms, meanings: Meanings) -> dict[str, bytes]:
+    return {"exr": maps_exr_bytes(stored, meanings.get("depth"))}
 
 
-def _png(stored: Maps, forms: Forms, depth_kind: DepthKind) -> dict[str, bytes]:
+def _png(stored: Maps, forms: Forms, meanings: Meanings) -> dict[str, bytes]:
     texts = {("depth", "uint16-mm"): DEPTH_TEXT, ("normals", "uint16"): normals_text()}
-    return {f"{head}.png": png_bytes(values, {PNG_KEY: json.dumps(description(head, forms[head], depth_kind)),
+    return {f"{head}.png": png_bytes(values, {PNG_KEY: json.dumps(description(head, forms[head], meanings[head])),
                                               **texts.get((head, forms[head]), {})})
             for head, values in stored.items()}
 
 
-def meaning(head: str, depth_kind: DepthKind) -> str:
-    """What the numbers of a map mean, in words: metres, or that depth has no unit."""
-    return DEPTHS[depth_kind] if head == "depth" else MEANING[head]
-
-
-def description(head: str, form: str, depth_kind: DepthKind = "metric") -> dict[str, str | float]:
+def description(head: str, form: str, meaning: str) -> dict[str, str | float]:
     """What the numbers of a stored map mean, for its metadata."""
-    found: dict[str, str | float] = {"head": head, "form": form, "meaning": meaning(head, depth_kind)}
+    found: dict[str, str | float] = {"head": head, "form": form, "meaning": meaning}
     if form == "uint16-mm":
         found |= {"scale": 0.001, "offset": 0, "no_depth": 0}
     elif form in _UNSIGNED:
@@ -110,10 +110,10 @@ def description(head: str, form: str, depth_kind: DepthKind = "metric") -> dict[
     return found
 
 
-def _zarr(stored: Maps, forms: Forms, depth_kind: DepthKind) -> dict[str, bytes]:
+def _zarr(stored: Maps, forms: Forms, meanings: Meanings) -> dict[str, bytes]:
     found = {"zarr.json": zarr_group()}
     for head, values in stored.items():
-        metadata, compress = _zarr_array(head, forms[head], depth_kind, values.shape, values.dtype.str)
+        metadata, compress = _zarr_array(head, forms[head], meanings[head], values.shape, values.dtype.str)
         chunk = "/".join(["c", *["0"] * values.ndim])
         found |= {f"{head}/zarr.json": metadata, f"{head}/{chunk}": compress(np.ascontiguousarray(values))}
     return found
@@ -127,13 +127,13 @@ def zarr_group() -> bytes:
 
 @functools.lru_cache(maxsize=256)
 def _zarr_array(
-    head: str, form: str, depth_kind: DepthKind, shape: tuple[int, ...], dtype: str
+    head: str, form: str, meaning: str, shape: tuple[int, ...], dtype: str
 ) -> tuple[bytes, Callable[..., bytes]]:
     """zarr's own metadata of an array with one chunk, and what compresses the chunk; a call of zarr takes 6 ms."""
     from numcodecs import Zstd
 
     written = _zarr_files(lambda zarr, store: zarr.create_array(
-        store=store, shape=shape, chunks=shape, dtype=dtype, attributes=description(head, form, depth_kind),
+        store=store, shape=shape, chunks=shape, dtype=dtype, attributes=description(head, form, meaning),
         compressors=zarr.codecs.ZstdCodec(level=3)))
     return written["zarr.json"], Zstd(level=3).encode
 

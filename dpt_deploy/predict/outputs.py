@@ -158,10 +158,10 @@ class Shards:
 def encoded(
     format: str, forms: Forms, look: str, image: np.ndarray, prediction: Prediction, caption: str
 ) -> dict[str, bytes]:
-    """The files of one image, by the end of the name."""
+    """The files of one image, by the end of the name. Raises `BadInput` if a map cannot be stored in its form."""
     encode = FORMATS[format].encode
     assert encode is not None
-    files = encode(store(prediction.maps, forms), forms, prediction.depth_kind)
+    files = encode(store(prediction, forms), forms, prediction.meanings)
     if look != "none":
         suffix = (PANEL_SUFFIX if look == "panel" else MATTE_SUFFIX).lstrip(".")
         picture = matte(image, prediction) if look == "matte" else panel(image, prediction, caption)

@@ -7,7 +7,7 @@ import numpy as np
 
 
 def depth_range(depth: np.ndarray, alpha: np.ndarray | None = None) -> tuple[float, float]:
-    """The depths (near, far) [m] that the colours span: the 1st to the 99th percentile.
+    """The depths (near, far) [m] that the colours span: the 1st to the 99th percentile, far above near.
 
     Args:
         depth: (H, W) [m].
@@ -19,7 +19,7 @@ def depth_range(depth: np.ndarray, alpha: np.ndarray | None = None) -> tuple[flo
     if values.size == 0:
         return 0.0, 1.0
     near, far = (float(value) for value in np.percentile(values, (1, 99)))
-    return near, max(far, near + 1e-3)
+    return near, max(far, near + max(1e-3, 1e-6 * abs(near)))  # 0.001 is nothing beside 1e20
 
 
 def colour_depth(depth: np.ndarray, limits: tuple[float, float]) -> np.ndarray:

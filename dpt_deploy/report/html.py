@@ -82,6 +82,7 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
     """
     drawn = [stage for stage in report.stages if stage.quantiles]
     metric_depth = bundle.contract.depth == "metric"
+    in_metres = metric_depth and not bundle.canonical_focal
     plots = {head: quantile_plot(head, drawn, report.budget, metric_depth) for head in HEADS}
     return environment().get_template("report.html.j2").render(
         bundle=bundle, manifest=bundle.manifest, report=report, command=command, max_reasons=MAX_REASONS,
@@ -95,7 +96,7 @@ def render_html(bundle: Bundle, report: ParityReport, exhibits: Mapping[str, Exh
         plots={head: plot for head, plot in plots.items() if plot}, legend=line_colours(drawn),
         unpictured=_unpictured(report, exhibits), trials_plot=trials_plot,
         backend_colours=backend_colours,
-        exhibits=[(exhibits[head], exhibit_pictures(exhibits[head], report.against))
+        exhibits=[(exhibits[head], exhibit_pictures(exhibits[head], report.against, in_metres))
                   for head in HEADS if head in exhibits],
         graphs=_engines_by_graph(bundle), orphans=_engines_without_graph(bundle),
         created=re.sub(r"T(\d\d:\d\d).*", r" \1 UTC", bundle.manifest.created),
@@ -131,13 +132,13 @@ def stage_metrics(stage: Stage, head: str, limits: Mapping[str, Mapping[str, flo
     return found
 
 
-def exhibit_pictures(exhibit: Exhibit, against: str) -> list[Picture]:
+def exhibit_pictures(exhibit: Exhibit, against: str, in_metres: bool) -> list[Picture]:
     """The input, the map that it is compared with, the stage's map, and their difference."""
     want, have, head = exhibit.want, exhibit.have, exhibit.head
     if head == "depth":
         limits = depth_range(want, exhibit.alpha)
         pair = colour_depth(want, limits), colour_depth(have, limits)
-        unit = " m" if exhibit.metric_depth else ""
+        unit = " m" if in_metres else ""
         scale = f"bright {limits[0]:.2f}{unit}, dark {limits[1]:.2f}{unit}"
     elif head == "normals":
         pair, scale = (colour_normals(want), colour_normals(have)), "red right, green up, blue towards the viewer"

@@ -9,7 +9,7 @@ import json
 from typing import Any
 
 from ..core.bundle import MODEL_CARD, Bundle
-from ..core.contract import DEPTHS, Contract
+from ..core.contract import depth_meaning
 from ..core.files import write_text
 from ..core.manifest import Artifact
 from ..core.verdict import ParityReport
@@ -73,7 +73,7 @@ def render_model_card(bundle: Bundle, report: ParityReport | None, hand_written:
     return markdown_environment().get_template("MODEL_CARD.md.j2").render(
         bundle=bundle, manifest=bundle.manifest, contract=bundle.contract, report=report,
         heads=_list(bundle.contract.heads), training=_flat(bundle.manifest.training),
-        description=_flat(bundle.manifest.options.get("description", {})), meaning=_meaning(bundle.contract),
+        description=_flat(bundle.manifest.options.get("description", {})), meaning=_meaning(bundle),
         columns=[c for c in SUMMARY_COLUMNS if any(c[1] in stage.heads.get(c[0], {}) for stage in stages)],
         metric_cell=metric_cell, stage_status=stage_status, compared=compared, value_range=_value_range,
         eight_bits=[stage for stage in stages if judged_by(stage)], judged_by=judged_by, task_rows=task_rows,
@@ -83,9 +83,11 @@ def render_model_card(bundle: Bundle, report: ParityReport | None, hand_written:
     )
 
 
-def _meaning(contract: Contract) -> str:
+def _meaning(bundle: Bundle) -> str:
     """What the maps are, in a sentence."""
-    words = {"depth": f"depth is {DEPTHS[contract.depth]}",
+    contract = bundle.contract
+    depth = depth_meaning(contract.depth, bundle.canonical_focal, "pixels of the network's input")
+    words = {"depth": f"depth is {depth}",
              "normals": "normals are in camera space, x right, y up, z towards the viewer",
              "alpha": "alpha is coverage"}
     text = "; ".join(words[head] for head in contract.heads)

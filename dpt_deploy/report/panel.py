@@ -35,8 +35,8 @@ class Tile:
 def panel(image: np.ndarray, prediction: Prediction, name: str = "") -> np.ndarray:
     """The image, depth in colours, normals as RGB and the cut-out over a checkerboard, as far as they are predicted.
 
-    Depth colours span the foreground; relative depth has a scale without a unit. Depth and normals fade where alpha
-    says background, because they mean nothing there.
+    Depth colours span the foreground; depth that is not in metres has a scale without a unit. Depth and normals fade
+    where alpha says background, because they mean nothing there.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -53,7 +53,7 @@ def panel(image: np.ndarray, prediction: Prediction, name: str = "") -> np.ndarr
     tiles = [Tile("Image", _resized(image, size), f"{name}  {h}x{w}".strip())]
     if "depth" in small:
         limits = depth_range(prediction.depth, prediction.alpha)
-        title, unit = ("Depth", " m") if prediction.depth_kind == "metric" else ("Relative depth", "")
+        title, unit = _depth_title(prediction)
         bar = depth_scale(limits, max(size[1], MIN_TILE_WIDTH), unit=unit)
         tiles.append(Tile(title, _faded(colour_depth(small["depth"], limits), alpha), legend=bar))
     if "normals" in small:
@@ -66,6 +66,15 @@ def panel(image: np.ndarray, prediction: Prediction, name: str = "") -> np.ndarr
     # A square page reads best: wide images stack, tall ones stand side by side.
     columns = 1 if w > 2.5 * h else 2 if w > 1.2 * h else len(tiles)
     return arrange(tiles, columns)
+
+
+def _depth_title(prediction: Prediction) -> tuple[str, str]:
+    """The title of depth, and the unit of its scale with a blank before it."""
+    if prediction.depth_kind != "metric":
+        return "Relative depth", ""
+    if prediction.canonical_focal:
+        return f"Depth for f = {prediction.canonical_focal:.4g} px", ""
+    return "Depth", " m"
 
 
 def arrange(tiles: Sequence[Tile], columns: int) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -34,14 +35,15 @@ def write_prediction(
         picture: Whether to write the panel or the matte.
 
     Returns:
-        The files: panel or matte (PNG), all maps (.npz) and, if depth was predicted, depth (OpenEXR).
+        The files: panel or matte (PNG), all maps (.npz, float32, with `meaning`: JSON that says in words what the
+        numbers of each map are) and, if depth was predicted, depth (OpenEXR).
     """
     files = []
     if picture:
         files.append(folder / f"{stem}{PANEL_SUFFIX if matte is None else MATTE_SUFFIX}")
         write_png(files[-1], panel(image, prediction, caption) if matte is None else matte)
     files.append(folder / f"{stem}.npz")
-    write_npz(files[-1], prediction.maps)
+    write_npz(files[-1], {"meaning": np.array(json.dumps(prediction.meanings))} | prediction.maps)
     if prediction.depth is not None:
         files.append(folder / f"{stem}.depth.exr")
         write_depth_exr(files[-1], prediction.depth, prediction.depth_meaning)

@@ -157,8 +157,8 @@ def write_depth_exr(path: Path | str, depth: np.ndarray, meaning: str = DEPTHS["
 def depth_png_bytes(depth: np.ndarray) -> bytes:
     """Depth (H, W) [m] as 16-bit gray PNG in millimetres, with its scale in tEXt chunks.
 
-    0 is no depth: not finite, or 65.536 m and farther. The rounding adds at most 0.5 mm. Relative depth has no
-    millimetres.
+    0 is no depth: 0 m and below, not finite, or 65.536 m and farther. The rounding adds at most 0.5 mm. Depth that is
+    not in metres has no millimetres.
     """
     return png_bytes(encode("depth", "uint16-mm", depth), DEPTH_TEXT)
 

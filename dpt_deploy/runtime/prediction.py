@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..core.contract import DEPTHS, HEADS, DepthKind
+from ..core.contract import DEPTHS, HEADS, MEANINGS, DepthKind, depth_meaning
 from ..core.errors import BadInput, first_line
 from ..core.image_files import MAX_PIXELS, image_from_bytes
 from ..geometry import Cut, Mesh, PointCloud, find_intrinsics, point_cloud, triangulate
@@ -21,7 +21,8 @@ class Prediction:
     """The maps of one image at its own size. A map is None if the bundle lacks the head."""
 
     depth: np.ndarray | None = None
-    """float32 (H, W), z-depth [m]. Without unit if `depth_kind` is relative."""
+    """float32 (H, W), z-depth [m]. Without unit if `depth_kind` is relative, and for another focal length if
+    `canonical_focal` is not 0."""
     normals: np.ndarray | None = None
     """float32 (H, W, 3), unit vectors in camera space: x right, y up, z towards the viewer."""
     alpha: np.ndarray | None = None
@@ -41,10 +42,17 @@ class Prediction:
     @property
     def depth_meaning(self) -> str:
         """What the numbers of depth are, in words, for the headers of files."""
-        if self.canonical_focal:
-            return (f"z-depth for a focal length of {self.canonical_focal:g} pixels: times the camera's own over it, "
-                    "it is in metres")
-        return DEPTHS[self.depth_kind]
+        return depth_meaning(self.depth_kind, self.canonical_focal)
+
+    @property
+    def meanings(self) -> dict[str, str]:
+        """What the numbers of each map are, in words, by head."""
+        return {head: self.depth_meaning if head == "depth" else MEANINGS[head] for head in self.maps}
+
+    @property
+    def depth_in_metres(self) -> bool:
+        """Whether the numbers of depth are metres: neither relative nor for a canonical focal length."""
+        return self.depth_kind == "metric" and not self.canonical_focal
 
     def in_metres(self, intrinsics: Any = None, image: Any = None) -> Prediction:
         """The same maps with depth in metres for a camera; itself unless the network has a canonical focal length.

@@ -97,9 +97,10 @@ class Runtime:
         for i, frame in enumerate(frames):
             groups.setdefault(frame.shape, []).append(i)
         predictions: list[Prediction | None] = [None] * len(frames)
+        contract = self.bundle.contract
         for shape, indices in groups.items():
             size = self.session.largest_batch(shape[:2]) or BATCH
-            focal = self._canonical_focal(shape[:2])
+            focal = contract.frame_focal(self.bundle.canonical_focal, shape[:2])
             for start in range(0, len(indices), size):
                 chosen = indices[start : start + size]
                 # A single image and an array of images become a batch without a copy.
@@ -110,7 +111,7 @@ class Runtime:
                 maps = self._run(batch)
                 for position, i in enumerate(chosen):
                     predictions[i] = Prediction(**{name: value[position] for name, value in maps.items()},
-                                                canonical_focal=focal, depth_kind=self.bundle.contract.depth)
+                                                canonical_focal=focal, depth_kind=contract.depth)
         return predictions
 
     def _run(self, frames: np.ndarray) -> dict[str, np.ndarray]:
@@ -119,13 +120,6 @@ class Runtime:
             return self.session.run({"frame": frames})
         contract = self.bundle.contract
         return postprocess(self.session.run({"image": preprocess(frames, contract)}), contract, frames.shape[1:3])
-
-    def _canonical_focal(self, size: tuple[int, int]) -> float:
-        """The focal length of the training record [pixels of the network's input], in pixels of a frame of `size`."""
-        recorded = self.bundle.manifest.training.get("canonical_focal")
-        if not isinstance(recorded, int | float) or not recorded > 0:
-            return 0.0
-        return float(recorded) * size[1] / self.bundle.contract.content_box(size).width
 
     def close(self) -> None:
         """Release all resources. The runtime cannot be used afterwards."""

@@ -99,7 +99,7 @@ class _Nodes:
         rounded = self("Round", self("Mul", depth, self._number(1000)))
         at_least_one = self("Max", rounded, self._number(1))  # 0 stands for no depth
         # Both are False for NaN too.
-        fits = self("And", self("GreaterOrEqual", rounded, self._number(0)),
+        fits = self("And", self("Greater", depth, self._number(0)),
                     self("LessOrEqual", rounded, self._number(65535)))
         return self("Where", fits, at_least_one, self._number(0))
 

@@ -167,6 +167,8 @@ def _config(bundle: Bundle, options: ServeOptions, name: str, served_by: ServedB
         "dpt_precision": artifact.precision or "fp32", "dpt_depth": bundle.contract.depth,
         "max_pixels": str(max_pixels),
     }
+    if bundle.canonical_focal:
+        parameters |= _canonical_parameters(bundle)
     if served_by == "python":
         parameters |= {"backend": options.backend or "", "threads": str(options.threads or "")}
     elif served_by == "onnxruntime" and options.threads:
@@ -174,6 +176,13 @@ def _config(bundle: Bundle, options: ServeOptions, name: str, served_by: ServedB
     device = "gpu" if served_by == "tensorrt" else options.device
     return ModelConfig(name, served_by, (*forms, *_added(options.forms)), max_batch, tuple(warm_up), options.instances,
                        device, options.delay, options.queue, parameters)
+
+
+def _canonical_parameters(bundle: Bundle) -> dict[str, str]:
+    """The canonical focal length [pixels of the network's input], and what gives it in pixels of a frame."""
+    height, width = bundle.contract.input_size
+    return {"dpt_canonical_focal": repr(bundle.canonical_focal), "dpt_input_size": f"{height}x{width}",
+            "dpt_resize": bundle.contract.resize}
 
 
 def _limits(options: ServeOptions, profile: EngineProfile) -> tuple[int, int]:

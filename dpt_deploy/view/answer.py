@@ -133,7 +133,8 @@ def _extent(depth: np.ndarray) -> tuple[float, float]:
     finite = depth[np.isfinite(depth)].astype(np.float64)
     if not finite.size:
         return 0.0, 1.0
-    return float(finite.min()), float(np.ptp(finite)) or 1.0
+    low = float(finite.min())
+    return low, float(np.ptp(finite)) or max(1.0, 1e-6 * abs(low))  # 1 is nothing beside 1e20
 
 
 def difference(want: Prediction, have: Prediction) -> dict[str, dict[str, float | None]]:

@@ -54,7 +54,9 @@ class Page:
             exception_handlers={Refused: _refused, HTTPException: _plain, ClientDisconnect: _gone, Unwanted: _gone,
                                 Exception: _failed},
         )
-        self.app = Guard(routes, names)  # around everything, so that answers to failures have its headers too
+        # Around all routes, so that the answers to their failures have its headers too. Those by which the HTTP server
+        # refuses a malformed request (400) or a connection too many (503) have none: they are one line of plain text.
+        self.app = Guard(routes, names)
 
     async def file(self, request: Request) -> Response:
         """A file of the page."""

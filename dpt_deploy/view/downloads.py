@@ -60,6 +60,10 @@ def cut(alpha: np.ndarray, choices: Choices) -> np.ndarray:
 
 
 def _depth_png(_image: np.ndarray, prediction: Prediction, _camera: Intrinsics, _choices: Choices) -> bytes:
+    if not prediction.depth_in_metres:
+        raise BadInput("depth.png needs metres, for which this model needs the focal length, and the image does not "
+                       "tell it. Set it with the slider of the focal length, or save depth.exr, which names the focal "
+                       "length that its depth is for.")
     return depth_png_bytes(prediction.depth)
 
 

@@ -1,4 +1,4 @@
-"""What every request passes: is it meant for this page, and did this page send it; and the headers of every answer."""
+"""What every request passes: is it meant for this page, and did this page send it; and the headers of its answers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,10 @@ def _place(origin: str) -> str | None:
 
 
 class Guard:
-    """Refuse requests by a foreign name (421) or from a foreign page (403), and add `HEADERS` to every answer."""
+    """Refuse requests by a foreign name (421) or from a foreign page (403).
+
+    These answers, and all answers of `app`, have `HEADERS`.
+    """
 
     def __init__(self, app: ASGIApp, names: frozenset[str] = frozenset()) -> None:
         self.app, self.names = app, names

@@ -119,8 +119,10 @@ class Models:
             result = self._result(hashlib.sha256(data).hexdigest(), number, image, wanted)
         _check(wanted)
         lens = camera(data, image.shape[:2], choices.film)
+        # As in `dpt predict`, depth is not rescaled by a guess: the file says for which focal length it is.
+        prediction = result.prediction if lens.guessed else _scaled(result.prediction, lens)
         try:
-            return DOWNLOADS[name].make(image, _scaled(result.prediction, lens), lens, choices)
+            return DOWNLOADS[name].make(image, prediction, lens, choices)
         except BadInput as error:
             raise Refused(422, str(error)) from error
 

@@ -45,6 +45,23 @@ def test_a_model_says_what_its_depth_is() -> None:
         ServedModel.of(config("feet"))
 
 
+def parameters(**values: str) -> dict[str, object]:
+    return CONFIG | {"parameters": CONFIG["parameters"] | {
+        key: {"string_value": value} for key, value in values.items()}}
+
+
+def test_a_model_says_for_which_focal_length_its_depth_is() -> None:
+    assert ServedModel.of(CONFIG).frame_focal((480, 640)) == 0
+    stretched = {"dpt_canonical_focal": "200.0", "dpt_input_size": "160x320", "dpt_resize": "stretch"}
+    assert ServedModel.of(parameters(**stretched)).frame_focal((480, 640)) == 400
+    boxed = ServedModel.of(parameters(**stretched | {"dpt_input_size": "160x160", "dpt_resize": "letterbox"}))
+    assert boxed.frame_focal((320, 160)) == 400  # the frame is 80 pixels wide in the input
+    for wrong in ({"dpt_canonical_focal": "nan"}, {"dpt_canonical_focal": "-1"}, {"dpt_canonical_focal": "far"},
+                  {"dpt_input_size": "160"}, {"dpt_input_size": "0x160"}, {"dpt_resize": "cut"}):
+        with pytest.raises(BadInput, match=r"dpt_canonical_focal above 0.*dpt triton BUNDLE"):
+            ServedModel.of(parameters(**stretched | wrong))
+
+
 def test_a_model_from_elsewhere_is_refused() -> None:
     for config in ({}, {"name": "other", "output": []}, CONFIG | {"parameters": {"max_pixels": {"string_value": "x"}}}):
         with pytest.raises(BadInput, match="a model that dpt triton wrote"):

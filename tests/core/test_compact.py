@@ -73,7 +73,7 @@ def test_what_is_not_a_normal_stays_without_a_direction_or_becomes_a_unit_vector
 
 def test_depth_that_millimetres_cannot_hold_is_no_depth() -> None:
     depth = np.array([[0.0001, 0.0, 65.535, 65.54, 1e6, np.inf, np.nan, -0.0001, -1, -np.inf, 3e38]], np.float32)
-    assert encode("depth", "uint16-mm", depth).tolist() == [[1, 1, 65535, 0, 0, 0, 0, 1, 0, 0, 0]]
+    assert encode("depth", "uint16-mm", depth).tolist() == [[1, 0, 65535, 0, 0, 0, 0, 0, 0, 0, 0]]
     assert np.isinf(decode("depth", "uint16-mm", np.array([0], np.uint16))).all()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import dataclasses
 import json
 from pathlib import Path
 
@@ -59,6 +60,20 @@ def test_points_in_gltf_have_their_normals(tmp_path: Path) -> None:
         assert view["byteLength"] == 12 * len(want)
         found = np.frombuffer(buffer, "<f4", 3 * len(want), view["byteOffset"]).reshape(-1, 3)
         np.testing.assert_allclose(found, values, atol=1e-7)
+
+
+@pytest.mark.parametrize("kind", ["points", "mesh"])
+def test_without_normals_a_file_has_none(tmp_path: Path, kind: str) -> None:
+    trimesh = pytest.importorskip("trimesh", reason="needs the extra points")
+    bare = dataclasses.replace(cloud() if kind == "points" else triangulate(cloud()), normals=None)
+    write_points(tmp_path / "a.glb", bare)
+    data = (tmp_path / "a.glb").read_bytes()
+    tree = json.loads(data[20 : 20 + int.from_bytes(data[12:16], "little")])
+    ((primitive,),) = (mesh["primitives"] for mesh in tree["meshes"])
+    assert primitive["attributes"].keys() == {"POSITION", "COLOR_0"}
+    (found,) = trimesh.load(tmp_path / "a.glb", process=False).geometry.values()
+    np.testing.assert_allclose(found.vertices, bare.vertices, atol=1e-7)
+    assert b"property float nx" not in ply_bytes(bare)
 
 
 def test_the_header_of_ply_says_units_and_whether_the_focal_length_is_a_guess() -> None:

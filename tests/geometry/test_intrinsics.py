@@ -11,6 +11,7 @@ from PIL import Image
 
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.geometry import Intrinsics, find_intrinsics
+from dpt_deploy.geometry.intrinsics import parse_matrix
 
 SIZE = (480, 640)
 MATRIX = [[500.0, 0, 320], [0, 510, 230], [0, 0, 1]]
@@ -91,3 +92,8 @@ def test_a_file_that_holds_no_matrix_is_refused(tmp_path: Path, text: str) -> No
     (tmp_path / "k.txt").write_text(text)
     with pytest.raises(BadInput, match=r"k\.txt"):
         Intrinsics.from_file(tmp_path / "k.txt", SIZE)
+
+
+def test_rows_of_different_lengths_are_counted() -> None:
+    with pytest.raises(BadInput, match=r"a\.txt: expected a 3x3 matrix .*, received 3 rows of 2 or 3 values\.$"):
+        parse_matrix(b"1 0 3\n0 1 2\n0 0\n", "a.txt")

@@ -1,3 +1,3 @@
-from tests.tiny import own_bundle, tiny_bundle
+from tests.tiny import canonical_bundle, own_bundle, tiny_bundle
 
-__all__ = ["own_bundle", "tiny_bundle"]
+__all__ = ["canonical_bundle", "own_bundle", "tiny_bundle"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import html.parser
+import re
 import shutil
 import subprocess
 
@@ -66,6 +67,15 @@ def test_what_was_assumed_stands_beside_the_verdict(judged):
     page = render_html(bundle, report, exhibits)
     assert page.index("ASSUMED") < page.index("<h2>")
     assert "depth_scale 5.0 (the default); --depth-scale states it" in page
+
+
+def test_pictures_of_depth_have_metres_unless_it_is_for_one_focal_length(judged):
+    bundle, report, exhibits = judged
+    in_metres = re.compile(r"bright [-\d.]+ m, dark [-\d.]+ m")
+    assert in_metres.search(render_html(*judged))
+    bundle.update(training={"canonical_focal": 500.0})
+    page = render_html(bundle, report, exhibits)
+    assert re.search(r"bright [-\d.]+, dark", page) and not in_metres.search(page)
 
 
 @pytest.mark.parametrize(("unit", "sentence"), [

@@ -40,6 +40,10 @@ def test_the_card_tells_what_the_bundle_is(judged):
                  TO_FILL, bundle.manifest.checkpoint.sha256, "- C++ runtime frame fp32: not run: not built\n",
                  "RGB in [0, 1]", "batch x 3 x 384 x 384", "torch 2\n"):
         assert part in card, part
+    assert "Depth is z-depth in metres;" in card
+    bundle.update(training={"canonical_focal": 500.0})
+    card = render_model_card(bundle, report)
+    assert "Depth is z-depth for a focal length of 500 pixels of the network's input:" in card
     bundle.update(training={})
     card = render_model_card(bundle, None)
     assert "no training record" in card and "Not judged yet." in card

@@ -5,4 +5,4 @@ from __future__ import annotations
 import importlib.util
 
 if importlib.util.find_spec("torch") is not None:
-    from tests.tiny import own_bundle, tiny_bundle  # noqa: F401
+    from tests.tiny import canonical_bundle, own_bundle, tiny_bundle  # noqa: F401

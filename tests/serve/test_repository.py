@@ -11,6 +11,7 @@ import pytest
 
 from dpt_deploy import load
 from dpt_deploy.cli import commands
+from dpt_deploy.client import ServedModel
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.compact import form
 from dpt_deploy.core.errors import BadInput
@@ -143,3 +144,19 @@ def test_relative_depth_is_not_served_in_millimetres(own_bundle: Path, tmp_path:
     options = ServeOptions(served_by="onnxruntime", forms=(form("depth", "uint16-mm"),))
     with pytest.raises(BadInput, match=r"--compact: expected depth in metres.*relative depth\. Use depth=float16\."):
         write_repository(bundle, tmp_path, options)
+
+
+@pytest.mark.parametrize("served_by", ["onnxruntime", "python"])
+def test_a_canonical_focal_length_reaches_the_client(canonical_bundle: Path, tmp_path: Path, served_by: str) -> None:
+    config = write_repository(Bundle.open(canonical_bundle), tmp_path, ServeOptions(served_by=served_by)).config
+    for key in ("dpt_canonical_focal", "dpt_input_size", "dpt_resize"):
+        assert f'key: "{key}"' in config.text()
+    told = {"name": config.name, "max_batch_size": config.max_batch,
+            "output": [{"name": one.output} for one in config.outputs],
+            "parameters": {key: {"string_value": value} for key, value in config.parameters.items()}}
+    with load(canonical_bundle, "onnxruntime-cpu") as runtime:
+        assert ServedModel.of(told).frame_focal((80, 120)) == runtime(photo(80, 120)).canonical_focal == 150
+
+
+def test_metric_bundles_have_no_canonical_focal_length(bundle: Bundle, tmp_path: Path) -> None:
+    assert "canonical" not in write_repository(bundle, tmp_path).config.text()

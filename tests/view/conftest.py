@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 import pytest
 
-from tests.tiny import tiny_bundle as tiny_bundle
+from tests.tiny import canonical_bundle, own_bundle, tiny_bundle  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -391,6 +391,49 @@ def test_the_camera(page: sync_api.Page) -> None:
     assert page.inner_text("#camera") == "Camera" and not page.is_visible("#freeze")
 
 
+@pytest.fixture
+def canonical(browser: sync_api.Browser, canonical_bundle: Path) -> Iterator[sync_api.Page]:
+    """The page of a network whose depth depends on the focal length, with a camera."""
+    with served(canonical_bundle, "--backend", "onnxruntime-cpu", "--precision", "fp32") as server, \
+            opened(browser, server, permissions=["camera"]) as found:
+        yield found
+
+
+def test_the_camera_does_not_take_the_focal_length_of_the_photo(canonical: sync_api.Page, save: Save) -> None:
+    page = canonical
+    choose(page, save("person.png", IMAGE))
+    assert page.get_attribute("[data-file='depth.exr']", "title") == "OpenEXR, for the focal length that it names"
+    page.locator("#film").fill("20")
+    page.wait_for_selector("[data-file='depth.exr'][title='OpenEXR, metres']")
+    assert page.inner_text("#film-source") == "Focal length, as set"
+    page.click("#camera")
+    until(page, "document.getElementById('status').textContent.includes('frames/s')")
+    assert page.inner_text("#film-source") == "Focal length, a guess" and page.inner_text("#film-value") == "50 mm"
+
+
+def test_depth_of_a_frozen_frame_follows_the_focal_length(canonical: sync_api.Page) -> None:
+    page = canonical
+    page.click("#camera2")
+    page.wait_for_selector("body[data-state=shown]")
+    page.click("#freeze")
+    page.wait_for_timeout(500)  # a frame that is on its way arrives
+    page.locator("[data-pane=depth] .frame canvas").focus()
+    page.keyboard.press("ArrowLeft")
+    before = float(values(page)["Depth"].removesuffix(" m"))
+    page.locator("#film").fill("100")
+    until(page, "before => !document.getElementById('values').textContent.includes(before)", f"{before:.3f} m")
+    assert float(values(page)["Depth"].removesuffix(" m")) == pytest.approx(2 * before, rel=0.01)
+    assert page.inner_text("#freeze") == "Go on"
+    page.click("#freeze")
+    until(page, "document.getElementById('status').textContent.includes('frames/s')")
+
+
+def test_depth_without_a_range_has_a_colour(page: sync_api.Page) -> None:
+    level = page.evaluate("""async () => (await import("/static/painters.js")).depthColour(
+        {depth: [5], scale: 1, bias: 0, range: [5, 5]}, 0)""")
+    assert 0 <= level <= 3 * 255
+
+
 def test_a_camera_that_is_not_there(page: sync_api.Page) -> None:
     for name, words in (("NotAllowedError", "may not open the camera"), ("NotFoundError", "No camera was found")):
         page.evaluate("""name => {

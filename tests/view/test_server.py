@@ -29,9 +29,10 @@ from dpt_deploy.export.config import ExportConfig
 from dpt_deploy.export.pipeline import export_checkpoint
 from dpt_deploy.geometry import Cut, Intrinsics
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
+from dpt_deploy.report.colours import colour_depth
 from dpt_deploy.runtime import Prediction, Runtime, load
 from dpt_deploy.view.__main__ import Server
-from dpt_deploy.view.answer import FORMS, SHOWN_PIXELS, difference, shrunk, spread
+from dpt_deploy.view.answer import FORMS, SHOWN_PIXELS, difference, shown_range, shrunk, spread
 from dpt_deploy.view.app import MOST_WAITING, Page
 from dpt_deploy.view.downloads import DOWNLOADS
 from dpt_deploy.view.guard import HEADERS
@@ -391,6 +392,15 @@ def test_a_bundle_without_depth_says_so(tmp_path: Path) -> None:
         assert refused.status_code == 404 and "predicts no depth" in refused.json()["error"]
 
 
+@pytest.mark.parametrize("value", [-1e20, 0, 3, 1e5, 1e20])
+@pytest.mark.parametrize("kind", ["metric", "relative"])
+def test_the_same_depth_everywhere_has_a_range(value: float, kind: str) -> None:
+    flat = Prediction(np.full((4, 5), value, np.float32), depth_kind=kind)
+    near, far = shown_range(flat)
+    assert near < far
+    assert (colour_depth(flat.depth, (near, far)) == colour_depth(flat.depth, (near, far))[0, 0]).all()
+
+
 @pytest.fixture
 def relative(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Runtime]:
     """A model of relative depth without normals and alpha."""
@@ -487,3 +497,27 @@ def test_nothing_is_written(client: TestClient, tmp_path: Path, monkeypatch: pyt
         assert not _written and not list(tmp_path.iterdir())
     finally:
         _written = None
+
+
+def test_files_are_not_rescaled_by_a_guess_of_the_focal_length(canonical_bundle: Path, tmp_path: Path) -> None:
+    """As `dpt predict` does it. The tiny model's frames of 80x120 are stretched to 160x160: f = 200 * 120 / 160."""
+    image = photo(80, 120)
+    with load(canonical_bundle, "onnxruntime-cpu", precision="fp32") as runtime, \
+            TestClient(Page(Models([runtime], MAX_PIXELS), MAX_BYTES).app, base_url="http://localhost") as client:
+        found = runtime(image)
+        for name in ("depth.exr", "maps.exr"):
+            data = download(client, image, name)
+            assert np.array_equal(channels(data, tmp_path)["Z"], found.depth)
+            with OpenEXR.File(io.BytesIO(data)) as file:
+                assert file.header()["depthMeaning"].startswith("z-depth for a focal length of 150 pixels")
+            data = download(client, image, name, film=35)
+            metres = found.in_metres(Intrinsics.from_film(35, (80, 120))).depth
+            assert np.array_equal(channels(data, tmp_path)["Z"], metres)
+            with OpenEXR.File(io.BytesIO(data)) as file:
+                assert file.header()["depthMeaning"] == "z-depth in metres"
+        refused = client.post("/api/download/depth.png", content=png(image), headers=IMAGE)
+        assert refused.status_code == 422 and "Set it with the slider" in refused.json()["error"]
+        depth = decoded(download(client, image, "depth.png", film=35))
+        assert np.array_equal(depth, compact.encode("depth", "uint16-mm", metres))
+        points = download(client, image, "points.ply")
+        assert b"GUESSED" in points.partition(b"end_header")[0]

@@ -25,12 +25,12 @@ function busy(waiting) {
 
 // ---- Images in, files out ------------------------------------------------------------------------------------------
 
-// Shows an image file. A newer one takes the place of one that is on its way.
+// Shows an image file, or the one that is shown once more. A newer one takes the place of one that is on its way.
 async function open(blob, name = "image", again = false) {
   if (blob.size > state.info.max_bytes) {
     return problem(`This file has ${bytes(blob.size)}, and the limit is ${bytes(state.info.max_bytes)}. Choose a smaller one.`);
   }
-  if (camera.running) stopCamera();
+  if (camera.running && !again) stopCamera();
   if (request) request.abort();
   problem("");
   const mine = request = new AbortController();
@@ -39,7 +39,7 @@ async function open(blob, name = "image", again = false) {
     if (!again) await readable(blob);
     const choices = asked({compare: state.compare ? 1 : 0}, again ? state.film : null);
     const view = await read(await predict(blob, choices, mine.signal));
-    if (request !== mine) return;
+    if (request !== mine || mine.signal.aborted) return;
     if (!again) state.film = null; // that of the image before was its own
     show(view, blob, name, false, again);
   } catch (error) {
@@ -58,9 +58,9 @@ async function readable(blob) {
   }
 }
 
-// Asks again for the image that is shown.
+// Asks again for the image that is shown, or the frame that is frozen; the next live frame is asked for in any case.
 function refresh() {
-  if (state.blob && !camera.running) open(state.blob, state.name, true);
+  if (state.blob && (!camera.running || frozen)) open(state.blob, state.name, true);
 }
 
 function openFiles(files) {
@@ -125,6 +125,7 @@ async function toggleCamera() {
     busy(request !== null);
   }
   if (request) request.abort();
+  state.film = null; // that of the image before was its own
   shownFrames = [];
   cameraButtons();
   camera.loop();
@@ -140,6 +141,7 @@ function stopCamera() {
 // The frame that is shown stays, to look at it and to save its files; the next press goes on.
 function toggleFreeze() {
   frozen = !frozen;
+  if (!frozen && request) request.abort(); // what was asked of the frozen frame
   cameraButtons();
   camera.paused = frozen;
 }

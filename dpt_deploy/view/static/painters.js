@@ -11,7 +11,7 @@ function opacity(model, fade) {
 
 // Where the colour of a depth begins in the list of colours.
 export function depthColour({depth, scale, bias, range: [near, far]}, i) {
-  const share = (far - scale * depth[i] - bias) / (far - near);
+  const share = (far - scale * depth[i] - bias) / (far - near || 1);
   return 3 * Math.round(255 * Math.min(1, Math.max(0, share)));
 }
 

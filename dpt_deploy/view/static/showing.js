@@ -116,7 +116,9 @@ function arrange() {
   if (!depth) return;
   $("depth-title").textContent = depthName([depth]);
   document.querySelector("[data-file='depth.png']").hidden = !depth.metric;
-  document.querySelector("[data-file='depth.exr']").title = depth.metric ? "OpenEXR, metres" : "OpenEXR, without unit";
+  const unscaled = state.view.canonical && state.view.guessed; // as the server writes it, not by a guess
+  document.querySelector("[data-file='depth.exr']").title =
+    !depth.metric ? "OpenEXR, without unit" : unscaled ? "OpenEXR, for the focal length that it names" : "OpenEXR, metres";
   ["near", "far"].forEach((id, i) => {
     const texts = depths.map((model) => depthText(model.range[i], model.metric, 2));
     $(id).textContent = [...new Set(texts)].join(" | "); // two models in metres share one

@@ -42,10 +42,15 @@ def options(name: str, **changes: object) -> ServeOptions:
 
 @pytest.fixture(scope="session")
 def repository(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A repository with a model of all forms, `all`, one of float32 alone, `plain`, and one with a short queue."""
+    """A repository with a model of all forms, `all`, one of float32 alone, `plain`, and one with a short queue.
+
+    `canonical` is `plain` of a network that was trained with --canonical-focal 200.
+    """
     folder = tmp_path_factory.mktemp("repository")
     write_repository(bundle, folder, options("all", forms=COMPACT))
     write_repository(bundle, folder, options("plain"))
+    trained = bundle.manifest.model_copy(update={"training": {"canonical_focal": 200.0}})
+    write_repository(Bundle(bundle.folder, trained), folder, options("canonical"))
     write_repository(bundle, folder, options("short", queue=1, delay=0.0, max_batch=1))
     return folder
 
@@ -53,7 +58,7 @@ def repository(bundle: Bundle, tmp_path_factory: pytest.TempPathFactory) -> Path
 @pytest.fixture(scope="session")
 def server(repository: Path) -> Iterator[Server]:
     """A server that runs during all tests; those that stop one start their own."""
-    with Server(repository, ["all", "plain", "short"]) as running:
+    with Server(repository, ["all", "plain", "short", "canonical"]) as running:
         yield running
 
 

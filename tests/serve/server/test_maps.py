@@ -34,6 +34,15 @@ def test_a_request_names_the_maps_that_it_wants(kind, server, frames, expected):
         assert np.array_equal(found.alpha, expected[0].alpha)
 
 
+def test_depth_for_a_canonical_focal_length_says_so(server, frames, expected):
+    with Client(server.address("grpc"), "canonical") as client, Client(server.address("grpc"), "plain") as metric:
+        found, same_frame = client(frames[0]), metric(frames[0])
+    focal = 200 * frames[0].shape[1] / 160  # the tiny model stretches frames to 160x160
+    assert (found.canonical_focal, same_frame.canonical_focal) == (focal, 0)
+    assert np.array_equal(found.in_metres(2 * focal).depth, 2 * expected[0].depth)
+    assert same_frame.in_metres(2 * focal) is same_frame
+
+
 @pytest.mark.parametrize("form", COMPACT, ids=lambda form: form.output)
 def test_compact_forms_are_those_of_the_library(form, server, frames, expected):
     with Client(server.address("grpc"), "all", forms={form.head: form.name}) as client:
