@@ -8,6 +8,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
+from ..core.errors import BadInput
 from ..core.storage import safe_path
 
 _RECENT = 1 << 17  # entries in a dictionary before they move into the arrays
@@ -16,6 +17,17 @@ _RECENT = 1 << 17  # entries in a dictionary before they move into the arrays
 def hashed(text: str) -> int:
     """64 bits of a hash of `text`. Among ten million texts, two share one with a chance of 3 in a million."""
     return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+
+
+def is_file_name(name: str) -> bool:
+    """Whether a component of a path can be the name of a file: "", "." and ".." are folders."""
+    return name not in ("", ".", "..")
+
+
+def check_stem(stem: str) -> None:
+    """Raise `BadInput` unless the files of a stem are below the folder that it is joined to."""
+    if not all(map(is_file_name, stem.split("/"))):
+        raise BadInput(f"expected the name of a result below the output folder, received {stem!r}. Rename the input.")
 
 
 class Hashes:
@@ -99,4 +111,6 @@ class Names:
         short = name.partition(".")[0] if member else name.rpartition(".")[0]
         names = [short or name, name.rpartition(".")[0] or name, name]
         for one in itertools.chain(names, (f"{name}-{number}" for number in itertools.count(2))):
-            yield begin + (one if self._dots else one.replace(".", "_"))
+            one = one if self._dots else one.replace(".", "_")
+            if is_file_name(one):
+                yield begin + one

@@ -18,7 +18,7 @@ from ..core.tar_index import SUFFIX as TAR
 from ..report.prediction_files import PICTURES
 from .batches import Work
 from .decoding import page_count
-from .naming import Names
+from .naming import Names, is_file_name
 from .reader import camera_index, is_stream, is_video
 
 VIDEO_SUFFIXES = (
@@ -215,7 +215,7 @@ def output_stems(parts: Sequence[tuple[Path, Path, str]]) -> list[str]:
     counts = [Counter(zip(folders, names, strict=True)) for names in zip(*candidates, strict=True)]
     for folder, names in zip(folders, candidates, strict=True):
         stem = next((name for name, count in zip(names, counts, strict=True)
-                     if count[folder, name] == 1 and (folder, name) not in used), None)
+                     if is_file_name(name) and count[folder, name] == 1 and (folder, name) not in used), None)
         number = 2
         while stem is None or (folder, stem) in used:
             stem = names[-1] if (folder, names[-1]) not in used else f"{names[-1]}_{number}"
