@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -271,6 +272,52 @@ def test_an_interrupted_or_incomplete_set_is_not_taken_for_a_whole_one(
     (tmp_path / "out" / "shard-000000.tar").unlink()
     with pytest.raises(BadInput, match=r"1 are missing, such as shard-000000\.tar"):
         open_source(tmp_path / "out")
+
+
+def test_what_others_keep_beside_an_interrupted_set_is_not_deleted(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    samples = [("0000000", {"sample.json": b"{}"})]
+
+    def again() -> tuple[int, int]:
+        return shard_files.write_shards(out, iter(samples), "x", most_bytes=1 << 20)
+
+    assert again() == (1, 1)
+    record = out / shard_files.RECORD
+    record.write_text(json.dumps({"format": shard_files.FORMAT, "whole": False}))
+    (out / "shard-000007.tar").write_text("of a longer run")
+    (out / "x.tar").mkdir()
+    for name in ("holiday-photos.tar", "shard-1.tar", "my-shard-000000.tar", "SHARD-000000.TAR"):
+        (out / name).write_text("not ours")
+        with pytest.raises(BadInput, match=rf"received {name} too\. Move it"):
+            again()
+        assert (out / name).read_text() == "not ours" and (out / "shard-000007.tar").exists()
+        (out / name).unlink()
+    assert again() == (1, 1) and json.loads(record.read_text())["whole"]
+    assert sorted(path.name for path in out.glob("*.tar")) == ["shard-000000.tar", "x.tar"]
+
+
+def test_a_folder_with_the_name_of_a_tar_holds_no_shard(data: Path, tmp_path: Path) -> None:
+    folder = copied(data / "SynthHuman_0000", tmp_path / "root")
+    (folder / "old.tar").mkdir()
+    assert len(open_source(folder)) == 8
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_data_root_that_cannot_be_listed_is_named(inner: bool) -> None:
+    folder = Path(tempfile.mkdtemp())
+    os.chmod(folder, 0o755)
+    closed = folder / "in" if inner else folder
+    closed.mkdir(exist_ok=True)
+    os.chmod(closed, 0)
+    if root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(BadInput, match=rf"{closed} cannot be listed: Permission denied"):
+            open_source(folder)
+    finally:
+        if root:
+            os.seteuid(0)
+        shutil.rmtree(folder)
 
 
 def test_a_folder_that_lacks_a_shard_is_refused_wherever_it_lies(data: Path, tmp_path: Path) -> None:

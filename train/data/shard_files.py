@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ import numpy as np
 from dpt_deploy.core import places, tar_index
 from dpt_deploy.core.contract import MAX_INPUT_SIZE, RESIZE_RULES, Contract
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.core.files import locked, write_json
+from dpt_deploy.core.files import cannot_write, locked, write_json
 from dpt_deploy.core.shard_writer import ShardWriter
 
 from ..commands import command
@@ -35,6 +36,8 @@ from .sample import Sample
 
 FORMAT = 2
 RECORD = "shards.json"
+_OWN = re.compile(r"shard-\d{6,}\.tar")
+"""Names of the shards that `write_shards` writes, and deletes after an interrupted run."""
 MEMBERS = (*(f"{name}.npy" for name in STORED), "sample.json")
 
 
@@ -163,14 +166,21 @@ def write_shards(
     folder = Path(folder)
     with locked(folder, create=True):
         record = read_record(str(folder / RECORD))
-        present = sorted(folder.glob(f"*{tar_index.SUFFIX}"))
+        present = tars_in(folder)
         if present and (record is None or record.get("whole")):
             raise BadInput(f"{folder} holds {len(present)} tars already, such as {present[0].name}. Give another "
                            "--out, or delete them.")
+        if others := [path.name for path in present if not _OWN.fullmatch(path.name)]:
+            raise BadInput(f"{folder}: expected the shards of an interrupted run, whose names are such as "
+                           f"shard-000000.tar, received {others[0]} too. Move it to another folder, or give another "
+                           "--out.")
         write_json(folder / RECORD, {"format": FORMAT, "whole": False})
         for path in present:  # of a run that was interrupted
-            path.unlink()
-            path.with_name(f"{path.name}{tar_index.INDEX_SUFFIX}").unlink(missing_ok=True)
+            try:
+                path.unlink()
+                path.with_name(f"{path.name}{tar_index.INDEX_SUFFIX}").unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot_write(path, error) from error
         count = 0
         with ShardWriter(folder, most_bytes=most_bytes) as writer:
             for name, members in samples:
@@ -179,6 +189,12 @@ def write_shards(
         write_json(folder / RECORD, {"format": FORMAT, "whole": True, "samples": count, "source": source,
                                      "shards": [path.name for path in writer.paths]})
     return count, len(writer.paths)
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """The tar files of a local folder, sorted. Raises `BadInput` if it cannot be listed."""
+    return [folder / one.name for one in places.entries(str(folder))
+            if not one.is_folder and one.name.lower().endswith(tar_index.SUFFIX)]
 
 
 def read_record(place: str) -> dict[str, Any] | None:
