@@ -23,13 +23,14 @@ import codecs
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from . import patterns, places, tar_index
 from .errors import BadInput, DptError
+from .hashes import Hashes, hashed
 from .tar_index import Member
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
@@ -43,8 +44,9 @@ class Item:
 
     key: str
     """The path below its source, with / between the components: the same in every run, unique in a listing (unless a
-    list names a file twice), safe below an output folder. With several sources, the name of the source comes first. Of
-    a member, the name of its tar does, unless the tar is the only source."""
+    list names a file twice), safe below an output folder. Where two lines of a list would have the same one, a hash of
+    the whole place is in both. With several sources, the name of the source comes first. Of a member, the name of its
+    tar does, unless the tar is the only source."""
     place: str
     """The local path or the address of the file, or of the tar."""
     member: str = ""
@@ -176,6 +178,8 @@ class _Source:
     """The files are named one by one, and are items whatever their suffix is."""
     single: bool = False
     """The source is one file, whose name is its key."""
+    free: bool = False
+    """The files may be anywhere, as those of a list, so that the paths of two may give one key."""
 
 
 @dataclass
@@ -220,7 +224,11 @@ class Listing:
         self.problems, self.left_out, self.left_out_names = 0, 0, []
         prefixes = _prefixes(self.sources)
         for source, prefix in zip(self.sources, prefixes, strict=True):
+            shared = _shared_paths(source.units(self)) if source.free else frozenset()
             for path, place, size in source.units(self):
+                path = safe_path(path)
+                if shared and hashed(path) in shared:
+                    path = _with_hash(path, place)
                 key = safe_path(prefix if source.single and prefix else f"{prefix}/{path}" if prefix else path)
                 name = places.base_name(place).lower()
                 if name.endswith(f"{tar_index.SUFFIX}{tar_index.INDEX_SUFFIX}"):
@@ -292,16 +300,16 @@ def _look_at(text: str) -> _Source:
             raise BadInput(f"{places.shown(text)}: expected @ and a list of files, but there is no file "
                            f"{places.shown(text[1:])}. Check the path.")
         name = os.path.splitext(places.base_name(text[1:]))[0]
-        return _Source(text, name, lambda listing: _lines(text[1:]), chosen=True)
+        return _Source(text, name, lambda listing: _lines(text[1:]), chosen=True, free=True)
     if there is None and patterns.has_braces(text):
         folder, rest = patterns.fixed_part(text)
         first = next(patterns.expand(text))  # raises now, not when the run is under way
 
         def expanded(listing: Listing) -> Iterator[tuple[str, str, int | None]]:
             offset = len(text) - len(rest)
-            return ((place[offset:], place, None) for place in patterns.expand(text))
+            return ((places.without_query(place)[offset:] or places.base_name(place), place, None) for place in patterns.expand(text))
 
-        return _Source(text, places.base_name(folder) or places.base_name(first), expanded)
+        return _Source(text, places.base_name(folder) or places.base_name(first), expanded, free=True)
     if there is None and patterns.has_wildcards(text):
         folder, rest = patterns.fixed_part(text)
         return _walked(text, folder, lambda listing: rest)
@@ -314,7 +322,7 @@ def _look_at(text: str) -> _Source:
         return _walked(text, text, lambda listing: "**" if listing.recursive else "*")
     name = places.base_name(text)
     if name.lower().endswith(LIST_SUFFIXES):
-        return _Source(text, os.path.splitext(name)[0], lambda listing: _lines(text), chosen=True)
+        return _Source(text, os.path.splitext(name)[0], lambda listing: _lines(text), chosen=True, free=True)
     return _Source(text, name, lambda listing: iter([(name, text, None)]), True, True)
 
 
@@ -351,6 +359,23 @@ def safe_path(path: str) -> str:
     """A path that stays below the folder it is joined to, whatever `path` is, and can be written in UTF-8."""
     text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return "/".join("up" if part == ".." else part for part in text.split("/") if part not in ("", "."))
+
+
+def _shared_paths(units: Iterable[tuple[str, str, int | None]]) -> Set[int]:
+    """Hashed paths, safe ones, that several places have."""
+    first, shared = Hashes(), set()
+    for path, place, _ in units:
+        key, whole = hashed(safe_path(path)), hashed(places.identity(place))
+        if first.get(key) not in (None, whole):
+            shared.add(key)
+        first.put(key, whole)
+    return shared
+
+
+def _with_hash(path: str, place: str) -> str:
+    """A path that a hash of the place is added to, in front of its suffix."""
+    stem, suffix = os.path.splitext(path)
+    return f"{stem}-{hashed(places.identity(place)):016x}{suffix}"
 
 
 def _prefixes(sources: Iterable[_Source]) -> list[str]:

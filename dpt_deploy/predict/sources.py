@@ -63,6 +63,7 @@ class Sources:
         """The images of a small run with the names of their results, which are the shortest ones that differ."""
         if any(item.path is None for item in items):
             return list(self.works(Names()))
+        items = list({item.key: item for item in items}.values())  # a list may name a file twice
         pages = [(item, page, count) for item in items for count in [page_count(item)] for page in range(1, count + 1)]
         folders = [Path(item.key).parent for item, _, _ in pages]
         stems = output_stems([(item.path, folder, f".page{page}" if count > 1 else "")

@@ -202,7 +202,7 @@ def test_a_size_behind_a_huge_comment_is_not_decoded_unseen(content: bytes) -> N
 
 @pytest.mark.parametrize("comment", [b"# ENDHDR\n", b"#\rENDHDRS\n", b"#WIDTH 1\n#HEIGHT 1\n# x ENDHDR\n"])
 def test_a_few_bytes_do_not_claim_a_huge_picture(comment: bytes) -> None:
-    with pytest.raises(BadInput, match="30000 x 30000|30000x30000"):
+    with pytest.raises(BadInput, match=r"30000 ?x ?30000"):
         decode_bytes(b"P7\n" + comment + b"WIDTH 30000\nHEIGHT 30000\n" + PAM, "a.pam", cv2.IMREAD_COLOR)
 
 

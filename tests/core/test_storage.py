@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import http.server
 import importlib.util
@@ -499,6 +500,54 @@ def test_a_web_server_is_read(server: tuple[str, Path]) -> None:
     with pytest.raises(BadInput, match="no such address") as caught:
         find_items([f"{address}/gone.png?signature=secret"])
     assert "secret" not in str(caught.value)
+
+
+SECRETS = [
+    ("http://me:secret@camera/live?token=secret", "http://...@camera/live"),
+    ("rtsp://camera/live?user=me&password=secret", "rtsp://camera/live"),
+    ("s3://bucket/a.jpg?signature=secret", "s3://bucket/a.jpg"),
+    ("http://me:p@secret@host:80/a.jpg#x", "http://...@host:80/a.jpg"),
+    ("@https://me:secret@host/list.txt?key=secret", "@https://...@host/list.txt"),
+    ("rtsp://me:p?secret@host/live", "rtsp://..."), ("rtsp://me:p#secret@host/live", "rtsp://..."),
+    ("rtsp://me:p/secret@host/live", "rtsp://..."), ("http://host?mail=me@secret", "http://..."),
+    ("http://[::1]:80/a?secret@x", "http://[::1]:80/a"), ("https://host:80/@me/a@2x.jpg", "https://host:80/@me/a@2x.jpg"),
+    ("s3://bucket/IMG#1.jpg", "s3://bucket/IMG#1.jpg"), ("a?b@c.jpg", "a?b@c.jpg"),
+]
+
+
+@pytest.mark.parametrize(("place", "shown"), SECRETS)
+def test_messages_show_no_password_and_no_query(place: str, shown: str) -> None:
+    assert places.shown(place) == shown
+    if place != shown:
+        address = place.lstrip("@")
+        error = places._refused("s3://b", ValueError(f"cannot reach {address} today, {address}"))
+        assert "secret" not in str(error) and "today" in str(error)
+
+
+def test_different_places_with_one_path_have_keys_of_their_own(tmp_path: Path) -> None:
+    fill(tmp_path, "x.jpg", "in/up/x.jpg", "in/a.jpg", f"in{tmp_path}/x.jpg", "in/up/x-2.jpg")
+    lines = ["../x.jpg", "up/x.jpg", f"{tmp_path}/x.jpg", str(tmp_path / "x.jpg")[1:], "up/x-2.jpg", "a.jpg", "./a.jpg"]
+    (tmp_path / "in" / "list.txt").write_text("\n".join(lines))
+    found = keys(tmp_path / "in" / "list.txt")
+    assert found[4:] == ["up/x-2.jpg", "a.jpg", "a.jpg"], "the same file twice has one key"
+    assert len(set(found[:4])) == 4
+    assert all(fnmatch.fnmatchcase(key, f"up/x-{'[0-9a-f]' * 16}.jpg") for key in found[:2])
+    (tmp_path / "in" / "list.txt").write_text("\n".join(lines[::-1]))
+    assert keys(tmp_path / "in" / "list.txt") == found[::-1], "whatever their order is"
+    for part in range(3):
+        assert keys(tmp_path / "in" / "list.txt", share=(part, 3)) == found[::-1][part::3]
+
+
+def test_queries_tell_addresses_apart_and_are_in_no_key(tmp_path: Path) -> None:
+    addresses = [f"https://{user}h/img?id={number}&token=secret" for user in ("", "me:secret@") for number in (1, 2)]
+    (tmp_path / "list.txt").write_text("\n".join([*addresses, "https://h/other.jpg?token=secret", "http://h/img"]))
+    found = keys(tmp_path / "list.txt")
+    assert found[:2] == found[2:4] and len(set(found)) == 4 and found[4] == "h/other.jpg"
+    assert not any("secret" in key or "id=" in key for key in found)
+    found = [item.key for item in find_items(["https://h/{1..2}.jpg?token=secret"])]
+    assert found == ["1.jpg", "2.jpg"]
+    found = [item.key for item in find_items(["https://h/img.jpg?id={1..2}"])]
+    assert len(set(found)) == 2 and all(key.startswith("img-") and key.endswith(".jpg") for key in found)
 
 
 def test_shards_have_a_largest_size_and_count_and_the_same_bytes_every_time(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import cv2
@@ -72,3 +73,26 @@ def test_a_writer_refuses_a_stem_that_leads_out_of_its_folder(tmp_path: Path, st
     with pytest.raises(BadInput, match="below the output folder"):
         ZarrWriter(tmp_path / "out", "maps", 2, lambda *paths: None).add(stem, {"depth": b""})
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("resume", [False, True], ids=["few", "large"])
+def test_images_with_one_path_have_results_of_their_own(
+    toy: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], resume: bool
+) -> None:
+    save(tmp_path / "x.png", 1)
+    save(tmp_path / "in/up/x.png", 2)
+    (tmp_path / "in/list.txt").write_text("../x.png\nup/x.png\nup/x.png\n")
+    config = PredictConfig(toy, (str(tmp_path / "in/list.txt"),), tmp_path / "out", look="none", resume=resume,
+                           format="npz")
+    assert main(config) == 0
+    assert sorted(depths(tmp_path / "out").values()) == [2, 3]
+    (tmp_path / "x.png").write_bytes(b"truncated")
+    capsys.readouterr()
+    again = replace(config, out=tmp_path / "again")
+    assert main(again) == 1
+    assert f"skipped  {tmp_path}/in/../x.png" in capsys.readouterr().out.replace("\n", "")
+    assert list(depths(tmp_path / "again").values()) == [3]
+    if resume:
+        save(tmp_path / "x.png", 4)
+        assert main(again) == 0 and "1 done, 0 failed, 1 done before" in capsys.readouterr().out
+        assert sorted(depths(tmp_path / "again").values()) == [3, 5]
