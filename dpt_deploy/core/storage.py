@@ -307,7 +307,8 @@ def _look_at(text: str) -> _Source:
 
         def expanded(listing: Listing) -> Iterator[tuple[str, str, int | None]]:
             offset = len(text) - len(rest)
-            return ((places.without_query(place)[offset:] or places.base_name(place), place, None) for place in patterns.expand(text))
+            for place in patterns.expand(text):
+                yield places.without_query(place)[offset:] or places.base_name(place), place, None
 
         return _Source(text, places.base_name(folder) or places.base_name(first), expanded, free=True)
     if there is None and patterns.has_wildcards(text):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Iterator
 
 from ..core.errors import BadInput
@@ -29,7 +30,8 @@ class Names:
 
     Args:
         kept: Stems that are taken, and by which key, both `hashed`.
-        dots: Whether a stem may have dots in its last component; in tar shards it may not.
+        dots: Whether a stem may have dots in its last component. In tar shards it may not, nor any letter that keeps
+            readers from a member.
     """
 
     def __init__(self, kept: Hashes | None = None, dots: bool = True) -> None:
@@ -70,6 +72,14 @@ class Names:
         short = name.partition(".")[0] if member else name.rpartition(".")[0]
         names = [short or name, name.rpartition(".")[0] or name, name]
         for one in itertools.chain(names, (f"{name}-{number}" for number in itertools.count(2))):
-            one = one if self._dots else one.replace(".", "_")
-            if is_file_name(one):
+            if not self._dots:
+                yield _in_tars(begin, one)
+            elif is_file_name(one):
                 yield begin + one
+
+
+def _in_tars(folder: str, name: str) -> str:
+    """A path that `tar_index.refusal` has nothing against; `folder` has a slash at its end."""
+    path = re.sub(r"(^|/)\.", r"\1_", folder) + name.replace(".", "_")
+    path = "".join("_" if letter == "\\" or not letter.isprintable() else letter for letter in path)
+    return re.sub("^([A-Za-z]):", r"\1_", path)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import cv2
 import numpy as np
 import pytest
 
+from dpt_deploy.core import tar_index
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.predict.naming import Names
@@ -96,3 +98,20 @@ def test_images_with_one_path_have_results_of_their_own(
         save(tmp_path / "x.png", 4)
         assert main(again) == 0 and "1 done, 0 failed, 1 done before" in capsys.readouterr().out
         assert sorted(depths(tmp_path / "again").values()) == [3, 5]
+
+
+def test_each_result_in_a_shard_can_be_read_whatever_the_image_is_called(toy: Path, tmp_path: Path) -> None:
+    names = ["1:05.jpg", "C:x.jpg", ".x/1.jpg", "a\\b.jpg", "a_b.jpg", "tab\tx.jpg", "..jpg", "y/.z/...jpg"]
+    for number, name in enumerate(names):
+        save(tmp_path / "in" / name, number)
+    (tmp_path / "in/list.txt").write_text("\n".join(names))
+    assert main(PredictConfig(toy, (str(tmp_path / "in/list.txt"),), tmp_path / "out", format="tar-npz")) == 0
+    (shard,) = (tmp_path / "out").glob("*.tar")
+    index = tar_index.kept_index(str(shard))
+    assert index.names == tar_index.make_index(str(shard)).names and not index.problems
+    found = {}
+    for name, data in zip(index.names, index.read(range(len(index))), strict=True):
+        with np.load(io.BytesIO(data)) as maps:
+            found[name.removesuffix(".npz")] = float(maps["depth"][0, 0]) - 1
+    assert sorted(found.values()) == list(range(len(names)))
+    assert list(found)[:2] == ["1:05", "C_x"] and found["_x/1"] == 2
