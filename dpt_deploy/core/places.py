@@ -63,12 +63,12 @@ def is_address(place: str) -> bool:
 
 
 def normalized(place: str | os.PathLike[str]) -> str:
-    """The place as text, file:// addresses as local paths."""
+    """The place as text: file:// addresses as local paths, protocols in lower case."""
     place = os.fspath(place)
     found = _ADDRESS.match(place)
     if found and found[1].lower() in _LOCAL:
         return urllib.parse.unquote(place[found.end():])
-    return place
+    return f"{found[0].lower()}{place[found.end():]}" if found else place
 
 
 def shown(place: str) -> str:

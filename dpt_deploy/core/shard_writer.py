@@ -50,7 +50,8 @@ class ShardWriter:
         self._open: contextlib.ExitStack | None = None
         self._file: io.BufferedWriter
         self._members: list[tar_index.Member] = []
-        self._stems: set[str] = set()
+        self._names: set[str] = set()
+        self._samples = 0
 
     @property
     def path(self) -> Path:
@@ -75,7 +76,7 @@ class ShardWriter:
         if reason := self._refusal(stem, members):
             raise BadInput(f"shard: expected the name of a sample, such as 0000000, received {stem!r}: {reason}.")
         size = sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in members.values())
-        if self._stems and (len(self._stems) >= self.most_samples or self._size + size > self.most_bytes):
+        if self._samples and (self._samples >= self.most_samples or self._size + size > self.most_bytes):
             self.finish()
         try:
             if self._open is None:
@@ -84,16 +85,17 @@ class ShardWriter:
                 self._add(f"{stem}.{suffix}", data)
         except OSError as error:
             raise cannot_write(self.path, error) from error
-        self._stems.add(stem)
+        self._samples += 1
         return self.path
 
     def _refusal(self, stem: str, members: Iterable[str]) -> str | None:
         """Why no reader would find a sample; one such name would make the whole index invalid."""
         if "." in stem.rpartition("/")[2]:
             return "a dot in its last component begins the suffix"
-        if stem in self._stems:
-            return "the shard has this name already"
-        return next(filter(None, (tar_index.refusal(f"{stem}.{suffix}") for suffix in members)), None)
+        names = [f"{stem}.{suffix}" for suffix in members]
+        if not self._names.isdisjoint(names):
+            return "the shard has it already"
+        return next(filter(None, map(tar_index.refusal, names)), None)
 
     @property
     def _size(self) -> int:
@@ -109,6 +111,7 @@ class ShardWriter:
         info = tarfile.TarInfo(name)
         info.size = len(data)  # time 0, user 0: the same bytes in every run
         self._file.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+        self._names.add(name)
         self._members.append(tar_index.Member(name, self._file.tell(), len(data)))
         self._file.write(data)
         self._file.write(bytes(-len(data) % _BLOCK))
@@ -136,7 +139,7 @@ class ShardWriter:
         tar_index.write_index(tar_index.from_members(str(path), stamp, self._members, []),
                               path.with_name(f"{path.name}{tar_index.INDEX_SUFFIX}"))
         self.paths.append(path)
-        self._open, self._members, self._stems = None, [], set()
+        self._open, self._members, self._names, self._samples = None, [], set(), 0
         self.number += 1
         return path
 

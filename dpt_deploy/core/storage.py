@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from . import patterns, places, tar_index
-from .errors import BadInput, DptError
+from .errors import BadInput, DptError, first_line, not_images
 from .hashes import Hashes, hashed
 from .tar_index import Member
 
@@ -116,7 +116,7 @@ class Shard:
         Args:
             suffixes: A member is an item if its name ends in one of these, in any case; () for all.
             problem: Is told, in one line, of damage, of members that are refused, and of a tar that cannot be read.
-            left_out: Is told the names of members that are no items.
+            left_out: Is told the names of members that are not items.
         """
         say = problem or (lambda line: None)
         try:
@@ -150,9 +150,11 @@ class Shard:
                     if _fits(member.name, suffixes):
                         file.seek(member.start)
                         data = file.read(member.length)
+                        if len(data) != member.length:
+                            raise EOFError(f"{member.name} has {len(data)} of its {member.length} bytes")
                     yield member, data
             except (OSError, EOFError) as error:
-                say(f"{name}: the connection broke off: {type(error).__name__}. What came after is missing: run again")
+                say(f"{name}: the connection broke off: {first_line(error)}. What came after is missing: run again")
             except BadInput as error:
                 say(f"{name}: {error}")
 
@@ -242,11 +244,7 @@ class Listing:
 
     def left_out_line(self) -> str:
         """One line that counts and names what was left out; "" if nothing was."""
-        if not self.left_out:
-            return ""
-        more = self.left_out - len(self.left_out_names)
-        return (f"left out {self.left_out} that are no image files: {', '.join(self.left_out_names)}"
-                + (f" and {more} more" if more else ""))
+        return not_images(self.left_out, self.left_out_names) if self.left_out else ""
 
     def _problem(self, line: str) -> None:
         self.problems += 1
@@ -296,11 +294,12 @@ def _look_at(text: str) -> _Source:
     special = text.startswith("@") or (patterns.has_wildcards(text) and places.is_address(text))
     there = None if special and not os.path.exists(text) else places.kind(text)
     if there is None and text.startswith("@"):
-        if places.kind(text[1:]) != "file":
+        listed = places.normalized(text[1:])
+        if places.kind(listed) != "file":
             raise BadInput(f"{places.shown(text)}: expected @ and a list of files, but there is no file "
-                           f"{places.shown(text[1:])}. Check the path.")
-        name = os.path.splitext(places.base_name(text[1:]))[0]
-        return _Source(text, name, lambda listing: _lines(text[1:]), chosen=True, free=True)
+                           f"{places.shown(listed)}. Check the path.")
+        name = os.path.splitext(places.base_name(listed))[0]
+        return _Source(text, name, lambda listing: _lines(listed), chosen=True, free=True)
     if there is None and patterns.has_braces(text):
         folder, rest = patterns.fixed_part(text)
         first = next(patterns.expand(text))  # raises now, not when the run is under way
