@@ -23,14 +23,15 @@ import codecs
 import io
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
 
 from . import patterns, places, tar_index
 from .errors import BadInput, DptError, first_line, not_images
-from .hashes import Hashes, hashed
+from .hashes import hashed
+from .keys import safe_path, shared_paths, with_hash
 from .tar_index import Member
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
@@ -226,11 +227,11 @@ class Listing:
         self.problems, self.left_out, self.left_out_names = 0, 0, []
         prefixes = _prefixes(self.sources)
         for source, prefix in zip(self.sources, prefixes, strict=True):
-            shared = _shared_paths(source.units(self)) if source.free else frozenset()
+            shared = shared_paths(source.units(self)) if source.free else frozenset()
             for path, place, size in source.units(self):
                 path = safe_path(path)
                 if shared and hashed(path) in shared:
-                    path = _with_hash(path, place)
+                    path = with_hash(path, place)
                 key = safe_path(prefix if source.single and prefix else f"{prefix}/{path}" if prefix else path)
                 name = places.base_name(place).lower()
                 if name.endswith(f"{tar_index.SUFFIX}{tar_index.INDEX_SUFFIX}"):
@@ -353,29 +354,6 @@ def _lines(text: str) -> Iterator[tuple[str, str, int | None]]:
                 yield path, place if absolute else places.sibling(text, place), None
         except OSError as error:
             raise places.unreadable(text, error) from error
-
-
-def safe_path(path: str) -> str:
-    """A path that stays below the folder it is joined to, whatever `path` is, and can be written in UTF-8."""
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "/".join("up" if part == ".." else part for part in text.split("/") if part not in ("", "."))
-
-
-def _shared_paths(units: Iterable[tuple[str, str, int | None]]) -> Set[int]:
-    """Hashed paths, safe ones, that several places have."""
-    first, shared = Hashes(), set()
-    for path, place, _ in units:
-        key, whole = hashed(safe_path(path)), hashed(places.identity(place))
-        if first.get(key) not in (None, whole):
-            shared.add(key)
-        first.put(key, whole)
-    return shared
-
-
-def _with_hash(path: str, place: str) -> str:
-    """A path that a hash of the place is added to, in front of its suffix."""
-    stem, suffix = os.path.splitext(path)
-    return f"{stem}-{hashed(places.identity(place)):016x}{suffix}"
 
 
 def _prefixes(sources: Iterable[_Source]) -> list[str]:

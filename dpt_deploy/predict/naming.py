@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from ..core.errors import BadInput
 from ..core.hashes import Hashes, hashed
-from ..core.storage import safe_path
+from ..core.keys import safe_path
 
 
 def is_file_name(name: str) -> bool:

@@ -23,9 +23,10 @@ import pytest
 
 from dpt_deploy.core import places, tar_index
 from dpt_deploy.core.errors import BadInput, MissingPackage
+from dpt_deploy.core.keys import safe_path
 from dpt_deploy.core.patterns import expand
 from dpt_deploy.core.shard_writer import ShardWriter
-from dpt_deploy.core.storage import Listing, Shard, find_items, safe_path, shards_of
+from dpt_deploy.core.storage import Listing, Shard, find_items, shards_of
 from dpt_deploy.predict.naming import Names
 
 fsspec = pytest.importorskip("fsspec")
