@@ -6,6 +6,7 @@ without a traceback and exit with `exit_code`.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from enum import StrEnum
 
 
@@ -80,6 +81,14 @@ class BuildError(DptError):
 
 class DptWarning(UserWarning):
     """A warning to the user. Commands print its text alone."""
+
+
+def not_images(count: int, names: Iterable[str]) -> str:
+    """One line that counts files that are not images, and names the first ones, `names`."""
+    names = list(names)
+    what = "1 file that is not an image" if count == 1 else f"{count} files that are not images"
+    more = f" and {count - len(names)} more" if count > len(names) else ""
+    return f"skipped {what}: {', '.join(names)}{more}"
 
 
 def first_line(error: BaseException) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 import cv2
 import numpy as np
 
-from .errors import BadInput
+from .errors import BadInput, not_images
 from .files import existing_file
 from .image_header import Header, header_of, read_header
 
@@ -32,15 +32,14 @@ class ImageList:
 
     images: list[Path]
     left_out: list[Path]
-    """Files that are no images by `SUFFIXES`, and subfolders. Hidden files are ignored."""
+    """Files that are not images by `SUFFIXES`, and subfolders. Hidden files are ignored."""
 
     def left_out_line(self, count: int = 5) -> str:
         """One line that counts and names what was left out; "" if nothing was."""
         if not self.left_out:
             return ""
-        names = [path.name + "/" * path.is_dir() for path in self.left_out[:count]]
-        more = f" and {len(self.left_out) - count} more" if len(self.left_out) > count else ""
-        return f"left out {len(self.left_out)} that are no image files: {', '.join(names)}{more}"
+        names = (path.name + "/" * path.is_dir() for path in self.left_out[:count])
+        return not_images(len(self.left_out), names)
 
 
 def read_image(path: Path | str, max_pixels: int = MAX_PIXELS) -> np.ndarray:

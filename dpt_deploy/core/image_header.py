@@ -123,9 +123,9 @@ def _pnm(head: bytes) -> Header:
     """PBM, PGM, PPM and PAM, whose headers may have comments of any length."""
     size = None
     if head[1:2] == b"7":
-        text = head.partition(b"ENDHDR")[0]
+        text = re.split(rb"(?m)^\s*ENDHDR\s", re.sub(rb"(?m)^\s*#.*$", b"", head.replace(b"\r", b"\n")), maxsplit=1)[0]
         width, height = (re.findall(rb"\b" + name + rb"\s+(\d+)", text) for name in (b"WIDTH", b"HEIGHT"))
-        if width and height:  # the largest, so that none in a comment hides the real one
+        if width and height:  # the largest, so that none in another line hides the real one
             size = max(map(int, height)), max(map(int, width))
     elif found := _PNM_SIZE.match(head):
         size = int(found[2]), int(found[1])

@@ -24,6 +24,7 @@ from .install import install_command, other_packages_command
 
 Result = TypeVar("Result")
 _ADDRESS = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+)://")
+_BAD_PORT = re.compile(r":(?!\d*$)[^\]]*$")  # what follows the colon is a password then; the last one of an IPv6 host
 _WEB = ("http", "https")
 _LOCAL = ("file", "local")
 _PACKAGES = {"http": "aiohttp", "https": "aiohttp", "sftp": "paramiko", "ssh": "paramiko",
@@ -62,20 +63,41 @@ def is_address(place: str) -> bool:
 
 
 def normalized(place: str | os.PathLike[str]) -> str:
-    """The place as text, file:// addresses as local paths."""
+    """The place as text: file:// addresses as local paths, protocols in lower case."""
     place = os.fspath(place)
     found = _ADDRESS.match(place)
     if found and found[1].lower() in _LOCAL:
         return urllib.parse.unquote(place[found.end():])
-    return place
+    return f"{found[0].lower()}{place[found.end():]}" if found else place
 
 
 def shown(place: str) -> str:
     """`place` for messages: without user, password, query and fragment of an address."""
+    if place.startswith("@"):  # the mark of a list
+        return f"@{shown(place[1:])}"
+    if (found := _ADDRESS.match(place)) is None:
+        return place
+    start, rest = found[0], place[found.end():]
+    server = re.match(r"[^/?#]*", rest)[0]
+    if "@" not in server and "@" in rest and (_BAD_PORT.search(server) or "@" in rest.partition("/")[0]):
+        return f"{start}..."  # a password may have any of /?#
+    _, at, host = server.rpartition("@")
+    return without_query(f"{start}{'...@' if at else ''}{host}{rest[len(server):]}")
+
+
+def without_query(place: str) -> str:
+    """An address without its query and, on the web, its fragment; a local path as it is."""
     if not is_address(place):
         return place
-    place = re.sub(r"//[^/@]*@", "//...@", place, count=1)
-    return re.sub(r"[?#].*", "", place) if _is_web(place) else place
+    return re.sub(r"[?#].*" if _is_web(place) else r"\?.*", "", place, flags=re.DOTALL)
+
+
+def identity(place: str) -> str:
+    """What two places have in common if and only if they are one file: the whole path, or the address without user."""
+    if not is_address(place):
+        return os.path.abspath(place)
+    place = re.sub(r"://[^/?#]*@", "://", place, count=1)
+    return place.partition("#")[0] if _is_web(place) else place
 
 
 def base_name(place: str) -> str:
@@ -101,8 +123,7 @@ def sibling(place: str, name: str) -> str:
 
 def path_of(address: str) -> str:
     """The path of an address, with its server or bucket: without protocol, user, query and fragment."""
-    path = _ADDRESS.sub("", address, count=1)
-    path = re.sub(r"[?#].*", "", path) if _is_web(address) else path
+    path = _ADDRESS.sub("", without_query(address), count=1)
     server, slash, rest = path.partition("/")
     return f"{server.rpartition('@')[2]}{slash}{urllib.parse.unquote(rest) if _is_web(address) else rest}"
 
@@ -331,8 +352,7 @@ def _refused(place: str, error: Exception) -> BadInput:
 
 def _reason(error: Exception) -> str:
     """Type and first line of an error, without the secrets of addresses in it."""
-    text = re.sub(r"//[^/@\s]*@", "//...@", first_line(error))
-    text = re.sub(r"(\w+://\S+?)\?\S*", r"\1", text)
+    text = re.sub(r"[A-Za-z][A-Za-z0-9+.-]+://\S+", lambda found: shown(found[0]), first_line(error))
     return f"{type(error).__name__}: {text[:200]}"
 
 

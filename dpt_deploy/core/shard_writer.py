@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import io
-import re
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -51,6 +50,7 @@ class ShardWriter:
         self._open: contextlib.ExitStack | None = None
         self._file: io.BufferedWriter
         self._members: list[tar_index.Member] = []
+        self._names: set[str] = set()
         self._samples = 0
 
     @property
@@ -70,12 +70,11 @@ class ShardWriter:
             The shard that it goes to. It exists under this name when the writer has gone on to the next, or is closed.
 
         Raises:
-            BadInput: The stem has a dot, leads upwards or cannot be printed, or the disk cannot be written.
+            BadInput: Readers would not take the members under these names, the shard has the sample already, or the
+                disk cannot be written.
         """
-        parts = stem.split("/")
-        if "." in parts[-1] or "\\" in stem or not stem.isprintable() or any(part in ("", ".", "..") for part in parts):
-            raise BadInput(f"shard: expected the name of a sample without dots in its last component, such as 0000000, "
-                           f"received {stem!r}.")
+        if reason := self._refusal(stem, members):
+            raise BadInput(f"shard: expected the name of a sample, such as 0000000, received {stem!r}: {reason}.")
         size = sum(_BLOCK + len(data) + -len(data) % _BLOCK for data in members.values())
         if self._samples and (self._samples >= self.most_samples or self._size + size > self.most_bytes):
             self.finish()
@@ -88,6 +87,15 @@ class ShardWriter:
             raise cannot_write(self.path, error) from error
         self._samples += 1
         return self.path
+
+    def _refusal(self, stem: str, members: Iterable[str]) -> str | None:
+        """Why no reader would find a sample; one such name would make the whole index invalid."""
+        if "." in stem.rpartition("/")[2]:
+            return "a dot in its last component begins the suffix"
+        names = [f"{stem}.{suffix}" for suffix in members]
+        if not self._names.isdisjoint(names):
+            return "the shard has it already"
+        return next(filter(None, map(tar_index.refusal, names)), None)
 
     @property
     def _size(self) -> int:
@@ -103,6 +111,7 @@ class ShardWriter:
         info = tarfile.TarInfo(name)
         info.size = len(data)  # time 0, user 0: the same bytes in every run
         self._file.write(info.tobuf(tarfile.PAX_FORMAT, "utf-8", "surrogateescape"))
+        self._names.add(name)
         self._members.append(tar_index.Member(name, self._file.tell(), len(data)))
         self._file.write(data)
         self._file.write(bytes(-len(data) % _BLOCK))
@@ -130,7 +139,7 @@ class ShardWriter:
         tar_index.write_index(tar_index.from_members(str(path), stamp, self._members, []),
                               path.with_name(f"{path.name}{tar_index.INDEX_SUFFIX}"))
         self.paths.append(path)
-        self._open, self._members, self._samples = None, [], 0
+        self._open, self._members, self._names, self._samples = None, [], set(), 0
         self.number += 1
         return path
 
@@ -146,10 +155,3 @@ class ShardWriter:
         elif self._open is not None:
             self._open.close()
             self._open = None
-
-
-def next_number(folder: Path, name: str = "shard") -> int:
-    """The number behind the last shard of a folder, for a writer that goes on where another one was killed."""
-    pattern = re.compile(re.escape(name) + r"-(\d{6,})\.tar")
-    found = [int(match[1]) for path in Path(folder).glob(f"{name}-*.tar") if (match := pattern.fullmatch(path.name))]
-    return max(found, default=-1) + 1

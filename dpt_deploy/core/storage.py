@@ -29,7 +29,9 @@ from pathlib import Path
 from typing import BinaryIO
 
 from . import patterns, places, tar_index
-from .errors import BadInput, DptError
+from .errors import BadInput, DptError, first_line, not_images
+from .hashes import hashed
+from .keys import safe_path, shared_paths, with_hash
 from .tar_index import Member
 
 LIST_SUFFIXES = (".txt", ".lst", ".list")
@@ -43,8 +45,9 @@ class Item:
 
     key: str
     """The path below its source, with / between the components: the same in every run, unique in a listing (unless a
-    list names a file twice), safe below an output folder. With several sources, the name of the source comes first. Of
-    a member, the name of its tar does, unless the tar is the only source."""
+    list names a file twice), safe below an output folder. Where two lines of a list would have the same one, a hash of
+    the whole place is in both. With several sources, the name of the source comes first. Of a member, the name of its
+    tar does, unless the tar is the only source."""
     place: str
     """The local path or the address of the file, or of the tar."""
     member: str = ""
@@ -114,7 +117,7 @@ class Shard:
         Args:
             suffixes: A member is an item if its name ends in one of these, in any case; () for all.
             problem: Is told, in one line, of damage, of members that are refused, and of a tar that cannot be read.
-            left_out: Is told the names of members that are no items.
+            left_out: Is told the names of members that are not items.
         """
         say = problem or (lambda line: None)
         try:
@@ -148,9 +151,11 @@ class Shard:
                     if _fits(member.name, suffixes):
                         file.seek(member.start)
                         data = file.read(member.length)
+                        if len(data) != member.length:
+                            raise EOFError(f"{member.name} has {len(data)} of its {member.length} bytes")
                     yield member, data
             except (OSError, EOFError) as error:
-                say(f"{name}: the connection broke off: {type(error).__name__}. What came after is missing: run again")
+                say(f"{name}: the connection broke off: {first_line(error)}. What came after is missing: run again")
             except BadInput as error:
                 say(f"{name}: {error}")
 
@@ -176,6 +181,8 @@ class _Source:
     """The files are named one by one, and are items whatever their suffix is."""
     single: bool = False
     """The source is one file, whose name is its key."""
+    free: bool = False
+    """The files may be anywhere, as those of a list, so that the paths of two may give one key."""
 
 
 @dataclass
@@ -220,7 +227,11 @@ class Listing:
         self.problems, self.left_out, self.left_out_names = 0, 0, []
         prefixes = _prefixes(self.sources)
         for source, prefix in zip(self.sources, prefixes, strict=True):
+            shared = shared_paths(source.units(self)) if source.free else frozenset()
             for path, place, size in source.units(self):
+                path = safe_path(path)
+                if shared and hashed(path) in shared:
+                    path = with_hash(path, place)
                 key = safe_path(prefix if source.single and prefix else f"{prefix}/{path}" if prefix else path)
                 name = places.base_name(place).lower()
                 if name.endswith(f"{tar_index.SUFFIX}{tar_index.INDEX_SUFFIX}"):
@@ -234,11 +245,7 @@ class Listing:
 
     def left_out_line(self) -> str:
         """One line that counts and names what was left out; "" if nothing was."""
-        if not self.left_out:
-            return ""
-        more = self.left_out - len(self.left_out_names)
-        return (f"left out {self.left_out} that are no image files: {', '.join(self.left_out_names)}"
-                + (f" and {more} more" if more else ""))
+        return not_images(self.left_out, self.left_out_names) if self.left_out else ""
 
     def _problem(self, line: str) -> None:
         self.problems += 1
@@ -288,20 +295,22 @@ def _look_at(text: str) -> _Source:
     special = text.startswith("@") or (patterns.has_wildcards(text) and places.is_address(text))
     there = None if special and not os.path.exists(text) else places.kind(text)
     if there is None and text.startswith("@"):
-        if places.kind(text[1:]) != "file":
+        listed = places.normalized(text[1:])
+        if places.kind(listed) != "file":
             raise BadInput(f"{places.shown(text)}: expected @ and a list of files, but there is no file "
-                           f"{places.shown(text[1:])}. Check the path.")
-        name = os.path.splitext(places.base_name(text[1:]))[0]
-        return _Source(text, name, lambda listing: _lines(text[1:]), chosen=True)
+                           f"{places.shown(listed)}. Check the path.")
+        name = os.path.splitext(places.base_name(listed))[0]
+        return _Source(text, name, lambda listing: _lines(listed), chosen=True, free=True)
     if there is None and patterns.has_braces(text):
         folder, rest = patterns.fixed_part(text)
         first = next(patterns.expand(text))  # raises now, not when the run is under way
 
         def expanded(listing: Listing) -> Iterator[tuple[str, str, int | None]]:
             offset = len(text) - len(rest)
-            return ((place[offset:], place, None) for place in patterns.expand(text))
+            for place in patterns.expand(text):
+                yield places.without_query(place)[offset:] or places.base_name(place), place, None
 
-        return _Source(text, places.base_name(folder) or places.base_name(first), expanded)
+        return _Source(text, places.base_name(folder) or places.base_name(first), expanded, free=True)
     if there is None and patterns.has_wildcards(text):
         folder, rest = patterns.fixed_part(text)
         return _walked(text, folder, lambda listing: rest)
@@ -314,7 +323,7 @@ def _look_at(text: str) -> _Source:
         return _walked(text, text, lambda listing: "**" if listing.recursive else "*")
     name = places.base_name(text)
     if name.lower().endswith(LIST_SUFFIXES):
-        return _Source(text, os.path.splitext(name)[0], lambda listing: _lines(text), chosen=True)
+        return _Source(text, os.path.splitext(name)[0], lambda listing: _lines(text), chosen=True, free=True)
     return _Source(text, name, lambda listing: iter([(name, text, None)]), True, True)
 
 
@@ -345,12 +354,6 @@ def _lines(text: str) -> Iterator[tuple[str, str, int | None]]:
                 yield path, place if absolute else places.sibling(text, place), None
         except OSError as error:
             raise places.unreadable(text, error) from error
-
-
-def safe_path(path: str) -> str:
-    """A path that stays below the folder it is joined to, whatever `path` is, and can be written in UTF-8."""
-    text = path.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
-    return "/".join("up" if part == ".." else part for part in text.split("/") if part not in ("", "."))
 
 
 def _prefixes(sources: Iterable[_Source]) -> list[str]:

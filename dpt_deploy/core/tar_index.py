@@ -14,6 +14,7 @@ import contextlib
 import hashlib
 import io
 import os
+import re
 import tarfile
 import zipfile
 from collections.abc import Callable, Iterator, Sequence
@@ -35,7 +36,6 @@ _MOST_HEADER = 1 << 20  # bytes of an extended header; a name has a few hundred 
 _SEARCH = 1 << 20  # bytes that are searched at a time for the header after a damage
 _COMPRESSED = {b"\x1f\x8b": "gzip", b"BZh": "bzip2", b"\xfd7zXZ": "xz", b"\x28\xb5\x2f\xfd": "zstd"}
 _MOST_PROBLEMS = 100
-_LEADS_OUT = "its path leads out of the archive"
 _MOST_OVERHEAD = 1 << 20  # bytes of an index besides names and offsets, which are fewer than the archive's headers
 
 Problem = Callable[[str], None]
@@ -136,20 +136,30 @@ def _judged(info: tarfile.TarInfo) -> tuple[str, str | None]:
         what = ("a link" if info.issym() or info.islnk() else "a device or pipe" if info.isdev() else
                 "a sparse file" if info.isreg() else "not a file")
         return "", f"{what}, and only plain files are read"
-    if "\\" in info.name:
-        return "", _LEADS_OUT
     return _below_root(info.name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace"))
 
 
 def _below_root(name: str) -> tuple[str, str | None]:
     """A member's path below the root of the archive, "" if it is hidden or refused, and why it is refused."""
     parts = name.split("/")
-    if name.startswith("/") or ".." in parts or (len(name) > 1 and name[1] == ":"):
-        return "", _LEADS_OUT
+    if name.startswith("/") or ".." in parts:
+        return "", "its path leads out of the archive"
+    if "\\" in name:
+        return "", "its name has a backslash, which leads out of the archive on Windows"
+    if re.match("[A-Za-z]:", name):
+        return "", f"its name begins with {name[:2]}, which leads out of the archive on Windows"
     if not name.isprintable():
         return "", "its name has characters that cannot be printed"
     kept = [part for part in parts if part not in ("", ".")]
     return ("" if not kept or any(part.startswith(".") for part in kept) else "/".join(kept)), None
+
+
+def refusal(name: str) -> str | None:
+    """Why readers would refuse or pass over a member of this name; None if they take it under this very name."""
+    found, reason = _below_root(name)
+    if reason is None and (not found or found != name):
+        return "a part of its path is empty or a dot" if found else "it is hidden, and hidden files are passed over"
+    return reason
 
 
 def _quoted(name: str) -> str:
@@ -317,7 +327,7 @@ def _fits(index: TarIndex, size: int) -> bool:
     if (index.lengths < 0).any() or (index.starts < 0).any() or (index.starts > size - index.lengths).any():
         return False
     names = index.names  # raises UnicodeDecodeError, a ValueError
-    return len(set(names)) == count and all(name and _below_root(name) == (name, None) for name in names) and \
+    return len(set(names)) == count and not any(map(refusal, names)) and \
         all(isinstance(line, str) and line.isprintable() for line in index.found)
 
 

@@ -15,12 +15,13 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
+from ..core.hashes import hashed
 from ..core.places import is_address, shown
 from ..runtime import Runtime
 from .batches import Outcome, Work
 from .job import Job
 from .journal import FOLDER, Journal
-from .naming import Names, hashed
+from .naming import Names
 from .sources import Sources
 
 FEW = 100
@@ -99,16 +100,16 @@ class Stop:
 
 def predict_few(job: Job, runtime: Runtime, works: Sequence[Work], console: Console, stop: Stop) -> Tally:
     """Predict images without a journal. All of them have a row in the tally, in their order."""
-    outcomes: dict[str, Outcome] = {}
+    outcomes: dict[str, Outcome] = {}  # by stem: no two images have the same one
     with progress(console, len(works)) as bar:
         task = bar.add_task("", total=len(works))
         for outcome in job.run(runtime, stop.until(works), None, ""):
-            outcomes[outcome.work.key] = outcome
+            outcomes[outcome.work.stem] = outcome
             bar.update(task, advance=1, description=outcome.work.label)
     tally = Tally()
     for work in works:
-        if work.key in outcomes:
-            tally.add(outcomes[work.key], len(works))
+        if work.stem in outcomes:
+            tally.add(outcomes[work.stem], len(works))
     return tally
 
 
@@ -148,7 +149,7 @@ def predict_many(
 def source_names(sources: Sources) -> list[str]:
     """The sources of images: local ones by their whole path, addresses without passwords and queries."""
     texts = [source.text for source in sources.listing.sources]
-    return [shown(text) if is_address(text) else os.path.abspath(text) for text in texts]
+    return [shown(text) if is_address(text.removeprefix("@")) else os.path.abspath(text) for text in texts]
 
 
 def counts(tally: Tally) -> str:

@@ -33,7 +33,7 @@ from typing import Any, NamedTuple, Self
 
 from ..core.errors import BadInput, first_line
 from ..core.files import cannot_write, write_json
-from .naming import Hashes, hashed
+from ..core.hashes import Hashes, hashed
 
 FOLDER = "_journal"
 FORMAT = 1

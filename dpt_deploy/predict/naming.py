@@ -1,53 +1,25 @@
-"""Names of the outputs, and sets of millions of keys that take sixteen bytes each."""
+"""Names of the outputs."""
 
 from __future__ import annotations
 
-import hashlib
 import itertools
+import re
 from collections.abc import Iterator
 
-import numpy as np
-
-from ..core.storage import safe_path
-
-_RECENT = 1 << 17  # entries in a dictionary before they move into the arrays
+from ..core.errors import BadInput
+from ..core.hashes import Hashes, hashed
+from ..core.keys import safe_path
 
 
-def hashed(text: str) -> int:
-    """64 bits of a hash of `text`. Among ten million texts, two share one with a chance of 3 in a million."""
-    return int.from_bytes(hashlib.blake2b(text.encode("utf-8", "surrogateescape"), digest_size=8).digest(), "little")
+def is_file_name(name: str) -> bool:
+    """Whether a component of a path can be the name of a file: "", "." and ".." are folders."""
+    return name not in ("", ".", "..")
 
 
-class Hashes:
-    """A map from `hashed` texts to `hashed` texts, in arrays of 16 bytes an entry."""
-
-    def __init__(self) -> None:
-        self._recent: dict[int, int] = {}
-        self._keys, self._values = np.empty(0, np.uint64), np.empty(0, np.uint64)
-
-    def get(self, key: int) -> int | None:
-        if (found := self._recent.get(key)) is not None:
-            return found
-        at = int(self._keys.searchsorted(np.uint64(key)))
-        return int(self._values[at]) if at < len(self._keys) and int(self._keys[at]) == key else None
-
-    def __contains__(self, key: int) -> bool:
-        return self.get(key) is not None
-
-    def put(self, key: int, value: int = 0) -> None:
-        """Set an entry; the latest counts."""
-        self._recent[key] = value
-        if len(self._recent) >= _RECENT:
-            self._settle()
-
-    def _settle(self) -> None:
-        recent = np.array(list(self._recent.items()), np.uint64)
-        stays = ~np.isin(self._keys, recent[:, 0])
-        keys = np.concatenate([self._keys[stays], recent[:, 0]])
-        values = np.concatenate([self._values[stays], recent[:, 1]])
-        order = keys.argsort()
-        self._keys, self._values = keys[order], values[order]
-        self._recent.clear()
+def check_stem(stem: str) -> None:
+    """Raise `BadInput` unless the files of a stem are below the folder that it is joined to."""
+    if not all(map(is_file_name, stem.split("/"))):
+        raise BadInput(f"expected the name of a result below the output folder, received {stem!r}. Rename the input.")
 
 
 class Names:
@@ -58,7 +30,8 @@ class Names:
 
     Args:
         kept: Stems that are taken, and by which key, both `hashed`.
-        dots: Whether a stem may have dots in its last component; in tar shards it may not.
+        dots: Whether a stem may have dots in its last component. In tar shards it may not, nor any letter that keeps
+            readers from a member.
     """
 
     def __init__(self, kept: Hashes | None = None, dots: bool = True) -> None:
@@ -99,4 +72,14 @@ class Names:
         short = name.partition(".")[0] if member else name.rpartition(".")[0]
         names = [short or name, name.rpartition(".")[0] or name, name]
         for one in itertools.chain(names, (f"{name}-{number}" for number in itertools.count(2))):
-            yield begin + (one if self._dots else one.replace(".", "_"))
+            if not self._dots:
+                yield _in_tars(begin, one)
+            elif is_file_name(one):
+                yield begin + one
+
+
+def _in_tars(folder: str, name: str) -> str:
+    """A path that `tar_index.refusal` has nothing against; `folder` has a slash at its end."""
+    path = re.sub(r"(^|/)\.", r"\1_", folder) + name.replace(".", "_")
+    path = "".join("_" if letter == "\\" or not letter.isprintable() else letter for letter in path)
+    return re.sub("^([A-Za-z]):", r"\1_", path)

@@ -22,6 +22,7 @@ from ..runtime import Prediction
 from .extras import ExtraWriter
 from .formats import FORMATS, Forms, store, zarr_group
 from .journal import Part, Written, written
+from .naming import check_stem
 from .video import matte
 
 Encoded = Any
@@ -80,6 +81,7 @@ class Files:
     def encode(
         self, stem: str, image: np.ndarray, prediction: Prediction, caption: str, item: Item | None
     ) -> list[Path]:
+        check_stem(stem)
         base = self.out / stem
         if self.extras is None:
             return self._maps(base, image, prediction, caption)
@@ -188,7 +190,8 @@ class ZarrWriter:
         return self.folder / f"{self.name}-{self.number:06d}.zarr.zip"
 
     def add(self, stem: str, members: Mapping[str, bytes]) -> Path:
-        """Add the group of an image. Raises `BadInput` if the disk cannot be written."""
+        """Add the group of an image. Raises `BadInput` if the stem is no path below, or the disk cannot be written."""
+        check_stem(stem)
         if self._open and (self._samples >= self.most_samples or self._file.fp.tell() > MOST_BYTES):
             self.finish()
         try:

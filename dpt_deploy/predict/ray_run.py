@@ -22,6 +22,7 @@ from typing import Any
 from rich.console import Console
 
 from ..core.errors import BadInput, DptError, first_line, missing_package
+from ..core.hashes import hashed
 from ..core.places import is_address
 from ..core.storage import Shard
 from ..runtime.runtime import open_bundle
@@ -30,7 +31,7 @@ from .formats import FORMATS
 from .images import ROWS, Stop, Tally, counts, progress, source_names
 from .job import Job
 from .journal import Journal, Part, part_path, read_done, read_part
-from .naming import Names, hashed
+from .naming import Names
 from .sources import Sources, shard_works
 
 BLOCK = 256  # images; of formats in shards, a block is a shard

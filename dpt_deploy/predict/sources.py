@@ -18,7 +18,7 @@ from ..core.tar_index import SUFFIX as TAR
 from ..report.prediction_files import PICTURES
 from .batches import Work
 from .decoding import page_count
-from .naming import Names
+from .naming import Names, is_file_name
 from .reader import camera_index, is_stream, is_video
 
 VIDEO_SUFFIXES = (
@@ -63,6 +63,7 @@ class Sources:
         """The images of a small run with the names of their results, which are the shortest ones that differ."""
         if any(item.path is None for item in items):
             return list(self.works(Names()))
+        items = list({item.key: item for item in items}.values())  # a list may name a file twice
         pages = [(item, page, count) for item in items for count in [page_count(item)] for page in range(1, count + 1)]
         folders = [Path(item.key).parent for item, _, _ in pages]
         stems = output_stems([(item.path, folder, f".page{page}" if count > 1 else "")
@@ -215,7 +216,7 @@ def output_stems(parts: Sequence[tuple[Path, Path, str]]) -> list[str]:
     counts = [Counter(zip(folders, names, strict=True)) for names in zip(*candidates, strict=True)]
     for folder, names in zip(folders, candidates, strict=True):
         stem = next((name for name, count in zip(names, counts, strict=True)
-                     if count[folder, name] == 1 and (folder, name) not in used), None)
+                     if is_file_name(name) and count[folder, name] == 1 and (folder, name) not in used), None)
         number = 2
         while stem is None or (folder, stem) in used:
             stem = names[-1] if (folder, names[-1]) not in used else f"{names[-1]}_{number}"

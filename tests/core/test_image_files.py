@@ -180,6 +180,7 @@ PAM = b"DEPTH 1\nMAXVAL 255\nTUPLTYPE GRAYSCALE\nENDHDR\n"
     b"P7\nHEIGHT 10\nWIDTH 20\n" + PAM,
     b"P7\n#WIDTH 1\n# HEIGHT 1\nWIDTH 20\nHEIGHT 10\n" + PAM,
     b"P7\n#" + b"x" * 600 + b"\nWIDTH 20\nHEIGHT 10\n" + PAM,
+    b"P7\n# ENDHDR\nWIDTH 20\nHEIGHT 10\n" + PAM, b"P7\n #WIDTH 99\rWIDTH 20\r# ENDHDR\r HEIGHT 10\n" + PAM,
 ], ids=lambda content: repr(content[:12]))
 def test_the_header_and_the_decoder_read_the_same_size(content: bytes) -> None:
     content += bytes(200)
@@ -197,6 +198,12 @@ def test_a_size_behind_a_huge_comment_is_not_decoded_unseen(content: bytes) -> N
     for short in (content[:1000], b"P5 " + b"9" * 4401 + b" 1\n"):
         with pytest.raises(BadInput, match="cannot be decoded"):
             decode_bytes(short, "a.ppm", cv2.IMREAD_COLOR)
+
+
+@pytest.mark.parametrize("comment", [b"# ENDHDR\n", b"#\rENDHDRS\n", b"#WIDTH 1\n#HEIGHT 1\n# x ENDHDR\n"])
+def test_a_few_bytes_do_not_claim_a_huge_picture(comment: bytes) -> None:
+    with pytest.raises(BadInput, match=r"30000 ?x ?30000"):
+        decode_bytes(b"P7\n" + comment + b"WIDTH 30000\nHEIGHT 30000\n" + PAM, "a.pam", cv2.IMREAD_COLOR)
 
 
 @pytest.mark.parametrize("suffix", WRITTEN)

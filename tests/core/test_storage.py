@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import functools
 import http.server
 import importlib.util
@@ -22,9 +23,10 @@ import pytest
 
 from dpt_deploy.core import places, tar_index
 from dpt_deploy.core.errors import BadInput, MissingPackage
+from dpt_deploy.core.keys import safe_path
 from dpt_deploy.core.patterns import expand
-from dpt_deploy.core.shard_writer import ShardWriter, next_number
-from dpt_deploy.core.storage import Listing, Shard, find_items, safe_path, shards_of
+from dpt_deploy.core.shard_writer import ShardWriter
+from dpt_deploy.core.storage import Listing, Shard, find_items, shards_of
 from dpt_deploy.predict.naming import Names
 
 fsspec = pytest.importorskip("fsspec")
@@ -73,7 +75,7 @@ def test_a_folder_is_listed_in_order_and_what_is_passed_over_is_named(tmp_path: 
     fill(tmp_path, "b.png", "a.PNG", "notes.md", "sub/c.jpg", "sub.png", ".hidden.png")
     listing = find_items([tmp_path], PICTURES)
     assert [item.key for item in listing] == ["a.PNG", "b.png", "sub.png"]
-    assert listing.left_out_line() == "left out 2 that are no image files: notes.md, sub/"
+    assert listing.left_out_line() == "skipped 2 files that are not images: notes.md, sub/"
     assert keys(tmp_path, suffixes=PICTURES, recursive=True) == ["a.PNG", "b.png", "sub.png", "sub/c.jpg"]
     item = next(iter(listing))
     assert item.path == tmp_path / "a.PNG" and item.read() == b"a.PNG" == pickle.loads(pickle.dumps(item)).read()
@@ -415,7 +417,8 @@ def test_a_connection_that_is_cut_is_one_sentence(
     (folder / "list.txt").write_text("0.png\n" * (1 << 19))
     said: list[str] = []
     found = keys(f"{address}/a.tar?token=secret", on_problem=said.append)
-    assert found == ["0.png"] and len(said) == 1 and "the connection broke off" in said[0], said
+    assert found == ["0.png"] and len(said) == 1 and "the connection broke off: " in said[0], said
+    assert "Client" in said[0] and "secret" not in said[0] and "\n" not in said[0], "the reason"
     Half.asked.clear()
     with pytest.raises(BadInput, match=r"a\.tar cannot be read: Client\w+: .*connection") as caught:
         tar_index.load_index(f"{address}/a.tar?token=secret")
@@ -501,6 +504,79 @@ def test_a_web_server_is_read(server: tuple[str, Path]) -> None:
     assert "secret" not in str(caught.value)
 
 
+SECRETS = [
+    ("http://me:secret@camera/live?token=secret", "http://...@camera/live"),
+    ("rtsp://camera/live?user=me&password=secret", "rtsp://camera/live"),
+    ("s3://bucket/a.jpg?signature=secret", "s3://bucket/a.jpg"),
+    ("http://me:p@secret@host:80/a.jpg#x", "http://...@host:80/a.jpg"),
+    ("@https://me:secret@host/list.txt?key=secret", "@https://...@host/list.txt"),
+    ("rtsp://me:p?secret@host/live", "rtsp://..."), ("rtsp://me:p#secret@host/live", "rtsp://..."),
+    ("rtsp://me:p/secret@host/live", "rtsp://..."), ("http://host?mail=me@secret", "http://..."),
+    ("http://[::1]:80/a?secret@x", "http://[::1]:80/a"), ("https://host:80/@me/a@2x.jpg", "https://host:80/@me/a@2x.jpg"),
+    ("s3://bucket/IMG#1.jpg", "s3://bucket/IMG#1.jpg"), ("a?b@c.jpg", "a?b@c.jpg"),
+]
+
+
+@pytest.mark.parametrize(("place", "shown"), SECRETS)
+def test_messages_show_no_password_and_no_query(place: str, shown: str) -> None:
+    assert places.shown(place) == shown
+    if place != shown:
+        address = place.lstrip("@")
+        error = places._refused("s3://b", ValueError(f"cannot reach {address} today, {address}"))
+        assert "secret" not in str(error) and "today" in str(error)
+
+
+def test_different_places_with_one_path_have_keys_of_their_own(tmp_path: Path) -> None:
+    fill(tmp_path, "x.jpg", "in/up/x.jpg", "in/a.jpg", f"in{tmp_path}/x.jpg", "in/up/x-2.jpg")
+    lines = ["../x.jpg", "up/x.jpg", f"{tmp_path}/x.jpg", str(tmp_path / "x.jpg")[1:], "up/x-2.jpg", "a.jpg", "./a.jpg"]
+    (tmp_path / "in" / "list.txt").write_text("\n".join(lines))
+    found = keys(tmp_path / "in" / "list.txt")
+    assert found[4:] == ["up/x-2.jpg", "a.jpg", "a.jpg"], "the same file twice has one key"
+    assert len(set(found[:4])) == 4
+    assert all(fnmatch.fnmatchcase(key, f"up/x-{'[0-9a-f]' * 16}.jpg") for key in found[:2])
+    (tmp_path / "in" / "list.txt").write_text("\n".join(lines[::-1]))
+    assert keys(tmp_path / "in" / "list.txt") == found[::-1], "whatever their order is"
+    for part in range(3):
+        assert keys(tmp_path / "in" / "list.txt", share=(part, 3)) == found[::-1][part::3]
+
+
+def test_queries_tell_addresses_apart_and_are_in_no_key(tmp_path: Path) -> None:
+    addresses = [f"https://{user}h/img?id={number}&token=secret" for user in ("", "me:secret@") for number in (1, 2)]
+    (tmp_path / "list.txt").write_text("\n".join([*addresses, "https://h/other.jpg?token=secret", "http://h/img"]))
+    found = keys(tmp_path / "list.txt")
+    assert found[:2] == found[2:4] and len(set(found)) == 4 and found[4] == "h/other.jpg"
+    assert not any("secret" in key or "id=" in key for key in found)
+    found = [item.key for item in find_items(["https://h/{1..2}.jpg?token=secret"])]
+    assert found == ["1.jpg", "2.jpg"]
+    found = [item.key for item in find_items(["https://h/img.jpg?id={1..2}"])]
+    assert len(set(found)) == 2 and all(key.startswith("img-") and key.endswith(".jpg") for key in found)
+
+
+def test_a_member_that_becomes_shorter_while_it_is_read_is_not_handed_on(tmp_path: Path) -> None:
+    path = tar_with(tmp_path / "a.tar", *((f"{i}.png", bytes([i]) * (1 << 20)) for i in range(4)))
+    system = fsspec.filesystem("memory")
+    system.pipe("/shrinks/a.tar", path.read_bytes())
+    said: list[str] = []
+    found = {}
+    for item in find_items(["memory://shrinks"], PICTURES, on_problem=said.append):
+        found[item.key] = len(item.read())
+        if len(found) == 2:
+            system.store["/shrinks/a.tar"].truncate(5 << 19)
+    assert list(found.values()) == [1 << 20] * len(found) and len(said) == 1
+    assert "2.png has " in said[0] and "of its 1048576 bytes" in said[0]
+
+
+def test_protocols_are_the_same_in_upper_case(tmp_path: Path) -> None:
+    system = fsspec.filesystem("memory")
+    system.pipe("/upper/a.png", b"a")
+    (tmp_path / "list.txt").write_text("MEMORY://upper/a.png\na.png\n")
+    fill(tmp_path, "a.png")
+    for root in ("MEMORY://upper", "Memory://upper/*.png", "MEMORY://upper/a.png"):
+        assert list(contents(find_items([root])).values()) == [b"a"], root
+    for root in (f"@{tmp_path}/list.txt", f"@FILE://{tmp_path}/list.txt"):
+        assert contents(find_items([root])) == {"upper/a.png": b"a", "a.png": b"a.png"}, root
+
+
 def test_shards_have_a_largest_size_and_count_and_the_same_bytes_every_time(tmp_path: Path) -> None:
     for folder in (tmp_path / "one", tmp_path / "two"):
         with ShardWriter(folder, most_samples=4, most_bytes=20_000) as writer:
@@ -511,7 +587,7 @@ def test_shards_have_a_largest_size_and_count_and_the_same_bytes_every_time(tmp_
     assert [path.name for path in shards[0]] == [f"shard-{i:06d}.tar{end}" for i in range(4) for end in ("", ".index")]
     for a, b in zip(*shards, strict=True):
         assert a.suffix == ".index" or a.read_bytes() == b.read_bytes()
-    assert len(keys(tmp_path / "one")) == 20 and next_number(tmp_path / "one") == 4 == len(shards_of(tmp_path / "one"))
+    assert len(keys(tmp_path / "one")) == 20 and len(shards_of(tmp_path / "one")) == 4
     listed = subprocess.run(["tar", "-tf", shards[0][0]], capture_output=True, text=True, check=True)
     assert listed.stdout.splitlines()[:2] == ["0000000.png", "0000000.json"] and not listed.stderr
 
@@ -522,9 +598,17 @@ def test_a_writer_that_fails_leaves_no_shard_that_is_not_whole(tmp_path: Path) -
             writer.add(f"{i}", {"png": b"1"})
         raise ZeroDivisionError
     assert sorted(path.name for path in tmp_path.iterdir()) == ["shard-000000.tar", "shard-000000.tar.index"]
-    for stem in ("a.b", "../a", "/a", "a\n", "", "a//b"):
-        with pytest.raises(BadInput, match="expected the name of a sample"), ShardWriter(tmp_path) as writer:
+    for stem, reason in (("a.b", "a dot in its last"), ("../a", "leads out"), ("/a", "leads out"), ("a\n", "printed"),
+                         ("a\t", "printed"), ("", "hidden"), (".x/1", "hidden"), ("a//b", "empty"), ("./a", "empty"),
+                         ("a\\b", "a backslash"), ("C:x", "begins with C:"), ("\udcff", "printed")):
+        with pytest.raises(BadInput, match=f"expected the name of a sample.*{reason}"), \
+                ShardWriter(tmp_path / "refused") as writer:
             writer.add(stem, {"png": b""})
+    with pytest.raises(BadInput, match="the shard has it already"), ShardWriter(tmp_path / "refused") as writer:
+        writer.add("a", {"png": b""})
+        writer.add("a", {"json": b""})  # members of a sample may come one by one
+        writer.add("a", {"png": b""})
+    assert not (tmp_path / "refused").exists() or not list((tmp_path / "refused").iterdir())
     (tmp_path / "file").write_text("")
     with pytest.raises(BadInput, match="cannot write"), ShardWriter(tmp_path / "file") as writer:
         writer.add("a", {"png": b""})

@@ -8,12 +8,12 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 from dpt_deploy.core.errors import BadInput
+from dpt_deploy.core.hashes import Hashes, hashed
 from dpt_deploy.predict.journal import Journal, Part, Written, part_path, read_done, read_part, written
-from dpt_deploy.predict.naming import Hashes, Names, hashed
+from dpt_deploy.predict.naming import Names
 
 IDENTITY = {"checkpoint": "a", "look": "none"}
 
@@ -164,12 +164,3 @@ def test_names_in_a_journal_stay_with_their_images() -> None:
     kept.put(hashed("a"), hashed("a.png"))
     names = Names(kept)
     assert [names.stem(key) for key in ("a.bmp", "a.png", "a.png")] == ["a.bmp", "a", None]
-
-
-def test_a_map_of_many_hashes_answers_as_a_dictionary() -> None:
-    found, truth = Hashes(), {}
-    for key, value in np.random.default_rng(0).integers(0, 250_000, (400_000, 2)).tolist():
-        found.put(hashed(str(key)), value)
-        truth[hashed(str(key))] = value
-    assert all(found.get(key) == value for key, value in list(truth.items())[::37])
-    assert hashed("nothing") not in found

@@ -199,8 +199,7 @@ def test_a_network_stream_is_read(tiny_bundle: Path, tmp_path: Path, capsys) -> 
 
 
 def test_passwords_of_addresses_are_not_shown() -> None:
-    assert shown("rtsp://me:secret@camera/live?channel=1") == "rtsp://...@camera/live?channel=1"
-    assert shown("http://me:secret@camera/live?token=secret") == "http://...@camera/live"
+    assert shown("rtsp://me:secret@camera/live?channel=1") == "rtsp://...@camera/live"
     assert [camera_index(name) for name in ("0", "12", "9" * 4401, "x" * 300, "-1")] == [0, 12, None, None, None]
     assert video_file("rtsp://me:secret@camera/live/1?x=2") == Path("camera/1")
     assert video_file("rtsp://me:secret@camera") == Path("camera")

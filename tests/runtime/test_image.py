@@ -135,7 +135,7 @@ def test_the_images_of_a_folder_come_by_name(tmp_path: Path) -> None:
     found = find_images(tmp_path)
     assert [path.name for path in found.images] == ["a.jpg", "b.PNG", "c.tif"]
     assert [path.name for path in found.left_out] == ["d.png", "notes.txt"]
-    assert found.left_out_line() == "left out 2 that are no image files: d.png/, notes.txt"
+    assert found.left_out_line() == "skipped 2 files that are not images: d.png/, notes.txt"
     (tmp_path / "empty").mkdir()
     with pytest.raises(BadInput, match="found none"):
         find_images(tmp_path / "empty")

@@ -11,6 +11,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -269,8 +270,54 @@ def test_an_interrupted_or_incomplete_set_is_not_taken_for_a_whole_one(
     with pytest.raises(BadInput, match=r"holds \d tars already, such as shard-000000\.tar"):
         prepare(options)
     (tmp_path / "out" / "shard-000000.tar").unlink()
-    with pytest.raises(BadInput, match=r"1 are missing, such as shard-000000\.tar"):
+    with pytest.raises(BadInput, match=r"1 is missing, such as shard-000000\.tar"):
         open_source(tmp_path / "out")
+
+
+def test_what_others_keep_beside_an_interrupted_set_is_not_deleted(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    samples = [("0000000", {"sample.json": b"{}"})]
+
+    def again() -> tuple[int, int]:
+        return shard_files.write_shards(out, iter(samples), "x", most_bytes=1 << 20)
+
+    assert again() == (1, 1)
+    record = out / shard_files.RECORD
+    record.write_text(json.dumps({"format": shard_files.FORMAT, "whole": False}))
+    (out / "shard-000007.tar").write_text("of a longer run")
+    (out / "x.tar").mkdir()
+    for name in ("holiday-photos.tar", "shard-1.tar", "my-shard-000000.tar", "SHARD-000000.TAR"):
+        (out / name).write_text("not ours")
+        with pytest.raises(BadInput, match=rf"received {name} too\. Move it"):
+            again()
+        assert (out / name).read_text() == "not ours" and (out / "shard-000007.tar").exists()
+        (out / name).unlink()
+    assert again() == (1, 1) and json.loads(record.read_text())["whole"]
+    assert sorted(path.name for path in out.glob("*.tar")) == ["shard-000000.tar", "x.tar"]
+
+
+def test_a_folder_with_the_name_of_a_tar_holds_no_shard(data: Path, tmp_path: Path) -> None:
+    folder = copied(data / "SynthHuman_0000", tmp_path / "root")
+    (folder / "old.tar").mkdir()
+    assert len(open_source(folder)) == 8
+
+
+@pytest.mark.parametrize("inner", [False, True])
+def test_a_data_root_that_cannot_be_listed_is_named(inner: bool) -> None:
+    folder = Path(tempfile.mkdtemp())
+    os.chmod(folder, 0o755)
+    closed = folder / "in" if inner else folder
+    closed.mkdir(exist_ok=True)
+    os.chmod(closed, 0)
+    if root := os.geteuid() == 0:
+        os.seteuid(65534)
+    try:
+        with pytest.raises(BadInput, match=rf"{closed} cannot be listed: Permission denied"):
+            open_source(folder)
+    finally:
+        if root:
+            os.seteuid(0)
+        shutil.rmtree(folder)
 
 
 def test_a_folder_that_lacks_a_shard_is_refused_wherever_it_lies(data: Path, tmp_path: Path) -> None:
@@ -282,8 +329,9 @@ def test_a_folder_that_lacks_a_shard_is_refused_wherever_it_lies(data: Path, tmp
     system = fsspec.filesystem("memory")
     for path in (tmp_path / "set").iterdir():
         system.pipe(f"/lacking/{path.name}", path.read_bytes())
-    for root in (tmp_path / "set", f"{tmp_path}/set/", "memory://lacking", "memory://lacking/"):
-        with pytest.raises(BadInput, match=r"1 are missing, such as shard-000000\.tar.*delete the folder and make"):
+    for root in (tmp_path / "set", f"{tmp_path}/set/", "memory://lacking", "memory://lacking/",
+                 "MEMORY://lacking"):
+        with pytest.raises(BadInput, match=r"1 is missing, such as shard-000000\.tar.*delete the folder and make"):
             open_source(root)
     for root in (f"{tmp_path}/set/*.tar", "memory://lacking/*.tar"):
         assert 0 < len(open_source(root)) < 24, "who names some of the shards gets these"
@@ -315,8 +363,9 @@ def test_the_advice_of_a_failed_verification_works(data: Path, tmp_path: Path) -
 
 def rewritten(folder: Path, **changes: object) -> Path:
     """A set of one prepared sample, whose sample.json says something else, with a checksum that fits."""
-    common = {"format": 2, "kind": "face", "intrinsics": [[50, 0, 8], [0, 50, 8], [0, 0, 1]], "box": [0, 0, 16, 16],
-              "input_size": [16, 16], "resize": "stretch", "source": "x"}
+    common = {"format": 2, "name": "0000000", "kind": "face", "box": [0, 0, 16, 16],
+              "intrinsics": [[50, 0, 8], [0, 50, 8], [0, 0, 1]], "input_size": [16, 16], "resize": "stretch",
+              "source": "x"}
     record = common | changes
     shapes = {"rgb": (np.uint8, 3), "depth": (np.float16, 0), "normals": (np.float16, 3), "alpha": (np.uint8, 0)}
     members, checksum = {}, 0
@@ -337,7 +386,7 @@ def rewritten(folder: Path, **changes: object) -> Path:
     {"input_size": [16]}, {"input_size": [16, 1e3]}, {"input_size": 16}, {"input_size": [16, 0]},
     {"input_size": [16, True]}, {"resize": ["stretch"]}, {"resize": "crop"}, {"format": 10**4200}, {"format": None},
     {"intrinsics": [[10**4200, 0, 8], [0, 50, 8], [0, 0, 1]]}, {"intrinsics": [[float("nan")] * 3] * 3},
-    {"intrinsics": "x"},
+    {"intrinsics": "x"}, {"name": "0000001"}, {"name": None}, {"name": 10**4200},
 ])
 def test_nonsense_in_a_record_is_one_sentence(changes: dict[str, object], tmp_path: Path) -> None:
     assert open_source(rewritten(tmp_path / "good")).read(0).kind == "face"
@@ -390,7 +439,7 @@ def test_samples_of_one_number_in_two_folders_are_not_mixed(data: Path, tmp_path
 def test_few_shards_are_open_at_a_time(prepared: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for number in range(12):
         with ShardWriter(tmp_path, first=number) as writer:
-            one = rewritten(tmp_path / "one")
+            one = rewritten(tmp_path / "one", name=str(number))
             index = load_index(str(one / "shard-000000.tar"))
             writer.add(f"{number}", {name.partition(".")[2]: data for name, data in
                                      zip(index.names, index.read(range(5)), strict=True)})

@@ -4,7 +4,7 @@
     0000000.depth.npy     float16 (H, W) [m]
     0000000.normals.npy   float16 (H, W, 3)
     0000000.alpha.npy     uint8 (H, W)
-    0000000.sample.json   kind, intrinsics, content box, resize rule, the source's fingerprint, CRC-32 of all of this
+    0000000.sample.json   name, kind, intrinsics, content box, resize rule, the source's fingerprint, CRC-32 of all this
     shards.json           beside the shards: whether the set is whole, how many samples, what it was made from
 """
 
@@ -15,6 +15,7 @@ import io
 import json
 import math
 import os
+import re
 import zlib
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ import numpy as np
 from dpt_deploy.core import places, tar_index
 from dpt_deploy.core.contract import MAX_INPUT_SIZE, RESIZE_RULES, Contract
 from dpt_deploy.core.errors import BadInput
-from dpt_deploy.core.files import locked, write_json
+from dpt_deploy.core.files import cannot_write, locked, write_json
 from dpt_deploy.core.shard_writer import ShardWriter
 
 from ..commands import command
@@ -35,6 +36,8 @@ from .sample import Sample
 
 FORMAT = 2
 RECORD = "shards.json"
+_OWN = re.compile(r"shard-\d{6,}\.tar")
+"""Names of the shards that `write_shards` writes, and deletes after an interrupted run."""
 MEMBERS = (*(f"{name}.npy" for name in STORED), "sample.json")
 
 
@@ -55,7 +58,7 @@ def packed(sample: Sample, contract: Contract, source: str) -> dict[str, bytes]:
     for name, values in maps.items():
         members[f"{name}.npy"] = _npy_header(values.dtype.str, values.shape) + values.tobytes()
         checksum = zlib.crc32(members[f"{name}.npy"], checksum)
-    record = {"format": FORMAT, "kind": sample.kind, "intrinsics": sample.intrinsics.tolist(),
+    record = {"format": FORMAT, "name": sample.name, "kind": sample.kind, "intrinsics": sample.intrinsics.tolist(),
               "box": list(content_box(sample)), "input_size": list(contract.input_size), "resize": contract.resize,
               "source": source}
     return members | {"sample.json": json.dumps(record | {"crc32": _checksum(record, checksum)}).encode()}
@@ -90,8 +93,8 @@ def unpacked(name: str, place: str, members: Sequence[bytes | memoryview], commo
     """The sample of its members, in the order of `MEMBERS`.
 
     Raises:
-        BadInput: A checksum differs, a map has another type or size, or the sample was prepared in another way than
-            `common`.
+        BadInput: A checksum differs, a map has another type or size, the members are those of another sample, or it was
+            prepared in another way than `common`.
     """
     where = f"{places.shown(place)}: sample {name}"
     record = _record(where, members[-1])
@@ -112,6 +115,8 @@ def unpacked(name: str, place: str, members: Sequence[bytes | memoryview], commo
     maps["rgb"].flags.writeable = False  # it may be the memory of the shard itself
     if _checksum(record, checksum) != record.get("crc32"):
         raise _damaged(where, "its checksum differs")
+    if record.get("name") != name:
+        raise _damaged(where, f"its members are those of sample {str(record.get('name'))[:40]}")
     try:
         intrinsics, box, kind = np.array(record["intrinsics"], np.float64), record["box"], str(record["kind"])
         if intrinsics.shape != (3, 3) or not np.isfinite(intrinsics).all():
@@ -163,14 +168,21 @@ def write_shards(
     folder = Path(folder)
     with locked(folder, create=True):
         record = read_record(str(folder / RECORD))
-        present = sorted(folder.glob(f"*{tar_index.SUFFIX}"))
+        present = tars_in(folder)
         if present and (record is None or record.get("whole")):
             raise BadInput(f"{folder} holds {len(present)} tars already, such as {present[0].name}. Give another "
                            "--out, or delete them.")
+        if others := [path.name for path in present if not _OWN.fullmatch(path.name)]:
+            raise BadInput(f"{folder}: expected the shards of an interrupted run, whose names are such as "
+                           f"shard-000000.tar, received {others[0]} too. Move it to another folder, or give another "
+                           "--out.")
         write_json(folder / RECORD, {"format": FORMAT, "whole": False})
         for path in present:  # of a run that was interrupted
-            path.unlink()
-            path.with_name(f"{path.name}{tar_index.INDEX_SUFFIX}").unlink(missing_ok=True)
+            try:
+                path.unlink()
+                path.with_name(f"{path.name}{tar_index.INDEX_SUFFIX}").unlink(missing_ok=True)
+            except OSError as error:
+                raise cannot_write(path, error) from error
         count = 0
         with ShardWriter(folder, most_bytes=most_bytes) as writer:
             for name, members in samples:
@@ -179,6 +191,12 @@ def write_shards(
         write_json(folder / RECORD, {"format": FORMAT, "whole": True, "samples": count, "source": source,
                                      "shards": [path.name for path in writer.paths]})
     return count, len(writer.paths)
+
+
+def tars_in(folder: Path) -> list[Path]:
+    """The tar files of a local folder, sorted. Raises `BadInput` if it cannot be listed."""
+    return [folder / one.name for one in places.entries(str(folder))
+            if not one.is_folder and one.name.lower().endswith(tar_index.SUFFIX)]
 
 
 def read_record(place: str) -> dict[str, Any] | None:
@@ -218,6 +236,7 @@ def check_whole(root: str, tars: Sequence[str]) -> None:
         tars: The shards.
     """
     root = places.normalized(root).rstrip("/")
+    own = places.identity(places.joined(places.without_query(root), RECORD))
     found = dict.fromkeys(places.sibling(tar, RECORD) for tar in tars)
     if os.path.isdir(root):
         found[places.joined(root, RECORD)] = None
@@ -227,6 +246,7 @@ def check_whole(root: str, tars: Sequence[str]) -> None:
             raise BadInput(f"{places.shown(root)}: the writing of these shards was interrupted. Go on: {_make()}")
         present = {places.base_name(tar) for tar in tars}
         missing = [name for name in record.get("shards", []) if name not in present]
-        if missing and place == places.joined(root, RECORD):
-            raise BadInput(f"{places.shown(root)}: expected {len(record['shards'])} shards, but {len(missing)} are "
-                           f"missing, such as {missing[0]}. Fetch them again. {_again()}")
+        if missing and places.identity(places.without_query(place)) == own:
+            raise BadInput(f"{places.shown(root)}: expected {len(record['shards'])} shards, but {len(missing)} "
+                           f"{'is' if len(missing) == 1 else 'are'} missing, such as {missing[0]}. Fetch the set "
+                           f"again. {_again()}")

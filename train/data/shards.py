@@ -139,13 +139,8 @@ def is_sharded(root: Path | str) -> bool:
     if places.is_address(str(root)):
         return True
     if os.path.isdir(root):  # Path.is_dir raises for a name that is too long
-        return os.path.isfile(os.path.join(root, shard_files.RECORD)) or bool(tars_in(Path(root)))
+        return os.path.isfile(os.path.join(root, shard_files.RECORD)) or bool(shard_files.tars_in(Path(root)))
     return str(root).lower().endswith((tar_index.SUFFIX, *LIST_SUFFIXES))
-
-
-def tars_in(folder: Path) -> list[Path]:
-    """The tars of a local folder, sorted."""
-    return sorted(path for path in folder.iterdir() if path.name.lower().endswith(tar_index.SUFFIX))
 
 
 def open_shards(root: Path | str, normal_axes: str = AXES, max_pixels: int = MAX_PIXELS) -> ShardSource:

@@ -17,7 +17,8 @@ from ..commands import command
 from .cache import CacheSource, is_cache
 from .conventions import AXES, parse_axes
 from .sample import Sample
-from .shards import is_sharded, open_shards, tars_in
+from .shard_files import tars_in
+from .shards import is_sharded, open_shards
 from .synthhuman import KINDS, find_samples
 
 

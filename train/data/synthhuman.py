@@ -90,10 +90,13 @@ class FolderSource:
 
 
 def find_samples(root: Path, normal_axes: str = AXES, max_pixels: int = MAX_PIXELS) -> FolderSource:
-    """Every complete sample in `root` and in the folders directly below it. Raises `BadInput` if there are none."""
+    """Every complete sample in `root` and in the folders directly below it.
+
+    Raises `BadInput` if there are none, or a folder cannot be listed.
+    """
     folders, names, incomplete, seen = [], [], [], 0
-    for folder in [root, *sorted(entry for entry in root.iterdir() if entry.is_dir())]:
-        present = set(os.listdir(folder))
+    for folder in [root, *sorted(root / entry.name for entry in places.entries(str(root)) if entry.is_folder)]:
+        present = {entry.name for entry in places.entries(str(folder))}
         seen += len(present)
         here = {found[found.lastindex] for found in map(_FILE.match, present) if found}
         for name in sorted(here, key=int):
