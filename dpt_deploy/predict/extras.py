@@ -147,10 +147,11 @@ class ExtraWriter:
 
     @property
     def identity(self) -> dict[str, Any] | None:
-        """What the files depend on, as plain JSON; None if nothing is written."""
-        if not self.extras.asked():
+        """What the files and depth in metres depend on, as plain JSON; None if no option asks for either."""
+        extras = self.extras
+        if not extras.asked() and (extras.intrinsics, extras.focal, extras.fov) == (None, None, None):
             return None
-        return {name: str(value) for name, value in dataclasses.asdict(self.extras).items() if value is not None}
+        return {name: str(value) for name, value in dataclasses.asdict(extras).items() if value is not None}
 
     def metric(self, prediction: Prediction, item: Item | None) -> Prediction:
         """The prediction with depth in metres, if the network needs the focal length for that and it is known.

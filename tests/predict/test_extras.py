@@ -158,3 +158,9 @@ def test_intrinsics_of_another_size_skip_the_image(
     assert main(PredictConfig(tiny_bundle, (str(image.parent),), tmp_path / "out", extras=extras)) == 1
     assert "wide.points.ply" in names(tmp_path / "out") and "a.points.ply" not in names(tmp_path / "out")
     assert "Scale the matrix" in capsys.readouterr().out
+
+
+def test_a_run_with_another_focal_length_is_another_run() -> None:
+    """Depth of a network for a canonical focal length depends on it, with and without files besides the maps."""
+    assert ExtraWriter(Extras()).identity is None
+    assert ExtraWriter(Extras(focal=500.0)).identity != ExtraWriter(Extras(focal=600.0)).identity
