@@ -1,7 +1,7 @@
 """The body: Anny's mesh with a random build, in a random pose, in clothes and hair.
 
-Rest space, in which garments and skin are painted, is that of Anny's average body: x to the person's left, y to its back,
-z up; metres. Body space is that of `train.data.synthetic.body`: x right, y up, z towards the viewer.
+Rest space, in which garments and skin are painted, is that of Anny's average body: x to the person's left, y to its
+back, z up; metres. Body space is that of `train.data.synthetic.body`: x right, y up, z towards the viewer.
 """
 
 from __future__ import annotations
@@ -195,7 +195,10 @@ def _arm(rng: np.random.Generator) -> tuple[tuple[float, float, float], float, t
     """Left upper arm [degrees], flexion of the elbow [degrees], twist of the forearm [degrees]."""
     kind = rng.random()
     if kind < 0.55:  # hanging
-        return (rng.normal(-4, 12), rng.normal(33, 8), rng.normal(0, 10)), rng.uniform(-35, 40), (0, 0, rng.normal(0, 15))
+        upper = (rng.normal(-4, 12), rng.normal(33, 8), rng.normal(0, 10))
+        return upper, rng.uniform(-35, 40), (0, 0, rng.normal(0, 15))
     if kind < 0.8:  # before the body: folded, on the hips, holding something
-        return (rng.normal(-20, 15), rng.normal(25, 10), rng.normal(-15, 20)), rng.uniform(30, 85), (0, 0, rng.normal(0, 20))
-    return (rng.normal(-15, 25), rng.uniform(-70, 20), rng.normal(0, 20)), rng.uniform(-20, 90), (0, 0, rng.normal(0, 20))
+        upper = (rng.normal(-20, 15), rng.normal(25, 10), rng.normal(-15, 20))
+        return upper, rng.uniform(30, 85), (0, 0, rng.normal(0, 20))
+    upper = (rng.normal(-15, 25), rng.uniform(-70, 20), rng.normal(0, 20))
+    return upper, rng.uniform(-20, 90), (0, 0, rng.normal(0, 20))

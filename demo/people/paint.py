@@ -175,7 +175,7 @@ def shade(person: Person, look: Look, hits: Hits, normals: np.ndarray, camera: C
 
 
 def shadowed(person: Person, hits: Hits, camera: Camera, light: np.ndarray) -> np.ndarray:
-    """Whether other parts of the person stand between the pixels and the light, float (M,), softened by 2 x 2 samples."""
+    """The share (M,) of 2 x 2 samples near each pixel where the person stands between it and the light."""
     x, y = camera.rays()
     row, column = np.divmod(hits.pixels, camera.width)
     points = np.stack((x[column], y[row, 0], np.full(len(row), -1.0)), axis=1) * hits.depth[:, None]
