@@ -1,4 +1,4 @@
-"""python -m demo.photographs MODEL ... --teacher FILE: what checkpoints see of photographs, as one picture.
+"""What checkpoints see of photographs of people, as one picture.
 
 There is no ground truth for photographs. Alpha is compared with the matte of another network, MediaPipe's selfie
 segmentation, which is wrong in places; demo/model/README.md says where its file comes from.
@@ -6,42 +6,24 @@ segmentation, which is wrong in places; demo/model/README.md says where its file
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
 
 import cv2
 import numpy as np
 import torch
-import tyro
 
-from dpt_deploy import cli
-from dpt_deploy.core.errors import BadInput
-from dpt_deploy.core.files import existing_file, write_json
+from dpt_deploy.core.files import existing_file
 from dpt_deploy.model import load_model, read_checkpoint
 from dpt_deploy.model.frame import FrameModel
 from dpt_deploy.report.colours import colour_depth, colour_normals, cut_out, depth_range
 from dpt_deploy.report.panel import Tile, arrange
-from dpt_deploy.report.writers import write_png
 from dpt_deploy.runtime import Prediction
 
 SIDE = 300  # of a picture's tiles [pixels]
 
-
-@dataclass(frozen=True)
-class PhotographsConfig:
-    """Run checkpoints on the photographs of people that scikit-image and Matplotlib bring along."""
-
-    models: Annotated[tuple[Path, ...], tyro.conf.Positional]
-    """Checkpoints, in the order of the picture: before, after."""
-    out: Path = Path("runs/photographs")
-    """Folder for photographs.png and photographs.json."""
-    teacher: Path | None = None
-    """MediaPipe's selfie_segmentation.tflite; with it, the IoU of alpha with its matte is reported."""
-
-    def __post_init__(self) -> None:
-        if not self.models:
-            raise BadInput("models: expected the path of at least one checkpoint, received none.")
+Predictor = Callable[[np.ndarray], Prediction]
+"""From uint8 (H, W, 3) RGB to maps of the same size."""
 
 
 def photographs() -> dict[str, np.ndarray]:
@@ -55,8 +37,8 @@ def photographs() -> dict[str, np.ndarray]:
             "cameraman": np.repeat(skimage.data.camera()[..., None], 3, axis=2)}
 
 
-def predictor(path: Path):
-    """A function from uint8 (H, W, 3) to a `Prediction` of the same size, of the checkpoint at `path`."""
+def predictor(path: Path) -> Predictor:
+    """The checkpoint at `path`, in PyTorch FP32. Raises `DptError` if it cannot be read."""
     checkpoint = read_checkpoint(path)
     model = load_model(checkpoint).eval()
     frame = FrameModel(model, checkpoint.contract or model.contract())
@@ -99,31 +81,25 @@ def tiles(image: np.ndarray, prediction: Prediction, name: str, caption: str) ->
     return [Tile(f"{name}: depth", small[0]), Tile("normals", small[1]), Tile("foreground", small[2], caption)]
 
 
-def main(config: PhotographsConfig) -> None:
-    teacher = Teacher(config.teacher) if config.teacher else None
-    predictors = {path: predictor(path) for path in config.models}
-    names = ("before", "after") if len(predictors) == 2 else tuple(path.parent.name for path in predictors)
-    page, result = [], {str(path): {} for path in predictors}
+def compare(
+    predictors: dict[str, Predictor], teacher: Teacher | None
+) -> tuple[np.ndarray, dict[str, dict[str, float]]]:
+    """Run predictors, by their names in the picture, on the photographs.
+
+    Returns:
+        The picture, uint8 (H, W, 3) RGB: a row per photograph, with depth, normals and foreground of each predictor.
+        The IoU of alpha with the teacher's matte, by predictor and photograph; empty without a teacher.
+    """
+    rows, scores = [], {name: {} for name in predictors} if teacher else {}
     for title, image in photographs().items():
         scale = SIDE / max(image.shape[:2])
         row = [Tile(title, cv2.resize(image, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))]
-        for name, (path, predict) in zip(names, predictors.items(), strict=True):
-            prediction = predict(image)
-            caption = ""
-            if teacher:
-                result[str(path)][title] = {"alpha_iou_with_teacher": iou(prediction.alpha, teacher(image))}
-                caption = f"IoU with teacher's {result[str(path)][title]['alpha_iou_with_teacher']:.3f}"
+        matte = teacher(image) if teacher else None
+        for name, predict in predictors.items():
+            prediction, caption = predict(image), ""
+            if matte is not None:
+                scores[name][title] = iou(prediction.alpha, matte)
+                caption = f"IoU with the teacher's {scores[name][title]:.2f}"
             row += tiles(image, prediction, name, caption)
-        page.append(arrange(row, len(row)))
-    write_png(config.out / "photographs.png", np.vstack(page))
-    if teacher:
-        write_json(config.out / "photographs.json", result)
-        for path, scores in result.items():
-            print(path, *(f"{title} {score['alpha_iou_with_teacher']:.3f}" for title, score in scores.items()))
-    print(f"picture {config.out / 'photographs.png'}")
-
-
-COMMAND = cli.Command(PhotographsConfig, main, "python -m demo.photographs")
-
-if __name__ == "__main__":
-    COMMAND.run()
+        rows.append(arrange(row, len(row)))
+    return np.vstack(rows), scores
