@@ -71,13 +71,13 @@ def iou(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def tiles(image: np.ndarray, prediction: Prediction, name: str, caption: str) -> list[Tile]:
-    """Depth, normals and cut-out of one checkpoint, at most SIDE pixels high and wide."""
+    """Depth, normals and image of one checkpoint where alpha says foreground, at most SIDE pixels high and wide."""
     scale = SIDE / max(image.shape[:2])
     size = (round(image.shape[1] * scale), round(image.shape[0] * scale))
     limits = depth_range(prediction.depth, prediction.alpha)
-    pictures = [colour_depth(prediction.depth, limits), colour_normals(prediction.normals),
-                cut_out(image, prediction.alpha)]
-    small = [cv2.resize(picture, size, interpolation=cv2.INTER_AREA) for picture in pictures]
+    pictures = (colour_depth(prediction.depth, limits), colour_normals(prediction.normals), image)
+    alpha = cv2.resize(prediction.alpha, size, interpolation=cv2.INTER_AREA)
+    small = [cut_out(cv2.resize(picture, size, interpolation=cv2.INTER_AREA), alpha) for picture in pictures]
     return [Tile(f"{name}: depth", small[0]), Tile("normals", small[1]), Tile("foreground", small[2], caption)]
 
 
