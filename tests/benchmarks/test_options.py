@@ -14,7 +14,8 @@ from dpt_deploy.cli.help import parse
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGS = {"latency": "LatencyConfig", "throughput": "ThroughputConfig", "scaling": "ScalingConfig",
            "tuning": "TuningConfig", "training": "TrainingConfig",
-           "dataloader": "DataloaderConfig", "cpp_overhead": "OverheadConfig"}
+           "dataloader": "DataloaderConfig", "cpp_overhead": "OverheadConfig",
+           "demonstration": "DemonstrationConfig"}
 
 
 def options_of(name: str, *arguments: str) -> object:

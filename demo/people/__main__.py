@@ -1,0 +1,80 @@
+"""python -m demo.people: generate people with Anny's body, in a prepared cache to train on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, partial
+from pathlib import Path
+
+from dpt_deploy import cli
+from dpt_deploy.cli.options import Size, Workers, size_text
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.errors import BadInput
+from train.data.cache import write_cache
+from train.data.sample import Sample
+from train.data.synthetic.scene import as_sample
+from train.data.synthetic.scene import generate as generate_ellipsoids
+from train.data.workers import parallel
+from train.monitoring.progress import progress_bar
+
+from .body import Bodies
+from .scene import generate
+
+
+@dataclass(frozen=True)
+class PeopleConfig:
+    """Generate labelled images of people with Anny's body, as a prepared cache."""
+
+    out: Path
+    """Folder to write."""
+    count: int = 3000
+    """Number of samples: faces, full bodies and upper bodies in turn."""
+    image_size: Size = (128, 128)
+    """Size of the images [pixels]."""
+    seed: int = 0
+    """Seed; another seed gives other people."""
+    ellipsoids: int = 0
+    """Take every n-th sample from `train.synthetic` instead; 0 takes none."""
+    workers: Workers = "auto"
+    """Processes that generate samples; 0 is in this process, auto is one per core, at most 8."""
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.count <= 3 * 97_000:
+            raise BadInput(f"count: expected 1 to 291000 samples, received {self.count}.")
+        if min(self.image_size) < 16:
+            raise BadInput(f"image size: expected at least 16 pixels, received {size_text(self.image_size)}.")
+        if self.ellipsoids < 0:
+            raise BadInput(f"ellipsoids: expected 0 or a number above 0, received {self.ellipsoids}.")
+
+
+@cache
+def _bodies() -> Bodies:
+    """The body model of this process."""
+    import cv2
+    import torch
+
+    torch.set_num_threads(1)  # the processes are the parallelism
+    cv2.setNumThreads(1)
+    return Bodies()
+
+
+def _sample(number: int, config: PeopleConfig) -> Sample:
+    if config.ellipsoids and number % config.ellipsoids == config.ellipsoids - 1:
+        return as_sample(generate_ellipsoids(config.seed, number, *config.image_size), number)
+    return as_sample(generate(_bodies(), config.seed, number, *config.image_size), number)
+
+
+def main(config: PeopleConfig) -> None:
+    _bodies()  # a missing package is an error of this process
+    made = progress_bar(parallel(partial(_sample, config=config), range(config.count), config.workers), "generate",
+                        config.count)
+    source = (f"demo.people seed {config.seed} size {size_text(config.image_size)} count {config.count} "
+              f"ellipsoids {config.ellipsoids}")
+    write_cache(config.out, made, config.count, Contract(input_size=config.image_size), source)
+    print(f"{config.count} samples in {config.out}.")
+
+
+COMMAND = cli.Command(PeopleConfig, main, f"python -m {__package__}")
+
+if __name__ == "__main__":
+    COMMAND.run()
