@@ -168,7 +168,7 @@ def main(config: SteadyConfig) -> int:
     """Exit status 0; 1 if a goal is missed."""
     machine = environment.record()
     clips, strips = [], []
-    with load(config.bundle or demonstration(), config.backend) as runtime:
+    with load(config.bundle or demonstration(), config.backend, compile_eagerly=True) as runtime:
         backend = runtime.backend
         for number in range(config.clips):
             numbers, strip = measure(config, runtime, number)

@@ -56,6 +56,7 @@ def run_of(**changes: Any) -> Run:
 # Steps
 
 
+@pytest.mark.slow
 def test_the_rehearsal_walks_each_kind_of_step_on_a_bare_machine(tmp_path: Path) -> None:
     """Every function of the steps that need no engine, with torch, timm, onnx, ONNX Runtime and numpy alone."""
     names = "device,inference-1,training-6,profile-1,switches-1,graphs,onnxruntime-1,build,leaks"

@@ -222,7 +222,8 @@ def test_wrong_options_are_refused_before_torch_is_imported(options):
     assert run.stdout.splitlines()[-1] == ("0 False" if options == ("--help",) else "2 False"), run.stderr
 
 
-@pytest.mark.parametrize("place", ["torch.onnx.export", "onnx.checker.check_model"])
+@pytest.mark.parametrize("place", ["torch.onnx.export",
+                                   pytest.param("onnx.checker.check_model", marks=pytest.mark.slow)])
 def test_what_fails_in_a_library_is_one_sentence_and_leaves_no_half_bundle(
     checkpoint, tmp_path, command, monkeypatch, place
 ):

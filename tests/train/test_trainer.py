@@ -115,7 +115,7 @@ def test_best_model_is_the_epoch_of_the_lowest_validation_loss(config):
 
 
 @pytest.mark.parametrize(("amp", "killed_at", "accumulate"), [
-    ("fp32", 2, 1), ("fp32", 5, 1), ("bf16", 7, 1), ("fp16", 5, 1), ("fp32", 3, 2),
+    ("fp32", 2, 1), ("fp32", 5, 1), pytest.param("bf16", 7, 1, marks=pytest.mark.slow), ("fp16", 5, 1), ("fp32", 3, 2),
 ])
 def test_a_run_goes_on_bit_for_bit_after_a_kill(config, tmp_path, amp, killed_at, accumulate):
     common = {"epochs": 2, "ema": 0.9, "amp": amp, "backbone_kwargs": ("img_size=64", "drop_path_rate=0.3"),
@@ -234,7 +234,7 @@ def test_fewer_epochs_than_are_done_are_refused(config):
     assert Trainer(config(epochs=3, resume="auto")).run()["epoch"] == 3
 
 
-@pytest.mark.parametrize("validation_seconds", [20, 100])
+@pytest.mark.parametrize("validation_seconds", [pytest.param(20, marks=pytest.mark.slow), 100])
 def test_a_kill_loses_no_more_than_the_minutes_between_saves(config, monkeypatch, validation_seconds):
     trainer = Trainer(config(epochs=4, save_minutes=1, batch_size=2))
     clock, lost, saves = [0.0], [0.0], []
@@ -547,7 +547,7 @@ def test_ctrl_c_saves_and_the_run_goes_on(config):
     again.run()
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [pytest.param(signal.SIGINT, marks=pytest.mark.slow), signal.SIGTERM])
 def test_a_signal_during_validation_saves_and_validation_is_done_again(config, tmp_path, number, capsys):
     common = {"epochs": 2, "ema": 0.9, "batch_size": 2}
     Trainer(config(out=tmp_path / "whole", **common)).run()
