@@ -94,7 +94,7 @@ def test_the_client_says_what_is_wrong(kind, server, frames, expected):
         Client(server.address(kind), "plain", forms={"depth": "float16"})
     with pytest.raises(BackendError, match=r"unknown model.*nope"):
         Client(server.address(kind), "nope")
-    with pytest.raises(BadInput, match="one model that dpt triton wrote, received all, plain, short"):
+    with pytest.raises(BadInput, match="one model that dpt triton wrote, received all, canonical, plain, short"):
         Client(server.address(kind))
 
 
