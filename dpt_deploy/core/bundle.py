@@ -231,8 +231,8 @@ class Bundle:
 
     def _file_fault(self, part: Artifact) -> DptError | None:
         path = self.folder / part.file
-        if not path.is_file():
-            return BadBundle(f"{part.file} is missing from the bundle")
+        if not os.path.isfile(path):  # also where the name is too long
+            return BadBundle(f"{part.file:.200} is missing from the bundle")
         if path.is_symlink() and path.resolve().parent not in self._places():
             return BadBundle(f"{part.file} is a symbolic link to a file outside the bundle; copy the bundle with "
                              "cp -rL")

@@ -357,7 +357,7 @@ class Manifest(Record):
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(map(str, first["loc"])) or "the file"
-            raise BadBundle(f"{path}: expected a manifest of format {FORMAT}, but {where}: {first['msg']}. "
+            raise BadBundle(f"{path}: expected a manifest of format {FORMAT}, but {where:.200}: {first['msg']:.500}. "
                             "Export the checkpoint again.") from error
         except (OSError, ValueError, RecursionError) as error:
             raise BadBundle(f"{path}: expected a manifest of format {FORMAT}, but it is not valid JSON ({error}). "

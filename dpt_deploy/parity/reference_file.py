@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import struct
 import tokenize
+import warnings
 import zipfile
 import zlib
 from pathlib import Path
@@ -59,7 +60,12 @@ def _read_array(archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> np.ndarray:
         version = np.lib.format.read_magic(file)
         if version != (1, 0):
             raise ValueError(f"{entry.filename!r:.100} has the array format {version}, expected (1, 0)")
-        shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            try:
+                shape, fortran, dtype = np.lib.format.read_array_header_1_0(file, max_header_size=MAX_HEADER)
+            except UserWarning as error:  # such as numbers of Python 2
+                raise ValueError(f"{entry.filename!r:.100} has a header that NumPy does not write") from error
         if dtype.name not in DTYPES and dtype.kind != "U":
             raise ValueError(f"{entry.filename!r:.100} has dtype {dtype.name:.50}, expected {', '.join(DTYPES)}, text")
         if any(length < 0 for length in shape):

@@ -329,3 +329,18 @@ def test_the_manifest_says_what_is_reproducible(judged):
     assert {a.kind: a.reproducible for a in Bundle.open(judged.folder).artifacts} == {
         "onnx": True, "data": True, "engine": False, "cache": False, "report": None,
     }
+
+
+def test_long_values_give_short_messages(bundle):
+    path = bundle.folder / "manifest.json"
+    value = json.loads(path.read_text())
+    value["contract"]["resize"] = "x" * 5000
+    path.write_text(json.dumps(value))
+    with pytest.raises(BadBundle) as caught:
+        Bundle.open(bundle.folder)
+    assert len(str(caught.value)) < 1500 + len(str(path))
+
+
+def test_a_file_with_a_name_that_is_too_long_is_missing(bundle):
+    artifact = bundle.artifacts[0].model_copy(update={"file": "x" * 5000})
+    assert "is missing from the bundle" in str(bundle.damage(artifact))

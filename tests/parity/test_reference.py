@@ -141,6 +141,13 @@ def header_of(shape, dtype="<f4"):
     return stream.getvalue()
 
 
+def test_a_header_with_numbers_of_python_2_is_refused(path):
+    """NumPy reads it with a warning."""
+    with zipfile.ZipFile(path, "a") as archive:
+        archive.writestr("2/frame.npy", header_of((3, 4)).replace(b"(3, 4)", b"(3L,4)") + bytes(48))
+    refused(path, "2/frame.npy' has a header that NumPy does not write")
+
+
 @pytest.mark.parametrize("shape", [(1 << 40,), (1 << 62, 1 << 62), (-1,), (-1, -5)])
 def test_a_huge_declared_shape_allocates_nothing(path, shape):
     with zipfile.ZipFile(path, "a") as archive:
