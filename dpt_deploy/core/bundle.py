@@ -223,7 +223,8 @@ class Bundle:
         except KeyError:
             return ContractError(f"{artifact.file}: the graph embeds no contract")
         except (BadInput, ValueError) as error:
-            return ContractError(f"{artifact.file}: the contract embedded in the graph is not valid ({error})")
+            return ContractError(f"{artifact.file}: the contract embedded in the graph is not valid "
+                                 f"({error!s:.500})")
         if embedded != self.contract:
             return ContractError(
                 f"{artifact.file}: the contract embedded in the graph differs from the one in {MANIFEST}")

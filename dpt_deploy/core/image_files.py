@@ -152,7 +152,7 @@ def from_pil(image: Any, name: str = "image", max_pixels: int = MAX_PIXELS) -> n
         return np.array(image if image.mode == "RGB" else image.convert("RGB"))
     except Image.DecompressionBombError as error:
         raise BadInput(f"{name}: {error}") from error
-    except (OSError, ValueError, SyntaxError) as error:  # what PIL raises for damaged files
+    except (OSError, ValueError, SyntaxError, RuntimeError) as error:  # what PIL raises for damaged files
         raise BadInput(f"{name}: PIL cannot decode or convert this image of mode {image.mode}: {error}.") from error
 
 

@@ -229,3 +229,14 @@ def test_a_pixel_bomb_is_refused_by_its_header(tmp_path: Path) -> None:
         read_image(tmp_path / "bomb.png")
     with pytest.raises(BadInput, match=r"limit of 0\.001"):
         from_pil(Image.new("L", (40, 40)), max_pixels=1000)
+
+
+def test_an_avif_whose_planes_are_damaged_is_one_sentence(tmp_path: Path) -> None:
+    """PIL's decoder raises RuntimeError."""
+    path = tmp_path / "a.avif"
+    rng = np.random.default_rng(0)
+    Image.fromarray(rng.integers(0, 256, (64, 64, 3), np.uint8)).save(path)
+    head, mark, planes = path.read_bytes().partition(b"mdat")
+    path.write_bytes(head + mark + bytes(len(planes)))
+    with Image.open(path) as image, pytest.raises(BadInput):
+        from_pil(image)
