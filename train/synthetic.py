@@ -43,10 +43,15 @@ class SyntheticConfig:
     """Write a prepared cache instead of files: faster to write and to read."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= 3 * 97_000:
-            raise BadInput(f"count: expected 1 to 291000 samples, received {self.count}.")
-        if min(self.image_size) < 16:
-            raise BadInput(f"image size: expected at least 16 pixels, received {size_text(self.image_size)}.")
+        check_request(self.count, self.image_size)
+
+
+def check_request(count: int, image_size: tuple[int, int]) -> None:
+    """Raise `BadInput` unless so many samples of such a size can be generated."""
+    if not 1 <= count <= 3 * 97_000:
+        raise BadInput(f"count: expected 1 to 291000 samples, received {count}.")
+    if min(image_size) < 16:
+        raise BadInput(f"image size: expected at least 16 pixels, received {size_text(image_size)}.")
 
 
 def write_dataset(config: SyntheticConfig) -> None:

@@ -16,6 +16,7 @@ from train.data.synthetic.scene import as_sample
 from train.data.synthetic.scene import generate as generate_ellipsoids
 from train.data.workers import parallel
 from train.monitoring.progress import progress_bar
+from train.synthetic import check_request
 
 from .body import Bodies
 from .scene import generate
@@ -39,10 +40,7 @@ class PeopleConfig:
     """Processes that generate samples; 0 is in this process, auto is one per core, at most 8."""
 
     def __post_init__(self) -> None:
-        if not 1 <= self.count <= 3 * 97_000:
-            raise BadInput(f"count: expected 1 to 291000 samples, received {self.count}.")
-        if min(self.image_size) < 16:
-            raise BadInput(f"image size: expected at least 16 pixels, received {size_text(self.image_size)}.")
+        check_request(self.count, self.image_size)
         if self.ellipsoids < 0:
             raise BadInput(f"ellipsoids: expected 0 or a number above 0, received {self.ellipsoids}.")
 

@@ -16,7 +16,6 @@ import zarr
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.predict.extras import Extras
-from dpt_deploy.report import panel
 from tests.tiny import CANONICAL_FOCAL, photo
 
 SIZE = (80, 120)
@@ -84,18 +83,10 @@ def test_millimetres_are_refused_until_the_focal_length_is_known(
 
 
 def test_the_panel_has_metres_only_if_the_focal_length_is_known(
-    canonical_bundle: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    canonical_bundle: Path, image: Path, tmp_path: Path, panel_texts: list[str]
 ) -> None:
-    texts: list[str] = []
-    draw = panel.draw_text
-
-    def noted(picture: np.ndarray, text: str, *arguments: Any, **options: Any) -> None:
-        texts.append(text)
-        draw(picture, text, *arguments, **options)
-
-    monkeypatch.setattr(panel, "draw_text", noted)
     assert predict(canonical_bundle, image, tmp_path / "out", look="panel") == 0
-    assert f"Depth for f = {FOCAL:g} px" in texts and not [text for text in texts if text.endswith(" m")]
-    texts.clear()
+    assert f"Depth for f = {FOCAL:g} px" in panel_texts and not [text for text in panel_texts if text.endswith(" m")]
+    panel_texts.clear()
     assert predict(canonical_bundle, image, tmp_path / "out", look="panel", extras=Extras(focal=100.0)) == 0
-    assert "Depth" in texts and [text for text in texts if text.endswith(" m")]
+    assert "Depth" in panel_texts and [text for text in panel_texts if text.endswith(" m")]

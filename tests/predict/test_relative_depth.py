@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import zipfile
 from pathlib import Path
-from typing import Any
 
 import cv2
 import numpy as np
@@ -21,7 +20,6 @@ from dpt_deploy.core.errors import BadInput
 from dpt_deploy.foreign.bundle import cached_bundle
 from dpt_deploy.predict.__main__ import PredictConfig, main
 from dpt_deploy.predict.extras import Extras
-from dpt_deploy.report import panel
 
 SIZE = (48, 64)
 
@@ -94,22 +92,14 @@ def test_other_files_say_that_depth_is_relative(relative: Path, image: Path, tmp
 
 
 def test_panels_of_images_and_videos_have_no_metres(
-    relative: Path, image: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    relative: Path, image: Path, tmp_path: Path, panel_texts: list[str]
 ) -> None:
-    texts: list[str] = []
-    draw = panel.draw_text
-
-    def noted(picture: np.ndarray, text: str, *arguments: Any, **options: Any) -> None:
-        texts.append(text)
-        draw(picture, text, *arguments, **options)
-
-    monkeypatch.setattr(panel, "draw_text", noted)
     frames = [Image.fromarray(np.full((*SIZE, 3), 60 * i, np.uint8)) for i in (1, 2)]
     frames[0].save(tmp_path / "film.gif", save_all=True, append_images=frames[1:])
     for name, source, options in (("full", image, {}), ("npz", image, {"format": "npz"}),
                                   ("film", tmp_path / "film.gif", {"video": True})):
-        texts.clear()
+        panel_texts.clear()
         options = PredictConfig(relative, (str(source),), tmp_path / name, backend="onnxruntime-cpu", graph="model",
                                 look="panel", **options)
         assert main(options) == 0
-        assert "Relative depth" in texts and not [text for text in texts if text.endswith(" m")], name
+        assert "Relative depth" in panel_texts and not [text for text in panel_texts if text.endswith(" m")], name
