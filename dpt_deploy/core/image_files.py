@@ -90,6 +90,21 @@ def _check_header(name: str, header: Header, max_pixels: int) -> None:
         check_pixels(name, header.size, max_pixels)
 
 
+def _chunk_is_cut(header: Header, data: np.ndarray) -> bool:
+    """Whether a chunk of a PNG file declares more bytes than follow; OpenCV would allocate as many as it declares."""
+    if header.format != "PNG":
+        return False
+    start = 8
+    while start + 8 <= data.size:
+        length, kind = int.from_bytes(data[start : start + 4].tobytes(), "big"), data[start + 4 : start + 8].tobytes()
+        if kind == b"IEND":
+            break
+        start += 12 + length
+        if start - 4 > data.size:
+            return True
+    return False
+
+
 def _decode(name: str, header: Header, data: np.ndarray, flags: int, max_pixels: int) -> np.ndarray:
     if header.format == "AVIF":
         flags |= cv2.IMREAD_IGNORE_ORIENTATION  # its EXIF is for information; the properties hold
@@ -97,7 +112,7 @@ def _decode(name: str, header: Header, data: np.ndarray, flags: int, max_pixels:
     level = cv2.utils.logging.getLogLevel()
     cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)
     try:
-        image = cv2.imdecode(data, flags) if data.size else None
+        image = cv2.imdecode(data, flags) if data.size and not _chunk_is_cut(header, data) else None
     except cv2.error:
         image = None
     finally:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import struct
+import subprocess
+import sys
 from pathlib import Path
 
 import cv2
@@ -240,3 +242,22 @@ def test_an_avif_whose_planes_are_damaged_is_one_sentence(tmp_path: Path) -> Non
     path.write_bytes(head + mark + bytes(len(planes)))
     with Image.open(path) as image, pytest.raises(BadInput):
         from_pil(image)
+
+
+@pytest.mark.parametrize("kind", [b"IDAT", b"PLTE", b"tEXt"])
+def test_a_chunk_of_a_png_cannot_declare_gigabytes(tmp_path: Path, kind: bytes) -> None:
+    """OpenCV allocates what a chunk declares, and touches it before it looks at the file."""
+    path = tmp_path / "a.png"
+    Image.fromarray(np.zeros((40, 50, 3), np.uint8)).save(path)
+    data = path.read_bytes()
+    path.write_bytes(data[:33] + (1_600_000_000).to_bytes(4, "big") + kind + data[41:])
+    code = ("import resource, sys; from pathlib import Path; from dpt_deploy.core.image_files import read_image\n"
+            "from dpt_deploy.core.errors import BadInput\n"
+            "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
+            "try: read_image(Path(sys.argv[1]))\n"
+            "except BadInput as error: print(error)\n"
+            "print('grew by', (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) >> 10, 'MB')")
+    said = subprocess.run([sys.executable, "-c", code, path], cwd=Path(__file__).parents[2], capture_output=True,
+                          text=True, check=True).stdout
+    assert "cannot be decoded: it is a PNG file that is truncated" in said
+    assert int(said.split("grew by ")[1].split()[0]) < 256
