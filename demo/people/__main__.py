@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 
 from dpt_deploy import cli
@@ -11,15 +11,11 @@ from dpt_deploy.cli.options import Size, Workers, size_text
 from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput
 from train.data.cache import write_cache
-from train.data.sample import Sample
-from train.data.synthetic.scene import as_sample
-from train.data.synthetic.scene import generate as generate_ellipsoids
 from train.data.workers import parallel
 from train.monitoring.progress import progress_bar
 from train.synthetic import check_request
 
-from .body import Bodies
-from .scene import generate
+from .samples import bodies, sample
 
 
 @dataclass(frozen=True)
@@ -45,27 +41,10 @@ class PeopleConfig:
             raise BadInput(f"ellipsoids: expected 0 or a number above 0, received {self.ellipsoids}.")
 
 
-@cache
-def _bodies() -> Bodies:
-    """The body model of this process."""
-    import cv2
-    import torch
-
-    torch.set_num_threads(1)  # the processes are the parallelism
-    cv2.setNumThreads(1)
-    return Bodies()
-
-
-def _sample(number: int, config: PeopleConfig) -> Sample:
-    if config.ellipsoids and number % config.ellipsoids == config.ellipsoids - 1:
-        return as_sample(generate_ellipsoids(config.seed, number, *config.image_size), number)
-    return as_sample(generate(_bodies(), config.seed, number, *config.image_size), number)
-
-
 def main(config: PeopleConfig) -> None:
-    _bodies()  # a missing package is an error of this process
-    made = progress_bar(parallel(partial(_sample, config=config), range(config.count), config.workers), "generate",
-                        config.count)
+    bodies()  # a missing package is an error of this process
+    work = partial(sample, seed=config.seed, image_size=config.image_size, ellipsoids=config.ellipsoids)
+    made = progress_bar(parallel(work, range(config.count), config.workers), "generate", config.count)
     source = (f"demo.people seed {config.seed} size {size_text(config.image_size)} count {config.count} "
               f"ellipsoids {config.ellipsoids}")
     write_cache(config.out, made, config.count, Contract(input_size=config.image_size), source)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import pytest
 
 from dpt_deploy.client import Client
 from dpt_deploy.core.compact import FORMS, decode, encode
+from dpt_deploy.runtime import Prediction
 from tests.serve.server.conftest import ADDRESSES, COMPACT, same
 
 
@@ -62,32 +64,61 @@ def test_the_smallest_forms_are_a_quarter_of_the_bytes(server):
 
 @pytest.mark.parametrize("shared_memory", [False, True])
 def test_many_clients_with_mixed_sizes_at_once(shared_memory, server, frames, expected):
-    """Requests of one size run together, and each gets its own maps."""
+    """Each request gets its own maps, whatever runs beside it."""
     before = counts(server)
     wrong: list[str] = []
     clients = [Client(server.address(kind), "plain", shared_memory=shared_memory) for kind in ADDRESSES]
 
     def work(worker: int) -> None:
         for i in range(12):
-            index = (worker + 3 * i) % len(frames)
-            try:
-                found = clients[worker % 2](frames[index])
-                for head, value in expected[index].maps.items():
-                    if not np.allclose(found.maps[head], value, rtol=1e-5, atol=1e-5):
-                        wrong.append(f"{worker} {index} {head}")
-            except Exception as error:
-                wrong.append(repr(error))
+            wrong.extend(check(clients[worker % 2], (worker + 3 * i) % len(frames), frames, expected))
 
-    threads = [threading.Thread(target=work, args=(worker,)) for worker in range(8)]
+    in_threads(8, work)
+    for client in clients:
+        client.close()
+    assert not wrong
+    assert counts(server)[0] - before[0] == 96
+
+
+@pytest.mark.parametrize("shared_memory", [False, True])
+def test_requests_of_one_size_run_together(shared_memory, server, frames, expected):
+    """Triton joins requests that wait for the model at the same time: a burst does, sooner or later."""
+    wrong: list[str] = []
+    with Client(server.address("grpc"), "plain", shared_memory=shared_memory) as client:
+        for _ in range(20):
+            before = counts(server)
+            start = threading.Barrier(8)
+
+            def work(_: int, start: threading.Barrier = start) -> None:
+                start.wait()
+                for index in (0, 3, 6, 0):
+                    wrong.extend(check(client, index, frames, expected))
+
+            in_threads(8, work)
+            requests, executions = (after - earlier for after, earlier in zip(counts(server), before, strict=True))
+            assert not wrong and requests == 32
+            if executions < requests:
+                return
+    raise AssertionError("20 bursts of 32 requests from 8 threads, and none ran with another")
+
+
+def check(client: Client, index: int, frames: list[np.ndarray], expected: list[Prediction]) -> list[str]:
+    """What is wrong with the maps of a frame: another batch size, other products, so near is right."""
+    try:
+        found = client(frames[index])
+    except Exception as error:
+        return [repr(error)]
+    return [f"{index} {head}" for head, value in expected[index].maps.items()
+            if not np.allclose(found.maps[head], value, rtol=1e-5, atol=1e-5)]
+
+
+def in_threads(count: int, work: Callable[[int], None]) -> None:
+    """Run it in so many threads at once, with the number of the thread."""
+    threads = [threading.Thread(target=work, args=(i,)) for i in range(count)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    for client in clients:
-        client.close()
-    assert not wrong
-    requests, executions = (after - earlier for after, earlier in zip(counts(server), before, strict=True))
-    assert requests == 96 and executions < requests
 
 
 def counts(server) -> tuple[int, int]:
