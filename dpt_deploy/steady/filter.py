@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import cv2
 import numpy as np
 
 from ..core.errors import BadInput
@@ -14,8 +15,13 @@ from .shots import is_cut
 
 MEMORY = {"depth": 24, "normals": 24, "alpha": 32}
 """Most frames that a mean weighs equally; beyond them, older ones fade."""
-HOLD = 15
+HOLD = 8
 """The same for scale and shift of depth."""
+REACH = 1 / 48
+"""Width, as a share of the longer side, and"""
+SLACK = 0.05
+"""margin of what the mean of alpha may be: what the prediction shows around a pixel. Else a mean that was warped by the
+background's motion is drawn out of a silhouette that moves before it."""
 SURPRISE = {"depth": (0.06, 0.2), "normals": (0.4, 0.8), "alpha": (0.5, 1.0)}
 """Deviations from a mean, from which it is forgotten partly, and wholly: of depth as a share of the map's median, of
 unit vectors, of alpha. A network's flicker is smaller, and another surface deviates more."""
@@ -72,6 +78,8 @@ class Steady:
                   for name, value in self._counts.items()}
         if "depth" in maps:
             old["depth"], maps["depth"] = self._held(old["depth"], maps, counts["depth"], flow)
+        if "alpha" in maps:
+            old["alpha"] = _near(old["alpha"], maps["alpha"])
         for name, value in maps.items():
             self._maps[name], self._counts[name] = _mean(name, value, old[name], counts[name])
         return dataclasses.replace(prediction, **{name: value.copy() for name, value in self._maps.items()})
@@ -97,7 +105,10 @@ class Steady:
         old = old / np.float32(growth(flow, weight))
         scale, shift = scale_and_shift(np.nan_to_num(depth), np.nan_to_num(old), weight)
         held = 1 - 1 / min(self._age, HOLD)
-        return old, depth * np.float32(1 + (scale - 1) * held) + np.float32(shift * held)
+        factor, offset = np.float32(1 + (scale - 1) * held), np.float32(shift * held)
+        # The rest of the way is the mean's: by itself it would follow an approach only after `MEMORY` frames.
+        old = (old - np.float32(shift)) / np.float32(scale) * factor + offset
+        return old, depth * factor + offset
 
 
 def _mean(name: str, value: np.ndarray, old: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -114,6 +125,12 @@ def _mean(name: str, value: np.ndarray, old: np.ndarray, count: np.ndarray) -> t
     elif name == "alpha":
         mean = np.clip(mean, 0, 1)
     return mean.astype(np.float32), (count + _finite(value)).astype(np.float32)
+
+
+def _near(old: np.ndarray, alpha: np.ndarray) -> np.ndarray:
+    """A mean of alpha, brought within the range of the prediction around each pixel. Both are (H, W)."""
+    window = np.ones((2 * max(1, round(REACH * max(alpha.shape) / 2)) + 1,) * 2, np.uint8)
+    return np.clip(old, cv2.erode(alpha, window) - np.float32(SLACK), cv2.dilate(alpha, window) + np.float32(SLACK))
 
 
 def _surprise(name: str, value: np.ndarray, old: np.ndarray) -> np.ndarray:

@@ -12,6 +12,8 @@ import cv2
 import numpy as np
 
 LONGEST = 512  # pixels; larger frames are reduced, because the flow of the maps need not be finer
+LARGE = 192  # pixels, of the shorter side, from which on DIS gets large patches; on small frames they crash it
+BLUR = 1.0  # pixels, of large frames, because noise is no motion
 SMALLEST = 16  # pixels, of a side; smaller frames are enlarged, because DIS needs that
 TYPICAL = 40.0  # standard deviation that pictures are brought to, so that a change of exposure is no motion
 DARK = 4.0  # grey levels; below this deviation, a picture is noise and is not amplified further
@@ -36,7 +38,14 @@ class Tracker:
     """Finds the flow between frames, which are prepared once each."""
 
     def __init__(self) -> None:
-        self._dis = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._small = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        # At 384x384, larger patches and a smoother flow than those of DIS's presets err by 0.39 pixels on the generated
+        # clips instead of 0.56, and are trusted in 98 instead of 87 % of the foreground.
+        self._large = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
+        self._large.setPatchSize(16)
+        self._large.setPatchStride(6)
+        self._large.setVariationalRefinementAlpha(40)
+        self._large.setVariationalRefinementIterations(10)
 
     def prepare(self, frame: np.ndarray) -> np.ndarray:
         """A frame as the flow takes it: uint8, grey, of bounded size and of a standard exposure.
@@ -52,12 +61,13 @@ class Tracker:
             grey = cv2.resize(grey, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_LINEAR)
         mean, deviation = (float(value[0, 0]) for value in cv2.meanStdDev(grey))
         gain = TYPICAL / max(deviation, DARK)
-        return cv2.convertScaleAbs(np.clip(grey * np.float32(gain) + np.float32(128 - mean * gain), 0, 255))
+        grey = cv2.convertScaleAbs(np.clip(grey * np.float32(gain) + np.float32(128 - mean * gain), 0, 255))
+        return cv2.GaussianBlur(grey, (0, 0), BLUR) if min(grey.shape) >= LARGE else grey
 
     def flow(self, frame: np.ndarray, other: np.ndarray, size: tuple[int, int]) -> Flow:
         """The flow from a prepared frame to another one of the same shape, for maps of `size` (H, W)."""
-        motion = self._dis.calc(frame, other, None)
-        back = self._dis.calc(other, frame, None)
+        search = self._large if min(frame.shape) >= LARGE else self._small
+        motion, back = search.calc(frame, other, None), search.calc(other, frame, None)
         miss = motion + warp(back, motion)
         distance, within = np.sqrt((miss**2).sum(axis=-1)), inside(motion)
         bound = 0.01 * ((motion**2).sum(axis=-1) + (back**2).sum(axis=-1)) + 0.5

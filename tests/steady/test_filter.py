@@ -12,7 +12,7 @@ from dpt_deploy import Steady
 from dpt_deploy.core import metrics
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.runtime import Prediction
-from dpt_deploy.steady import flicker
+from dpt_deploy.steady import Tracker, flicker
 from tests.tiny import photo
 from train.data.synthetic.clip import ClipFrame, clip
 
@@ -120,6 +120,26 @@ def test_what_comes_into_sight_is_not_smeared() -> None:
                            error("normals", one, truth, person)) for one in (raw, result)])
     raw_errors, errors = np.mean(pairs, axis=0)
     assert (errors < raw_errors * 1.02).all(), (raw_errors, errors)
+
+
+def test_an_approach_that_the_picture_does_not_show_is_followed() -> None:
+    """Depth that falls by 1 % a frame before a still picture lags by few frames, not by the memory of the mean."""
+    steady, rgb = Steady(), photo(SIZE, SIZE, 4)
+    shape = 1 + 0.2 * cv2.GaussianBlur(photo(SIZE, SIZE, 5), (0, 0), 4)[..., 0].astype(np.float32) / 255
+    for i in range(40):
+        depth = shape * np.float32(3 * 0.99**i)
+        result = steady(rgb, Prediction(depth))
+    assert np.median(result.depth / depth) < 1.1
+
+
+@pytest.mark.parametrize("size", [(191, 700), (192, 192), (192, 512), (1080, 1920), (37, 800)])
+def test_flow_of_frames_large_and_small(size: tuple[int, int]) -> None:
+    """DIS crashes on frames that are small for its patches."""
+    tracker = Tracker()
+    picture = photo(*size, 3)
+    now, before = tracker.prepare(picture), tracker.prepare(np.roll(picture, 2, axis=1))
+    flow = tracker.flow(now, before, size)
+    assert abs(np.median(flow.motion[..., 0]) - 2) < 0.5 and abs(np.median(flow.motion[..., 1])) < 0.5
 
 
 def test_what_a_fast_object_uncovers_is_new() -> None:
