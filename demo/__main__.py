@@ -11,6 +11,7 @@ import numpy as np
 from rich.table import Table
 from rich.text import Text
 
+from demo.photographs import photographs
 from dpt_deploy import load
 from dpt_deploy.core.bundle import Bundle
 from dpt_deploy.core.files import write_json
@@ -47,12 +48,12 @@ def main(verbose: bool = False) -> int:
         console.print(runtime.reason if verbose else runtime.summary)
         scenes = [generate(SEED, number, SIZE, SIZE) for number in PANEL_SCENES]
         predictions = runtime([scene.rgb for scene in scenes])
-        photograph, photograph_prediction = predict_photograph(runtime)
+        pictures = predict_photographs(runtime)
     rows = []
     for number, scene, prediction in zip(PANEL_SCENES, scenes, predictions, strict=True):
         rows.append(panel(scene.rgb, prediction, f"held out, {kind_of(number)}"))
         rows.append(panel(scene.rgb, ground_truth(scene), "ground truth"))
-    rows.append(panel(photograph, photograph_prediction, "a photograph: out of domain"))
+    rows += pictures
     write_png(OUT / "panel.png", stack(rows))
     print_scores()
     print_outputs(runtime.bundle, time.monotonic() - start)
@@ -70,14 +71,14 @@ def export() -> int:
     return subprocess.run([sys.executable, "-m", "dpt_deploy.export", *map(str, arguments)], cwd=ROOT).returncode
 
 
-def predict_photograph(runtime: Runtime) -> tuple[np.ndarray, Prediction]:
-    """NASA's portrait of the astronaut Eileen Collins (public domain), and its prediction."""
-    from skimage.data import astronaut
-
-    image = np.ascontiguousarray(astronaut())
-    prediction = runtime(image)
-    write_prediction(OUT, "astronaut", image, prediction, "astronaut")
-    return image, prediction
+def predict_photographs(runtime: Runtime) -> list[np.ndarray]:
+    """Panels of photographs, of which the training has seen none; each photograph's maps are written too."""
+    rows = []
+    for name, image in photographs().items():
+        prediction = runtime(image)
+        write_prediction(OUT, name.lower().replace(" ", "_"), image, prediction, name)
+        rows.append(panel(image, prediction, f"a photograph: {name}"))
+    return rows
 
 
 def ground_truth(scene: Scene) -> Prediction:
@@ -104,7 +105,7 @@ def print_scores() -> None:
 def print_outputs(bundle: Bundle, seconds: float) -> None:
     """Print the output files and the verdict."""
     table = Table("output", "path", title=f"Done in {seconds:.0f} s", title_justify="left")
-    outputs = {"panel picture": OUT / "panel.png", "photograph: panel, maps, depth": OUT / "astronaut.panel.png",
+    outputs = {"panel picture": OUT / "panel.png", "photographs: panels, maps, depth": OUT / "*.panel.png",
                "metrics": OUT / "metrics.json", "bundle: graphs, engines, reference": BUNDLE,
                "parity report": BUNDLE / "report.html"}
     for name, path in outputs.items():
