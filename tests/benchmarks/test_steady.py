@@ -9,9 +9,10 @@ import cv2
 import numpy as np
 import pytest
 
-from benchmarks.steady import SteadyConfig, aligned_error, main
+from benchmarks.steady import SteadyConfig, aligned_error, main, silhouette_motion
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.steady import flicker
+from train.data.synthetic.clip import ClipFrame
 
 
 def test_it_writes_numbers_and_a_picture(tiny_bundle: Path, tmp_path: Path, capsys) -> None:
@@ -45,6 +46,23 @@ def test_flicker_is_the_change_along_the_motion() -> None:
     assert flicker("alpha", ramp, ramp, motion, counted) == pytest.approx(0.1, abs=1e-6)
     assert flicker("depth", ramp + 1, ramp + 1.1, motion, counted) == pytest.approx(0, abs=1e-6)
     assert np.isnan(flicker("alpha", ramp, ramp, motion, np.zeros_like(counted)))
+
+
+def test_a_silhouette_moves_with_the_foreground() -> None:
+    """A soft edge that moves by 2 pixels before a background that stands still does not flicker along it."""
+    def frame(left: int) -> ClipFrame:
+        ramp = np.clip((np.arange(64, dtype=np.float32) - left) / 5 + 0.5, 0, 1)
+        alpha, motion = np.tile(ramp, (64, 1)), np.zeros((64, 64, 2), np.float32)
+        motion[alpha > 0.5] = (-2, 0)
+        return ClipFrame(np.zeros((64, 64, 3), np.uint8), np.where(alpha > 0.5, 1.0, np.inf),
+                         np.zeros((64, 64, 3), np.float32), alpha, motion, np.arange(64)[None] + 0 * alpha < 60)
+
+    before, now = frame(30), frame(32)
+    motion, seen = silhouette_motion(now)
+    assert flicker("alpha", now.alpha, before.alpha, motion, seen) == pytest.approx(0, abs=1e-6)
+    assert flicker("alpha", now.alpha, before.alpha, now.motion, now.seen) > 0.01
+    nobody = frame(200)
+    assert silhouette_motion(nobody)[0] is nobody.motion
 
 
 def test_one_scale_and_shift_are_taken_out() -> None:
