@@ -18,10 +18,12 @@ MEMORY = {"depth": 24, "normals": 24, "alpha": 32}
 HOLD = 8
 """The same for scale and shift of depth."""
 REACH = 1 / 48
-"""Width, as a share of the longer side, and"""
+"""Width of the neighbourhood, as a share of the longer side, that must be all foreground or all background to bound the
+mean of alpha. Without bounds, a mean that was warped by the background's motion stays behind a silhouette."""
+SURE = 0.1
+"""Alpha of that neighbourhood: below this it is background, above one minus this foreground."""
 SLACK = 0.05
-"""margin of what the mean of alpha may be: what the prediction shows around a pixel. Else a mean that was warped by the
-background's motion is drawn out of a silhouette that moves before it."""
+"""How far the mean of alpha may be beyond what such a neighbourhood shows."""
 SURPRISE = {"depth": (0.06, 0.2), "normals": (0.4, 0.8), "alpha": (0.5, 1.0)}
 """Deviations from a mean, from which it is forgotten partly, and wholly: of depth as a share of the map's median, of
 unit vectors, of alpha. A network's flicker is smaller, and another surface deviates more."""
@@ -105,20 +107,27 @@ class Steady:
         old = old / np.float32(growth(flow, weight))
         scale, shift = scale_and_shift(np.nan_to_num(depth), np.nan_to_num(old), weight)
         held = 1 - 1 / min(self._age, HOLD)
-        factor, offset = np.float32(1 + (scale - 1) * held), np.float32(shift * held)
-        # The rest of the way is the mean's: by itself it would follow an approach only after `MEMORY` frames.
-        old = (old - np.float32(shift)) / np.float32(scale) * factor + offset
-        return old, depth * factor + offset
+        factor, offset = 1 + (scale - 1) * held, shift * held
+        # The frame's depth goes to the mean's scale by the share `held`, and the mean goes the rest of the way to the
+        # frame's. Without that it would follow an approach only after `MEMORY` frames.
+        return _moved(old, factor / scale, offset - shift * factor / scale), _moved(depth, factor, offset)
+
+
+def _moved(depth: np.ndarray, scale: float, shift: float) -> np.ndarray:
+    """Depth with another scale and shift; what is positive stays so, where the shift suits the foreground alone."""
+    moved = depth * np.float32(scale) + np.float32(shift)
+    return np.where(depth > 0, np.maximum(moved, depth / 4), moved)
 
 
 def _mean(name: str, value: np.ndarray, old: np.ndarray, count: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The running mean with one more frame, and the frames (H, W) that it now weighs."""
     usable = _finite(old) & _finite(value)
-    old = np.where(usable if value.ndim == 2 else usable[..., None], old, value)
-    count = np.where(usable, count, 0) * (1 - _surprise(name, value, old))
+    each = usable if value.ndim == 2 else usable[..., None]
+    old, new = np.where(each, old, 0), np.where(each, value, 0)
+    count = np.where(usable, count, 0) * (1 - _surprise(name, new, old))
     count = np.minimum(count, MEMORY[name] - 1)
     share = 1 / (1 + count)
-    mean = old + (share if value.ndim == 2 else share[..., None]) * (value - old)
+    mean = np.where(each, old + (share if value.ndim == 2 else share[..., None]) * (new - old), value)
     if name == "normals":
         length = np.linalg.norm(mean, axis=-1, keepdims=True)
         mean = np.where(length > 1e-3, mean / np.maximum(length, 1e-3), value)
@@ -128,14 +137,15 @@ def _mean(name: str, value: np.ndarray, old: np.ndarray, count: np.ndarray) -> t
 
 
 def _near(old: np.ndarray, alpha: np.ndarray) -> np.ndarray:
-    """A mean of alpha, brought within the range of the prediction around each pixel. Both are (H, W)."""
+    """A mean of alpha, bounded where the prediction is sure around a pixel. Both are (H, W)."""
     window = np.ones((2 * max(1, round(REACH * max(alpha.shape) / 2)) + 1,) * 2, np.uint8)
-    return np.clip(old, cv2.erode(alpha, window) - np.float32(SLACK), cv2.dilate(alpha, window) + np.float32(SLACK))
+    least, most = cv2.erode(alpha, window), cv2.dilate(alpha, window)
+    return np.clip(old, np.where(least > 1 - SURE, least - SLACK, 0), np.where(most < SURE, most + SLACK, 1))
 
 
 def _surprise(name: str, value: np.ndarray, old: np.ndarray) -> np.ndarray:
     """How far a map deviates from its mean beyond flicker, (H, W): 0 for not at all, 1 for entirely."""
-    difference = np.nan_to_num(value - old)
+    difference = value - old
     deviation = np.sqrt((difference**2).sum(axis=-1)) if difference.ndim == 3 else abs(difference)
     if name == "depth":
         deviation = deviation / max(float(np.nanmedian(abs(value[::4, ::4]))), 1e-6)

@@ -100,7 +100,7 @@ def warp(picture: np.ndarray, motion: np.ndarray, sharp: bool = False) -> np.nda
     if not sharp:
         return cv2.remap(picture, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_CONSTANT)
     warped = cv2.remap(picture, x, y, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    return np.clip(warped, picture.min(), picture.max())
+    return np.clip(warped, np.fmin.reduce(picture, axis=None), np.fmax.reduce(picture, axis=None))  # NaN bounds nothing
 
 
 def inside(motion: np.ndarray) -> np.ndarray:

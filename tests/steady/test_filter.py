@@ -129,7 +129,27 @@ def test_an_approach_that_the_picture_does_not_show_is_followed() -> None:
     for i in range(40):
         depth = shape * np.float32(3 * 0.99**i)
         result = steady(rgb, Prediction(depth))
-    assert np.median(result.depth / depth) < 1.1
+    assert 0.97 < np.median(result.depth / depth) < 1.1
+
+
+def test_an_area_of_alpha_that_wavers_as_a_whole_is_steadied() -> None:
+    steady, rgb, values = Steady(), photo(SIZE, SIZE, 4), []
+    for i in range(24):
+        alpha = np.zeros((SIZE, SIZE), np.float32)
+        alpha[20:60, 20:60] = 0.5 + 0.2 * (-1) ** i
+        values.append(steady(rgb, Prediction(alpha=alpha)).alpha[40, 40])
+    assert abs(np.diff(values[12:])).max() < 0.05, "frame by frame it is 0.4"
+
+
+def test_positive_depth_stays_positive() -> None:
+    """Scale and shift are fitted to the foreground, and the background is much nearer."""
+    steady, rng = Steady(), np.random.default_rng(0)
+    rgb, shape = photo(SIZE, SIZE, 4), 2 + photo(SIZE, SIZE, 5)[..., 0].astype(np.float32) / 255
+    alpha = np.zeros((SIZE, SIZE), np.float32)
+    alpha[20:70, 20:70] = 1
+    for _ in range(24):
+        depth = np.where(alpha > 0.5, shape * rng.uniform(0.9, 1.1) + rng.uniform(-0.3, 0.3), 0.05).astype(np.float32)
+        assert (steady(rgb, Prediction(depth, alpha=alpha)).depth > 0).all()
 
 
 @pytest.mark.parametrize("size", [(191, 700), (192, 192), (192, 512), (1080, 1920), (37, 800)])
@@ -221,6 +241,17 @@ def test_what_is_not_finite_does_not_spread() -> None:
             truth.depth[40:44, 40:44] = np.nan
         result = steady(rgb, truth)
         assert np.isnan(result.depth).sum() == (16 if i == 1 else 0)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_pixel_without_a_value_does_not_end_the_steadying_of_the_others(value: float) -> None:
+    steady, rng, rgb = Steady(), np.random.default_rng(0), photo(SIZE, SIZE, 4)
+    for _ in range(20):
+        depth = (2 + cv2.resize(rng.normal(0, 0.05, (24, 24)), (SIZE, SIZE))).astype(np.float32)
+        raw = depth[:40].std()
+        depth[80, 80] = value
+        result = steady(rgb, Prediction(depth)).depth
+    assert result[:40].std() < raw / 2 and np.isfinite(np.delete(result, 80, axis=0)[:70]).all()
 
 
 def test_other_sizes_heads_and_a_reset_begin_a_shot() -> None:
