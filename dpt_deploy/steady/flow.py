@@ -12,7 +12,7 @@ import cv2
 import numpy as np
 
 LONGEST = 512  # pixels; larger frames are reduced, because the flow of the maps need not be finer
-LARGE = 192  # pixels, of the shorter side, from which on DIS gets large patches; on small frames they crash it
+LARGE = 192  # pixels, of the shorter side, from which on DIS gets large patches; OpenCV 5.0 crashes with them at 16
 BLUR = 1.0  # pixels, of large frames, because noise is no motion
 SMALLEST = 16  # pixels, of a side; smaller frames are enlarged, because DIS needs that
 TYPICAL = 40.0  # standard deviation that pictures are brought to, so that a change of exposure is no motion
