@@ -30,6 +30,8 @@ COPIED = {  # page of the site -> file of the repository
     "index.md": "README.md", "contributing.md": "CONTRIBUTING.md", "changelog.md": "CHANGELOG.md",
     "demo.md": "demo/model/README.md", "LICENSE.txt": "LICENSE", "curves.png": "demo/model/curves.png",
     "samples.png": "demo/model/samples.png", "steady.png": "benchmarks/results/steady.png",
+    "demonstration.png": "benchmarks/results/demonstration.png",
+    "demonstration.json": "benchmarks/results/demonstration.json",
 }
 LINK = re.compile(r"(?<=\]\()(?!https?:|#|mailto:)([^)\s#]+)(#[^)\s]*)?(?=\))")
 
