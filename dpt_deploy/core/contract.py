@@ -110,7 +110,7 @@ def check_heads(heads: tuple[str, ...]) -> None:
     if not heads or list(heads) != [head for head in HEADS if head in heads]:
         raise BadInput(
             f"heads: expected a non-empty subset of {', '.join(HEADS)}, in that order, "
-            f"received {', '.join(heads) or 'nothing'}."
+            f"received {', '.join(heads) or 'nothing':.100}."
         )
 
 
@@ -149,9 +149,9 @@ class Contract:
     def __post_init__(self) -> None:
         check_heads(self.heads)
         if self.depth not in DEPTHS:
-            raise BadInput(f"depth: expected one of {', '.join(DEPTHS)}, received {self.depth!r}.")
+            raise BadInput(f"depth: expected one of {', '.join(DEPTHS)}, received {self.depth!r:.100}.")
         if self.resize not in RESIZE_RULES:
-            raise BadInput(f"resize: expected one of {', '.join(RESIZE_RULES)}, received {self.resize!r}.")
+            raise BadInput(f"resize: expected one of {', '.join(RESIZE_RULES)}, received {self.resize!r:.100}.")
 
     def content_box(self, frame_size: tuple[int, int]) -> Box:
         """The region that a frame of `frame_size` (H, W) covers in the network's input."""
