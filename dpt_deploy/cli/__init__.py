@@ -19,7 +19,9 @@ and has a row in `commands.py`, so that `dpt export` runs it too.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import gc
 import shlex
 import sys
 import warnings
@@ -27,6 +29,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..core.collector import collector_off
 from ..core.errors import DptError, DptWarning, MissingPackage, missing_package
 
 OURS = ("dpt_deploy", "dpt_train", "train", "benchmarks", "demo")
@@ -36,7 +39,9 @@ OURS = ("dpt_deploy", "dpt_train", "train", "benchmarks", "demo")
 def needing(extra: str) -> Iterator[None]:
     """Around a command's imports: a missing package becomes one sentence that names the extra, and exit status 2."""
     try:
-        yield
+        with collector_off():
+            yield
+        gc.freeze()  # what an import made stays, so no collection needs to look at it again
     except ImportError as error:
         if (error.name or "").partition(".")[0] in OURS:
             raise
@@ -96,6 +101,8 @@ class Command:
 
     def run(self) -> None:
         """Parse the command line, do the work, and exit. The message of a `DptError` goes to standard error."""
+        # The collection at exit would visit every object of torch, 1.6 s after an export, for memory that goes anyway.
+        atexit.register(gc.freeze)
         with needing("cli"):
             from .help import parse
             from .options import check_renamed
