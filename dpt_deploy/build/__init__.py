@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +14,12 @@ from ..backends import device
 from ..backends.served_gpus import unserved
 from ..core.bundle import Bundle, Recipe
 from ..core.errors import BadInput
-from ..core.manifest import EIGHT_BITS, Artifact, Certificate, ShapeRange, digest
+from ..core.files import temporary_folder
+from ..core.manifest import EIGHT_BITS, Artifact, Certificate, Record, digest
 from .engine import Builder, build_engine, choose_builder, default_profile, find_builder
 from .options import BuilderChoice, EngineOptions
 
+AT_ONCE_BYTES = 1_000_000_000  # a build takes about six times the memory of its graph
 BUILD_VERSION = 2  # part of the key of an engine: raising it rebuilds all engines
 
 
@@ -58,22 +63,49 @@ def build_engines(
     # Eight bits are never chosen unasked, so a bundle without half precision needs engines in FP32 beside them.
     half = [precision for precision in present if precision in ("fp16", "bf16")]
     wanted = precisions or [*(half or ["fp32"]), *EIGHT_BITS]
-    engines = []
+    graphs = []
     for graph in [graph for graph in bundle.find("onnx") if graph.precision in wanted]:
         if reason := _not_buildable(graph, builder, options):
             say(f"skipped  {graph.file}: {reason}")
-            continue
-        profile = default_profile(bundle.contract, graph.graph, options.batch_range, options.frame_size_range)
-        timings = bundle.folder / builder.timing_file if builder.name == "tensorrt" and options.timing_cache else None
-        engine, reused = bundle.produce(_recipe(bundle, graph, builder, profile, options, timings))
-        if reused:
-            say(f"reused   {engine.file} (same graph, builder, profile and options)")
         else:
-            say(f"built    {engine.file} ({engine.bytes / 1e6:.0f} MB; {_summary(engine.details.certificate)})")
-            if timings and timings.is_file():
-                bundle.add(timings.name, "cache")
-        engines.append(engine)
-    return engines
+            graphs.append(graph)
+    timings = bundle.folder / builder.timing_file if builder.name == "tensorrt" and options.timing_cache else None
+    recipes = [_recipe(bundle, graph, builder, options, timings) for graph in graphs]
+    with _ahead(bundle, recipes, builder, sum(graph.bytes for graph in graphs)) as recipes:
+        return [_produce(bundle, recipe, timings, say) for recipe in recipes]
+
+
+def _produce(bundle: Bundle, recipe: Recipe, timings: Path | None, say: Callable[[str], None]) -> Artifact:
+    engine, reused = bundle.produce(recipe)
+    if reused:
+        say(f"reused   {engine.file} (same graph, builder, profile and options)")
+        return engine
+    say(f"built    {engine.file} ({engine.bytes / 1e6:.0f} MB; {_summary(engine.details.certificate)})")
+    if timings and timings.is_file():
+        bundle.add(timings.name, "cache")
+    return engine
+
+
+@contextlib.contextmanager
+def _ahead(bundle: Bundle, recipes: list[Recipe], builder: Builder, size: int) -> Iterator[list[Recipe]]:
+    """Build the engines of small graphs, `size` bytes together, two at a time. Yields recipes that wait for them.
+
+    TensorRT is left alone: it times its kernels on the GPU meanwhile.
+    """
+    if builder.name == "tensorrt" or size > AT_ONCE_BYTES:
+        yield recipes
+        return
+    with temporary_folder(bundle.folder / "engines") as folder, ThreadPoolExecutor(max_workers=2) as pool:
+        def started(recipe: Recipe) -> Recipe:
+            build = pool.submit(recipe.make, folder / recipe.file)
+
+            def wait(path: Path) -> Record | dict[str, Any] | None:
+                details = build.result()
+                os.replace(folder / recipe.file, path)
+                return details
+            return dataclasses.replace(recipe, make=wait)
+
+        yield [recipe if bundle.has(recipe) else started(recipe) for recipe in recipes]
 
 
 def export_option(precision: str) -> str:
@@ -95,9 +127,10 @@ def _not_buildable(graph: Artifact, builder: Builder, options: EngineOptions) ->
 
 
 def _recipe(
-    bundle: Bundle, graph: Artifact, builder: Builder, profile: dict[str, ShapeRange], options: EngineOptions,
-    timings: Path | None,
+    bundle: Bundle, graph: Artifact, builder: Builder, options: EngineOptions, timings: Path | None
 ) -> Recipe:
+    profile = default_profile(bundle.contract, graph.graph, options.batch_range, options.frame_size_range)
+
     def make(path: Path) -> dict[str, Any]:
         plan = graph.details.plan
         details = build_engine(

@@ -253,11 +253,18 @@ class Bundle:
         blobs = {snapshots.parent / "blobs"} if snapshots and snapshots.parent.name.startswith("models--") else set()
         return {here} | blobs
 
+    def has(self, recipe: Recipe) -> bool:
+        """Whether `produce` would reuse the file of a recipe."""
+        return bool(self._made_by(recipe))
+
+    def _made_by(self, recipe: Recipe) -> list[Artifact]:
+        return [artifact for artifact in self.artifacts
+                if artifact.file == recipe.file and artifact.key == recipe.key and self.intact(artifact)]
+
     def produce(self, recipe: Recipe) -> tuple[Artifact, bool]:
         """Produce or reuse the file of a recipe and register it. Returns the artefact and whether it was reused."""
-        for artifact in self.artifacts:
-            if artifact.file == recipe.file and artifact.key == recipe.key and self.intact(artifact):
-                return artifact, True
+        for artifact in self._made_by(recipe):
+            return artifact, True
         self.folder.mkdir(parents=True, exist_ok=True)
         details = recipe.make(self.folder / recipe.file)
         return self.add(
