@@ -14,7 +14,7 @@ from dpt_deploy import cli
 from dpt_deploy.core.bundle import MANIFEST, Bundle
 from dpt_deploy.core.contract import HEADS
 from dpt_deploy.core.errors import BuildError
-from dpt_deploy.core.manifest import Manifest, ModelRecord
+from dpt_deploy.core.manifest import Manifest, ModelRecord, PrecisionPlan
 
 
 def vit_base_bundle(calibrate: Path | None = None) -> Path:
@@ -63,9 +63,9 @@ def frame_graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEA
     with cli.needing("export"):
         import torch
 
-        from dpt_deploy.export.graph import export_graph
+        from dpt_deploy.export.frame_graph import export_frame_graph
+        from dpt_deploy.export.network import Network
         from dpt_deploy.model import create_multitask_dpt_model
-        from dpt_deploy.model.frame import FrameModel
 
     log(f"exporting {folder.name}")
     torch.manual_seed(0)
@@ -75,6 +75,9 @@ def frame_graph_bundle(folder: Path, backbone: str, heads: tuple[str, ...] = HEA
                         model=ModelRecord.model_validate(model.config.to_json()))
     bundle = Bundle.create(folder, manifest)
     folder.mkdir(parents=True, exist_ok=True)
-    export_graph(FrameModel(model, contract), "frame", contract, folder / file, 23, {})
+    network = folder / "model.fp32.onnx"
+    Network(model, contract, 23).export(PrecisionPlan("fp32", ()), network, {})
+    export_frame_graph(contract, network, folder / file, {})
+    network.unlink()
     bundle.add(file, "onnx", graph="frame", precision="fp32")
     return folder

@@ -70,7 +70,7 @@ def test_the_lower_bounds_work(extra: str, tiny_bundle: Path, tmp_path: Path) ->
         run("-c", "from pathlib import Path; from dpt_deploy.export.graph import export_graph; "
                   "from dpt_deploy.model import create_multitask_dpt_model; "
                   "m = create_multitask_dpt_model('test_vit', features=32).eval(); "
-                  "export_graph(m, 'model', m.contract(), Path('m.onnx'), 23, {})")
+                  "export_graph(m, m.contract(), Path('m.onnx'), 23, {})")
     if extra == "points":
         run("-c", "import numpy; from dpt_deploy.geometry import Intrinsics, point_cloud, triangulate; "
                   "from dpt_deploy.geometry.files import write_points; "

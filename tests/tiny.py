@@ -14,11 +14,16 @@ import torch
 from dpt_deploy import backends
 from dpt_deploy.build import EngineOptions
 from dpt_deploy.core.bundle import Bundle
-from dpt_deploy.core.manifest import Artifact
+from dpt_deploy.core.contract import Contract
+from dpt_deploy.core.manifest import Artifact, PrecisionPlan
 from dpt_deploy.export.config import ExportConfig
+from dpt_deploy.export.frame_graph import export_frame_graph
+from dpt_deploy.export.network import Network
 from dpt_deploy.export.pipeline import export_checkpoint
 from dpt_deploy.model import MultiTaskDPT, create_multitask_dpt_model, save_checkpoint
 from dpt_deploy.parity.images import scene
+
+FP32 = PrecisionPlan("fp32", ())
 
 
 def lively_model(seed: int = 0) -> MultiTaskDPT:
@@ -48,6 +53,16 @@ def lively_model(seed: int = 0) -> MultiTaskDPT:
         model.heads["normals"].conv3.bias[2] += 1.2
         model.heads["alpha"].conv3.bias += 3.0
     return model
+
+
+def export_frame(
+    model: MultiTaskDPT, contract: Contract, path: Path, plan: PrecisionPlan = FP32, opset: int = 23
+) -> None:
+    """Write a frame graph without its model graph."""
+    network = path.with_name(f"network.{path.name}")
+    Network(model, contract, opset).export(plan, network, {})
+    export_frame_graph(contract, network, path, {}, plan)
+    network.unlink()
 
 
 @pytest.fixture(scope="session")

@@ -53,7 +53,7 @@ def write(model: torch.nn.Module, precision: str, folder: Path) -> Path:
 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"model.{precision}.onnx"
-    export_graph(typed(copy.deepcopy(model), PLANS[precision]), "model", model.contract(), path, OPSET, {})
+    export_graph(typed(copy.deepcopy(model), PLANS[precision]), model.contract(), path, OPSET, {})
     return path
 
 

@@ -11,7 +11,7 @@ import onnx
 import onnx.compose
 import torch
 import torch.nn.functional as F
-from onnx import TensorProto, helper, numpy_helper
+from onnx import TensorProto, helper
 from torch import nn
 
 from ..core.bundle import Bundle, Recipe
@@ -19,6 +19,7 @@ from ..core.contract import Contract, content_box, resize_weights
 from ..core.errors import BadInput
 from ..core.files import replacing
 from ..core.manifest import Artifact
+from ..core.onnx_nodes import Nodes
 from ..core.verdict import Budget, Stage, StageId, StageKind
 from ..foreign.describe import Description, to_metadata
 from ..parity.compare import compare, load_budget
@@ -85,40 +86,29 @@ def david_graph(model: onnx.ModelProto, contract: Contract) -> onnx.ModelProto:
     """The model graph with colour order, normalisation, sigmoid and both resizes of that estimator as nodes."""
     model = onnx.compose.add_prefix(model, "network/")
     h, w = contract.input_size
-    nodes: list[onnx.NodeProto] = []
-    constants: list[onnx.TensorProto] = []
+    before, after = Nodes("david/before/"), Nodes("david/after/")
 
-    def constant(name: str, values) -> str:
-        constants.append(numpy_helper.from_array(np.asarray(values), f"david/{name}"))
-        return f"david/{name}"
-
-    def add(kind: str, inputs: list[str], result: str, **attributes) -> str:
-        nodes.append(helper.make_node(kind, inputs, [result], f"david/make_{result}", **attributes))
-        return result
-
-    def resize(value: str, name: str, size_in: tuple[int, int], size_out: tuple[int, int]) -> str:
+    def resize(add: Nodes, value: str, size_in: tuple[int, int], size_out: tuple[int, int]) -> str:
         if size_in == size_out:
             return value
-        rows = constant(f"{name}_rows", resize_weights(size_in[0], size_out[0]))
-        columns = constant(f"{name}_columns", resize_weights(size_in[1], size_out[1]).T.copy())
-        return add("MatMul", [rows, add("MatMul", [value, columns], f"david/{name}_narrow")], f"david/{name}_resized")
+        rows = add.constant(resize_weights(size_in[0], size_out[0]))
+        columns = add.constant(resize_weights(size_in[1], size_out[1]).T.copy())
+        return add("MatMul", rows, add("MatMul", value, columns))
 
-    rgb = add("Gather", ["input", constant("order", np.array([2, 1, 0], np.int64))], "david/rgb", axis=1)
-    small = resize(rgb, "input", (SIZE, SIZE), (h, w))
+    rgb = before("Gather", "input", before.constant(np.array([2, 1, 0]), "order"), axis=1)
+    small = resize(before, rgb, (SIZE, SIZE), (h, w))
     mean, std = (np.array(values, np.float32).reshape(3, 1, 1) for values in (contract.mean, contract.std))
-    shifted = add("Sub", [small, constant("mean", mean)], "david/shifted")
-    add("Div", [shifted, constant("std", std)], "network/image")
-    before, nodes = nodes, []
-    depth = resize("network/depth", "depth", (h, w), (SIZE, SIZE))
-    add("Squeeze", [depth, constant("channel", np.array([1], np.int64))], "depth")
-    add("Identity", [resize("network/normals", "normals", (h, w), (SIZE, SIZE))], "normal")
-    alpha = resize(add("Sigmoid", ["network/alpha_logits"], "david/alpha"), "alpha", (h, w), (SIZE, SIZE))
-    add("Identity", [alpha], "foreground")
+    before("Div", before("Sub", small, before.constant(mean)), before.constant(std), output="network/image")
+    depth = resize(after, "network/depth", (h, w), (SIZE, SIZE))
+    after("Squeeze", depth, after.integers(1), output="depth")
+    after("Identity", resize(after, "network/normals", (h, w), (SIZE, SIZE)), output="normal")
+    alpha = after("Sigmoid", "network/alpha_logits")
+    after("Identity", resize(after, alpha, (h, w), (SIZE, SIZE)), output="foreground")
     graph = model.graph
-    ordered = [*before, *graph.node, *nodes]
+    ordered = [*before.node, *graph.node, *after.node]
     del graph.node[:], graph.input[:], graph.output[:], model.metadata_props[:]
     graph.node.extend(ordered)
-    graph.initializer.extend(constants)
+    graph.initializer.extend([*before.initializer, *after.initializer])
 
     def value(name: str, *axes: int) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *axes])

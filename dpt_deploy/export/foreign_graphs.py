@@ -9,7 +9,6 @@ import numpy as np
 import onnx
 import onnx.version_converter
 import torch
-from torch import nn
 
 from ..core.bundle import Bundle
 from ..core.contract import Contract
@@ -20,8 +19,7 @@ from ..foreign import Description
 from ..foreign.adapt import opset_of, output_names
 from ..foreign.bundle import ForeignFile
 from ..foreign.graph import check_output, measured, run, session_of
-from ..model.frame import FrameModel
-from .frame_graph import export_frame_graph, trace_processing
+from .frame_graph import export_frame_graph
 
 OPSETS = (20, 23)
 """The opsets of pre- and post-processing; a model of another one is converted to the next."""
@@ -93,8 +91,7 @@ def frame_graph(bundle: Bundle, contract: Contract, opset: int) -> None:
     (network,) = bundle.find("onnx", graph="model", precision="fp32")
     path = bundle.folder / "frame.fp32.onnx"
     plan = PrecisionPlan("fp32", ())
-    export_frame_graph(trace_processing(FrameModel(nn.Identity(), contract), opset), bundle.folder / network.file, path,
-                       {})
+    export_frame_graph(contract, bundle.folder / network.file, path, {})
     _keep_fixed_batch(bundle.folder / network.file, path)
     bundle.add(path.name, "onnx", graph="frame", precision="fp32", details={"opset": opset, "plan": plan.to_json()})
 

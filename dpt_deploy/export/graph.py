@@ -10,27 +10,31 @@ import json
 import logging
 import os
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 
 import onnx
 import torch
 from torch import nn
 
+from ..core.collector import collector_off
 from ..core.contract import Contract, Graph, TensorSpec
 from ..core.errors import BuildError, first_line
 from ..core.files import replacing
 
+TRANSPOSED = ".transposed"
+ONNX_TYPES = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16,
+              torch.float32: onnx.TensorProto.FLOAT}
 EXTERNAL_DATA_BYTES = 1_900_000_000  # protobuf messages are limited to 2 GiB
 
 
 def export_graph(
-    module: nn.Module, graph: Graph, contract: Contract, path: Path, opset: int, metadata: dict[str, str]
+    module: nn.Module, contract: Contract, path: Path, opset: int, metadata: dict[str, str]
 ) -> None:
-    """Export a module to ONNX, with the dynamic axes of the contract.
+    """Export a module as a model graph, with the dynamic axes of the contract.
 
     Args:
-        module: Result of `precision.typed` for the model graph, of `precision.typed_frame` for the frame graph.
-        graph: model or frame.
+        module: The module, such as a result of `precision.typed`.
         contract: Gives the names, dtypes and shapes of inputs and outputs.
         path: The file to write. Weights of nearly 2 GB are written to `path` + ".data".
         opset: ONNX opset.
@@ -39,29 +43,34 @@ def export_graph(
     Raises:
         BuildError: The exporter failed, or the graph does not pass `onnx.checker` or differs from the contract.
     """
-    (spec,) = contract.inputs(graph).values()
+    model = named_trace(module, contract, path, opset)
+    set_weights(model, module)
+    finish(model, path, "model", contract, metadata)
+
+
+def named_trace(module: nn.Module, contract: Contract, path: Path, opset: int) -> onnx.ModelProto:
+    """The model graph of a module, whose weights have their names in the checkpoint and no values.
+
+    Weights that the exporter transposed get the suffix ".transposed". The arguments are those of `export_graph`. Raises
+    `BuildError`, which names `path`, if the exporter failed or dropped a weight.
+    """
+    (spec,) = contract.inputs("model").values()
     distinct = _distinct_copy(module)
-    model = trace(distinct, [spec], list(contract.outputs(graph)), path.name, opset)
-    _restore_weights(model, distinct, module)
-    finish(model, path, graph, contract, metadata)
+    model = _trace(distinct, spec, list(contract.outputs("model")), path.name, opset)
+    _name_weights(model, distinct)
+    number_names(model.graph)
+    return model
 
 
-def trace(module: nn.Module, inputs: list[TensorSpec], outputs: list[str], what: str, opset: int) -> onnx.ModelProto:
+def _trace(module: nn.Module, spec: TensorSpec, outputs: list[str], what: str, opset: int) -> onnx.ModelProto:
     """What torch.onnx makes of a module. Raises `BuildError`, which names the module as `what`."""
-    # The exporter would make a batch of 1 constant, and equal height and width one axis.
-    sizes = {"batch": 2, "height": 96, "width": 128}
-    examples = [torch.zeros([sizes.get(axis, axis) for axis in spec.shape], dtype=getattr(torch, spec.dtype))
-                for spec in inputs]
-    dynamic = tuple({i: torch.export.Dim.DYNAMIC for i, axis in enumerate(spec.shape) if isinstance(axis, str)}
-                    for spec in inputs)
-    if len(inputs) > 1:  # forward(frame, *maps)
-        dynamic = (dynamic[0], dynamic[1:])
-    with warnings.catch_warnings(), _quiet(), torch.no_grad():
+    example = torch.zeros(2, *spec.shape[1:])  # the exporter would make a batch of 1 constant
+    with warnings.catch_warnings(), _quiet(), collector_off(), torch.no_grad():
         warnings.simplefilter("ignore")
         try:
             return torch.onnx.export(
-                module, tuple(examples), dynamo=True, opset_version=opset, input_names=[spec.name for spec in inputs],
-                output_names=outputs, dynamic_shapes=dynamic, verbose=False,
+                module, (example,), dynamo=True, opset_version=opset, input_names=[spec.name],
+                output_names=outputs, dynamic_shapes=({0: torch.export.Dim.DYNAMIC},), verbose=False,
             ).model_proto
         except Exception as error:  # the exporter raises exceptions of many types
             raise BuildError(f"{what}: torch.onnx could not export it at opset {opset} ({first_line(error)}). "
@@ -126,28 +135,21 @@ def _distinct_copy(module: nn.Module) -> nn.Module:
     return distinct
 
 
-def _restore_weights(model: onnx.ModelProto, distinct: nn.Module, module: nn.Module) -> None:
-    """Give each initializer its name in the checkpoint and the values of `module`, in place.
-
-    Weights that the exporter transposed get the suffix ".transposed". Raises `BuildError` if the graph lacks a weight.
-    """
-    by_digest: dict[bytes, tuple[str, torch.Tensor]] = {}
-    values = module.state_dict()
-    for name, tensor in distinct.state_dict().items():
-        if not tensor.is_floating_point():
-            continue
-        by_digest[_digest(tensor)] = (weight_name(name), values[name])
+def _name_weights(model: onnx.ModelProto, distinct: nn.Module) -> None:
+    """Name the weights of a traced `_distinct_copy` and remove their values, in place."""
+    by_digest: dict[bytes, str] = {}
+    for name, tensor in _float_tensors(distinct).items():
+        by_digest[_digest(_raw_bytes(tensor), tensor.shape)] = name
         if tensor.ndim == 2:
-            by_digest[_digest(tensor.T)] = (f"{weight_name(name)}.transposed", values[name].T)
+            by_digest[_digest(_raw_bytes(tensor.T), tensor.T.shape)] = f"{name}{TRANSPOSED}"
     renamed: dict[str, str] = {}
     for initializer in model.graph.initializer:
-        digest = hashlib.sha256(initializer.raw_data).digest() + bytes(str(list(initializer.dims)), "ascii")
-        if digest in by_digest:
-            name, value = by_digest[digest]
-            initializer.raw_data = _raw_bytes(value)
+        name = by_digest.get(_digest(initializer.raw_data, initializer.dims))
+        if name is not None:
             renamed[initializer.name] = initializer.name = name
-    restored = {name.removesuffix(".transposed") for name in renamed.values()}
-    if lost := [name for name, _ in by_digest.values() if name.removesuffix(".transposed") not in restored]:
+            initializer.raw_data = b""
+    found = {name.removesuffix(TRANSPOSED) for name in renamed.values()}
+    if lost := [name for name in _float_tensors(distinct) if name not in found]:
         raise BuildError(
             f"the exporter dropped or changed {len(lost)} weights of the model ({', '.join(lost[:4])}). Use the "
             "torch and onnxscript versions in constraints.txt."
@@ -157,8 +159,52 @@ def _restore_weights(model: onnx.ModelProto, distinct: nn.Module, module: nn.Mod
             node.input[i] = renamed.get(name, name)
 
 
-def _digest(tensor: torch.Tensor) -> bytes:
-    return hashlib.sha256(_raw_bytes(tensor)).digest() + bytes(str(list(tensor.shape)), "ascii")
+def set_weights(model: onnx.ModelProto, module: nn.Module) -> None:
+    """Give the weights in a `named_trace` the values and types of those of `module`, in place."""
+    weights = _float_tensors(module)
+    for initializer in model.graph.initializer:
+        name = initializer.name.removesuffix(TRANSPOSED)
+        if name in weights:
+            value = weights[name] if initializer.name == name else weights[name].T
+            initializer.data_type = ONNX_TYPES[value.dtype]
+            initializer.raw_data = _raw_bytes(value)
+
+
+def number_names(graph: onnx.GraphProto) -> None:
+    """Name nodes and tensors by operator and position, so that equal graphs have equal bytes, in place.
+
+    Inputs, outputs and weights keep their names.
+    """
+    tensors = {tensor.name: tensor for tensor in graph.initializer}
+    described = {value.name: value for value in graph.value_info}
+    used = dict.fromkeys(name for node in graph.node for name in node.input if name in tensors)
+    constants = [name for name in used if "." not in name]  # those of weights have a dot
+    outputs = {value.name for value in graph.output}
+    names: dict[str, str] = {}
+    for i, node in enumerate(graph.node):
+        node.name = f"{node.op_type}_{i}"
+        names |= {name: f"{node.name}_{k}" if k else node.name
+                  for k, name in enumerate(node.output) if name not in outputs}
+    values = [described[name] for name in names if name in described]
+    names |= {name: f"constant_{i}" for i, name in enumerate(constants)}
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
+        node.output[:] = [names.get(name, name) for name in node.output]
+    for entry in (*tensors.values(), *described.values()):
+        entry.name = names.get(entry.name, entry.name)
+    initializers = [tensors[name] for name in used]
+    del graph.initializer[:], graph.value_info[:]
+    graph.initializer.extend(initializers)
+    graph.value_info.extend(values)
+
+
+def _float_tensors(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The floating-point tensors of a module by their names in the checkpoint."""
+    return {weight_name(name): tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+
+
+def _digest(data: bytes, shape: Sequence[int]) -> bytes:
+    return hashlib.sha256(data).digest() + bytes(str(list(shape)), "ascii")
 
 
 def _raw_bytes(tensor: torch.Tensor) -> bytes:

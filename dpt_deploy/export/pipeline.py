@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import datetime
-import functools
 import importlib.metadata
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +31,9 @@ from ..report import write_report
 from ..report.model_card import reset_model_card
 from .compat import check_compat, compat_stages
 from .config import ExportConfig, check_options
-from .frame_graph import Processing, export_frame_graph, trace_processing
-from .graph import export_graph
-from .graph_process import exporting
-from .precision import check_plan, typed, typed_frame
+from .frame_graph import export_frame_graph
+from .network import Network
+from .precision import check_plan
 from .pytorch_reference import ParityInput, ParityInputs, hash_inputs, make_reference, parity_inputs, quick_inputs
 from .pytorch_stages import judge_weights
 from .quantization import export_eight_bits
@@ -115,18 +112,17 @@ def _fill(
     """Make all files of the bundle, judge them and write the report. Also returns why engines could not be built."""
     worst = WorstMaps()
     searched, judged = labelled or (None, None)
-    with _network_ahead(bundle, model, contract, config.opset) as finish_network:
-        reference = _make_reference(bundle, model, contract, inputs, say)
-        if config.precision in EIGHT_BITS:
-            record = _earlier_half(bundle)
-        else:
-            record = _choose_plan(bundle, model, reference, plan, config, say, worst)
-        found = _found_plan(record, plan, reference)
-        bundle.update(precision=record, assumed=(*bundle.manifest.assumed, *found))
-        half_plan = FP32 if config.precision in EIGHT_BITS else record.plan
-        processing = _export_graphs(bundle, model, contract, half_plan, config.opset, finish_network, say)
+    reference = _make_reference(bundle, model, contract, inputs, say)
     if config.precision in EIGHT_BITS:
-        export_eight_bits(bundle, model, plan, config, processing, _graph_key, say, searched)
+        record = _earlier_half(bundle)
+    else:
+        record = _choose_plan(bundle, model, reference, plan, config, say, worst)
+    found = _found_plan(record, plan, reference)
+    bundle.update(precision=record, assumed=(*bundle.manifest.assumed, *found))
+    half_plan = FP32 if config.precision in EIGHT_BITS else record.plan
+    _export_graphs(bundle, Network(model, contract, config.opset), half_plan, say)
+    if config.precision in EIGHT_BITS:
+        export_eight_bits(bundle, model, plan, config, _graph_key, say, searched)
     _remove_outdated_graphs(bundle, say)
     stages = _judge_with_torch(bundle, model, record)
     stages += compat_stages(bundle, model, reference, config, say, worst)
@@ -204,45 +200,19 @@ def _make_reference(
     return Reference.load(bundle.path(artifact), contract)
 
 
-@contextlib.contextmanager
-def _network_ahead(bundle: Bundle, model: MultiTaskDPT, contract: Contract, opset: int) -> Iterator[Callable[[], None]]:
-    """Export the FP32 model graph while the block runs, unless the bundle has it. Yields what makes its file."""
-    path = bundle.folder / "model.fp32.onnx"
-    arguments = typed(model, FP32), "model", contract, path, opset, _metadata(FP32)
-    key = _graph_key(bundle, "model", FP32, opset)
-    if any(artifact.key == key for artifact in bundle.find("onnx", file=path.name)):
-        yield lambda: export_graph(*arguments)  # called only if the file turns out to be damaged
-        return
-    with exporting(*arguments) as finish:
-        yield finish
-
-
 def _export_graphs(
-    bundle: Bundle, model: MultiTaskDPT, contract: Contract, half_plan: PrecisionPlan, opset: int,
-    finish_network: Callable[[], None], say: Callable[[str], None],
-) -> Callable[[bool], Processing]:
-    """Export the FP32 graphs and those of `half_plan`. Returns what makes pre- and post-processing, in FP32 if told so.
-
-    `finish_network` waits for the FP32 model graph, which is made elsewhere.
-    """
-    plans = [*([half_plan] if half_plan.precision != "fp32" else []), FP32]
-
-    @functools.cache  # most plans resize in FP32, as the FP32 graph does
-    def processing(fp32: bool) -> Processing:
-        return trace_processing(typed_frame(model, contract, FP32 if fp32 else half_plan), opset)
-
-    for plan in plans:
+    bundle: Bundle, network: Network, half_plan: PrecisionPlan, say: Callable[[str], None]
+) -> None:
+    """Export the graphs of `half_plan` and those in FP32."""
+    opset = network.opset
+    for plan in dict.fromkeys((half_plan, FP32)):
         for graph in ("model", "frame"):
             def make(path: Path, graph=graph, plan=plan) -> dict[str, Any]:
-                if graph == "model" and plan is FP32:
-                    finish_network()
-                elif graph == "model":
-                    export_graph(typed(model, plan), graph, contract, path, opset, _metadata(plan))
+                if graph == "model":
+                    network.export(plan, path, _metadata(plan))
                 else:
-                    (network,) = bundle.find("onnx", graph="model", precision=plan.precision)
-                    resize_in_fp32 = plan.precision == "fp32" or "resize" in plan.fp32
-                    export_frame_graph(processing(resize_in_fp32), bundle.folder / network.file, path,
-                                       _metadata(plan))
+                    (model,) = bundle.find("onnx", graph="model", precision=plan.precision)
+                    export_frame_graph(bundle.contract, bundle.folder / model.file, path, _metadata(plan), plan)
                 return {"opset": opset, "plan": plan.to_json()}
 
             file, key = f"{graph}.{plan.precision}.onnx", _graph_key(bundle, graph, plan, opset)
@@ -251,7 +221,6 @@ def _export_graphs(
                 f"exported {file} ({artifact.bytes / 1e6:.0f} MB)")
     # The manifest lists the FP32 graphs first, whichever were ready first.
     bundle.update(artifacts=tuple(sorted(bundle.artifacts, key=lambda artifact: artifact.precision != "fp32")))
-    return processing
 
 
 def _remove_outdated_graphs(bundle: Bundle, say: Callable[[str], None]) -> None:

@@ -10,10 +10,8 @@ import torch
 from torch import nn
 from torch.nn.utils import fuse_conv_bn_eval
 
-from ..core.contract import Contract
 from ..core.errors import BadInput
 from ..model.decoder import ResidualConvUnit
-from ..model.frame import FrameModel
 from .attention import SDPA, Attention, cast_up
 
 if TYPE_CHECKING:  # casting a model does without pydantic
@@ -70,12 +68,6 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> Typed:
     if half is torch.bfloat16:
         _replace_transposed_convolutions(model)
     return Typed(model, cast_up if "attention" in plan.fp32 else SDPA)
-
-
-def typed_frame(model: nn.Module, contract: Contract, plan: PrecisionPlan) -> FrameModel:
-    """The frame graph of a model from `typed`; `plan` gives the precision of its resize."""
-    resize = torch.float32 if "resize" in plan.fp32 else DTYPES[plan.precision]
-    return FrameModel(model, contract, resize)
 
 
 def fold_batch_norm(model: nn.Module) -> nn.Module:

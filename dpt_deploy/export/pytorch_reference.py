@@ -1,6 +1,6 @@
-"""The parity reference: outputs of PyTorch FP32, with independent pre- and post-processing.
+"""The parity reference: outputs of PyTorch FP32, with pre- and post-processing in PyTorch.
 
-It uses `torch.nn.functional` instead of `FrameModel`, so that an error in one of them does not cancel out.
+Frame graphs and runtimes have code of their own for these steps, so an error in one of them does not cancel out.
 """
 
 from __future__ import annotations
@@ -12,13 +12,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 from ..core.bundle import SKIPPED_IMAGES, Bundle
 from ..core.contract import Contract
 from ..core.errors import BadCheckpoint, BadInput
 from ..core.image_files import MAX_PIXELS, find_images, read_image
-from ..model import MultiTaskDPT
+from ..model import MultiTaskDPT, frame
 from ..parity import Case, Reference
 from ..parity import images as built_in
 
@@ -42,17 +41,17 @@ def make_reference(
         BadCheckpoint: A map has values that are not finite.
     """
     cases = []
-    for name, adversarial, frame in inputs:
+    for name, adversarial, pixels in inputs:
         progress(name)
-        image = preprocess(frame, contract)
+        image = preprocess(pixels, contract)
         with torch.no_grad():
             outputs = model(image[None])
         model_outputs = {key: value[0].numpy() for key, value in outputs.items()}
-        maps = {"model": model_outputs, "frame": postprocess(outputs, frame.shape[:2], contract)}
+        maps = {"model": model_outputs, "frame": postprocess(outputs, pixels.shape[:2], contract)}
         if broken := [key for graph in maps.values() for key, value in graph.items() if not np.isfinite(value).all()]:
             raise BadCheckpoint(f"{name}: expected finite maps from PyTorch in FP32 to compare with, received NaN or "
                                 f"Inf in {broken[0]}. The model overflows on this input; choose another checkpoint.")
-        cases.append(Case(name, adversarial, frame, image.numpy(), maps))
+        cases.append(Case(name, adversarial, pixels, image.numpy(), maps))
     return Reference(tuple(cases), contract.heads)
 
 
@@ -119,34 +118,16 @@ def quick_inputs(inputs: list[ParityInput]) -> list[ParityInput]:
 def hash_inputs(inputs: list[ParityInput]) -> str:
     """SHA-256 of parity inputs."""
     digest = hashlib.sha256()
-    for name, _, frame in inputs:
-        digest.update(name.encode() + repr(frame.shape).encode() + frame.tobytes())
+    for name, _, pixels in inputs:
+        digest.update(name.encode() + repr(pixels.shape).encode() + pixels.tobytes())
     return digest.hexdigest()
 
 
-def preprocess(frame: np.ndarray, contract: Contract) -> torch.Tensor:
+def preprocess(image: np.ndarray, contract: Contract) -> torch.Tensor:
     """uint8 (H, W, 3) RGB -> float32 (3, h, w), the input of the model graph."""
-    box, (h, w) = contract.content_box(frame.shape[:2]), contract.input_size
-    x = torch.from_numpy(np.array(frame)).permute(2, 0, 1)[None].float() / 255
-    x = F.interpolate(x, (box.height, box.width), mode="bilinear", antialias=True, align_corners=False)
-    x = F.pad(x, (box.left, w - box.left - box.width, box.top, h - box.top - box.height), mode="replicate")
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (contract.mean, contract.std))
-    return ((x - mean) / std)[0]
+    return frame.preprocess(torch.from_numpy(np.array(image))[None], contract)[0]
 
 
 def postprocess(outputs: dict[str, torch.Tensor], size: tuple[int, int], contract: Contract) -> dict[str, np.ndarray]:
     """Outputs of the model graph for one image -> maps of the frame's `size` (H, W)."""
-    box = contract.content_box(size)
-
-    def resize(x: torch.Tensor) -> torch.Tensor:
-        x = x[:, :, box.top : box.top + box.height, box.left : box.left + box.width]
-        return F.interpolate(x, size, mode="bilinear", antialias=True, align_corners=False)[0]
-
-    maps = {}
-    if "depth" in outputs:
-        maps["depth"] = resize(outputs["depth"])[0].numpy()
-    if "normals" in outputs:
-        maps["normals"] = F.normalize(resize(outputs["normals"]), dim=0).permute(1, 2, 0).contiguous().numpy()
-    if "alpha_logits" in outputs:
-        maps["alpha"] = resize(torch.sigmoid(outputs["alpha_logits"]))[0].numpy()
-    return maps
+    return {name: value[0].numpy() for name, value in frame.postprocess(outputs, size, contract).items()}

@@ -14,6 +14,7 @@ from ..core.compact import Form
 from ..core.errors import BuildError, MissingPackage, first_line
 from ..core.files import replacing
 from ..core.install import install_command
+from ..core.onnx_nodes import Nodes
 
 if TYPE_CHECKING:
     import onnx
@@ -44,7 +45,7 @@ def write_compact_graph(source: Path, path: Path, forms: tuple[Form, ...]) -> No
     for form in forms:
         if form.head not in names:
             raise BuildError(f"{source.name}: expected an output {form.head}, received {', '.join(names)}.")
-        _Nodes(onnx, model, form).append()
+        _append(onnx, model.graph, form)
     model.metadata_props.add(key="compact", value=",".join(form.output for form in forms))
     external = sum(len(tensor.raw_data) for tensor in model.graph.initializer) > EXTERNAL_DATA_BYTES
     with replacing(path) as temporary:
@@ -58,92 +59,58 @@ def write_compact_graph(source: Path, path: Path, forms: tuple[Form, ...]) -> No
             (temporary.parent / data).replace(path.with_name(data))
 
 
-class _Nodes:
-    """Writes the nodes of one form behind the map of its head."""
+def _append(package: Any, graph: onnx.GraphProto, form: Form) -> None:
+    """Add one form behind the map of its head."""
+    helper, add, x = package.helper, Nodes(f"compact/{form.output}/"), form.head
+    match form.name:
+        case "float16":
+            stored = x
+        case "uint16-mm":
+            stored = _millimetres(add, x)
+        case "octahedral" | "octahedral16":
+            stored = _rounded(add, _octahedral(add, _bounded(add, x, -1)), np.iinfo(form.dtype).max)
+        case "uint8" | "uint16" if form.head == "normals":  # [-1, 1] -> [0, 1]
+            half = add("Add", add("Mul", _bounded(add, x, -1), add.number(0.5)), add.number(0.5))
+            stored = _rounded(add, half, np.iinfo(form.dtype).max)
+        case _:  # int8 normals, uint8 and uint16 alpha
+            low = -1.0 if np.dtype(form.dtype).kind == "i" else 0.0
+            stored = _rounded(add, _bounded(add, x, low), np.iinfo(form.dtype).max)
+    kind = helper.np_dtype_to_tensor_dtype(np.dtype(form.dtype))
+    add("Cast", stored, output=form.output, to=kind)
+    add.add_to(graph)
+    # (N, H, W) or (N, H, W, C)
+    declared = next(value for value in graph.output if value.name == form.head)
+    axes = [dimension.dim_param or dimension.dim_value for dimension in declared.type.tensor_type.shape.dim][:3]
+    axes += [form.channels] if form.channels > 1 else []
+    graph.output.append(helper.make_tensor_value_info(form.output, kind, axes))
 
-    def __init__(self, package: Any, model: onnx.ModelProto, form: Form) -> None:
-        self._onnx, self._graph, self._form = package, model.graph, form
-        self._count = 0
 
-    def append(self) -> None:
-        form, x = self._form, self._form.head
-        match form.name:
-            case "float16":
-                stored = x
-            case "uint16-mm":
-                stored = self._millimetres(x)
-            case "octahedral" | "octahedral16":
-                stored = self._rounded(self._octahedral(self._bounded(x, -1)), np.iinfo(form.dtype).max)
-            case "uint8" | "uint16" if form.head == "normals":  # [-1, 1] -> [0, 1]
-                half = self("Add", self("Mul", self._bounded(x, -1), self._number(0.5)), self._number(0.5))
-                stored = self._rounded(half, np.iinfo(form.dtype).max)
-            case _:  # int8 normals, uint8 and uint16 alpha
-                low = -1.0 if np.dtype(form.dtype).kind == "i" else 0.0
-                stored = self._rounded(self._bounded(x, low), np.iinfo(form.dtype).max)
-        kind = self._onnx.helper.np_dtype_to_tensor_dtype(np.dtype(form.dtype))
-        self._graph.node.append(self._onnx.helper.make_node("Cast", [stored], [form.output], self._name("Cast"),
-                                                            to=kind))
-        # (N, H, W) or (N, H, W, C)
-        axes = [dimension.dim_param or dimension.dim_value
-                for dimension in self._declared(form.head).type.tensor_type.shape.dim][:3]
-        axes += [form.channels] if form.channels > 1 else []
-        self._graph.output.append(self._onnx.helper.make_tensor_value_info(form.output, kind, axes))
+def _millimetres(add: Nodes, depth: str) -> str:
+    rounded = add("Round", add("Mul", depth, add.number(1000)))
+    at_least_one = add("Max", rounded, add.number(1))  # 0 stands for no depth
+    # Both are False for NaN too.
+    fits = add("And", add("Greater", depth, add.number(0)), add("LessOrEqual", rounded, add.number(65535)))
+    return add("Where", fits, at_least_one, add.number(0))
 
-    def __call__(self, operator: str, *inputs: str, **attributes: Any) -> str:
-        """Add a node with one output; returns the output's name."""
-        name = self._name(operator)
-        self._graph.node.append(self._onnx.helper.make_node(operator, list(inputs), [name], name, **attributes))
-        return name
 
-    def _millimetres(self, depth: str) -> str:
-        rounded = self("Round", self("Mul", depth, self._number(1000)))
-        at_least_one = self("Max", rounded, self._number(1))  # 0 stands for no depth
-        # Both are False for NaN too.
-        fits = self("And", self("Greater", depth, self._number(0)),
-                    self("LessOrEqual", rounded, self._number(65535)))
-        return self("Where", fits, at_least_one, self._number(0))
+def _octahedral(add: Nodes, normals: str) -> str:
+    """(N, H, W, 3) to (N, H, W, 2) in [-1, 1]; see `core.compact`."""
+    total = add("ReduceSum", add("Abs", normals), add.integers(-1), keepdims=1)
+    x, y, z = add.split(add("Div", normals, add("Max", total, add.number(1e-12))), 3, axis=-1)
+    behind = add("Less", z, add.number(0))
+    folded = []
+    for value, other in ((x, y), (y, x)):
+        ahead = add("GreaterOrEqual", value, add.number(0))
+        sign = add("Where", ahead, add.number(1), add.number(-1))
+        fold = add("Mul", add("Sub", add.number(1), add("Abs", other)), sign)
+        folded.append(add("Where", behind, fold, value))
+    return add("Clip", add("Concat", *folded, axis=-1), add.number(-1), add.number(1))
 
-    def _octahedral(self, normals: str) -> str:
-        """(N, H, W, 3) to (N, H, W, 2) in [-1, 1]; see `core.compact`."""
-        axis = self._integers([-1])
-        total = self("ReduceSum", self("Abs", normals), axis, keepdims=1)
-        x, y, z = self._split(self("Div", normals, self("Max", total, self._number(1e-12))))
-        behind = self("Less", z, self._number(0))
-        folded = []
-        for value, other in ((x, y), (y, x)):
-            ahead = self("GreaterOrEqual", value, self._number(0))
-            sign = self("Where", ahead, self._number(1), self._number(-1))
-            fold = self("Mul", self("Sub", self._number(1), self("Abs", other)), sign)
-            folded.append(self("Where", behind, fold, value))
-        return self("Clip", self("Concat", *folded, axis=-1), self._number(-1), self._number(1))
 
-    def _split(self, vectors: str) -> list[str]:
-        names = [self._name("Split") for _ in range(3)]
-        self._graph.node.append(self._onnx.helper.make_node("Split", [vectors], names, names[0], axis=-1,
-                                                            num_outputs=3))
-        return names
+def _bounded(add: Nodes, x: str, low: float) -> str:
+    """Values from `low` to 1; 0 for NaN."""
+    return add("Clip", add("Where", add("IsNaN", x), add.number(0), x), add.number(low), add.number(1))
 
-    def _bounded(self, x: str, low: float) -> str:
-        """Values from `low` to 1; 0 for NaN."""
-        return self("Clip", self("Where", self("IsNaN", x), self._number(0), x), self._number(low), self._number(1))
 
-    def _rounded(self, x: str, scale: int) -> str:
-        return self("Round", self("Mul", x, self._number(scale)))  # half to even, as NumPy does
-
-    def _number(self, value: float) -> str:
-        return self._constant(np.array(value, np.float32))
-
-    def _integers(self, values: list[int]) -> str:
-        return self._constant(np.array(values, np.int64))
-
-    def _constant(self, value: np.ndarray) -> str:
-        name = self._name("constant")
-        self._graph.initializer.append(self._onnx.numpy_helper.from_array(value, name))
-        return name
-
-    def _name(self, what: str) -> str:
-        self._count += 1
-        return f"compact/{self._form.output}/{what}_{self._count}"
-
-    def _declared(self, name: str) -> onnx.ValueInfoProto:
-        return next(value for value in self._graph.output if value.name == name)
+def _rounded(add: Nodes, x: str, scale: int) -> str:
+    return add("Round", add("Mul", x, add.number(scale)))  # half to even, as NumPy does

@@ -23,7 +23,7 @@ from dpt_deploy.parity.judge import load_reference, stage_tasks
 from dpt_deploy.runtime import load, preference
 from tests.backends.test_registry import ToyBackend
 from tests.eight_bits import add_eight_bits, eight_bit
-from tests.tiny import lively_model, open_session, photo
+from tests.tiny import export_frame, lively_model, open_session, photo
 
 CPU = ("openvino", "onnxruntime-cpu")
 
@@ -240,13 +240,9 @@ def test_the_note_says_which_processor_judged(
 
 @pytest.mark.slow  # exports a graph of opset 20
 def test_onnxruntime_runs_the_format_of_opset_20_too(folder: Path, tmp_path: Path) -> None:
-    from dpt_deploy.export.graph import export_graph
-    from dpt_deploy.model.frame import FrameModel
-
     model = lively_model()
-    contract = model.contract()
     bundle = Bundle.open(shutil.copytree(folder, tmp_path / "opset"))
-    export_graph(FrameModel(model, contract), "frame", contract, bundle.folder / "frame.fp32.onnx", 20, {})
+    export_frame(model, model.contract(), bundle.folder / "frame.fp32.onnx", opset=20)
     bundle.add("frame.fp32.onnx", "onnx", graph="frame", precision="fp32")
     add_eight_bits(bundle)
     assert eight_bit(bundle).details.opset == 20 and eight_bit(Bundle.open(folder)).details.opset == 23

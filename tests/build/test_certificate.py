@@ -256,7 +256,7 @@ def build_tiny(folder, opset, fp32):
 
     model, plan = lively_model(), PrecisionPlan("fp16", (*PrecisionPlan.fp32, *fp32))
     contract, path = model.contract(), folder / "model.fp16.onnx"
-    export_graph(typed(model, plan), "model", contract, path, opset, {})
+    export_graph(typed(model, plan), contract, path, opset, {})
     profile = default_profile(contract, "model", (1, 2), ((64, 64), (64, 64)))
     details = build_engine(
         path, folder / "engine", find_builder("tensorrt-rtx"), profile, "fp16", contract.input_size, plan

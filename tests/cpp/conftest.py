@@ -114,11 +114,9 @@ def toy(tmp_path: Path) -> Bundle:
 
 def export_tiny(folder: Path, **contract: object) -> Path:
     """Export a tiny random model whose maps vary over an image: both frame graphs and reference.npz."""
-    from dpt_deploy.export.graph import export_graph
-    from dpt_deploy.export.precision import typed, typed_frame
     from dpt_deploy.export.pytorch_reference import make_reference
     from dpt_deploy.parity.images import built_in
-    from tests.tiny import lively_model
+    from tests.tiny import export_frame, lively_model
 
     model = lively_model()
     chosen = dataclasses.replace(model.contract(), **contract)
@@ -129,8 +127,7 @@ def export_tiny(folder: Path, **contract: object) -> Path:
     bundle.add("reference.npz", "reference")
     for plan in (PrecisionPlan("fp32", ()), PrecisionPlan("fp16")):
         file = f"frame.{plan.precision}.onnx"
-        module = typed_frame(typed(model, plan), chosen, plan)
-        export_graph(module, "frame", chosen, folder / file, 23, {})
+        export_frame(model, chosen, folder / file, plan)
         bundle.add(file, "onnx", graph="frame", precision=plan.precision)
     return folder
 

@@ -155,7 +155,7 @@ def test_a_module_in_fp32_is_not_cast(reference_of):
 def test_the_graph_casts_query_key_and_value_and_the_result(tmp_path, opset):
     model = large_logits(lively_model(), 70000.0)
     path = tmp_path / "model.fp16.onnx"
-    export_graph(typed(model, CAST_UP), "model", model.contract(), path, opset, {})
+    export_graph(typed(model, CAST_UP), model.contract(), path, opset, {})
     nodes = onnx.load(path).graph.node
     producers = {name: node for node in nodes for name in node.output}
     consumers = {name: node for node in nodes for name in node.input}

@@ -86,7 +86,7 @@ def test_its_stage_passes_and_fails_on_a_changed_graph(own_bundle: Path) -> None
     artifact = export_david(bundle)
     assert judge_david(bundle, artifact, model, reference, budget, WorstMaps()).passed
     graph = onnx.load(own_bundle / artifact.file)
-    (order,) = [tensor for tensor in graph.graph.initializer if tensor.name == "david/order"]
+    (order,) = [tensor for tensor in graph.graph.initializer if tensor.name == "david/before/order"]
     order.raw_data = np.array([0, 1, 2], np.int64).tobytes()  # RGB where it should be BGR
     onnx.save(graph, own_bundle / artifact.file)
     changed = bundle.add(artifact.file, "compat", graph="model", precision="fp32")

@@ -18,9 +18,9 @@ from dpt_deploy.core.contract import Contract
 from dpt_deploy.core.errors import BadInput, BuildError
 from dpt_deploy.core.manifest import Artifact, PrecisionPlan
 from dpt_deploy.export import graph
-from dpt_deploy.export.frame_graph import export_frame_graph, trace_processing
+from dpt_deploy.export.frame_graph import export_frame_graph
 from dpt_deploy.export.graph import export_graph
-from dpt_deploy.export.precision import fold_batch_norm, typed, typed_frame
+from dpt_deploy.export.precision import fold_batch_norm, typed
 from dpt_deploy.export.pytorch_reference import postprocess, preprocess
 from dpt_deploy.model import create_multitask_dpt_model
 from dpt_deploy.parity.images import scene
@@ -52,10 +52,9 @@ def frame_graphs(model, tmp_path_factory):
     folder = tmp_path_factory.mktemp("frame")
     plan = PrecisionPlan("fp32", ())
     network = folder / "model.onnx"
-    export_graph(typed(model, plan), "model", model.contract(), network, 23, {})
+    export_graph(typed(model, plan), model.contract(), network, 23, {})
     for resize in ("stretch", "letterbox"):
-        processing = trace_processing(typed_frame(model, model.contract(resize), plan), 23)
-        export_frame_graph(processing, network, folder / f"{resize}.onnx", {})
+        export_frame_graph(model.contract(resize), network, folder / f"{resize}.onnx", {})
     return folder
 
 
@@ -109,7 +108,7 @@ def test_fp16_plan_of_the_default_keeps_attention_whole_and_casts_few(tmp_path):
     """One Attention per block and a handful of casts, whatever the model's size: ViT-B has 12 and at most 8."""
     model = create_multitask_dpt_model("vit_tiny_patch16_384", features=32).eval()
     path = tmp_path / "model.onnx"
-    export_graph(typed(model, PrecisionPlan()), "model", model.contract(), path, 23, {})
+    export_graph(typed(model, PrecisionPlan()), model.contract(), path, 23, {})
     counts = count_nodes(path)
     assert counts["Attention"] == 12
     assert counts["Cast"] <= 8
@@ -121,7 +120,7 @@ def test_fp16_plan_of_the_default_keeps_attention_whole_and_casts_few(tmp_path):
 def test_vit_base_has_twelve_attentions_and_at_most_eight_casts(tmp_path):
     model = create_multitask_dpt_model().eval()
     path = tmp_path / "model.onnx"
-    export_graph(typed(model, PrecisionPlan()), "model", model.contract(), path, 23, {})
+    export_graph(typed(model, PrecisionPlan()), model.contract(), path, 23, {})
     counts = count_nodes(path)
     assert counts["Attention"] == 12
     assert counts["Cast"] <= 8
@@ -131,7 +130,7 @@ def test_plan_units_keep_their_part_in_fp32(model, tmp_path):
     plan = PrecisionPlan("fp16", ("activations", "resize", "residual", "decoder.fusion.2"))
     module = typed(model, plan)
     path = tmp_path / "model.onnx"
-    export_graph(module, "model", model.contract(), path, 23, {})
+    export_graph(module, model.contract(), path, 23, {})
     graph = onnx.shape_inference.infer_shapes(onnx.load(path)).graph
     types = {t.name: t.data_type for t in graph.initializer}
     assert types["decoder.fusion.2.unit.conv1.weight"] == TensorProto.FLOAT
@@ -165,7 +164,7 @@ def test_bf16_replaces_transposed_convolutions_exactly(model, tmp_path):
     plan = PrecisionPlan("bf16")
     path = tmp_path / "model.onnx"
     module = typed(model, plan)
-    export_graph(module, "model", model.contract(), path, 23, {})
+    export_graph(module, model.contract(), path, 23, {})
     counts = count_nodes(path)
     assert counts["DepthToSpace"] == 2 and "ConvTranspose" not in counts
     expected = {name: value.numpy() for name, value in model.state_dict().items() if value.is_floating_point()}
@@ -178,7 +177,7 @@ def test_bf16_replaces_transposed_convolutions_exactly(model, tmp_path):
 
 def test_opset_20_has_no_attention_operator_and_the_same_answers(model, tmp_path):
     path = tmp_path / "model.onnx"
-    export_graph(typed(model, PrecisionPlan("fp32", ())), "model", model.contract(), path, 20, {})
+    export_graph(typed(model, PrecisionPlan("fp32", ())), model.contract(), path, 20, {})
     assert "Attention" not in count_nodes(path)
     assert {entry.version for entry in onnx.load(path).opset_import if entry.domain == ""} == {20}
     image = torch.rand(1, 3, *model.input_size)
@@ -195,7 +194,7 @@ def test_batch_norm_is_folded_and_every_weight_is_found(tmp_path):
             torch.nn.init.normal_(module.running_mean)
             torch.nn.init.uniform_(module.running_var, 0.5, 2)
     path = tmp_path / "model.onnx"
-    export_graph(typed(model, PrecisionPlan("fp32", ())), "model", model.contract(), path, 23, {})
+    export_graph(typed(model, PrecisionPlan("fp32", ())), model.contract(), path, 23, {})
     folded = {name: value.numpy() for name, value in fold_batch_norm(model).state_dict().items()}
     assert compare_weights(path, described(path, "fp32"), folded).passed
     image = torch.rand(1, 3, *model.input_size)
@@ -218,7 +217,7 @@ def test_external_data_is_replaced_with_its_graph_and_goes_with_it(model, tmp_pa
     for threshold, files in ((1000, {"model.onnx", "model.onnx.data"}), (1000, {"model.onnx", "model.onnx.data"}),
                              (1_900_000_000, {"model.onnx"})):
         monkeypatch.setattr(graph, "EXTERNAL_DATA_BYTES", threshold)
-        export_graph(typed(model, PrecisionPlan("fp32", ())), "model", model.contract(), path, 23, {})
+        export_graph(typed(model, PrecisionPlan("fp32", ())), model.contract(), path, 23, {})
         assert {file.name for file in tmp_path.iterdir()} == files
         want.append(session(path).run(["depth"], {"image": image})[0])
     assert all(np.array_equal(one, want[0]) for one in want)
@@ -233,17 +232,17 @@ def test_a_graph_that_is_refused_leaves_the_earlier_one(model, tmp_path, monkeyp
 
     monkeypatch.setattr(graph, "check", refuse)
     with pytest.raises(BuildError, match="not right"):
-        export_graph(typed(model, PrecisionPlan("fp32", ())), "model", model.contract(), path, 23, {})
+        export_graph(typed(model, PrecisionPlan("fp32", ())), model.contract(), path, 23, {})
     assert path.read_bytes() == b"earlier" and [file.name for file in tmp_path.iterdir()] == ["model.onnx"]
 
 
 def test_a_graph_of_other_types_or_sizes_than_the_contracts_is_refused(model, tmp_path):
     half = tmp_path / "half.onnx"
     with pytest.raises(BuildError, match=r"expected inputs.*float32.*received.*float16"):
-        export_graph(model_in_half(model), "model", model.contract(), half, 23, {})
+        export_graph(model_in_half(model), model.contract(), half, 23, {})
     other = dataclasses.replace(model.contract(), input_size=(192, 160))
     with pytest.raises(BuildError, match=r"depth: expected the shape .*, received \[None, 1, 160, 160\]"):
-        export_graph(ForAnySize(model), "model", other, tmp_path / "size.onnx", 23, {})
+        export_graph(ForAnySize(model), other, tmp_path / "size.onnx", 23, {})
     assert not list(tmp_path.iterdir())
 
 
@@ -268,7 +267,7 @@ def test_other_backbones_export_with_every_weight_found(tmp_path, backbone):
     size = 56 if "14" in backbone else 64
     model = create_multitask_dpt_model(backbone, features=16, backbone_kwargs={"img_size": size, "depth": 4}).eval()
     path = tmp_path / "model.onnx"
-    export_graph(typed(model, PrecisionPlan()), "model", model.contract(), path, 23, {})
+    export_graph(typed(model, PrecisionPlan()), model.contract(), path, 23, {})
     assert count_nodes(path)["Attention"] == 4
     expected = {name: value.numpy() for name, value in model.state_dict().items() if value.is_floating_point()}
     stage = compare_weights(path, described(path, "fp16"), expected)

@@ -20,7 +20,7 @@ from dpt_deploy.parity import Case, Reference
 from dpt_deploy.parity.judge import judge
 from dpt_deploy.report import write_report
 from dpt_deploy.report.model_card import reset_model_card
-from tests.tiny import lively_model, own_bundle, tiny_bundle  # noqa: F401
+from tests.tiny import export_frame, lively_model, own_bundle, tiny_bundle  # noqa: F401
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)  # ImageNet's: each channel its own
 
@@ -114,9 +114,7 @@ def describe(bundle, precision="fp32"):
 @pytest.fixture(scope="session")
 def imagenet(tmp_path_factory):
     """Model, contract with ImageNet's mean and std, and a bundle of the frame graph alone; made once. Read only."""
-    from dpt_deploy.export.graph import export_graph
     from dpt_deploy.export.pytorch_reference import make_reference
-    from dpt_deploy.model.frame import FrameModel
     from dpt_deploy.parity.images import scene
 
     base = tmp_path_factory.getbasetemp()
@@ -133,7 +131,7 @@ def imagenet(tmp_path_factory):
             folder.mkdir()
             make_reference(model, contract, inputs).save(folder / "reference.npz")
             made.add("reference.npz", "reference")
-            export_graph(FrameModel(model, contract), "frame", contract, folder / "frame.fp32.onnx", 23, {})
+            export_frame(model, contract, folder / "frame.fp32.onnx")
             describe(made)
             (shared / "imagenet.done").touch()
     return model, contract, folder

@@ -20,7 +20,7 @@ from ...core.files import temporary_folder
 from ...core.manifest import EightBitRecord, EightBitTrial, PrecisionPlan, digest
 from ...core.verdict import Budget
 from ...parity.task_loss import Labelled
-from ..frame_graph import Processing, export_frame_graph
+from ..frame_graph import export_frame_graph
 from ..graph import finish
 from .bench import REFERENCE_BACKEND, Distance, GraphBench, TaskLoss, runners
 from .calibration import clips, measure_ranges
@@ -106,8 +106,7 @@ class Quantized:
     clips: dict[str, float]
 
     def write(
-        self, bundle: Bundle, plan: PrecisionPlan, processing: Callable[[], Processing], key: Callable[[str], str],
-        opset: int,
+        self, bundle: Bundle, plan: PrecisionPlan, key: Callable[[str], str], opset: int
     ) -> Iterator[tuple[str, int]]:
         """Add the model and the frame graph of a plan to the bundle; yields the name and the size of each file."""
         metadata = {"plan": json.dumps(plan.to_json())}
@@ -121,7 +120,7 @@ class Quantized:
 
         def frame(path: Path) -> dict[str, Any]:
             (network,) = bundle.find("onnx", graph="model", precision=plan.precision)
-            export_frame_graph(processing(), bundle.folder / network.file, path, metadata)
+            export_frame_graph(bundle.contract, bundle.folder / network.file, path, metadata, plan)
             return {"opset": opset, "plan": plan.to_json()}
 
         for name, make in (("model", model), ("frame", frame)):

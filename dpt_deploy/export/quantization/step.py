@@ -17,7 +17,6 @@ from ...parity import load_budget
 from ...parity.task_loss import Labelled
 from ..calibration_images import calibration_images
 from ..config import CALIBRATION, ExportConfig
-from ..frame_graph import Processing
 from ..graph import export_graph
 from ..precision import typed
 from ..pytorch_reference import preprocess
@@ -27,7 +26,7 @@ from .produce import Request, choose_plan
 
 def export_eight_bits(
     bundle: Bundle, model: MultiTaskDPT, plan: PrecisionPlan, config: ExportConfig,
-    processing: Callable[[bool], Processing], key: Callable[[Bundle, str, PrecisionPlan, int], str],
+    key: Callable[[Bundle, str, PrecisionPlan, int], str],
     say: Callable[[str], None], labelled: Labelled | None = None,
 ) -> None:
     """Calibrate, choose what stays wide, and export the eight-bit graphs.
@@ -37,7 +36,6 @@ def export_eight_bits(
         model: The model, float32, in eval mode.
         plan: What the options ask for.
         config: The options of the export.
-        processing: Makes pre- and post-processing; the argument is whether they resize in FP32.
         key: The key of a graph, from the bundle, the graph's kind, its plan and opset.
         say: Receives progress lines.
         labelled: Images with ground truth for the search.
@@ -62,7 +60,7 @@ def export_eight_bits(
 
     def base(path: Path) -> Path:
         half = PrecisionPlan("fp16", plan.fp32)
-        export_graph(typed(model, half), "model", contract, path, config.opset, {})
+        export_graph(typed(model, half), contract, path, config.opset, {})
         return path
 
     budget, _ = load_budget(config.budget)
@@ -75,9 +73,7 @@ def export_eight_bits(
         say(f"reused   model and frame graph in {plan.precision} (same model, images and options)")
         return
     written = quantized.write(
-        bundle, record.plan, lambda: processing(plan.rest == "fp32" or "resize" in plan.fp32),
-        lambda graph: key(bundle, graph, record.plan, config.opset), config.opset,
-    )
+        bundle, record.plan, lambda graph: key(bundle, graph, record.plan, config.opset), config.opset)
     for file, size in written:
         say(f"exported {file} ({size / 1e6:.0f} MB)")
 
