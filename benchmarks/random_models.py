@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 import platform
 import subprocess
 import sys
@@ -15,6 +16,8 @@ from dpt_deploy.core.bundle import MANIFEST, Bundle
 from dpt_deploy.core.contract import HEADS
 from dpt_deploy.core.errors import BuildError
 from dpt_deploy.core.manifest import Manifest, ModelRecord, PrecisionPlan
+
+ROOT = Path(__file__).resolve().parents[1]
 
 
 def vit_base_bundle(calibrate: Path | None = None) -> Path:
@@ -41,12 +44,18 @@ def vit_base_bundle(calibrate: Path | None = None) -> Path:
         exports.append([*command, "--precision", "int8", "--calibrate", str(calibrate), "--no-search"])
     for export in exports:
         log(f"exporting {folder}")
-        done = subprocess.run(export, capture_output=True, text=True, check=False)
+        done = subprocess.run(export, capture_output=True, text=True, check=False, env=_environment())
         made = (folder / "parity.json").exists() and ("int8" not in export or _has_int8(folder))
         if not made:
             reason = (done.stderr.strip().splitlines() or ["no message"])[-1]
             raise BuildError(f"could not export the model to time: {reason}")
     return folder
+
+
+def _environment() -> dict[str, str]:
+    """The environment of this process, in which this repository is found from any working folder."""
+    known = os.environ.get("PYTHONPATH")
+    return os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), *([known] if known else [])])}
 
 
 def _has_int8(folder: Path) -> bool:

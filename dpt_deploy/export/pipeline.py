@@ -123,7 +123,7 @@ def _fill(
     _export_graphs(bundle, Network(model, contract, config.opset), half_plan, say)
     if config.precision in EIGHT_BITS:
         export_eight_bits(bundle, model, plan, config, _graph_key, say, searched)
-    _remove_outdated_graphs(bundle, say)
+    _remove_outdated_graphs(bundle, {"fp32", half_plan.precision, config.precision}, say)
     stages = _judge_with_torch(bundle, model, record)
     stages += compat_stages(bundle, model, reference, config, say, worst)
     failure = None
@@ -223,11 +223,16 @@ def _export_graphs(
     bundle.update(artifacts=tuple(sorted(bundle.artifacts, key=lambda artifact: artifact.precision != "fp32")))
 
 
-def _remove_outdated_graphs(bundle: Bundle, say: Callable[[str], None]) -> None:
-    """Remove the graphs that this version would make otherwise from the same checkpoint, plan and options."""
+def _remove_outdated_graphs(bundle: Bundle, made: set[str], say: Callable[[str], None]) -> None:
+    """Remove the graphs that this version would make otherwise from the same checkpoint, plan and options.
+
+    Of graphs in other precisions than those that this export `made`, remove also what is missing or damaged.
+    """
     for artifact in bundle.find("onnx"):
-        if not _is_current(bundle, artifact):
-            say(f"removed  {artifact.file} (made with other versions or options)")
+        current = _is_current(bundle, artifact)
+        if not current or (artifact.precision not in made and not bundle.intact(artifact)):
+            reason = "missing or damaged" if current else "made with other versions or options"
+            say(f"removed  {artifact.file} ({reason})")
             bundle.remove(artifact)
     present = {artifact.precision for artifact in bundle.find("onnx")}
     bundle.update(
@@ -344,7 +349,7 @@ def _earlier_half(bundle: Bundle) -> PrecisionRecord:
     """The half-precision plan of an earlier export whose graphs are still in the bundle, or that of FP32."""
     earlier = bundle.previous.precision if bundle.previous else None
     graphs = bundle.find("onnx", graph="model", precision=earlier.plan.precision) if earlier else []
-    if not any(_is_current(bundle, graph) for graph in graphs):
+    if not any(_is_current(bundle, graph) and bundle.intact(graph) for graph in graphs):
         return PrecisionRecord(plan=FP32)
     if earlier.stage is None:
         return earlier

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -116,6 +117,12 @@ def test_calibration_images_are_passed_on_to_the_export(tmp_path: Path, monkeypa
     (folder / "parity.json").unlink()
     random_models.vit_base_bundle(tmp_path / "images")
     assert "--precision" not in commands[1] and commands[2][-5:] == int8, "half precision comes first"
+
+
+def test_the_export_finds_the_repository_from_any_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    subprocess.run([sys.executable, "-c", "import dpt_deploy.export"], cwd=tmp_path, env=random_models._environment(),
+                   check=True)
 
 
 def test_a_committed_result_can_be_shown(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
