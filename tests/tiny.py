@@ -61,7 +61,7 @@ def export_frame(
     """Write a frame graph without its model graph."""
     network = path.with_name(f"network.{path.name}")
     Network(model, contract, opset).export(plan, network, {})
-    export_frame_graph(contract, network, path, {}, plan)
+    export_frame_graph(contract, network, path, {})
     network.unlink()
 
 

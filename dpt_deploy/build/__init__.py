@@ -13,8 +13,8 @@ from typing import Any
 from ..backends import device
 from ..backends.served_gpus import unserved
 from ..core.bundle import Bundle, Recipe
-from ..core.errors import BadInput
-from ..core.files import temporary_folder
+from ..core.errors import BadInput, DptError
+from ..core.files import replacing, temporary_folder
 from ..core.manifest import EIGHT_BITS, Artifact, Certificate, Record, digest
 from .engine import Builder, build_engine, choose_builder, default_profile, find_builder
 from .options import BuilderChoice, EngineOptions
@@ -71,7 +71,7 @@ def build_engines(
             graphs.append(graph)
     timings = bundle.folder / builder.timing_file if builder.name == "tensorrt" and options.timing_cache else None
     recipes = [_recipe(bundle, graph, builder, options, timings) for graph in graphs]
-    with _ahead(bundle, recipes, builder, sum(graph.bytes for graph in graphs)) as recipes:
+    with _two_at_a_time(bundle, recipes, builder) as recipes:
         return [_produce(bundle, recipe, timings, say) for recipe in recipes]
 
 
@@ -87,25 +87,38 @@ def _produce(bundle: Bundle, recipe: Recipe, timings: Path | None, say: Callable
 
 
 @contextlib.contextmanager
-def _ahead(bundle: Bundle, recipes: list[Recipe], builder: Builder, size: int) -> Iterator[list[Recipe]]:
-    """Build the engines of small graphs, `size` bytes together, two at a time. Yields recipes that wait for them.
+def _two_at_a_time(bundle: Bundle, recipes: list[Recipe], builder: Builder) -> Iterator[list[Recipe]]:
+    """Build the engines of small graphs two at a time. Yields recipes that wait for them.
 
-    TensorRT is left alone: it times its kernels on the GPU meanwhile.
+    TensorRT is left alone: it times its kernels on the GPU meanwhile. A block that fails starts no further builds.
     """
-    if builder.name == "tensorrt" or size > AT_ONCE_BYTES:
+    missing = [recipe for recipe in recipes if not bundle.has(recipe)]
+    files = {artifact.file for artifact in bundle.find("onnx")}
+    size = sum(artifact.bytes for artifact in bundle.artifacts if artifact.file.removesuffix(".data") in files)
+    if builder.name == "tensorrt" or len(missing) < 2 or size > AT_ONCE_BYTES:
         yield recipes
         return
-    with temporary_folder(bundle.folder / "engines") as folder, ThreadPoolExecutor(max_workers=2) as pool:
+    with temporary_folder(bundle.folder / missing[0].file) as folder:
+        pool = ThreadPoolExecutor(max_workers=2)
+
         def started(recipe: Recipe) -> Recipe:
-            build = pool.submit(recipe.make, folder / recipe.file)
+            temporary = folder / recipe.file
+            build = pool.submit(recipe.make, temporary)
 
             def wait(path: Path) -> Record | dict[str, Any] | None:
-                details = build.result()
-                os.replace(folder / recipe.file, path)
+                try:
+                    details = build.result()
+                except DptError as error:
+                    raise type(error)(str(error).replace(str(temporary), str(path))) from error
+                with replacing(path) as whole:
+                    os.replace(temporary, whole)
                 return details
             return dataclasses.replace(recipe, make=wait)
 
-        yield [recipe if bundle.has(recipe) else started(recipe) for recipe in recipes]
+        try:
+            yield [started(recipe) if recipe in missing else recipe for recipe in recipes]
+        finally:
+            pool.shutdown(cancel_futures=True)
 
 
 def export_option(precision: str) -> str:

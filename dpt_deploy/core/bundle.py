@@ -255,15 +255,15 @@ class Bundle:
 
     def has(self, recipe: Recipe) -> bool:
         """Whether `produce` would reuse the file of a recipe."""
-        return bool(self._made_by(recipe))
+        return self._reusable(recipe) is not None
 
-    def _made_by(self, recipe: Recipe) -> list[Artifact]:
-        return [artifact for artifact in self.artifacts
-                if artifact.file == recipe.file and artifact.key == recipe.key and self.intact(artifact)]
+    def _reusable(self, recipe: Recipe) -> Artifact | None:
+        return next((artifact for artifact in self.artifacts if artifact.file == recipe.file
+                     and artifact.key == recipe.key and self.intact(artifact)), None)
 
     def produce(self, recipe: Recipe) -> tuple[Artifact, bool]:
         """Produce or reuse the file of a recipe and register it. Returns the artefact and whether it was reused."""
-        for artifact in self._made_by(recipe):
+        if (artifact := self._reusable(recipe)) is not None:
             return artifact, True
         self.folder.mkdir(parents=True, exist_ok=True)
         details = recipe.make(self.folder / recipe.file)

@@ -1,4 +1,4 @@
-"""Without Python's garbage collector while millions of objects are made that stay."""
+"""Switch Python's garbage collector off for a block."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def collector_off() -> Iterator[None]:
-    """Switch the garbage collector off while the block runs.
+    """Run a block that makes many objects without the garbage collector.
 
-    Looking through the objects that the import of torch makes takes a quarter of its time.
+    Collections take a quarter of the time of importing torch, and 14 % of that of torch.onnx.
     """
     enabled = gc.isenabled()
     gc.disable()

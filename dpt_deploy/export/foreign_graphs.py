@@ -22,7 +22,7 @@ from ..foreign.graph import check_output, measured, run, session_of
 from .frame_graph import export_frame_graph
 
 OPSETS = (20, 23)
-"""The opsets of pre- and post-processing; a model of another one is converted to the next."""
+"""The opsets of a bundle's graphs; a model of another one is converted to the next."""
 
 
 def at_bundle_opset(source: ForeignFile) -> tuple[ForeignFile, int]:

@@ -1,8 +1,8 @@
 """Frame graphs, made from model graphs: pre- and post-processing are put around the network as nodes.
 
-Resizing is two matrix products, A_h X A_w^T. Their antialiased triangle-filter matrices are computed from the frame's
-shape, so that one graph accepts every frame size. The integer arithmetic is that of `contract.content_box`, the filter
-that of `contract.resize_weights`.
+Resizing is two matrix products in FP32, A_h X A_w^T. Their antialiased triangle-filter matrices are computed from the
+frame's shape, so that one graph accepts every frame size. The integer arithmetic is that of `contract.content_box`, the
+filter that of `contract.resize_weights`.
 """
 
 from __future__ import annotations
@@ -15,16 +15,11 @@ import onnx
 from onnx import TensorProto, helper
 
 from ..core.contract import Contract, Graph
-from ..core.manifest import PrecisionPlan
 from ..core.onnx_nodes import Nodes
 from .graph import finish
 
-TYPES = {"fp32": TensorProto.FLOAT, "fp16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 
-
-def export_frame_graph(
-    contract: Contract, network: Path, path: Path, metadata: dict[str, str], plan: PrecisionPlan | None = None
-) -> None:
+def export_frame_graph(contract: Contract, network: Path, path: Path, metadata: dict[str, str]) -> None:
     """Make a frame graph from a model graph: the network is not exported a second time.
 
     Args:
@@ -32,20 +27,18 @@ def export_frame_graph(
         network: The ONNX file of the model graph.
         path: The file to write. Weights of nearly 2 GB are written to `path` + ".data".
         metadata: Entries to add to the graph's metadata.
-        plan: Gives the precision of the resizes; FP32 if None.
 
     Raises:
         BuildError: The graph does not pass `onnx.checker`, or differs from the contract.
     """
     model = onnx.load(network)
     del model.metadata_props[:]
-    graph, resize_type = model.graph, _resize_type(plan)
-    maps = list(contract.outputs("model"))
+    graph, maps = model.graph, list(contract.outputs("model"))
     # The model's maps and those of the frame share names, and in one graph they must differ.
     _rename(graph, {name: f"network/{name}" for name in maps})
     before, after = Nodes("before/"), Nodes("after/")
-    _Processing(before, contract, resize_type).before()
-    _Processing(after, contract, resize_type).after(maps)
+    _Processing(before, contract).before()
+    _Processing(after, contract).after(maps)
     nodes = [*before.node, *graph.node, *after.node]
     del graph.node[:], graph.input[:], graph.output[:]
     graph.node.extend(nodes)
@@ -53,13 +46,6 @@ def export_frame_graph(
     graph.input.extend(_values(contract, "frame", "inputs"))
     graph.output.extend(_values(contract, "frame", "outputs"))
     finish(model, path, "frame", contract, metadata)
-
-
-def _resize_type(plan: PrecisionPlan | None) -> int:
-    """The ONNX type of the matrix products that resize."""
-    if plan is None or "resize" in plan.fp32:
-        return TensorProto.FLOAT
-    return TYPES[plan.precision if plan.precision in TYPES else plan.rest]
 
 
 @dataclass(frozen=True)
@@ -80,15 +66,15 @@ class _Side:
 class _Processing:
     """Writes the nodes before or after the network."""
 
-    def __init__(self, nodes: Nodes, contract: Contract, resize_type: int) -> None:
-        self.add, self.contract, self.resize_type = nodes, contract, resize_type
+    def __init__(self, nodes: Nodes, contract: Contract) -> None:
+        self.add, self.contract = nodes, contract
         self.letterbox = contract.resize == "letterbox"
 
     def before(self) -> None:
         """From "frame", uint8 (N, H, W, 3) RGB, to "image", float32 (N, 3, h, w), the network's input."""
         add, (input_h, _) = self.add, self.contract.input_size
         rows, columns = self._sides()
-        x = add("Cast", "frame", to=self.resize_type)
+        x = add("Cast", "frame", to=TensorProto.FLOAT)
         x = add("Reshape", x, add.integers(0, 0, -1))  # (N, H, W * 3)
         # Rows first, because they are contiguous in memory.
         x = add("MatMul", self._to_input(rows), x)  # (N, h, W * 3)
@@ -99,7 +85,7 @@ class _Processing:
         mean, std = (np.array(values).reshape(3, 1, 1) for values in (self.contract.mean, self.contract.std))
         scale = add.constant((1 / (255 * std)).astype(np.float32), "scale")
         shift = add.constant((-mean / std).astype(np.float32), "shift")
-        add("Add", add("Mul", self._cast(x, TensorProto.FLOAT), scale), shift, output="image")
+        add("Add", add("Mul", x, scale), shift, output="image")
 
     def after(self, maps: list[str]) -> None:
         """From the network's `maps`, named "network/...", and the shape of "frame" to the maps of the frame's size."""
@@ -108,8 +94,7 @@ class _Processing:
         columns = add("Transpose", columns, perm=[1, 0])
 
         def resized(x: str) -> str:  # (N, C, h, w) -> (N, C, H, W)
-            x = add("MatMul", rows, add("MatMul", self._cast(x, self.resize_type), columns))
-            return self._cast(x, TensorProto.FLOAT)
+            return add("MatMul", rows, add("MatMul", x, columns))
 
         channel = add.integers(1)
         if "depth" in maps:
@@ -184,11 +169,7 @@ class _Processing:
 
     def _normalised(self, weights: str) -> str:
         total = self.add("ReduceSum", weights, self.add.integers(1), keepdims=1)
-        return self._cast(self.add("Div", weights, total), self.resize_type)
-
-    def _cast(self, x: str, to: int) -> str:
-        """A float32 or resized tensor in another type."""
-        return x if self.resize_type == TensorProto.FLOAT else self.add("Cast", x, to=to)
+        return self.add("Div", weights, total)
 
 
 def _values(contract: Contract, graph: Graph, which: str) -> list[onnx.ValueInfoProto]:

@@ -43,20 +43,20 @@ def export_graph(
     Raises:
         BuildError: The exporter failed, or the graph does not pass `onnx.checker` or differs from the contract.
     """
-    model = named_trace(module, contract, path, opset)
+    model = named_trace(module, contract, path.name, opset)
     set_weights(model, module)
     finish(model, path, "model", contract, metadata)
 
 
-def named_trace(module: nn.Module, contract: Contract, path: Path, opset: int) -> onnx.ModelProto:
+def named_trace(module: nn.Module, contract: Contract, what: str, opset: int) -> onnx.ModelProto:
     """The model graph of a module, whose weights have their names in the checkpoint and no values.
 
-    Weights that the exporter transposed get the suffix ".transposed". The arguments are those of `export_graph`. Raises
-    `BuildError`, which names `path`, if the exporter failed or dropped a weight.
+    Weights that the exporter transposed get the suffix ".transposed". Raises `BuildError`, which names the graph as
+    `what`, if the exporter failed or dropped a weight.
     """
     (spec,) = contract.inputs("model").values()
     distinct = _distinct_copy(module)
-    model = _trace(distinct, spec, list(contract.outputs("model")), path.name, opset)
+    model = _trace(distinct, spec, list(contract.outputs("model")), what, opset)
     _name_weights(model, distinct)
     number_names(model.graph)
     return model
@@ -184,7 +184,7 @@ def number_names(graph: onnx.GraphProto) -> None:
     for i, node in enumerate(graph.node):
         node.name = f"{node.op_type}_{i}"
         names |= {name: f"{node.name}_{k}" if k else node.name
-                  for k, name in enumerate(node.output) if name not in outputs}
+                  for k, name in enumerate(node.output) if name and name not in outputs}
     values = [described[name] for name in names if name in described]
     names |= {name: f"constant_{i}" for i, name in enumerate(constants)}
     for node in graph.node:

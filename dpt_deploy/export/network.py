@@ -1,7 +1,7 @@
 """The model graphs of a checkpoint: in half precision, and in FP32 from the same trace.
 
-Most of the time that the export of a small model takes is torch.onnx's, whose graphs of one model in FP16 and in FP32
-differ in types and casts alone.
+torch.onnx takes much of the time of a small export, and its graphs of one model in FP16 and in FP32 differ in types and
+casts alone.
 """
 
 from __future__ import annotations
@@ -9,7 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import onnx
-from onnx import TensorProto
+import torch
+from onnx import TensorProto, helper
+from torch import nn
 
 from ..core.contract import Contract
 from ..core.manifest import PrecisionPlan
@@ -39,17 +41,28 @@ class Network:
             BuildError: The exporter failed, or the graph does not pass `onnx.checker` or differs from the contract.
         """
         module = typed(self.model, plan)
-        graph = onnx.ModelProto()
-        if plan.precision == "fp32" and self._in_fp16 is not None and not _has_rounded_constants(self._in_fp16):
-            graph.CopyFrom(self._in_fp16)
+        if plan.precision == "fp32" and self._in_fp16 is not None:
+            graph = _copy(self._in_fp16)
             _widen(graph)
         else:
-            graph.CopyFrom(named_trace(module, self.contract, path, self.opset))
-            if plan.precision == "fp16":  # BF16 graphs replace operators
-                self._in_fp16 = onnx.ModelProto()
-                self._in_fp16.CopyFrom(graph)
+            graph = named_trace(module, self.contract, path.name, self.opset)
+            # BF16 graphs replace operators.
+            if plan.precision == "fp16" and not (_has_rounded_constants(graph) or _has_rounded_buffers(module)):
+                self._in_fp16 = _copy(graph)
         set_weights(graph, module)
         finish(graph, path, "model", self.contract, metadata)
+
+
+def _copy(model: onnx.ModelProto) -> onnx.ModelProto:
+    copy = onnx.ModelProto()
+    copy.CopyFrom(model)
+    return copy
+
+
+def _has_rounded_buffers(module: nn.Module) -> bool:
+    """Whether a module computes with FP16 numbers that are no weights, which the exporter may have folded into FP32."""
+    weights = module.state_dict()
+    return any(buffer.dtype is torch.float16 for name, buffer in module.named_buffers() if name not in weights)
 
 
 def _has_rounded_constants(model: onnx.ModelProto) -> bool:
@@ -83,7 +96,7 @@ def _remove_idle_casts(graph: onnx.GraphProto) -> None:
     names: dict[str, str] = {}
     removed = set()
     for node in graph.node:  # in the order of the graph, so a chain of casts ends in its first source
-        if node.op_type != "Cast" or types.get(node.input[0]) != node.attribute[0].i:
+        if node.op_type != "Cast" or types.get(node.input[0]) != helper.get_node_attr_value(node, "to"):
             continue
         source, result = names.get(node.input[0], node.input[0]), node.output[0]
         removed.add(result)

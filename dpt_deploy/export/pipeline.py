@@ -212,7 +212,7 @@ def _export_graphs(
                     network.export(plan, path, _metadata(plan))
                 else:
                     (model,) = bundle.find("onnx", graph="model", precision=plan.precision)
-                    export_frame_graph(bundle.contract, bundle.folder / model.file, path, _metadata(plan), plan)
+                    export_frame_graph(bundle.contract, bundle.folder / model.file, path, _metadata(plan))
                 return {"opset": opset, "plan": plan.to_json()}
 
             file, key = f"{graph}.{plan.precision}.onnx", _graph_key(bundle, graph, plan, opset)
@@ -226,14 +226,20 @@ def _export_graphs(
 def _remove_outdated_graphs(bundle: Bundle, made: set[str], say: Callable[[str], None]) -> None:
     """Remove the graphs that this version would make otherwise from the same checkpoint, plan and options.
 
-    Of graphs in other precisions than those that this export `made`, remove also what is missing or damaged.
+    Of the precisions that this export has not `made`, remove also those of which a graph is missing or damaged.
     """
-    for artifact in bundle.find("onnx"):
-        current = _is_current(bundle, artifact)
-        if not current or (artifact.precision not in made and not bundle.intact(artifact)):
-            reason = "missing or damaged" if current else "made with other versions or options"
-            say(f"removed  {artifact.file} ({reason})")
-            bundle.remove(artifact)
+    graphs = bundle.find("onnx")
+    outdated = {graph.file for graph in graphs if not _is_current(bundle, graph)}
+    broken = {graph.precision for graph in graphs
+              if graph.precision not in made and graph.file not in outdated and not bundle.intact(graph)}
+    for graph in graphs:
+        if graph.file in outdated:
+            say(f"removed  {graph.file} (made with other versions or options)")
+        elif graph.precision in broken:
+            say(f"removed  {graph.file} (a graph in {graph.precision} is missing or damaged)")
+        else:
+            continue
+        bundle.remove(graph)
     present = {artifact.precision for artifact in bundle.find("onnx")}
     bundle.update(
         assumed=tuple(one for one in bundle.manifest.assumed if _concerns(one) is None or _concerns(one) & present),
@@ -348,8 +354,8 @@ def _requested_plan(model: MultiTaskDPT, config: ExportConfig) -> PrecisionPlan:
 def _earlier_half(bundle: Bundle) -> PrecisionRecord:
     """The half-precision plan of an earlier export whose graphs are still in the bundle, or that of FP32."""
     earlier = bundle.previous.precision if bundle.previous else None
-    graphs = bundle.find("onnx", graph="model", precision=earlier.plan.precision) if earlier else []
-    if not any(_is_current(bundle, graph) and bundle.intact(graph) for graph in graphs):
+    graphs = bundle.find("onnx", precision=earlier.plan.precision) if earlier else []
+    if not graphs or not all(_is_current(bundle, graph) and bundle.intact(graph) for graph in graphs):
         return PrecisionRecord(plan=FP32)
     if earlier.stage is None:
         return earlier

@@ -12,12 +12,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch import nn
 
 from ..core.bundle import SKIPPED_IMAGES, Bundle
 from ..core.contract import Contract
 from ..core.errors import BadCheckpoint, BadInput
 from ..core.image_files import MAX_PIXELS, find_images, read_image
-from ..model import MultiTaskDPT, frame
+from ..model import MultiTaskDPT
+from ..model.frame import FrameModel
 from ..parity import Case, Reference
 from ..parity import images as built_in
 
@@ -125,9 +127,10 @@ def hash_inputs(inputs: list[ParityInput]) -> str:
 
 def preprocess(image: np.ndarray, contract: Contract) -> torch.Tensor:
     """uint8 (H, W, 3) RGB -> float32 (3, h, w), the input of the model graph."""
-    return frame.preprocess(torch.from_numpy(np.array(image))[None], contract)[0]
+    return FrameModel(nn.Identity(), contract).before(torch.from_numpy(np.array(image))[None])[0]
 
 
 def postprocess(outputs: dict[str, torch.Tensor], size: tuple[int, int], contract: Contract) -> dict[str, np.ndarray]:
     """Outputs of the model graph for one image -> maps of the frame's `size` (H, W)."""
-    return {name: value[0].numpy() for name, value in frame.postprocess(outputs, size, contract).items()}
+    maps = FrameModel(nn.Identity(), contract).after(outputs, size)
+    return {name: value[0].numpy() for name, value in maps.items()}

@@ -5,8 +5,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from ..core.contract import MAX_INPUT_SIZE, Contract
 from ..core.errors import BadInput, first_line
+from ..core.onnx_nodes import Nodes
 from .describe import DAVID, EXAMPLE, Description, Found
 from .graph import Value, check_output, inferred_outputs, inputs_of, listed, onnx_package, outputs_of, shown, summary
 
@@ -17,6 +20,7 @@ OLDEST_OPSET = 13  # the first whose Unsqueeze takes its axes as an input
 OLDEST_IR = 8
 """Of adapted models. Before IR 4, weights were inputs as well."""
 PREFIX = "foreign/"
+FLOAT = 1  # onnx.TensorProto.FLOAT
 SMALLEST_ALPHA = 1e-7
 """Probabilities are kept this far from 0 and 1, so that their logits are finite."""
 
@@ -67,18 +71,18 @@ def adapt(model: onnx.ModelProto, description: Description, name: str) -> tuple[
     batch = 1 if fixed else "batch"
     model = onnx.compose.add_prefix(model, PREFIX)
     model.ir_version = max(model.ir_version, OLDEST_IR)
-    builder = _Nodes(onnx)
-    entry = PREFIX + source.name
-    before = [builder.gather("image", [2, 1, 0], entry)] if description.input.colours == "bgr" else \
-        [onnx.helper.make_node("Identity", ["image"], [entry], "adapter/image")]
+    before, after = Nodes("adapter/before/"), Nodes("adapter/after/")
+    if description.input.colours == "bgr":
+        before("Gather", "image", before.integers(2, 1, 0), output=PREFIX + source.name, axis=1)
+    else:
+        before("Identity", "image", output=PREFIX + source.name)
     for head, value in names.items():
-        builder.head(head, PREFIX + value, description)
+        _adapt_head(after, head, PREFIX + value, description)
     graph = model.graph
-    nodes = [*before, *graph.node, *builder.nodes]
+    nodes = [*before.node, *graph.node, *after.node]
     del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:], model.metadata_props[:]
     graph.node.extend(nodes)
-    graph.initializer.extend(builder.constants)
-    FLOAT = onnx.TensorProto.FLOAT
+    graph.initializer.extend([*before.initializer, *after.initializer])
     graph.input.append(onnx.helper.make_tensor_value_info("image", FLOAT, [batch, 3, *size]))
     graph.output.extend(onnx.helper.make_tensor_value_info(spec.name, FLOAT, [batch, *spec.shape[1:]])
                         for spec in contract.outputs("model").values())
@@ -118,69 +122,31 @@ def opset_of(model: onnx.ModelProto) -> int:
     return max((entry.version for entry in model.opset_import if entry.domain in ("", "ai.onnx")), default=0)
 
 
-class _Nodes:
-    """Nodes and constants of the adapter."""
+def _adapt_head(add: Nodes, head: str, value: str, description: Description) -> None:
+    """From the foreign output `value` to the contract's output of a head, in float32."""
+    value = add("Cast", value, to=FLOAT)
+    if head == "depth":
+        depth = description.outputs.depth
+        factor = depth.metres if depth.kind == "metric" else 1.0 if depth.larger == "farther" else -1.0
+        add("Mul", _one_channel(add, value), add.number(factor), output="depth")
+    elif head == "normals":
+        normals = description.outputs.normals
+        signs = add.constant(np.array(normals.signs, np.float32).reshape(3, 1, 1))
+        add("Mul", add("Gather", value, add.integers(*normals.order), axis=1), signs, output="normals")
+    elif description.outputs.alpha.values == "logits":
+        add("Identity", _one_channel(add, value), output="alpha_logits")
+    else:
+        probability = add("Clip", _one_channel(add, value), add.number(SMALLEST_ALPHA), add.number(1 - SMALLEST_ALPHA))
+        rest = add("Sub", add.number(1), probability)
+        add("Sub", add("Log", probability), add("Log", rest), output="alpha_logits")
 
-    def __init__(self, onnx) -> None:
-        self.onnx = onnx
-        self.nodes: list = []
-        self.constants: list = []
 
-    def head(self, head: str, value: str, description: Description) -> None:
-        """From the foreign output `value` to the contract's output of a head, in float32."""
-        value = self._add("Cast", [value], f"adapter/{head}_float", to=self.onnx.TensorProto.FLOAT)
-        if head == "depth":
-            depth = description.outputs.depth
-            factor = depth.metres if depth.kind == "metric" else 1.0 if depth.larger == "farther" else -1.0
-            value = self._one_channel(value, head)
-            self._add("Mul", [value, self._constant("depth_factor", [factor])], "depth")
-        elif head == "normals":
-            normals = description.outputs.normals
-            self.nodes.append(self.gather(value, normals.order, "adapter/axes"))
-            signs = self._constant("normal_signs", [[[sign]] for sign in normals.signs])  # (3, 1, 1)
-            self._add("Mul", ["adapter/axes", signs], "normals")
-        elif description.outputs.alpha.values == "logits":
-            self._add("Identity", [self._one_channel(value, head)], "alpha_logits")
-        else:
-            value = self._one_channel(value, head)
-            low, high = self._constant("low", SMALLEST_ALPHA), self._constant("high", 1 - SMALLEST_ALPHA)
-            inside = self._add("Clip", [value, low, high], "adapter/probability")
-            rest = self._add("Sub", [self._constant("one", [1.0]), inside], "adapter/rest")
-            logs = [self._add("Log", [one], f"{one}_log") for one in (inside, rest)]
-            self._add("Sub", logs, "alpha_logits")
-
-    def gather(self, value: str, order: list[int], result: str):
-        """Reorder the channels of (N, 3, H, W)."""
-        indices = f"adapter/order_of_{result}"
-        self.constants.append(self.onnx.helper.make_tensor(indices, self.onnx.TensorProto.INT64, [3], order))
-        return self.onnx.helper.make_node("Gather", [value, indices], [result], f"adapter/{result}", axis=1)
-
-    def _one_channel(self, value: str, head: str) -> str:
-        """(N, H, W) or (N, 1, H, W) -> (N, 1, H, W): a reshape that keeps N and the last two axes."""
-        shape = self._add("Shape", [value], f"adapter/{head}_shape")
-        first = self._add("Slice", [shape, self._ints(f"{head}_0", [0]), self._ints(f"{head}_1", [1])],
-                          f"adapter/{head}_batch")
-        last = self._add("Slice", [shape, self._ints(f"{head}_-2", [-2]), self._ints(f"{head}_end", [1 << 30])],
-                         f"adapter/{head}_size")
-        wanted = self._add("Concat", [first, self._ints(f"{head}_channel", [1]), last], f"adapter/{head}_wanted",
-                           axis=0)
-        return self._add("Reshape", [value, wanted], f"adapter/{head}")
-
-    def _add(self, kind: str, inputs: list[str], result: str, **attributes) -> str:
-        self.nodes.append(self.onnx.helper.make_node(kind, inputs, [result], f"adapter/make_{result}", **attributes))
-        return result
-
-    def _constant(self, name: str, value) -> str:
-        import numpy as np
-
-        array = np.asarray(value, np.float32)
-        self.constants.append(self.onnx.numpy_helper.from_array(array, f"adapter/{name}"))
-        return f"adapter/{name}"
-
-    def _ints(self, name: str, values: list[int]) -> str:
-        self.constants.append(self.onnx.helper.make_tensor(
-            f"adapter/{name}", self.onnx.TensorProto.INT64, [len(values)], values))
-        return f"adapter/{name}"
+def _one_channel(add: Nodes, value: str) -> str:
+    """(N, H, W) or (N, 1, H, W) -> (N, 1, H, W): a reshape that keeps N and the last two axes."""
+    shape = add("Shape", value)
+    first = add("Slice", shape, add.integers(0), add.integers(1))
+    last = add("Slice", shape, add.integers(-2), add.integers(1 << 30))
+    return add("Reshape", value, add("Concat", first, add.integers(1), last, axis=0))
 
 
 def _input(model: onnx.ModelProto, name: str) -> Value:

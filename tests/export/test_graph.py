@@ -246,6 +246,19 @@ def test_a_graph_of_other_types_or_sizes_than_the_contracts_is_refused(model, tm
     assert not list(tmp_path.iterdir())
 
 
+class Undecided(torch.nn.Module):
+    """A module that torch.export cannot follow."""
+
+    def forward(self, image):
+        return {"depth": image[:, :1] if image.sum() > 0 else image[:, 1:2]}
+
+
+def test_a_module_that_torch_cannot_export_is_one_sentence(model, tmp_path):
+    with pytest.raises(BuildError, match=r"^graph\.onnx: torch\.onnx could not export it .*constraints\.txt\.$"):
+        export_graph(Undecided(), model.contract(), tmp_path / "graph.onnx", 23, {})
+    assert not list(tmp_path.iterdir())
+
+
 def model_in_half(model):
     """The FP16 model without the casts of its outputs."""
     return typed(model, PrecisionPlan("fp16", ())).model

@@ -33,8 +33,8 @@ def traces(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The files that `Network` traces a model for."""
     seen = []
     original = network.named_trace
-    monkeypatch.setattr(network, "named_trace", lambda module, contract, path, opset: (
-        seen.append(path.name), original(module, contract, path, opset))[1])
+    monkeypatch.setattr(network, "named_trace", lambda module, contract, what, opset: (
+        seen.append(what), original(module, contract, what, opset))[1])
     return seen
 
 

@@ -120,7 +120,7 @@ class Quantized:
 
         def frame(path: Path) -> dict[str, Any]:
             (network,) = bundle.find("onnx", graph="model", precision=plan.precision)
-            export_frame_graph(bundle.contract, bundle.folder / network.file, path, metadata, plan)
+            export_frame_graph(bundle.contract, bundle.folder / network.file, path, metadata)
             return {"opset": opset, "plan": plan.to_json()}
 
         for name, make in (("model", model), ("frame", frame)):

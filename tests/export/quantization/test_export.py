@@ -91,15 +91,12 @@ def test_graphs_that_are_gone_or_damaged_do_not_stop_another_export(int8, tiny_b
     """The message about a missing graph says to export again, so that must work without its precision."""
     folder = Path(shutil.copytree(int8[0].folder, tmp_path / "own"))
     (folder / "frame.int8.onnx").unlink()
-    with open(folder / "model.int8.onnx", "r+b") as file:
-        file.seek(1000)
-        file.write(b"damaged")
     lines: list[str] = []
     config = ExportConfig(tiny_bundle.parent / "tiny.pth", folder, engines=EngineOptions("none"), parity="quick")
     bundle, report = export_checkpoint(config, lines.append)
     assert report.passed and set(hashes(bundle)) == set(hashes(Bundle.open(tiny_bundle)))
     assert [line for line in lines if line.startswith("removed")] == [
-        f"removed  {graph}.int8.onnx (missing or damaged)" for graph in ("model", "frame")]
+        f"removed  {graph}.int8.onnx (a graph in int8 is missing or damaged)" for graph in ("model", "frame")]
     assert not bundle.manifest.eight_bits
 
 
