@@ -85,8 +85,30 @@ def test_every_budget_of_eight_bits_in_the_docs_is_the_projects_own() -> None:
             assert printed == set(budget[key][head].values()), (head, key)
 
 
+def timed(file: str, name: str) -> dict:
+    """A row of a committed latency benchmark."""
+    rows = json.loads((ROOT / "benchmarks/results" / file).read_text(encoding="utf-8"))["rows"]
+    (row,) = [row for row in rows if row["name"] == name]
+    return row
+
+
 def test_the_speed_in_the_readme_is_that_of_the_results() -> None:
-    rows = json.loads((ROOT / "benchmarks/results/cpu_latency.json").read_text(encoding="utf-8"))["rows"]
-    (row,) = [row for row in rows if row["name"] == "openvino frame fp32"]
+    row = timed("cpu_latency.json", "openvino frame fp32")
     assert f"{row['p50_ms'] / 1000:.2f} s" in README
     assert f"{row['times_faster_than_peer']['median']:.2f} times" in README.replace("\n", " ")
+
+
+def test_the_speed_of_eight_bits_is_that_of_the_results() -> None:
+    page = (ROOT / "docs/speed.md").read_text(encoding="utf-8").split("**In eight bits, with VNNI.**")[1]
+    table = page.split("\n\n")[1]
+    for name, printed in {"openvino model int8, NumPy steps": "OpenVINO, model graph and NumPy steps, INT8",
+                          "openvino frame int8": "OpenVINO, frame graph, INT8",
+                          "onnxruntime-cpu model int8, NumPy steps": "ONNX Runtime, model graph and NumPy steps, INT8",
+                          "PyTorch eager fp32 cpu": "PyTorch eager, FP32"}.items():
+        row = timed("cpu_latency_vnni.json", name)
+        (line,) = [line for line in table.splitlines() if f"| {printed}" in line]
+        ratio = row["times_faster_than_peer"]
+        low, high = ratio["interval"]
+        assert f"{row['p50_ms'] / 1000:.2f} s" in line and f"{ratio['median']:.2f} ({low:.2f} to {high:.2f})" in line
+    best = timed("cpu_latency_vnni.json", "openvino model int8, NumPy steps")["times_faster_than_peer"]["median"]
+    assert f"{best:.2f} times" in README.replace("\n", " ")
