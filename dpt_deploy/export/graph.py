@@ -25,6 +25,7 @@ from ..core.files import replacing
 TRANSPOSED = ".transposed"
 ONNX_TYPES = {torch.float16: onnx.TensorProto.FLOAT16, torch.bfloat16: onnx.TensorProto.BFLOAT16,
               torch.float32: onnx.TensorProto.FLOAT}
+FEW = 4  # random tensors of more elements are different
 EXTERNAL_DATA_BYTES = 1_900_000_000  # protobuf messages are limited to 2 GiB
 
 
@@ -129,9 +130,15 @@ def _distinct_copy(module: nn.Module) -> nn.Module:
     """
     distinct = copy.deepcopy(module).eval()
     generator = torch.Generator().manual_seed(0)
+    seen: set[bytes] = set()
     for tensor in distinct.state_dict().values():
-        if tensor.is_floating_point():
-            tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        if not tensor.is_floating_point():
+            continue
+        tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+        if tensor.numel() <= FEW:  # FP16 has 1536 numbers in this range, BF16 has 192
+            while (digest := _digest(_raw_bytes(tensor), tensor.shape)) in seen:
+                tensor.copy_(torch.rand(tensor.shape, generator=generator) + 0.5)
+            seen.add(digest)
     return distinct
 
 
@@ -249,11 +256,13 @@ def _strip_debug(model: onnx.ModelProto) -> None:
 @contextlib.contextmanager
 def _quiet():
     """Suppress the exporter's output, which is of no use to the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    loggers = [logging.getLogger(name) for name in ("torch.onnx", "onnxscript", "onnx_ir")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         with contextlib.redirect_stdout(io.StringIO()):
             yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

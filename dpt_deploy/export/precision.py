@@ -43,7 +43,7 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> Typed:
     between modules of different precision. Raises `BadInput` if the plan has a name that the model does not have.
     """
     check_plan(model, plan)
-    model = fold_batch_norm(model)
+    model = folded(model)
     modules = dict(model.named_modules())
     half = DTYPES[plan.precision]
     if half is torch.float32:
@@ -70,9 +70,16 @@ def typed(model: nn.Module, plan: PrecisionPlan) -> Typed:
     return Typed(model, cast_up if "attention" in plan.fp32 else SDPA)
 
 
-def fold_batch_norm(model: nn.Module) -> nn.Module:
-    """A copy of `model` in eval mode with batch norms folded into the convolutions, in FP32."""
+def folded(model: nn.Module) -> nn.Module:
+    """A copy of `model` in eval mode, in FP32, with what an exporter folds already folded.
+
+    Batch norms become part of their convolutions, and separate biases of query, key and value (EVA) one of all three.
+    """
     model = copy.deepcopy(model).eval()
+    for module in model.backbone.modules():
+        if getattr(module, "q_bias", None) is not None and getattr(module, "qkv", None) is not None:
+            module.qkv.bias = nn.Parameter(torch.cat((module.q_bias, module.k_bias, module.v_bias)).detach())
+            module.q_bias = module.k_bias = module.v_bias = None
     for unit in model.decoder.modules():
         if isinstance(unit, ResidualConvUnit) and isinstance(unit.bn1, nn.BatchNorm2d):
             unit.conv1 = fuse_conv_bn_eval(unit.conv1, unit.bn1)

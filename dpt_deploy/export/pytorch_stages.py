@@ -13,7 +13,7 @@ from ..parity import Stage, load_budget
 from ..parity.judge import WorstMaps, load_reference
 from ..parity.reference import FILE
 from ..parity.weights import compare_weights
-from .precision import fold_batch_norm
+from .precision import folded
 from .pytorch_reference import make_reference, parity_inputs
 from .search import judge_half
 
@@ -62,9 +62,9 @@ def judge_with_checkpoint(
 
 
 def judge_weights(bundle: Bundle, model: MultiTaskDPT) -> list[Stage]:
-    """Compare the weights of each graph of `bundle` with `model` (float32, eval mode), batch norms folded."""
-    folded = fold_batch_norm(model).state_dict()
-    expected = {name: value.numpy() for name, value in folded.items() if value.is_floating_point()}
+    """Compare the weights of each graph of `bundle` with `model` (float32, eval mode), folded."""
+    weights = folded(model).state_dict()
+    expected = {name: value.numpy() for name, value in weights.items() if value.is_floating_point()}
     return [compare_weights(bundle.path(graph), graph, expected) for graph in bundle.find("onnx")]
 
 

@@ -17,6 +17,7 @@ EXAMPLES = (
     "vit_tiny_patch16_384, vit_small_patch16_384, vit_base_patch16_384, vit_large_patch16_384, "
     "deit3_small_patch16_384, vit_small_patch14_dinov2, vit_small_patch14_reg4_dinov2, vit_small_patch16_dinov3"
 )
+COMPUTED_FIRST = ("freqs", "lambda_q1")  # of learned rotary embeddings and of differential attention
 
 
 def create_backbone(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Module:
@@ -51,6 +52,12 @@ def create_backbone(name: str, pretrained: bool = False, **kwargs: Any) -> nn.Mo
         raise BadInput(
             f"backbone: expected a plain patch transformer (one resolution, patch embedding by one convolution), "
             f"received {name}, a {type(vit).__name__}. Supported: {EXAMPLES}."
+        )
+    if computed := [name for name, _ in vit.named_parameters() if name.rpartition(".")[2] in COMPUTED_FIRST]:
+        raise BadInput(
+            f"backbone: expected weights that are applied to tokens, received {name}, which computes with "
+            f"{computed[0]} before it sees an image. An exported graph would hold the result in its place. "
+            f"Supported: {EXAMPLES}."
         )
     if len(vit.blocks) < 4:
         raise BadInput(f"backbone: expected at least 4 blocks, received {name} with {len(vit.blocks)}.")

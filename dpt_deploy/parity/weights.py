@@ -25,7 +25,7 @@ def compare_weights(path: Path, artifact: Artifact, expected: Mapping[str, np.nd
     Args:
         path: The ONNX file.
         artifact: The manifest entry of the file.
-        expected: The checkpoint's tensors by name, float32, with folded batch norms.
+        expected: The checkpoint's tensors by name, float32, with batch norms and biases folded as the export does.
 
     Returns:
         A stage with findings for missing, different and unknown tensors.

@@ -114,6 +114,8 @@ def test_a_backbone_without_class_token_skips_the_readout():
     [
         ({"backbone": "swin_tiny_patch4_window7_224"}, "expected a plain patch transformer"),
         ({"backbone": "vit_base_r50_s16_224"}, "expected a plain patch transformer"),
+        ({"backbone": "vit_small_patch16_rope_mixed_224"}, r"computes with rope\.freqs"),
+        ({"backbone": "vit_dwee_patch16_reg1_gap_256"}, r"computes with blocks\.0\.attn\.lambda_q1"),
         ({"backbone": "no_such_model"}, "Supported: vit_tiny_patch16_384"),
         ({"backbone": "test_vit", "features": 33}, "even number"),
         ({"backbone": "test_vit", "depth_scale": 0.0}, r"a positive number \[m\]"),

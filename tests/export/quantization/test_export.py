@@ -17,7 +17,7 @@ from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.verdict import StageKind
 from dpt_deploy.export.config import ExportConfig, check_options
 from dpt_deploy.export.pipeline import export_checkpoint
-from dpt_deploy.export.precision import fold_batch_norm
+from dpt_deploy.export.precision import folded
 from dpt_deploy.export.pytorch_stages import load_exported_model
 from dpt_deploy.parity.images import scene
 from dpt_deploy.parity.weights import compare_weights
@@ -119,7 +119,7 @@ def test_a_weight_that_was_changed_by_two_steps_is_found(int8, tiny_bundle, tmp_
     values[7] += 2 if values[7] < 0 else -2
     tensor.raw_data = values.tobytes()
     onnx.save(graph, tmp_path / artifact.file)
-    expected = {name: value.numpy() for name, value in fold_batch_norm(model).state_dict().items()
+    expected = {name: value.numpy() for name, value in folded(model).state_dict().items()
                 if value.is_floating_point()}
     stage = compare_weights(tmp_path / artifact.file, artifact, expected)
     assert [finding.name for finding in stage.findings] == ["backbone.blocks.3.mlp.fc1.weight"]
