@@ -19,15 +19,18 @@ def weights_only(artifact: Artifact) -> bool:
     return plan is not None and plan.weights_only
 
 
-def session_note(artifact: Artifact) -> str:
-    """In what an eight-bit graph computes on this processor, for `Session.note`. Empty for another graph."""
+def session_note(artifact: Artifact, not_in_int8: str = "") -> str:
+    """In what an eight-bit graph computes on this processor, for `Session.note`. Empty for another graph.
+
+    `not_in_int8` says what of the quantized layers a backend computes in FP32.
+    """
     if not is_eight_bit(artifact):
         return ""
     if weights_only(artifact):
         return f"with {artifact.precision.upper()} weights, in FP32"
     if artifact.precision == "fp8":
         return "with values rounded to FP8, in FP32"
-    return f"in INT8; {processor.eight_bit_summary()}"
+    return f"in INT8{f', {not_in_int8} in FP32' if not_in_int8 else ''}; {processor.eight_bit_summary()}"
 
 
 def stage_notes(artifact: Artifact) -> tuple[str, ...]:

@@ -147,7 +147,8 @@ class OnnxRuntimeSession(Session):
         elif artifact.precision == "int8":
             # FP32 products where only the weights are quantized. By default their activations would be, too.
             options.add_session_config_entry("session.qdq_matmulnbits_accuracy_level", "1")
-        self.note = session_note(artifact)
+        # It has INT8 kernels only for convolutions whose output is quantized at once (docs/speed.md, "Tried").
+        self.note = session_note(artifact, "most convolutions")
         self._gpu = cuda.current_device() if provider == "cuda" else 0
         providers = [cuda_provider(self._gpu)] if provider == "cuda" else []
         providers.append(PROVIDERS["cpu"])

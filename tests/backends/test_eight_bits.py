@@ -49,7 +49,8 @@ def test_int8_runs_when_it_is_asked_for(folder: Path, backend: str, graph: str) 
     frame = photo(90, 120)
     with load(folder, backend, graph, "int8") as runtime, load(folder, backend, graph, "fp32") as full:
         assert runtime.artifact.file == f"{graph}.int8.onnx"
-        assert "in INT8; this processor has" in runtime.reason
+        in_fp32 = ", most convolutions in FP32" if backend == "onnxruntime-cpu" else ""
+        assert f"in INT8{in_fp32}; this processor has" in runtime.reason
         assert 1e-4 < relative(runtime(frame).maps, full(frame).maps) < 0.1
 
 
