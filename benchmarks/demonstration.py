@@ -52,7 +52,7 @@ class DemonstrationConfig:
         for entry in self.held_out:
             name, equals, folder = entry.partition("=")
             if not (name and equals and folder):
-                raise BadInput(f"held out: expected NAME=DIR, received {entry!r}.")
+                raise BadInput(f"--held-out: expected NAME=DIR, received {entry!r}.")
             found[name] = Path(folder)
         return found
 

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.files import existing_file
 from dpt_deploy.model import load_model, read_checkpoint
 from dpt_deploy.model.frame import FrameModel
@@ -55,7 +56,12 @@ class Teacher:
     """MediaPipe's selfie segmentation, run by OpenCV."""
 
     def __init__(self, path: Path) -> None:
-        self.net = cv2.dnn.readNetFromTFLite(str(existing_file(path, "MediaPipe's selfie_segmentation.tflite")))
+        path = existing_file(path, "MediaPipe's selfie_segmentation.tflite")
+        try:
+            self.net = cv2.dnn.readNetFromTFLite(str(path))
+        except cv2.error as error:
+            raise BadInput(f"{path}: expected MediaPipe's selfie_segmentation.tflite, received a file that OpenCV "
+                           "cannot read as TFLite. Download it again.") from error
 
     def __call__(self, image: np.ndarray) -> np.ndarray:
         """The matte of uint8 (H, W, 3), float32 (H, W) in [0, 1]."""

@@ -49,7 +49,7 @@ class SyntheticConfig:
 def check_request(count: int, image_size: tuple[int, int]) -> None:
     """Raise `BadInput` unless so many samples of such a size can be generated."""
     if not 1 <= count <= 3 * 97_000:
-        raise BadInput(f"count: expected 1 to 291000 samples, received {count}.")
+        raise BadInput(f"--count: expected 1 to 291000 samples, received {count}.")
     if min(image_size) < 16:
         raise BadInput(f"image size: expected at least 16 pixels, received {size_text(image_size)}.")
 

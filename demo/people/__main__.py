@@ -38,7 +38,7 @@ class PeopleConfig:
     def __post_init__(self) -> None:
         check_request(self.count, self.image_size)
         if self.ellipsoids < 0:
-            raise BadInput(f"ellipsoids: expected 0 or a number above 0, received {self.ellipsoids}.")
+            raise BadInput(f"--ellipsoids: expected 0 or a number above 0, received {self.ellipsoids}.")
 
 
 def main(config: PeopleConfig) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from benchmarks.demonstration import DemonstrationConfig, main
-from demo.photographs import compare, iou, photographs, predictor
+from demo.photographs import Teacher, compare, iou, photographs, predictor
 from dpt_deploy.core.errors import BadInput
 from dpt_deploy.core.files import sha256
 from dpt_deploy.model import create_multitask_dpt_model, save_checkpoint
@@ -77,3 +77,10 @@ def test_the_result_has_both_checkpoints_on_every_held_out_set(tmp_path: Path, c
 def test_a_held_out_set_needs_a_name(tmp_path: Path):
     with pytest.raises(BadInput, match="expected NAME=DIR, received 'data'"):
         DemonstrationConfig(tmp_path, tmp_path, held_out=("data",)).sets()
+
+
+def test_a_teacher_that_is_no_tflite_file_is_one_sentence(tmp_path):
+    path = tmp_path / "selfie_segmentation.tflite"
+    path.write_bytes(b"not a model" * 100)
+    with pytest.raises(BadInput, match=r"selfie_segmentation\.tflite.*cannot read as TFLite"):
+        Teacher(path)
