@@ -34,6 +34,8 @@ MAX_BYTES = 16 << 20
 """The largest `manifest.json` that is read. A typical one has 20 kB."""
 Kind = Literal["onnx", "data", "engine", "cache", "reference", "report", "compat"]
 Weights = Literal["fixed", "refittable", "stripped"]
+MAX_SHOWN = 6
+"""How many values of an assumed fact a sentence lists; the manifest has all."""
 
 
 class Record(BaseModel):
@@ -198,6 +200,9 @@ class Checkpoint(Record):
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
+MAX_SHOWN = 6  # of the values of a fact, in a sentence; the manifest has all
+
+
 class Assumption(Record):
     """A fact that nobody stated. The export took a value for it, so the verdict holds only if the value is right."""
 
@@ -211,7 +216,11 @@ class Assumption(Record):
     """The option of `dpt export` that states the fact, such as --depth-scale."""
 
     def __str__(self) -> str:
-        text = ", ".join(map(str, self.value)) if isinstance(self.value, list | tuple) else self.value
+        text = self.value
+        if isinstance(self.value, list | tuple):
+            shown = self.value if len(self.value) <= MAX_SHOWN else self.value[: MAX_SHOWN - 1]
+            more = f" and {len(self.value) - len(shown)} more" if len(shown) < len(self.value) else ""
+            text = ", ".join(map(str, shown)) + more
         advice = f"; {self.option} states it" if self.option else ""
         return f"{self.fact} {text} ({self.reason}){advice}"
 

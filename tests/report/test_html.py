@@ -69,6 +69,12 @@ def test_what_was_assumed_stands_beside_the_verdict(judged):
     assert "depth_scale 5.0 (the default); --depth-scale states it" in page
 
 
+def test_a_sentence_lists_a_few_of_many_values():
+    few, many = (Assumption(fact="fp32_modules", value=[f"m{i}" for i in range(n)], reason="searched") for n in (6, 7))
+    assert str(few) == "fp32_modules m0, m1, m2, m3, m4, m5 (searched)"
+    assert str(many) == "fp32_modules m0, m1, m2, m3, m4 and 2 more (searched)"
+
+
 def test_pictures_of_depth_have_metres_unless_it_is_for_one_focal_length(judged):
     bundle, report, exhibits = judged
     in_metres = re.compile(r"bright [-\d.]+ m, dark [-\d.]+ m")
