@@ -153,9 +153,9 @@ def test_a_live_recording_can_be_steadied(cameras: Cameras, runtime: Runtime, tm
 
 def test_a_long_recording_goes_on_in_another_file(cameras: Cameras, runtime: Runtime, tmp_path: Path) -> None:
     streams = LiveStreams([cameras.address(fps=50)])
-    (record,) = records_of(streams, tmp_path, seconds=0.2)
-    predict_live(runtime, streams, [record], 20)
-    assert len(record.files) > 2 and record.files[1] == tmp_path / "0.2.mp4"
+    (record,) = records_of(streams, tmp_path, seconds=0.1)
+    predict_live(runtime, streams, [record], 20)  # nominally 0.4 s, less if a busy camera catches up
+    assert len(record.files) > 1 and record.files[1] == tmp_path / "0.2.mp4"
     assert sum(len(frames_of(file)) for file in record.files) == record.frames == 20
     assert f"and {len(record.files) - 1} more files" in record.summary()
 
