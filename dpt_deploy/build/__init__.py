@@ -71,7 +71,7 @@ def build_engines(
             graphs.append(graph)
     timings = bundle.folder / builder.timing_file if builder.name == "tensorrt" and options.timing_cache else None
     recipes = [_recipe(bundle, graph, builder, options, timings) for graph in graphs]
-    with _two_at_a_time(bundle, recipes, builder) as recipes:
+    with _two_at_a_time(bundle, graphs, recipes, builder) as recipes:
         return [_produce(bundle, recipe, timings, say) for recipe in recipes]
 
 
@@ -87,15 +87,18 @@ def _produce(bundle: Bundle, recipe: Recipe, timings: Path | None, say: Callable
 
 
 @contextlib.contextmanager
-def _two_at_a_time(bundle: Bundle, recipes: list[Recipe], builder: Builder) -> Iterator[list[Recipe]]:
-    """Build the engines of small graphs two at a time. Yields recipes that wait for them.
+def _two_at_a_time(
+    bundle: Bundle, graphs: list[Artifact], recipes: list[Recipe], builder: Builder
+) -> Iterator[list[Recipe]]:
+    """Build the engines of `graphs` two at a time if they are small. Yields recipes that wait for them.
 
     TensorRT is left alone: it times its kernels on the GPU meanwhile. A block that fails starts no further builds.
     """
-    missing = [recipe for recipe in recipes if not bundle.has(recipe)]
-    files = {artifact.file for artifact in bundle.find("onnx")}
+    files = {graph.file for graph in graphs}
     size = sum(artifact.bytes for artifact in bundle.artifacts if artifact.file.removesuffix(".data") in files)
-    if builder.name == "tensorrt" or len(missing) < 2 or size > AT_ONCE_BYTES:
+    at_once = builder.name != "tensorrt" and size <= AT_ONCE_BYTES
+    missing = [recipe for recipe in recipes if not bundle.has(recipe)] if at_once else []
+    if len(missing) < 2:
         yield recipes
         return
     with temporary_folder(bundle.folder / missing[0].file) as folder:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 def collector_off() -> Iterator[None]:
     """Run a block that makes many objects without the garbage collector.
 
-    Collections take a quarter of the time of importing torch, and 14 % of that of torch.onnx.
+    Collections take a quarter of the time of importing what an export needs, and 14 % of that of torch.onnx.
     """
     enabled = gc.isenabled()
     gc.disable()

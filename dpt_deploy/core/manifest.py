@@ -200,9 +200,6 @@ class Checkpoint(Record):
     sha256: Annotated[str, Field(pattern="^([0-9a-f]{64})?$")] = ""
 
 
-MAX_SHOWN = 6  # of the values of a fact, in a sentence; the manifest has all
-
-
 class Assumption(Record):
     """A fact that nobody stated. The export took a value for it, so the verdict holds only if the value is right."""
 

@@ -59,3 +59,11 @@ class Nodes:
     def _name(self, what: str) -> str:
         self._count += 1
         return f"{self._prefix}{what}_{self._count}"
+
+
+def surround(graph: onnx.GraphProto, before: Nodes, after: Nodes) -> None:
+    """Put nodes before and after those of a graph, in place. It then needs other inputs and outputs and has none."""
+    nodes = [*before.node, *graph.node, *after.node]
+    del graph.node[:], graph.input[:], graph.output[:]
+    graph.node.extend(nodes)
+    graph.initializer.extend([*before.initializer, *after.initializer])

@@ -19,7 +19,7 @@ from ..core.contract import Contract, content_box, resize_weights
 from ..core.errors import BadInput
 from ..core.files import replacing
 from ..core.manifest import Artifact
-from ..core.onnx_nodes import Nodes
+from ..core.onnx_nodes import Nodes, surround
 from ..core.verdict import Budget, Stage, StageId, StageKind
 from ..foreign.describe import Description, to_metadata
 from ..parity.compare import compare, load_budget
@@ -105,10 +105,8 @@ def david_graph(model: onnx.ModelProto, contract: Contract) -> onnx.ModelProto:
     alpha = after("Sigmoid", "network/alpha_logits")
     after("Identity", resize(after, alpha, (h, w), (SIZE, SIZE)), output="foreground")
     graph = model.graph
-    ordered = [*before.node, *graph.node, *after.node]
-    del graph.node[:], graph.input[:], graph.output[:], model.metadata_props[:]
-    graph.node.extend(ordered)
-    graph.initializer.extend([*before.initializer, *after.initializer])
+    surround(graph, before, after)
+    del model.metadata_props[:]
 
     def value(name: str, *axes: int) -> onnx.ValueInfoProto:
         return helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", *axes])

@@ -14,8 +14,8 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper
 
-from ..core.contract import Contract, Graph
-from ..core.onnx_nodes import Nodes
+from ..core.contract import Contract, TensorSpec
+from ..core.onnx_nodes import Nodes, surround
 from .graph import finish
 
 
@@ -39,12 +39,9 @@ def export_frame_graph(contract: Contract, network: Path, path: Path, metadata: 
     before, after = Nodes("before/"), Nodes("after/")
     _Processing(before, contract).before()
     _Processing(after, contract).after(maps)
-    nodes = [*before.node, *graph.node, *after.node]
-    del graph.node[:], graph.input[:], graph.output[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend([*before.initializer, *after.initializer])
-    graph.input.extend(_values(contract, "frame", "inputs"))
-    graph.output.extend(_values(contract, "frame", "outputs"))
+    surround(graph, before, after)
+    graph.input.extend(_values(contract.inputs("frame")))
+    graph.output.extend(_values(contract.outputs("frame")))
     finish(model, path, "frame", contract, metadata)
 
 
@@ -172,10 +169,10 @@ class _Processing:
         return self.add("Div", weights, total)
 
 
-def _values(contract: Contract, graph: Graph, which: str) -> list[onnx.ValueInfoProto]:
-    """The inputs or outputs of a graph."""
+def _values(specs: dict[str, TensorSpec]) -> list[onnx.ValueInfoProto]:
+    """Inputs or outputs of a contract, as a graph lists them."""
     return [helper.make_tensor_value_info(spec.name, helper.np_dtype_to_tensor_dtype(np.dtype(spec.dtype)), spec.shape)
-            for spec in getattr(contract, which)(graph).values()]
+            for spec in specs.values()]
 
 
 def _rename(graph: onnx.GraphProto, names: dict[str, str]) -> None:

@@ -9,7 +9,7 @@ import numpy as np
 
 from ..core.contract import MAX_INPUT_SIZE, Contract
 from ..core.errors import BadInput, first_line
-from ..core.onnx_nodes import Nodes
+from ..core.onnx_nodes import Nodes, surround
 from .describe import DAVID, EXAMPLE, Description, Found
 from .graph import Value, check_output, inferred_outputs, inputs_of, listed, onnx_package, outputs_of, shown, summary
 
@@ -79,10 +79,8 @@ def adapt(model: onnx.ModelProto, description: Description, name: str) -> tuple[
     for head, value in names.items():
         _adapt_head(after, head, PREFIX + value, description)
     graph = model.graph
-    nodes = [*before.node, *graph.node, *after.node]
-    del graph.node[:], graph.input[:], graph.output[:], graph.value_info[:], model.metadata_props[:]
-    graph.node.extend(nodes)
-    graph.initializer.extend([*before.initializer, *after.initializer])
+    surround(graph, before, after)
+    del graph.value_info[:], model.metadata_props[:]
     graph.input.append(onnx.helper.make_tensor_value_info("image", FLOAT, [batch, 3, *size]))
     graph.output.extend(onnx.helper.make_tensor_value_info(spec.name, FLOAT, [batch, *spec.shape[1:]])
                         for spec in contract.outputs("model").values())

@@ -41,7 +41,7 @@ class Builds:
             self.started.append(onnx.name)
             self.running += 1
             self.most = max(self.most, self.running)
-        time.sleep(0.2)
+        time.sleep(0.2 if onnx.name == self.fails else 1)  # the others are still at work when the failure is noticed
         with self.lock:
             self.running -= 1
         if onnx.name == self.fails:
